@@ -1,0 +1,1 @@
+"""ONNX file -> built, run, measured. Knows the runtimes, never a rewriter."""

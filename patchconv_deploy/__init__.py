@@ -1,0 +1,1 @@
+"""PatchConv for exported ONNX graphs."""

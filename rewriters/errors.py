@@ -1,0 +1,34 @@
+"""What the rewriters raise, as one tree.
+
+    RewriterError
+      + ModelError            the model cannot be read, or is not a valid ONNX model
+      |   - ExternalDataError a weight file is missing, too short, or outside the model's folder
+      + OptionError           an option does not fit the model (shape, axis, opset)
+      + SaveError             the result cannot be written
+
+A Conv that cannot be cut is no error: it is a `Refusal`, carried in the report.
+"""
+
+from __future__ import annotations
+
+__all__ = ["ExternalDataError", "ModelError", "OptionError", "RewriterError", "SaveError"]
+
+
+class RewriterError(Exception):
+    """Base of every error of this package; the message is one line and says what to do."""
+
+
+class ModelError(RewriterError):
+    """The model cannot be read, or is not a valid ONNX model."""
+
+
+class ExternalDataError(ModelError):
+    """An external weight file is missing, too short, or outside the model's folder."""
+
+
+class OptionError(RewriterError):
+    """An option does not fit the model."""
+
+
+class SaveError(RewriterError):
+    """The result cannot be written where it was asked for."""

@@ -1,0 +1,169 @@
+"""External weights: checked, referred to, copied; never loaded whole.
+
+A model file is untrusted. The `location` of an external tensor must name a regular file below the
+model's folder, with no way out of it (absolute path, "..", symbolic link), and hold the bytes it
+claims.
+
+Source: the ONNX external data format (location, offset, length).
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import BinaryIO
+
+import onnx
+
+from rewriters.errors import ExternalDataError
+
+__all__ = ["ExternalRange", "copy_external", "external_range", "is_external", "tensors"]
+
+# Large tensors start on a page, so that a runtime can map them.
+_ALIGNMENT = 4096
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ExternalRange:
+    """Where an external tensor's bytes lie: ``length`` bytes from ``offset`` in ``file``."""
+
+    file: Path
+    location: str
+    offset: int
+    length: int
+
+    def read(self) -> bytes:
+        """Return the bytes."""
+        with self.file.open("rb") as stream:
+            stream.seek(self.offset)
+            return stream.read(self.length)
+
+
+def tensors(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield every tensor stored in the model: initializers and attributes, bodies included."""
+    yield from _graph_tensors(model.graph)
+    for function in model.functions:
+        for node in function.node:
+            yield from _node_tensors(node)
+
+
+def _graph_tensors(graph: onnx.GraphProto) -> Iterator[onnx.TensorProto]:
+    yield from graph.initializer
+    for sparse in graph.sparse_initializer:
+        yield sparse.values
+        yield sparse.indices
+    for node in graph.node:
+        yield from _node_tensors(node)
+
+
+def _node_tensors(node: onnx.NodeProto) -> Iterator[onnx.TensorProto]:
+    for attribute in node.attribute:
+        if attribute.HasField("t"):
+            yield attribute.t
+        if attribute.HasField("sparse_tensor"):
+            yield attribute.sparse_tensor.values
+            yield attribute.sparse_tensor.indices
+        yield from attribute.tensors
+        if attribute.HasField("g"):
+            yield from _graph_tensors(attribute.g)
+        for graph in attribute.graphs:
+            yield from _graph_tensors(graph)
+
+
+def is_external(tensor: onnx.TensorProto) -> bool:
+    """Tell whether the tensor's bytes lie in another file."""
+    return tensor.data_location == onnx.TensorProto.EXTERNAL
+
+
+def external_range(tensor: onnx.TensorProto, folder: Path) -> ExternalRange:
+    """Find and check the bytes of an external tensor.
+
+    Args:
+        tensor: A tensor for which `is_external` holds.
+        folder: The folder of the model's file.
+
+    Raises:
+        ExternalDataError: The file is missing, too short, or outside the folder.
+    """
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    location = entries.get("location", "")
+    where = f"external data of tensor {tensor.name!r}"
+    pure = PurePosixPath(location.replace("\\", "/"))
+    if not location or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+        raise ExternalDataError(
+            f"{where}: location {location!r} must name a file below the model's own folder"
+        )
+    file = folder / Path(*pure.parts)
+    root = folder.resolve()
+    if not file.resolve().is_relative_to(root):
+        raise ExternalDataError(
+            f"{where}: {location!r} leads out of the model's folder; copy the file there"
+        )
+    if not file.is_file():
+        raise ExternalDataError(
+            f"{where}: file {location!r} is missing beside the model; put it back"
+        )
+    size = file.stat().st_size
+    try:
+        offset = int(entries.get("offset") or 0)
+        length = int(entries["length"]) if entries.get("length") else size - offset
+    except ValueError as error:
+        raise ExternalDataError(f"{where}: offset or length is not a number") from error
+    if offset < 0 or length < 0 or offset + length > size:
+        raise ExternalDataError(
+            f"{where}: bytes {offset}..{offset + length} lie beyond the {size} bytes of "
+            f"{location!r}; the file is truncated or not this model's"
+        )
+    return ExternalRange(file, location, offset, length)
+
+
+def copy_external(model: onnx.ModelProto, folder: Path, stream: BinaryIO, location: str) -> None:
+    """Copy every external range of the model into one stream and refer to it there, in place.
+
+    Ranges used twice are written once; bytes are streamed, so memory stays flat. The order is the
+    tensors' order in the model, so the same model gives the same bytes.
+
+    Args:
+        model: The model; its external tensors are pointed to ``location``.
+        folder: The folder its locations are relative to.
+        stream: Receives the bytes, from its position 0.
+        location: Name under which the stream will lie beside the new model.
+    """
+    written: dict[tuple[Path, int, int], int] = {}
+    at = 0
+    for tensor in tensors(model):
+        if not is_external(tensor):
+            continue
+        source = external_range(tensor, folder)
+        key = (source.file, source.offset, source.length)
+        if key not in written:
+            padding = -at % _ALIGNMENT
+            stream.write(b"\0" * padding)
+            at += padding
+            written[key] = at
+            _copy_range(source, stream)
+            at += source.length
+        del tensor.external_data[:]
+        for name, value in (
+            ("location", location),
+            ("offset", str(written[key])),
+            ("length", str(source.length)),
+        ):
+            tensor.external_data.add(key=name, value=value)
+
+
+def _copy_range(source: ExternalRange, stream: BinaryIO) -> None:
+    with source.file.open("rb") as reader:
+        reader.seek(source.offset)
+        left = source.length
+        while left:
+            chunk = reader.read(min(left, _CHUNK))
+            if not chunk:
+                raise ExternalDataError(
+                    f"{os.fspath(source.file)!r} became shorter while it was read"
+                )
+            stream.write(chunk)
+            left -= len(chunk)

@@ -1,0 +1,220 @@
+"""Shapes: fixing free dimensions, inferring, and sizes in bytes.
+
+A dimension is free if it is symbolic, unset or negative (TensorFlow and Paddle write -1). "?" is
+written by Paddle for every unknown dimension alike; it is no symbol that two dimensions share.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from math import prod
+
+import onnx
+import onnx.shape_inference
+
+from rewriters.errors import OptionError
+from rewriters.graph import BITS
+from rewriters.operators import Shape
+
+__all__ = ["Shapes", "fix_shapes", "free_inputs", "infer", "nominal_shapes"]
+
+logger = logging.getLogger(__name__)
+
+# What a free dimension counts as where only the order of magnitude of sizes is asked for.
+NOMINAL_BATCH, NOMINAL_CHANNELS, NOMINAL_SPATIAL = 1, 4, 512
+
+_ANONYMOUS = frozenset({"", "?", "None", "unk"})
+
+
+@dataclass(frozen=True, slots=True)
+class Shapes:
+    """Shape and element type of the main graph's tensors, as far as they are known."""
+
+    dims: Mapping[str, Shape]
+    elements: Mapping[str, int]
+
+    def bits(self, name: str) -> int | None:
+        """Return the bits of one element, None if the type is unknown or has no fixed size."""
+        return BITS.get(self.elements.get(name, 0))
+
+    def bytes(self, name: str) -> int | None:
+        """Return the tensor's size in bytes, None if it is unknown."""
+        shape, bits = self.dims.get(name), self.bits(name)
+        if shape is None or bits is None or any(size is None for size in shape):
+            return None
+        return (prod(size or 0 for size in shape) * bits + 7) // 8
+
+
+def _known(dim: onnx.TensorShapeProto.Dimension) -> int | None:
+    return dim.dim_value if dim.HasField("dim_value") and dim.dim_value >= 0 else None
+
+
+def _has_shape(value: onnx.ValueInfoProto) -> bool:
+    return bool(value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"))
+
+
+def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def free_inputs(model: onnx.ModelProto) -> dict[str, Shape]:
+    """Return the inputs that have a free dimension, with None for each of them."""
+    free = {}
+    for value in _inputs(model):
+        if _has_shape(value):
+            shape = tuple(_known(dim) for dim in value.type.tensor_type.shape.dim)
+            if any(size is None for size in shape):
+                free[value.name] = shape
+    return free
+
+
+def nominal_shapes(
+    model: onnx.ModelProto, spatial: int = NOMINAL_SPATIAL
+) -> dict[str, tuple[int, ...]]:
+    """Return a plausible size for every input with free dimensions, equal symbols alike.
+
+    Args:
+        model: The model; only its inputs are read.
+        spatial: Rows and columns of a free spatial dimension.
+    """
+    symbols: dict[str, int] = {}
+    result = {}
+    for value in _inputs(model):
+        if value.name not in free_inputs(model):
+            continue
+        sizes = []
+        dims = value.type.tensor_type.shape.dim
+        for axis, dim in enumerate(dims):
+            size = _known(dim)
+            if size is None:
+                size = (NOMINAL_BATCH, NOMINAL_CHANNELS)[axis] if axis < 2 else spatial
+                if len(dims) < 3 and axis == 1:
+                    size = 16
+                if dim.dim_param not in _ANONYMOUS:
+                    size = symbols.setdefault(dim.dim_param, size)
+            sizes.append(size)
+        result[value.name] = tuple(sizes)
+    return result
+
+
+def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """Fix the free dimensions of inputs, in place; a symbol takes its value everywhere.
+
+    Shapes of inner tensors that are not wholly known afterwards are dropped, to be inferred anew.
+
+    Args:
+        model: The model (or its skeleton).
+        shapes: Per input name its whole shape.
+
+    Raises:
+        OptionError: No such input, another rank, or another size than a fixed dimension has.
+    """
+    inputs = {value.name: value for value in _inputs(model)}
+    symbols: dict[str, int] = {}
+    for name, sizes in shapes.items():
+        if name not in inputs:
+            raise OptionError(f"--shape {name}: no such input; the inputs are {', '.join(inputs)}")
+        value = inputs[name]
+        if not value.type.HasField("tensor_type"):
+            raise OptionError(f"--shape {name}: the input is not a tensor")
+        if not _has_shape(value):
+            for _ in sizes:
+                value.type.tensor_type.shape.dim.add()
+        dims = value.type.tensor_type.shape.dim
+        if len(dims) != len(sizes):
+            raise OptionError(
+                f"--shape {name}: {len(sizes)} sizes given, the input has {len(dims)}"
+            )
+        for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
+            known = _known(dim)
+            if size < 1:
+                raise OptionError(f"--shape {name}: size {size} is below 1")
+            if known is not None and known != size:
+                raise OptionError(
+                    f"--shape {name}: dimension {axis} is fixed to {known} in the model, not {size}"
+                )
+            symbol = dim.dim_param
+            if symbol not in _ANONYMOUS and symbols.setdefault(symbol, size) != size:
+                raise OptionError(
+                    f"--shape {name}: dimension {axis} is {symbol!r}, "
+                    f"given as {symbols[symbol]} before and as {size} now"
+                )
+            dim.dim_value = size
+    for value in [*_inputs(model), *model.graph.output]:
+        _substitute(value, symbols)
+    kept = []
+    for value in model.graph.value_info:
+        _substitute(value, symbols)
+        if _has_shape(value) and all(
+            _known(dim) is not None for dim in value.type.tensor_type.shape.dim
+        ):
+            kept.append(value)
+    kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+    del model.graph.value_info[:]
+    model.graph.value_info.extend(kept)
+
+
+def _substitute(value: onnx.ValueInfoProto, symbols: Mapping[str, int]) -> None:
+    if _has_shape(value):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in symbols:
+                dim.dim_value = symbols[dim.dim_param]
+
+
+def infer(slim: onnx.ModelProto, *, needed: Collection[str] = ()) -> Shapes:
+    """Infer the shapes of the main graph's tensors.
+
+    What follows from the inputs and the operators comes first. What the file declares of inner
+    tensors may be stale; it is asked only where a needed tensor is out of inference's reach
+    (behind a custom operator, say), and never against what was inferred.
+
+    Args:
+        slim: A skeleton; negative and anonymous dimensions are cleared in place, since inference
+            takes them for sizes and symbols.
+        needed: Tensors whose rank must be known if the file declares it.
+    """
+    for value in [*slim.graph.input, *slim.graph.output, *slim.graph.value_info]:
+        if _has_shape(value):
+            for dim in value.type.tensor_type.shape.dim:
+                negative = dim.HasField("dim_value") and dim.dim_value < 0
+                if negative or (dim.HasField("dim_param") and dim.dim_param in _ANONYMOUS):
+                    dim.Clear()
+    declared = list(slim.graph.value_info)
+    bare = onnx.ModelProto()
+    bare.CopyFrom(slim)
+    del bare.graph.value_info[:]
+    for value in bare.graph.output:
+        if _has_shape(value):
+            value.type.tensor_type.ClearField("shape")
+    derived = _read_shapes(_infer(bare).graph)
+    if not declared or all(name in derived.dims for name in needed):
+        return derived
+    with_declared = _read_shapes(_infer(slim).graph)
+    return Shapes(
+        {**with_declared.dims, **derived.dims}, {**with_declared.elements, **derived.elements}
+    )
+
+
+def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    try:
+        return onnx.shape_inference.infer_shapes(model, data_prop=True)
+    except Exception as error:  # noqa: BLE001 - inference raises many types; it is a help, no more
+        logger.warning("shape inference failed, sizes stay unknown: %s", error)
+        return model
+
+
+def _read_shapes(graph: onnx.GraphProto) -> Shapes:
+    dims: dict[str, Shape] = {}
+    elements: dict[str, int] = {}
+    for value in [*graph.value_info, *graph.input, *graph.output]:
+        if value.type.HasField("tensor_type"):
+            elements[value.name] = value.type.tensor_type.elem_type
+            if _has_shape(value):
+                dims[value.name] = tuple(_known(d) for d in value.type.tensor_type.shape.dim)
+    for tensor in graph.initializer:
+        dims[tensor.name] = tuple(tensor.dims)
+        elements[tensor.name] = tensor.data_type
+    return Shapes(dims, elements)
