@@ -1,1 +1,29 @@
-"""PatchConv for exported ONNX graphs."""
+"""PatchConv for exported ONNX graphs: cut large convolutions into patches, with the same numbers.
+
+`convert_model` takes a path, a ModelProto, a graphsurgeon graph or a torch module and returns the
+same kind; `rewrite` takes a path and returns the result with its report.
+"""
+
+from patchconv_deploy.api import RewriteResult, convert_model, rewrite
+from patchconv_deploy.errors import PatchConvError, UsageError, VerificationError
+from rewriters.errors import (
+    ExternalDataError,
+    ModelError,
+    OptionError,
+    RewriterError,
+    SaveError,
+)
+
+__all__ = [
+    "ExternalDataError",
+    "ModelError",
+    "OptionError",
+    "PatchConvError",
+    "RewriteResult",
+    "RewriterError",
+    "SaveError",
+    "UsageError",
+    "VerificationError",
+    "convert_model",
+    "rewrite",
+]

@@ -2,9 +2,9 @@
 
 `batch`, the published PatchConv as a subgraph (P patches, N images):
 
-    x --+-- Slice --+                                        +-- Slice --+
-        +-- Slice --+-- Concat(0) -- Conv -- Reshape [P, N, ..] -- Slice --+-- Concat -- Squeeze -- y
-        +-- Slice --+                                        +-- Slice --+
+    x --+-- Slice --+                                           +-- Slice --+
+        +-- Slice --+-- Concat -- Conv -- Reshape [P, N, ...] --+-- Slice --+-- Concat -- Squeeze
+        +-- Slice --+                                           +-- Slice --+
 
 `sequential`:
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
 
@@ -19,11 +20,35 @@ import onnx
 
 from rewriters.errors import ExternalDataError
 
-__all__ = ["ExternalRange", "copy_external", "external_range", "is_external", "tensors"]
+__all__ = ["BITS", "ExternalRange", "bytes_of", "copy_external", "external_range", "is_external", "tensors"]
 
 # Large tensors start on a page, so that a runtime can map them.
 _ALIGNMENT = 4096
 _CHUNK = 1 << 20
+# Bits of one element.
+BITS: dict[int, int] = {
+    onnx.TensorProto.FLOAT: 32,
+    onnx.TensorProto.DOUBLE: 64,
+    onnx.TensorProto.FLOAT16: 16,
+    onnx.TensorProto.BFLOAT16: 16,
+    onnx.TensorProto.INT4: 4,
+    onnx.TensorProto.UINT4: 4,
+    onnx.TensorProto.INT8: 8,
+    onnx.TensorProto.UINT8: 8,
+    onnx.TensorProto.BOOL: 8,
+    onnx.TensorProto.INT16: 16,
+    onnx.TensorProto.UINT16: 16,
+    onnx.TensorProto.INT32: 32,
+    onnx.TensorProto.UINT32: 32,
+    onnx.TensorProto.INT64: 64,
+    onnx.TensorProto.UINT64: 64,
+    onnx.TensorProto.COMPLEX64: 64,
+    onnx.TensorProto.COMPLEX128: 128,
+    onnx.TensorProto.FLOAT8E4M3FN: 8,
+    onnx.TensorProto.FLOAT8E4M3FNUZ: 8,
+    onnx.TensorProto.FLOAT8E5M2: 8,
+    onnx.TensorProto.FLOAT8E5M2FNUZ: 8,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +103,12 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
+def bytes_of(tensor: onnx.TensorProto) -> int | None:
+    """Return the bytes the tensor's shape asks for, None if its type has no fixed size."""
+    bits = BITS.get(tensor.data_type)
+    return None if bits is None else (prod(tensor.dims) * bits + 7) // 8
+
+
 def external_range(tensor: onnx.TensorProto, folder: Path) -> ExternalRange:
     """Find and check the bytes of an external tensor.
 
@@ -86,36 +117,47 @@ def external_range(tensor: onnx.TensorProto, folder: Path) -> ExternalRange:
         folder: The folder of the model's file.
 
     Raises:
-        ExternalDataError: The file is missing, too short, or outside the folder.
+        ExternalDataError: The file is missing, too short, or outside the folder, or the length
+            is not that of the tensor's shape.
     """
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"external data of tensor {tensor.name!r}"
     pure = PurePosixPath(location.replace("\\", "/"))
-    if not location or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
+    if not pure.parts or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
         raise ExternalDataError(
             f"{where}: location {location!r} must name a file below the model's own folder"
         )
     file = folder / Path(*pure.parts)
-    root = folder.resolve()
-    if not file.resolve().is_relative_to(root):
+    try:
+        inside = file.resolve().is_relative_to(folder.resolve())
+        found = file.is_file()
+        size = file.stat().st_size if found else 0
+    except (OSError, RuntimeError, ValueError) as error:  # too long, a loop of links, a NUL byte
+        raise ExternalDataError(f"{where}: {location!r} cannot be a file's name") from error
+    if not inside:
         raise ExternalDataError(
             f"{where}: {location!r} leads out of the model's folder; copy the file there"
         )
-    if not file.is_file():
+    if not found:
         raise ExternalDataError(
             f"{where}: file {location!r} is missing beside the model; put it back"
         )
-    size = file.stat().st_size
+    needed = bytes_of(tensor)
     try:
         offset = int(entries.get("offset") or 0)
-        length = int(entries["length"]) if entries.get("length") else size - offset
+        rest = size - offset if needed is None else needed
+        length = int(entries["length"]) if entries.get("length") else rest
     except ValueError as error:
         raise ExternalDataError(f"{where}: offset or length is not a number") from error
     if offset < 0 or length < 0 or offset + length > size:
         raise ExternalDataError(
             f"{where}: bytes {offset}..{offset + length} lie beyond the {size} bytes of "
             f"{location!r}; the file is truncated or not this model's"
+        )
+    if needed is not None and length != needed:
+        raise ExternalDataError(
+            f"{where}: {length} bytes, but its shape {list(tensor.dims)} asks for {needed}"
         )
     return ExternalRange(file, location, offset, length)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import onnx.checker
 from google.protobuf.message import DecodeError, Message
 
 from rewriters.errors import ModelError
-from rewriters.external_data import external_range, is_external, tensors
+from rewriters.external_data import BITS, bytes_of, external_range, is_external, tensors
 from rewriters.operators import CONVOLUTIONS
 
 __all__ = [
@@ -40,30 +39,6 @@ KNOWN_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"}
     | {"com.microsoft", "com.microsoft.nchwc", "com.ms.internal.nhwc"}
 )
-# Bits of one element.
-BITS: dict[int, int] = {
-    onnx.TensorProto.FLOAT: 32,
-    onnx.TensorProto.DOUBLE: 64,
-    onnx.TensorProto.FLOAT16: 16,
-    onnx.TensorProto.BFLOAT16: 16,
-    onnx.TensorProto.INT4: 4,
-    onnx.TensorProto.UINT4: 4,
-    onnx.TensorProto.INT8: 8,
-    onnx.TensorProto.UINT8: 8,
-    onnx.TensorProto.BOOL: 8,
-    onnx.TensorProto.INT16: 16,
-    onnx.TensorProto.UINT16: 16,
-    onnx.TensorProto.INT32: 32,
-    onnx.TensorProto.UINT32: 32,
-    onnx.TensorProto.INT64: 64,
-    onnx.TensorProto.UINT64: 64,
-    onnx.TensorProto.COMPLEX64: 64,
-    onnx.TensorProto.COMPLEX128: 128,
-    onnx.TensorProto.FLOAT8E4M3FN: 8,
-    onnx.TensorProto.FLOAT8E4M3FNUZ: 8,
-    onnx.TensorProto.FLOAT8E5M2: 8,
-    onnx.TensorProto.FLOAT8E5M2FNUZ: 8,
-}
 # Tensors above this many bytes hold weights, not shapes: analysis never needs their values.
 _WEIGHT_BYTES = 4096
 _PROTOBUF_LIMIT = 2**31 - 1
@@ -333,7 +308,7 @@ def _slim_tensor(source: onnx.TensorProto, target: onnx.TensorProto, folder: Pat
         return
     target.name, target.data_type = source.name, source.data_type
     target.dims.extend(source.dims)
-    if source.HasField("raw_data"):
+    if not external:
         _check_length(source)
     if external and folder is not None:
         where = external_range(source, folder)
@@ -341,13 +316,30 @@ def _slim_tensor(source: onnx.TensorProto, target: onnx.TensorProto, folder: Pat
             target.raw_data = where.read()
 
 
+# Where a tensor without raw_data keeps its elements, one entry each.
+_TYPED: dict[int, str] = {
+    onnx.TensorProto.FLOAT: "float_data",
+    onnx.TensorProto.DOUBLE: "double_data",
+    onnx.TensorProto.INT64: "int64_data",
+    onnx.TensorProto.INT32: "int32_data",
+    onnx.TensorProto.INT8: "int32_data",
+    onnx.TensorProto.UINT8: "int32_data",
+    onnx.TensorProto.FLOAT16: "int32_data",
+    onnx.TensorProto.BFLOAT16: "int32_data",
+}
+
+
 def _check_length(tensor: onnx.TensorProto) -> None:
     """Refuse a weight whose bytes do not fit its shape; the checker never sees them."""
-    bits = BITS.get(tensor.data_type)
-    if bits is not None and len(tensor.raw_data) != (prod(tensor.dims) * bits + 7) // 8:
+    needed, held = bytes_of(tensor), None
+    if tensor.HasField("raw_data"):
+        held = len(tensor.raw_data)
+    elif needed is not None and tensor.data_type in _TYPED:
+        held = len(getattr(tensor, _TYPED[tensor.data_type])) * BITS[tensor.data_type] // 8
+    if held is not None and needed is not None and held != needed:
         raise ModelError(
-            f"not a valid ONNX model: tensor {tensor.name!r} holds {len(tensor.raw_data)} bytes, "
-            f"its shape {list(tensor.dims)} asks for {(prod(tensor.dims) * bits + 7) // 8}"
+            f"not a valid ONNX model: tensor {tensor.name!r} holds {held} bytes, "
+            f"its shape {list(tensor.dims)} asks for {needed}"
         )
 
 
@@ -401,6 +393,10 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
             tensor.ClearField("data_location")
             del tensor.dims[:]
             tensor.dims.append(0)
+    for value in [*slim.graph.input, *slim.graph.output]:
+        # Runtimes take inputs and outputs of unknown rank; the checker asks for a shape.
+        if value.type.HasField("tensor_type"):
+            value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(slim)
     except onnx.checker.ValidationError as error:

@@ -15,6 +15,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count as count_from
 
 import onnx
 import onnx.version_converter
@@ -207,9 +208,9 @@ def _analyse(loaded: Loaded, options: Options) -> _Analysis:
     sizing_slim.CopyFrom(slim)
     facts = infer(slim, needed=needed)
     sizing = facts
-    if assumed:
+    if assumed or any(None in facts.dims.get(name, (None,)) for name in needed):
         fix_shapes(sizing_slim, assumed)
-        sizing = infer(sizing_slim, needed=needed)
+        sizing = infer(sizing_slim, needed=needed, estimate=True)
     steps = []
     for node in model.graph.node:
         reads = (*(name for name in node.input if name), *captured(node))
@@ -288,7 +289,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
             scored[form][at] = fragment
         form, fragment = _choose(plan, candidates_, model.graph, analysis, names, base, options)
         fragments[at] = fragment
-        node_labels = tuple(node_label(model.graph.node[p]) for p in plan.region.nodes)
+        node_labels = tuple(labels[p] for p in plan.region.nodes)
         entries.append((plan, form, node_labels))
         known = plan.tiling if plan.tiling is not None else None
         done.append(
@@ -354,12 +355,18 @@ def _with(outcome: Outcome, refused: Sequence[Refusal]) -> Outcome:
 def _labels(graph: onnx.GraphProto) -> dict[int, str]:
     """Return a label per node, unique: its name, or its output's where that is not."""
     count = Counter(node.name for node in graph.node)
-    return {
-        position: node.name
-        if node.name and count[node.name] == 1
-        else next((name for name in node.output if name), node.op_type)
-        for position, node in enumerate(graph.node)
-    }
+    taken = {name for name, times in count.items() if name and times == 1}
+    labels = {}
+    for position, node in enumerate(graph.node):
+        label = node.name
+        if not label or count[label] > 1:
+            # Node and tensor names are two spaces: an output may be called like another node.
+            base = next((name for name in node.output if name), node.op_type)
+            free = (f"{base}_{number}" for number in count_from(2))
+            label = base if base not in taken else next(n for n in free if n not in taken)
+            taken.add(label)
+        labels[position] = label
+    return labels
 
 
 def _plan(

@@ -15,10 +15,10 @@ import onnx
 import onnx.shape_inference
 
 from rewriters.errors import OptionError
-from rewriters.graph import BITS
+from rewriters.external_data import BITS
 from rewriters.operators import Shape
 
-__all__ = ["Shapes", "fix_shapes", "free_inputs", "infer", "nominal_shapes"]
+__all__ = ["Shapes", "fix_shapes", "free_inputs", "infer", "nominal_shapes", "required_inputs"]
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +55,8 @@ def _has_shape(value: onnx.ValueInfoProto) -> bool:
     return bool(value.type.HasField("tensor_type") and value.type.tensor_type.HasField("shape"))
 
 
-def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+def required_inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """Return the inputs that no initializer gives a value to."""
     weights = {tensor.name for tensor in model.graph.initializer}
     return [value for value in model.graph.input if value.name not in weights]
 
@@ -63,7 +64,7 @@ def _inputs(model: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
 def free_inputs(model: onnx.ModelProto) -> dict[str, Shape]:
     """Return the inputs that have a free dimension, with None for each of them."""
     free = {}
-    for value in _inputs(model):
+    for value in required_inputs(model):
         if _has_shape(value):
             shape = tuple(_known(dim) for dim in value.type.tensor_type.shape.dim)
             if any(size is None for size in shape):
@@ -82,7 +83,7 @@ def nominal_shapes(
     """
     symbols: dict[str, int] = {}
     result = {}
-    for value in _inputs(model):
+    for value in required_inputs(model):
         if value.name not in free_inputs(model):
             continue
         sizes = []
@@ -112,7 +113,7 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
     Raises:
         OptionError: No such input, another rank, or another size than a fixed dimension has.
     """
-    inputs = {value.name: value for value in _inputs(model)}
+    inputs = {value.name: value for value in required_inputs(model)}
     symbols: dict[str, int] = {}
     for name, sizes in shapes.items():
         if name not in inputs:
@@ -143,7 +144,7 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
                     f"given as {symbols[symbol]} before and as {size} now"
                 )
             dim.dim_value = size
-    for value in [*_inputs(model), *model.graph.output]:
+    for value in [*required_inputs(model), *model.graph.output]:
         _substitute(value, symbols)
     kept = []
     for value in model.graph.value_info:
@@ -164,18 +165,29 @@ def _substitute(value: onnx.ValueInfoProto, symbols: Mapping[str, int]) -> None:
                 dim.dim_value = symbols[dim.dim_param]
 
 
-def infer(slim: onnx.ModelProto, *, needed: Collection[str] = ()) -> Shapes:
+def infer(
+    slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool = False
+) -> Shapes:
     """Infer the shapes of the main graph's tensors.
 
-    What follows from the inputs and the operators comes first. What the file declares of inner
-    tensors may be stale; it is asked only where a needed tensor is out of inference's reach
-    (behind a custom operator, say), and never against what was inferred.
+    Only what follows from the inputs and the operators is a fact. What the file declares of inner
+    tensors may be stale; where a needed tensor is out of inference's reach (behind a custom
+    operator, say) its rank is believed and no size. Nor is the default value of an initializer
+    that callers may override, of which a Reshape may make sizes.
 
     Args:
-        slim: A skeleton; negative and anonymous dimensions are cleared in place, since inference
-            takes them for sizes and symbols.
+        slim: A skeleton; changed in place: negative and anonymous dimensions are cleared, since
+            inference takes them for sizes and symbols.
         needed: Tensors whose rank must be known if the file declares it.
+        estimate: Believe declared sizes and default values too: good enough for a prediction of
+            memory, not for a graph.
     """
+    if not estimate and slim.ir_version >= 4:
+        inputs = {value.name for value in slim.graph.input}
+        kept = [tensor for tensor in slim.graph.initializer if tensor.name not in inputs]
+        if len(kept) < len(slim.graph.initializer):
+            del slim.graph.initializer[:]
+            slim.graph.initializer.extend(kept)
     for value in [*slim.graph.input, *slim.graph.output, *slim.graph.value_info]:
         if _has_shape(value):
             for dim in value.type.tensor_type.shape.dim:
@@ -192,10 +204,11 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = ()) -> Shapes:
     derived = _read_shapes(_infer(bare).graph)
     if not declared or all(name in derived.dims for name in needed):
         return derived
-    with_declared = _read_shapes(_infer(slim).graph)
-    return Shapes(
-        {**with_declared.dims, **derived.dims}, {**with_declared.elements, **derived.elements}
-    )
+    believed = _read_shapes(_infer(slim).graph)
+    dims = believed.dims
+    if not estimate:
+        dims = {name: (None,) * len(shape) for name, shape in dims.items()}
+    return Shapes({**dims, **derived.dims}, {**believed.elements, **derived.elements})
 
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -1,0 +1,32 @@
+"""What the engines raise, as one tree. Errors of runtimes are translated into these.
+
+EngineError
+  + EngineMissing     the runtime is not installed
+  + LoadError         the runtime refuses the model
+  |   - NoKernel      it has no kernel for an operator at this element type
+  + RunError          the model fails while it runs
+"""
+
+from __future__ import annotations
+
+__all__ = ["EngineError", "EngineMissing", "LoadError", "NoKernel", "RunError"]
+
+
+class EngineError(Exception):
+    """Base of every error of this package; the message is one line."""
+
+
+class EngineMissing(EngineError):  # noqa: N818 - a state of the machine, named for what is wrong
+    """The runtime is not installed; the message says what to install."""
+
+
+class LoadError(EngineError):
+    """The runtime refuses the model."""
+
+
+class NoKernel(LoadError):  # noqa: N818
+    """The runtime has no kernel for an operator at this element type."""
+
+
+class RunError(EngineError):
+    """The model fails while it runs."""

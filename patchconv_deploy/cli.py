@@ -1,0 +1,254 @@
+"""The command line: ``patchconv`` and ``patchconv-rewrite``.
+
+Exit codes: 0 done, 1 mismatch or failure, 2 usage or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.logging import RichHandler
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from patchconv_deploy.api import rewrite
+from patchconv_deploy.errors import PatchConvError
+from patchconv_deploy.report import print_report
+from rewriters.errors import RewriterError
+
+__all__ = ["main", "main_rewrite"]
+
+
+class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
+    """NAME:1x3x512x512; the name may hold colons."""
+
+    name = "NAME:DIMS"
+
+    def convert(
+        self,
+        value: str | tuple[str, tuple[int, ...]],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, tuple[int, ...]]:
+        """Return (name, sizes)."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, dims = value.rpartition(":")
+        try:
+            sizes = tuple(int(size) for size in dims.lower().split("x"))
+        except ValueError:
+            sizes = ()
+        if not colon or not name or not sizes:
+            self.fail(f"{value!r} is not of the form NAME:1x3x512x512", param, ctx)
+        return name, sizes
+
+
+class AxisType(click.ParamType[str | int]):
+    """height, width, depth, or a dimension."""
+
+    name = "height|width|depth|INDEX"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> str | int:
+        """Return the name or the index."""
+        if isinstance(value, int) or value in ("height", "width", "depth"):
+            return value
+        try:
+            return int(value)
+        except ValueError:
+            self.fail(f"{value!r} is neither height, width, depth nor an index", param, ctx)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show progress on a terminal; nothing elsewhere."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=what, completed=done, total=total if total > 1 else None
+        )
+
+
+@click.command("rewrite", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option(
+    "-o", "--output", "out", type=click.Path(path_type=Path), help="Default: MODEL.patched.onnx."
+)
+@click.option("--splits", type=int, default=4, show_default=True, help="Patches per Conv.")
+@click.option(
+    "--form",
+    type=click.Choice(["auto", "batch", "sequential"]),
+    default="auto",
+    show_default=True,
+    help="How patches are run; auto: the lower predicted peak.",
+)
+@click.option("--axis", type=AxisType(), default="height", show_default=True, help="Axis to cut.")
+@click.option(
+    "--min-elements",
+    type=int,
+    help="Cut Convs whose larger side has at least N elements (channels x height x width); 0: all. "
+    "Default: input + output at least half of the predicted peak.",
+)
+@click.option("--include", multiple=True, metavar="GLOB", help="Cut Convs by name, large or not.")
+@click.option("--exclude", multiple=True, metavar="GLOB", help="Never cut these.")
+@click.option(
+    "--shape", "shapes", type=ShapeType(), multiple=True, help="Fix an input's free dimensions."
+)
+@click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
+@click.option("--verify/--no-verify", default=True, show_default=True, help="Run both, compare.")
+@click.option("--rtol", type=float, help="Tolerance relative to an output's largest magnitude.")
+@click.option("--atol", type=float, help="Absolute tolerance, added.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify on (.npz).")
+@click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
+@click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
+@click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
+@click.option("--force", is_flag=True, help="Overwrite an existing output.")
+@click.option("-v", "--verbose", is_flag=True, help="Show every Conv and what is done.")
+@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+def rewrite_command(
+    model: Path,
+    out: Path | None,
+    splits: int,
+    form: str,
+    axis: str | int,
+    min_elements: int | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    report: Path | None,
+    dry_run: bool,
+    verify: bool,
+    rtol: float | None,
+    atol: float | None,
+    seed: int,
+    inputs: Path | None,
+    upgrade_opset: int | None,
+    share_weights: bool,
+    allow_custom_ops: bool,
+    force: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Cut the large convolutions of MODEL into patches: same interface, same numbers."""
+    if report is not None and not report.absolute().parent.is_dir():
+        raise click.UsageError(f"--report {report}: no such folder {report.parent}")
+    logging.basicConfig(
+        level=logging.DEBUG if verbose else logging.ERROR,
+        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
+        format="%(message)s",
+    )
+    with _progress(quiet) as progress:
+        result = rewrite(
+            model,
+            out,
+            splits=splits,
+            form=form,
+            axis=axis,
+            min_elements=min_elements,
+            include=include,
+            exclude=exclude,
+            shapes=dict(shapes),
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+            share_weights=share_weights,
+            verify=verify,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            inputs=inputs,
+            force=force,
+            dry_run=dry_run,
+            progress=progress,
+        )
+    if report is not None:
+        _write_text(report, json.dumps(result.report.data, indent=2) + "\n")
+    if quiet:
+        return
+    # Pipes and files get whole lines; a terminal gets its own width.
+    console = Console(soft_wrap=True)
+    if not console.is_terminal:
+        console = Console(width=200, soft_wrap=True)
+    print_report(result.report, result.outcome, console, all_rows=verbose)
+    if result.path is not None:
+        console.print(f"Written: {result.path}", markup=False, highlight=False)
+
+
+def _write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(name, 0o666 & ~umask)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="patchconv-deploy")
+def patchconv() -> None:
+    """PatchConv for exported ONNX graphs."""
+
+
+patchconv.add_command(rewrite_command)
+
+
+def _run(command: click.Command) -> int:
+    """Run a command; every error is one line on standard error and an exit code."""
+
+    def fail(message: str, code: int) -> int:
+        line = " ".join(message.split())
+        click.echo(f"error: {line}", err=True)
+        return code
+
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return fail(error.format_message(), 2)
+    except PatchConvError as error:
+        return fail(str(error), error.exit_code)
+    except RewriterError as error:
+        return fail(str(error), 2)
+    except (click.Abort, KeyboardInterrupt):
+        return fail("interrupted; nothing was written", 130)
+    except MemoryError:
+        return fail("out of memory while rewriting; nothing was written", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}; nothing was written", 1)
+    return 0
+
+
+def main() -> None:
+    """Run ``patchconv``."""
+    sys.exit(_run(patchconv))
+
+
+def main_rewrite() -> None:
+    """Run ``patchconv-rewrite``."""
+    sys.exit(_run(rewrite_command))

@@ -1,0 +1,26 @@
+"""What the front raises, as one tree; each class knows the exit code of the command line.
+
+PatchConvError (1)
+  + UsageError (2)         an argument is wrong, or does not fit the files
+  + VerificationError (1)  the rewritten model does not compute the same
+"""
+
+from __future__ import annotations
+
+__all__ = ["PatchConvError", "UsageError", "VerificationError"]
+
+
+class PatchConvError(Exception):
+    """Base of every error of this package; the message is one line and says what to do."""
+
+    exit_code = 1
+
+
+class UsageError(PatchConvError):
+    """An argument is wrong, or does not fit the files."""
+
+    exit_code = 2
+
+
+class VerificationError(PatchConvError):
+    """The rewritten model does not compute the same; nothing was written."""

@@ -1,0 +1,113 @@
+"""Seeded inputs for a model whose meaning is not known.
+
+Floating inputs are standard normal. Integers that index a table (the indices of a Gather on a
+tensor of known size) stay inside it; others count 0 or 1. Masks, booleans and lengths are ones, so
+that nothing is masked away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+
+from patchconv_deploy.errors import UsageError
+from rewriters.shapes import Shapes, required_inputs
+
+__all__ = ["element_dtype", "load_inputs", "make_inputs"]
+
+Array = np.ndarray[Any, Any]
+
+
+def element_dtype(element: int) -> np.dtype[Any]:
+    """Return the numpy type that carries an ONNX element type; float32 stands for bfloat16."""
+    if element == onnx.TensorProto.BFLOAT16:
+        return np.dtype(np.float32)
+    return np.dtype(onnx.helper.tensor_dtype_to_np_dtype(element))
+
+
+def _table_sizes(model: onnx.ModelProto, shapes: Shapes) -> dict[str, int]:
+    """Return, per tensor used as indices of a Gather, the smallest table it points into."""
+    sizes: dict[str, int] = {}
+    for node in model.graph.node:
+        if node.op_type == "Gather":
+            axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
+            table = shapes.dims.get(node.input[0])
+            size = None if table is None else table[axis]
+            if size:
+                sizes[node.input[1]] = min(size, sizes.get(node.input[1], size))
+    return sizes
+
+
+def make_inputs(
+    model: onnx.ModelProto, shapes: Shapes, sizes: Mapping[str, tuple[int, ...]], seed: int
+) -> dict[str, Array]:
+    """Make one array per input.
+
+    Args:
+        model: The model.
+        shapes: Its known shapes; those of its inputs are used where ``sizes`` has none.
+        sizes: Shapes of inputs with free dimensions.
+        seed: Seed of the random numbers.
+
+    Raises:
+        UsageError: An input is not a tensor, or its shape is unknown.
+    """
+    generator = np.random.default_rng(seed)
+    tables = _table_sizes(model, shapes)
+    arrays: dict[str, Array] = {}
+    for value in required_inputs(model):
+        shape = sizes.get(value.name) or shapes.dims.get(value.name)
+        if not value.type.HasField("tensor_type") or shape is None or None in shape:
+            raise UsageError(
+                f"input {value.name!r} is no tensor of known rank; give its values with --inputs"
+            )
+        dims = tuple(size or 0 for size in shape)
+        dtype = element_dtype(value.type.tensor_type.elem_type)
+        name = value.name.lower()
+        if dtype.kind == "O":
+            arrays[value.name] = np.full(dims, "text")
+        elif dtype.kind == "b" or "mask" in name or "length" in name:
+            arrays[value.name] = np.ones(dims, dtype)
+        elif dtype.kind in "iu":
+            high = tables.get(value.name, 256 if dtype.itemsize == 1 else 2)
+            low = -128 if dtype == np.int8 and value.name not in tables else 0
+            array = generator.integers(low, min(high, high + low), size=dims)
+            arrays[value.name] = np.asarray(array).astype(dtype)
+        else:
+            arrays[value.name] = generator.standard_normal(dims).astype(dtype)
+    return arrays
+
+
+def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
+    """Read inputs from an .npz file and hold them against the model.
+
+    Raises:
+        UsageError: The file cannot be read, a name is missing or unknown, or a type is wrong.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as data:
+            arrays = {name: data[name] for name in data.files}
+    except (OSError, ValueError, AttributeError) as error:
+        raise UsageError(f"--inputs {path}: not an .npz file of plain arrays") from error
+    wanted = {value.name: value for value in required_inputs(model)}
+    for name in wanted:
+        if name not in arrays:
+            raise UsageError(f"--inputs {path}: no array for the input {name!r}")
+    for name, array in arrays.items():
+        if name not in wanted:
+            raise UsageError(f"--inputs {path}: the model has no input {name!r}")
+        tensor = wanted[name].type.tensor_type
+        dtype = element_dtype(tensor.elem_type)
+        if array.dtype != dtype:
+            raise UsageError(f"--inputs {path}: {name!r} is {array.dtype}, the model takes {dtype}")
+        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+        fits = len(dims) == array.ndim and all(
+            want < 0 or want == have for want, have in zip(dims, array.shape, strict=False)
+        )
+        if tensor.HasField("shape") and not fits:
+            raise UsageError(f"--inputs {path}: {name!r} has shape {list(array.shape)}, not {dims}")
+    return arrays

@@ -1,0 +1,332 @@
+"""Verify a rewritten model: run it and the original on the same inputs, in a child process.
+
+1. inputs     given, or seeded; free dimensions get plausible sizes, and others if those fail
+2. fit        the predicted peak of both models against the memory that is available
+3. run        the original twice (its own noise), the rewritten model once
+4. stand-ins  ONNX Runtime has no CPU kernel for the type: float32 twins of both, else the
+              reference evaluator of onnx for small models
+5. compare    `patchconv_deploy.comparison`
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import psutil
+
+from engines.onnxruntime_cpu import installed
+from patchconv_deploy.errors import UsageError
+from patchconv_deploy.inputs import load_inputs, make_inputs
+from patchconv_deploy.twin import float32_twin
+from rewriters.errors import RewriterError
+from rewriters.external_data import external_range, is_external, tensors
+from rewriters.graph import Loaded, load, skeleton
+from rewriters.rewrite import Options, Outcome, analyse_memory, rewrite_model
+from rewriters.shapes import fix_shapes, infer, nominal_shapes
+
+__all__ = ["Verification", "not_run", "verify"]
+
+logger = logging.getLogger(__name__)
+
+# Rows and columns tried for free spatial dimensions, in this order: small, then what networks with
+# fixed heads or many strides ask for.
+_SPATIAL = (64, 96, 128, 224, 256, 48, 32, 512)
+# A runtime's arena grows by powers of two and keeps what it has: measured peaks reach twice the
+# live bytes.
+_ARENA = 2.2
+_REFERENCE_BYTES = 64 << 20
+_INTEGER_CONVS = frozenset({"QLinearConv", "ConvInteger"})
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Verification:
+    """What verification found.
+
+    Attributes:
+        ran: Both models ran.
+        passed: Every output is within tolerance; None if they did not run.
+        reason: Why not run, or not passed.
+        via: What ran them.
+        seed: Seed of the inputs, None if they were given.
+        shapes: Shapes of the inputs.
+        outputs: One `comparison.OutputComparison` as a dictionary per output.
+    """
+
+    ran: bool
+    passed: bool | None
+    reason: str = ""
+    via: str = ""
+    seed: int | None = None
+    shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    outputs: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def faint(self) -> bool:
+        """Whether every floating output is so small that agreement says little."""
+        floats = [output for output in self.outputs if "float" in output["dtype"]]
+        return bool(floats) and all(output["faint"] for output in floats)
+
+
+def not_run(reason: str) -> Verification:
+    """Return the verification that did not happen."""
+    return Verification(ran=False, passed=None, reason=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class _Case:
+    """One set of inputs to run on."""
+
+    arrays: Mapping[str, Array]
+    peak: int | None
+
+
+def verify(
+    original: Path,
+    rewritten: Path,
+    outcome: Outcome,
+    options: Options,
+    *,
+    seed: int = 0,
+    rtol: float | None = None,
+    atol: float | None = None,
+    inputs: Path | None = None,
+) -> Verification:
+    """Run both models and compare.
+
+    Args:
+        original: The original model's file.
+        rewritten: The rewritten model's file.
+        outcome: What the rewriter reported.
+        options: What it was asked for.
+        seed: Seed of the inputs.
+        rtol: Tolerance relative to an output's largest magnitude; by element type if None.
+        atol: Absolute tolerance, added; by element type if None.
+        inputs: An .npz file of inputs to use instead.
+
+    Raises:
+        UsageError: The given inputs do not fit the model.
+    """
+    loaded = load(rewritten)
+    if inputs is not None:
+        load_inputs(inputs, loaded.model)
+    if not installed():
+        return not_run("onnxruntime is not installed; install patchconv-deploy[cpu]")
+    last = not_run("no input size was found that the original runs at; give one with --inputs")
+    source = load(original)
+    for case in _cases(loaded, source, seed, inputs):
+        shapes = {name: tuple(array.shape) for name, array in case.arrays.items()}
+        short = _does_not_fit(case.peak, outcome, loaded)
+        if short is not None:
+            return not_run(short)
+        job = {
+            "seams": _seams(source, outcome, options, shapes),
+            "exact_integers": all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
+            "rtol": rtol,
+            "atol": atol,
+        }
+        found = _run(original, rewritten, case, job, None if inputs else seed)
+        if found.ran and not (found.passed and found.faint):
+            return found
+        # Outputs near zero prove little: another size may say more, and else this stands.
+        if found.ran or not last.ran:
+            last = found
+    return last
+
+
+def _cases(loaded: Loaded, source: Loaded, seed: int, inputs: Path | None) -> Iterator[_Case]:
+    """Yield sets of inputs to try until the original runs."""
+    if inputs is not None:
+        arrays = load_inputs(inputs, loaded.model)
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        yield _Case(arrays, _predict(source, shapes))
+        return
+    for spatial in _SPATIAL:
+        sizes = nominal_shapes(loaded.model, spatial)
+        slim = skeleton(loaded)
+        fix_shapes(slim, sizes)
+        shapes_known = infer(slim)
+        arrays = make_inputs(loaded.model, shapes_known, sizes, seed)
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        yield _Case(arrays, _predict(source, shapes))
+        if not sizes:
+            return
+
+
+def _predict(source: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    try:
+        return analyse_memory(source, shapes)
+    except RewriterError as error:
+        logger.debug("no prediction of the original's peak: %s", error)
+        return None
+
+
+def _weight_bytes(loaded: Loaded) -> int:
+    total = 0
+    for tensor in tensors(loaded.model):
+        if is_external(tensor) and loaded.folder is not None:
+            total += external_range(tensor, loaded.folder).length
+        else:
+            total += tensor.ByteSize()
+    return total
+
+
+def _does_not_fit(peak: int | None, outcome: Outcome, loaded: Loaded) -> str | None:
+    if peak is None:
+        return None
+    growth = max(1.0, outcome.after.bytes / outcome.before.bytes) if outcome.before.bytes else 1.0
+    needed = int(_ARENA * peak * growth) + 2 * _weight_bytes(loaded)
+    available = psutil.virtual_memory().available
+    if needed <= available:
+        return None
+    return (
+        f"both models need about {needed / 2**30:.1f} GiB to run, {available / 2**30:.1f} GiB are "
+        "available; verify a copy with smaller fixed shapes, or on a larger machine"
+    )
+
+
+def _seams(
+    source: Loaded, outcome: Outcome, options: Options, shapes: Mapping[str, tuple[int, ...]]
+) -> list[dict[str, Any]]:
+    """Return the seams of all regions; those worked out at run time, as they are at these sizes."""
+    regions = outcome.rewritten
+    if any(region.rows is None for region in regions):
+        slim = skeleton(source)
+        try:
+            fix_shapes(slim, shapes)
+            fixed = Options(
+                splits=options.splits,
+                form="sequential",
+                axis=options.axis,
+                selection=options.selection,
+                allow_custom_ops=True,
+            )
+            regions = rewrite_model(Loaded(slim, source.folder), fixed).rewritten
+        except RewriterError as error:
+            logger.debug("seams at these sizes are unknown: %s", error)
+    found = {(r.axis, r.rows, r.seams) for r in regions if r.rows is not None}
+    return [{"axis": axis, "rows": rows, "at": list(at)} for axis, rows, at in sorted(found)]
+
+
+def _run(
+    original: Path, rewritten: Path, case: _Case, job: dict[str, Any], seed: int | None
+) -> Verification:
+    shapes = {name: tuple(array.shape) for name, array in case.arrays.items()}
+
+    def verdict(result: Mapping[str, Any], via: str) -> Verification:
+        error = result.get("error")
+        if error is not None:
+            ran = error["stage"] == "rewritten"
+            reason = f"the {error['stage']} model does not run: {error['message']}"
+            return Verification(ran, False if ran else None, reason, via, seed, shapes)
+        outputs = tuple(result["outputs"])
+        bad = [f"{o['name']}: {o['reason']}" for o in outputs if not o["passed"]]
+        return Verification(True, not bad, "; ".join(bad), via, seed, shapes, outputs)
+
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
+        folder = Path(name)
+        _save(folder / "inputs.npz", case.arrays)
+        job = {**job, "inputs": str(folder / "inputs.npz"), "evaluator": "onnxruntime"}
+        result = _child({**job, "original": str(original), "rewritten": str(rewritten)}, folder)
+        if not _lacks_kernel(result):
+            return verdict(result, "ONNX Runtime, CPU")
+        logger.info("ONNX Runtime has no kernel for the type: %s", result["error"]["message"])
+        twins = _twins((original, rewritten), folder)
+        floats = {
+            key: array.astype(np.float32) if array.dtype == np.float64 else array
+            for key, array in case.arrays.items()
+        }
+        _save(folder / "inputs.npz", floats)
+        twin_job = {**job, "original": twins[0], "rewritten": twins[1]}
+        result = _child(twin_job, folder)
+        if "error" not in result or result["error"]["stage"] == "rewritten":
+            return verdict(result, "ONNX Runtime, CPU, on float32 twins of both models")
+        if case.peak is None or case.peak > _REFERENCE_BYTES:
+            return verdict(result, "")
+        result = _child({**twin_job, "evaluator": "reference"}, folder)
+        return verdict(result, "the reference evaluator of onnx, on float32 twins of both models")
+
+
+def _save(path: Path, arrays: Mapping[str, Array]) -> None:
+    # Entries are written one by one: an input may be called as an argument of numpy.savez.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)
+
+
+def _lacks_kernel(result: Mapping[str, Any]) -> bool:
+    error = result.get("error")
+    if error is None:
+        return False
+    # A double or bfloat16 model may also be refused for the type of its inputs.
+    return error["kind"] == "NoKernel" or "Unexpected input data type" in error["message"]
+
+
+def _twins(paths: Sequence[Path], folder: Path) -> list[str]:
+    written = []
+    for number, path in enumerate(paths):
+        loaded = load(path)
+        twin = float32_twin(loaded.model, path.parent)
+        target = folder / f"twin_{number}.onnx"
+        target.write_bytes(twin.SerializeToString())
+        written.append(str(target))
+    return written
+
+
+def _child(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Run a job in a process of its own."""
+    job_file, result_file, stage_file = (folder / f"{n}.json" for n in ("job", "result", "stage"))
+    result_file.unlink(missing_ok=True)
+    stage_file.write_text("original")
+    job_file.write_text(json.dumps(job))
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    done = subprocess.run(
+        # -P: a folder the user stands in must not provide modules.
+        [sys.executable, "-P", "-m", "patchconv_deploy.verify_child"]
+        + [str(file) for file in (job_file, result_file, stage_file)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": path},
+        check=False,
+    )
+    if done.returncode == 0 and result_file.exists():
+        result: dict[str, Any] = json.loads(result_file.read_text())
+        return result
+    if done.returncode < 0:
+        name = signal.Signals(-done.returncode).name
+        message = f"the process was ended by {name}" + (
+            ", likely for want of memory" if name == "SIGKILL" else ""
+        )
+    else:
+        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+        message = lines[-1] if lines else f"exit code {done.returncode}"
+    return {"error": {"stage": stage_file.read_text(), "kind": "Crash", "message": message}}
+
+
+def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:
+    """Check given inputs before the work begins.
+
+    Raises:
+        UsageError: They do not fit the model.
+    """
+    if path is not None:
+        if not path.is_file():
+            raise UsageError(f"--inputs {path}: no such file")
+        load_inputs(path, model)
