@@ -20,7 +20,15 @@ import onnx
 
 from rewriters.errors import ExternalDataError
 
-__all__ = ["BITS", "ExternalRange", "bytes_of", "copy_external", "external_range", "is_external", "tensors"]
+__all__ = [
+    "BITS",
+    "ExternalRange",
+    "bytes_of",
+    "copy_external",
+    "external_range",
+    "is_external",
+    "tensors",
+]
 
 # Large tensors start on a page, so that a runtime can map them.
 _ALIGNMENT = 4096

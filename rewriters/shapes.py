@@ -165,9 +165,7 @@ def _substitute(value: onnx.ValueInfoProto, symbols: Mapping[str, int]) -> None:
                 dim.dim_value = symbols[dim.dim_param]
 
 
-def infer(
-    slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool = False
-) -> Shapes:
+def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool = False) -> Shapes:
     """Infer the shapes of the main graph's tensors.
 
     Only what follows from the inputs and the operators is a fact. What the file declares of inner
