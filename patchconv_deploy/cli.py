@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,7 +20,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from patchconv_deploy.api import rewrite
+from patchconv_deploy.api import default_output, rewrite
 from patchconv_deploy.errors import PatchConvError
 from patchconv_deploy.report import print_report
 from rewriters.errors import RewriterError
@@ -148,6 +149,11 @@ def rewrite_command(
     """Cut the large convolutions of MODEL into patches: same interface, same numbers."""
     if report is not None and not report.absolute().parent.is_dir():
         raise click.UsageError(f"--report {report}: no such folder {report.parent}")
+    if report is not None and report.resolve() in (
+        model.resolve(),
+        (out or default_output(model)).resolve(),
+    ):
+        raise click.UsageError(f"--report {report}: this is the model's own file")
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.ERROR,
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
@@ -221,6 +227,8 @@ def _run(command: click.Command) -> int:
         click.echo(f"error: {line}", err=True)
         return code
 
+    # A polite kill cleans up like Ctrl-C does.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
