@@ -2,6 +2,7 @@
 
 EngineError
   + EngineMissing     the runtime is not installed
+  + DeviceMissing     the machine lacks what is asked for (a GPU, a driver)
   + LoadError         the runtime refuses the model
   |   - NoKernel      it has no kernel for an operator at this element type
   + RunError          the model fails while it runs
@@ -9,7 +10,7 @@ EngineError
 
 from __future__ import annotations
 
-__all__ = ["EngineError", "EngineMissing", "LoadError", "NoKernel", "RunError"]
+__all__ = ["DeviceMissing", "EngineError", "EngineMissing", "LoadError", "NoKernel", "RunError"]
 
 
 class EngineError(Exception):
@@ -18,6 +19,10 @@ class EngineError(Exception):
 
 class EngineMissing(EngineError):  # noqa: N818 - a state of the machine, named for what is wrong
     """The runtime is not installed; the message says what to install."""
+
+
+class DeviceMissing(EngineError):  # noqa: N818
+    """The machine lacks what is asked for; the message names it."""
 
 
 class LoadError(EngineError):

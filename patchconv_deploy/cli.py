@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,53 +18,15 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
+from engines.errors import DeviceMissing, EngineError, EngineMissing
 from patchconv_deploy.api import default_output, rewrite
+from patchconv_deploy.cli_measure import measure_command
+from patchconv_deploy.cli_types import AxisType, ShapeType, stdout_console, write_text
 from patchconv_deploy.errors import PatchConvError
 from patchconv_deploy.report import print_report
 from rewriters.errors import RewriterError
 
 __all__ = ["main", "main_rewrite"]
-
-
-class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
-    """NAME:1x3x512x512; the name may hold colons."""
-
-    name = "NAME:DIMS"
-
-    def convert(
-        self,
-        value: str | tuple[str, tuple[int, ...]],
-        param: click.Parameter | None,
-        ctx: click.Context | None,
-    ) -> tuple[str, tuple[int, ...]]:
-        """Return (name, sizes)."""
-        if isinstance(value, tuple):
-            return value
-        name, colon, dims = value.rpartition(":")
-        try:
-            sizes = tuple(int(size) for size in dims.lower().split("x"))
-        except ValueError:
-            sizes = ()
-        if not colon or not name or not sizes:
-            self.fail(f"{value!r} is not of the form NAME:1x3x512x512", param, ctx)
-        return name, sizes
-
-
-class AxisType(click.ParamType[str | int]):
-    """height, width, depth, or a dimension."""
-
-    name = "height|width|depth|INDEX"
-
-    def convert(
-        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
-    ) -> str | int:
-        """Return the name or the index."""
-        if isinstance(value, int) or value in ("height", "width", "depth"):
-            return value
-        try:
-            return int(value)
-        except ValueError:
-            self.fail(f"{value!r} is neither height, width, depth nor an index", param, ctx)
 
 
 @contextmanager
@@ -183,31 +143,13 @@ def rewrite_command(
             progress=progress,
         )
     if report is not None:
-        _write_text(report, json.dumps(result.report.data, indent=2) + "\n")
+        write_text(report, json.dumps(result.report.data, indent=2) + "\n")
     if quiet:
         return
-    # Pipes and files get whole lines; a terminal gets its own width.
-    console = Console(soft_wrap=True)
-    if not console.is_terminal:
-        console = Console(width=200, soft_wrap=True)
+    console = stdout_console()
     print_report(result.report, result.outcome, console, all_rows=verbose)
     if result.path is not None:
         console.print(f"Written: {result.path}", markup=False, highlight=False)
-
-
-def _write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
-    try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(name, 0o666 & ~umask)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -217,6 +159,7 @@ def patchconv() -> None:
 
 
 patchconv.add_command(rewrite_command)
+patchconv.add_command(measure_command)
 
 
 def _run(command: click.Command) -> int:
@@ -242,6 +185,10 @@ def _run(command: click.Command) -> int:
         return fail(str(error), error.exit_code)
     except RewriterError as error:
         return fail(str(error), 2)
+    except (EngineMissing, DeviceMissing) as error:
+        return fail(str(error), 2)
+    except EngineError as error:
+        return fail(str(error), 1)
     except (click.Abort, KeyboardInterrupt):
         return fail("interrupted; nothing was written", 130)
     except MemoryError:

@@ -7,6 +7,7 @@ that nothing is masked away.
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ import onnx
 from patchconv_deploy.errors import UsageError
 from rewriters.shapes import Shapes, required_inputs
 
-__all__ = ["element_dtype", "load_inputs", "make_inputs"]
+__all__ = ["element_dtype", "load_inputs", "make_inputs", "save_inputs"]
 
 Array = np.ndarray[Any, Any]
 
@@ -111,3 +112,12 @@ def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
         if tensor.HasField("shape") and not fits:
             raise UsageError(f"--inputs {path}: {name!r} has shape {list(array.shape)}, not {dims}")
     return arrays
+
+
+def save_inputs(path: Path, arrays: Mapping[str, Array]) -> None:
+    """Write inputs to an .npz file, whatever their names are."""
+    # Entry by entry: an input may be called like an argument of numpy.savez.
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
+                np.lib.format.write_array(stream, array, allow_pickle=False)

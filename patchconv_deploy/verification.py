@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,9 +26,9 @@ import numpy as np
 import onnx
 import psutil
 
-from engines.onnxruntime_cpu import installed
+from engines.onnxruntime_engine import installed
 from patchconv_deploy.errors import UsageError
-from patchconv_deploy.inputs import load_inputs, make_inputs
+from patchconv_deploy.inputs import load_inputs, make_inputs, save_inputs
 from patchconv_deploy.twin import float32_twin
 from rewriters.errors import RewriterError
 from rewriters.external_data import external_range, is_external, tensors
@@ -239,7 +238,7 @@ def _run(
 
     with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
         folder = Path(name)
-        _save(folder / "inputs.npz", case.arrays)
+        save_inputs(folder / "inputs.npz", case.arrays)
         job = {**job, "inputs": str(folder / "inputs.npz"), "evaluator": "onnxruntime"}
         result = _child({**job, "original": str(original), "rewritten": str(rewritten)}, folder)
         if not _lacks_kernel(result):
@@ -250,7 +249,7 @@ def _run(
             key: array.astype(np.float32) if array.dtype == np.float64 else array
             for key, array in case.arrays.items()
         }
-        _save(folder / "inputs.npz", floats)
+        save_inputs(folder / "inputs.npz", floats)
         twin_job = {**job, "original": twins[0], "rewritten": twins[1]}
         result = _child(twin_job, folder)
         if "error" not in result or result["error"]["stage"] == "rewritten":
@@ -259,14 +258,6 @@ def _run(
             return verdict(result, "")
         result = _child({**twin_job, "evaluator": "reference"}, folder)
         return verdict(result, "the reference evaluator of onnx, on float32 twins of both models")
-
-
-def _save(path: Path, arrays: Mapping[str, Array]) -> None:
-    # Entries are written one by one: an input may be called as an argument of numpy.savez.
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, array in arrays.items():
-            with archive.open(f"{name}.npy", "w", force_zip64=True) as stream:
-                np.lib.format.write_array(stream, array, allow_pickle=False)
 
 
 def _lacks_kernel(result: Mapping[str, Any]) -> bool:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from engines.errors import EngineError, RunError
-from engines.onnxruntime_cpu import open_session
+from engines.onnxruntime_engine import open_session
 from patchconv_deploy.comparison import Seam, compare_output
 
 __all__ = ["main"]

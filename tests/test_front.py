@@ -30,9 +30,8 @@ from patchconv_deploy import (
     VerificationError,
     convert_model,
     rewrite,
-    verification,
 )
-from rewriters.rewrite import Outcome
+from rewriters.rewrite import Outcome, rewrite_model
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -211,9 +210,7 @@ def test_an_unknown_custom_operator_is_bad_input(tmp_path: Path) -> None:
 
 def test_a_mismatch_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A rewriter that breaks the model is caught, and the old output stays."""
-    import patchconv_deploy.api as api
-
-    real = api.rewrite_model
+    real = rewrite_model
 
     def broken(*arguments: Any) -> Outcome:
         """Let the second window begin where the first one does."""
@@ -223,7 +220,7 @@ def test_a_mismatch_writes_nothing(path: Path, monkeypatch: pytest.MonkeyPatch) 
         second.input.extend(first.input)
         return outcome
 
-    monkeypatch.setattr(api, "rewrite_model", broken)
+    monkeypatch.setattr("patchconv_deploy.api.rewrite_model", broken)
     out = path.parent / "model.patched.onnx"
     out.write_bytes(b"what stood there")
     with pytest.raises(VerificationError, match="does not compute the same"):
@@ -328,7 +325,7 @@ def test_a_killed_runtime_is_reported_not_fatal(
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr(verification.sys, "executable", str(script))
+    monkeypatch.setattr("patchconv_deploy.verification.sys.executable", str(script))
     result = rewrite(path, min_elements=0)
     assert "SIGKILL" in result.report.verification["reason"]
     assert result.path is not None
@@ -341,7 +338,7 @@ def test_a_model_that_does_not_fit_is_not_run(path: Path, monkeypatch: pytest.Mo
     class Little:
         available = 1000
 
-    monkeypatch.setattr(verification.psutil, "virtual_memory", Little)
+    monkeypatch.setattr("patchconv_deploy.verification.psutil.virtual_memory", Little)
     result = rewrite(path, min_elements=0)
     assert not result.report.verification["ran"]
     assert "GiB" in result.report.verification["reason"]

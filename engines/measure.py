@@ -1,0 +1,263 @@
+"""Measure models side by side: peak memory and time, each model in a fresh process.
+
+All models are open at once, each in its own process, and run in turn, round after round: what
+slows the machine down slows all of them, and the ratio is taken round by round. The peak is the
+process's resident high-water mark above its level before the first run (`engines.memory_probe`);
+the runtime's own figure comes from one more fresh process, since profiling costs time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engines import errors
+from engines.errors import EngineError, RunError
+from engines.onnxruntime_engine import OrtOptions
+
+__all__ = ["Job", "Measurement", "Spread", "cpu_name", "measure"]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A model and the file that holds its inputs (.npz)."""
+
+    model: Path
+    inputs: Path
+
+
+@dataclass(frozen=True, slots=True)
+class Spread:
+    """Median, least and largest of several figures."""
+
+    median: float
+    min: float
+    max: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """Return the spread of at least one figure."""
+        return cls(statistics.median(values), min(values), max(values))
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """What was measured of one model.
+
+    Attributes:
+        model: The file.
+        engine: "onnxruntime".
+        version: Its version.
+        device: The processor.
+        providers: The providers really in use.
+        options: Every option of the session.
+        runs: Number of timed runs, after one that is not timed.
+        peak_bytes: Resident high-water mark above the level before the first run, over all runs.
+        runtime_peak_bytes: The runtime's own figure; None where it keeps none (no arena).
+        input_bytes: Bytes of all inputs; not in ``peak_bytes``, they are there before.
+        output_bytes: Bytes of all outputs; in ``peak_bytes``.
+        latency_s: Seconds per run.
+        ratio: Time over the first model's, round by round.
+        date: When, UTC.
+        error: Why there are no figures; empty if there are.
+    """
+
+    model: str
+    engine: str = "onnxruntime"
+    version: str = ""
+    device: str = ""
+    providers: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
+    runs: int = 0
+    peak_bytes: int | None = None
+    runtime_peak_bytes: int | None = None
+    input_bytes: int | None = None
+    output_bytes: int | None = None
+    latency_s: Spread | None = None
+    ratio: Spread | None = None
+    date: str = ""
+    error: str = ""
+
+
+def cpu_name() -> str:
+    """Return the processor's name and its number of cores in use."""
+    name = platform.processor() or platform.machine()
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                name = line.partition(":")[2].strip()
+                break
+    except OSError:
+        pass
+    return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+class _Child:
+    """A measuring process; what it cannot answer becomes an `EngineError`."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self._process = process
+
+    def ask(self, **command: Any) -> dict[str, Any]:
+        process = self._process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            process.stdin.write(json.dumps(command) + "\n")
+            process.stdin.flush()
+            line = process.stdout.readline()
+        except BrokenPipeError:
+            line = ""
+        if not line:
+            raise RunError(_obituary(process.wait(), command["do"]))
+        answer: dict[str, Any] = json.loads(line)
+        if "error" in answer:
+            raise getattr(errors, answer["kind"], EngineError)(answer["error"])
+        return answer
+
+
+def _obituary(code: int, doing: str) -> str:
+    what = {"open": "opened", "run": "ran", "profile": "was profiled"}.get(doing, doing)
+    if code < 0:
+        name = signal.Signals(-code).name
+        hint = " (likely out of memory)" if name in ("SIGKILL", "SIGABRT") else ""
+        return f"the process was ended by {name} while the model {what}{hint}"
+    return f"the process ended with code {code} while the model {what}"
+
+
+@contextmanager
+def _child() -> Iterator[_Child]:
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    process = subprocess.Popen(
+        # -P: a folder the user stands in must not provide modules.
+        [sys.executable, "-P", "-m", "engines.measure_child"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+    try:
+        yield _Child(process)
+    finally:
+        for stream in (process.stdin, process.stdout):
+            if stream is not None:
+                stream.close()
+        process.terminate()
+        process.wait()
+
+
+def measure(
+    jobs: Sequence[Job],
+    options: OrtOptions,
+    *,
+    runs: int = 5,
+    memory_limit: int | None = None,
+) -> list[Measurement]:
+    """Measure models under ONNX Runtime, the first as the one others are compared with.
+
+    Args:
+        jobs: Models and their inputs.
+        options: Session options, the same for all.
+        runs: Timed runs of each, at least 1; one more comes before, untimed but in the peak.
+        memory_limit: Address space of each process in bytes, None for no limit.
+
+    Returns:
+        One measurement per model; one that crashed or ran out of memory says so in ``error``.
+
+    Raises:
+        EngineMissing: ONNX Runtime is not installed.
+        DeviceMissing: The provider cannot be used here.
+    """
+    settings = asdict(options)
+    failed: dict[int, str] = {}
+    opened: dict[int, dict[str, Any]] = {}
+    seconds: dict[int, list[float]] = {number: [] for number in range(len(jobs))}
+    finished: dict[int, dict[str, Any]] = {}
+    with ExitStack() as stack:
+        children = [stack.enter_context(_child()) for _ in jobs]
+
+        def ask(number: int, **command: Any) -> dict[str, Any] | None:
+            if number in failed:
+                return None
+            try:
+                return children[number].ask(**command)
+            except (errors.EngineMissing, errors.DeviceMissing):
+                raise
+            except EngineError as error:
+                failed[number] = str(error)
+                return None
+
+        for number, job in enumerate(jobs):
+            answer = ask(
+                number,
+                do="open",
+                model=str(job.model),
+                inputs=str(job.inputs),
+                options=settings,
+                memory_limit=memory_limit,
+            )
+            opened[number] = answer or {}
+        for turn in range(runs + 1):
+            for number in range(len(jobs)):
+                answer = ask(number, do="run")
+                if answer is not None and turn:
+                    seconds[number].append(answer["seconds"])
+        for number in range(len(jobs)):
+            finished[number] = ask(number, do="finish") or {}
+    date = datetime.now(UTC).isoformat(timespec="seconds")
+    results = []
+    for number, job in enumerate(jobs):
+        common: dict[str, Any] = {
+            "model": str(job.model),
+            "device": cpu_name(),
+            "options": settings,
+            "date": date,
+            "version": opened[number].get("version", ""),
+            "providers": tuple(opened[number].get("providers", ())),
+        }
+        if number in failed:
+            results.append(Measurement(**common, error=failed[number]))
+            continue
+        figures = {key: finished[number][key] for key in ("peak_bytes", "input_bytes")}
+        pairs = [a / b for a, b in zip(seconds[number], seconds[0], strict=False)]
+        results.append(
+            Measurement(
+                **common,
+                **figures,
+                output_bytes=finished[number]["output_bytes"],
+                runs=runs,
+                runtime_peak_bytes=_runtime_peak(job, settings, runs),
+                latency_s=Spread.of(seconds[number]),
+                ratio=Spread.of(pairs) if pairs else None,
+            )
+        )
+    return results
+
+
+def _runtime_peak(job: Job, settings: Mapping[str, Any], runs: int) -> int | None:
+    with _child() as child:
+        try:
+            answer = child.ask(
+                do="profile",
+                model=str(job.model),
+                inputs=str(job.inputs),
+                options=settings,
+                runs=runs + 1,
+            )
+        except EngineError:
+            return None
+    found: int | None = answer["runtime_peak_bytes"]
+    return found

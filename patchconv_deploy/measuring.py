@@ -1,0 +1,118 @@
+"""``patchconv measure``: inputs for the models, figures from an engine, a table and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from engines.measure import Job, Measurement, measure
+from engines.onnxruntime_engine import OrtOptions
+from patchconv_deploy.inputs import make_inputs, save_inputs
+from patchconv_deploy.report import mebibytes
+from rewriters.graph import load, skeleton
+from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
+
+__all__ = ["measure_onnxruntime", "measurement_json", "print_measurements"]
+
+
+def model_inputs(
+    path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 0
+) -> dict[str, np.ndarray[Any, Any]]:
+    """Make seeded inputs for a model file.
+
+    Args:
+        path: The model.
+        shapes: Sizes of inputs with free dimensions; what is still free after that counts as
+            batch 1 and the nominal number of rows and columns.
+        seed: Seed of the random numbers.
+
+    Raises:
+        ModelError: The file is no model.
+        OptionError: A shape does not fit it.
+    """
+    loaded = load(path)
+    slim = skeleton(loaded)
+    known = {value.name for value in slim.graph.input}
+    fix_shapes(slim, {name: shape for name, shape in shapes.items() if name in known})
+    fix_shapes(slim, nominal_shapes(slim) if free_inputs(slim) else {})
+    return make_inputs(loaded.model, infer(slim), {}, seed)
+
+
+def measure_onnxruntime(
+    models: Sequence[Path],
+    options: OrtOptions,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int,
+    seed: int = 0,
+    memory_limit: int | None = None,
+) -> list[Measurement]:
+    """Measure model files side by side on seeded inputs.
+
+    Args:
+        models: The files; the first is what the others are compared with.
+        options: Session options.
+        shapes: Sizes of inputs with free dimensions.
+        runs: Timed runs of each.
+        seed: Seed of the inputs.
+        memory_limit: Address space of each measuring process, bytes.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
+        jobs = []
+        for number, model in enumerate(models):
+            file = Path(name) / f"inputs_{number}.npz"
+            save_inputs(file, model_inputs(model, shapes, seed))
+            jobs.append(Job(model, file))
+        return measure(jobs, options, runs=runs, memory_limit=memory_limit)
+
+
+def measurement_json(results: Sequence[Measurement]) -> dict[str, Any]:
+    """Return measurements as JSON-ready data; sizes in bytes, times in seconds."""
+    return {"results": [dataclasses.asdict(result) for result in results]}
+
+
+def print_measurements(results: Sequence[Measurement], console: Console) -> None:
+    """Print one row a model, each beside the first."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for name in ("peak MiB", "x first", "runtime's own MiB", "x first", "outputs MiB"):
+        table.add_column(name, justify="right")
+    for name in ("median s", "min .. max s", "time x first"):
+        table.add_column(name, justify="right")
+    first = results[0]
+    for result in results:
+        if result.error or result.latency_s is None:
+            table.add_row(escape(result.model), f"[red]failed[/]: {escape(result.error)}")
+            continue
+        table.add_row(
+            escape(result.model),
+            mebibytes(result.peak_bytes),
+            _over(result.peak_bytes, first.peak_bytes),
+            mebibytes(result.runtime_peak_bytes) if result.runtime_peak_bytes else "-",
+            _over(result.runtime_peak_bytes, first.runtime_peak_bytes),
+            mebibytes(result.output_bytes),
+            f"{result.latency_s.median:.3f}",
+            f"{result.latency_s.min:.3f} .. {result.latency_s.max:.3f}",
+            "-" if result.ratio is None else f"{result.ratio.median:.2f}",
+        )
+    console.print(table)
+    found = next((result for result in results if not result.error), first)
+    shown = ", ".join(f"{name}={value}" for name, value in found.options.items())
+    console.print(
+        f"ONNX Runtime {found.version}, {', '.join(found.providers)}; {found.device}; "
+        f"{found.runs} runs; {shown}; {found.date}",
+        style="dim",
+        highlight=False,
+    )
+
+
+def _over(value: int | None, reference: int | None) -> str:
+    return "-" if not value or not reference else f"{value / reference:.2f}"
