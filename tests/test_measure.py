@@ -1,0 +1,167 @@
+"""Measuring under ONNX Runtime: what the figures are, and what happens when a model fails."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from engines.errors import DeviceMissing
+from engines.measure import Job, Measurement, measure
+from engines.memory_probe import high_water_bytes, reset_high_water, resident_bytes
+from engines.onnxruntime_engine import OrtOptions, open_session
+from patchconv_deploy.inputs import save_inputs
+
+ROOT = Path(__file__).resolve().parent.parent
+MIB = 1 << 20
+
+
+def _chain(folder: Path, side: int, layers: int = 3, channels: int = 16) -> Job:
+    """A chain of Conv 3x3 + Relu and its input."""
+    generator = np.random.default_rng(0)
+    nodes, weights, name, depth = [], [], "x", 3
+    for layer in range(layers):
+        kernel = generator.standard_normal((channels, depth, 3, 3)).astype(np.float32)
+        weights.append(numpy_helper.from_array(kernel, f"w{layer}"))
+        nodes += [
+            helper.make_node("Conv", [name, f"w{layer}"], [f"c{layer}"], pads=[1] * 4),
+            helper.make_node("Relu", [f"c{layer}"], [f"r{layer}"]),
+        ]
+        name, depth = f"r{layer}", channels
+    shape = [1, 3, side, side]
+    graph = helper.make_graph(
+        nodes,
+        "chain",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        weights,
+    )
+    model = folder / f"chain_{side}.onnx"
+    onnx.save(
+        helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), model
+    )
+    inputs = folder / f"chain_{side}.npz"
+    save_inputs(inputs, {"x": generator.standard_normal(shape).astype(np.float32)})
+    return Job(model, inputs)
+
+
+def test_the_high_water_mark_is_reset_and_sees_a_passing_allocation() -> None:
+    """40 MiB taken and given back show in the mark; after a reset they do not."""
+    reset_high_water()
+    base = resident_bytes()
+    block = np.ones(40 * MIB, np.uint8)
+    del block
+    assert high_water_bytes() - base > 35 * MIB
+    reset_high_water()
+    assert high_water_bytes() - resident_bytes() < 10 * MIB
+
+
+def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
+    """Twice the side is four times the memory; inputs and outputs are counted apart."""
+    small, large = _chain(tmp_path, 256), _chain(tmp_path, 512)
+    found = measure([small, large], OrtOptions(threads=2), runs=2)
+    assert [result.error for result in found] == ["", ""]
+    # Two live tensors of 16 channels are 8 and 32 MiB.
+    peaks = [result.peak_bytes or 0 for result in found]
+    assert 8 * MIB < peaks[0] < 40 * MIB
+    assert 2.5 < peaks[1] / peaks[0] < 6
+    assert [result.input_bytes for result in found] == [3 * s * s * 4 for s in (256, 512)]
+    assert [result.output_bytes for result in found] == [16 * s * s * 4 for s in (256, 512)]
+    assert found[1].runtime_peak_bytes is not None
+    assert found[1].latency_s is not None
+    assert found[1].latency_s.min <= found[1].latency_s.median <= found[1].latency_s.max
+    assert found[0].ratio is not None
+    assert found[0].ratio.median == 1
+    assert found[1].ratio is not None
+    assert found[1].ratio.median > 1.5
+    assert found[1].providers == ("CPUExecutionProvider",)
+    assert found[1].options["arena"] is True
+
+
+def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
+    """Asked for CUDA on a machine without, nothing falls back to the CPU."""
+    with pytest.raises(DeviceMissing, match="CUDA"):
+        measure([_chain(tmp_path, 64)], OrtOptions(provider="cuda"), runs=1)
+    with (
+        pytest.raises(DeviceMissing, match="CUDA"),
+        open_session(_chain(tmp_path, 64).model, OrtOptions(provider="cuda")),
+    ):
+        pass
+
+
+def test_running_out_of_memory_is_reported_and_survived(tmp_path: Path) -> None:
+    """One process hits its limit; the other's figures stand, the parent goes on."""
+    small, large = _chain(tmp_path, 64), _chain(tmp_path, 1024, layers=4, channels=64)
+    found = measure([small, large], OrtOptions(threads=1), runs=1, memory_limit=700 * MIB)
+    assert found[0].error == ""
+    assert found[1].error
+    assert found[1].peak_bytes is None
+
+
+def test_a_crash_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The measuring process dies by a signal: the error names it."""
+    script = tmp_path / "python"
+    script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
+    script.chmod(0o755)
+    monkeypatch.setattr("engines.measure.sys.executable", str(script))
+    found: list[Measurement] = measure([_chain(tmp_path, 64)], OrtOptions(), runs=1)
+    assert "SIGKILL" in found[0].error
+
+
+def _command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "patchconv_deploy", "measure", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+
+
+def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
+    """Ratios to the first model, every option in the JSON."""
+    model = _chain(tmp_path, 128).model
+    target = tmp_path / "figures.json"
+    done = _command(model, model, "--runs", "1", "--no-arena", "--json", target)
+    assert done.returncode == 0, done.stderr
+    assert "x first" in done.stdout
+    results = json.loads(target.read_text())["results"]
+    assert len(results) == 2
+    assert set(results[0]) >= {
+        "model", "engine", "version", "device", "date", "options", "peak_bytes",
+        "runtime_peak_bytes", "latency_s", "input_bytes", "output_bytes",
+    }  # fmt: skip
+    assert results[0]["options"]["arena"] is False
+    assert results[0]["runtime_peak_bytes"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["{model}", "--provider", "cuda"], 2, "CUDA"),
+        (["{missing}"], 2, "no such file"),
+        (["{model}", "--shape", "x:1x3x9x9"], 2, "fixed to"),
+        (["{model}", "--memory-limit", "much"], 2, "not a size"),
+        (["{broken}"], 1, "failed"),
+    ],
+)
+def test_failures_have_their_exit_codes(
+    tmp_path: Path, arguments: list[str], code: int, words: str
+) -> None:
+    """2 for what is asked wrongly or cannot be had here, 1 for a model that fails."""
+    model = _chain(tmp_path, 64).model
+    broken = onnx.load(model)
+    broken.graph.node[0].op_type = "NoSuchOperator"
+    onnx.save(broken, tmp_path / "broken.onnx")
+    names = {"model": model, "missing": tmp_path / "none.onnx", "broken": tmp_path / "broken.onnx"}
+    done = _command(*(argument.format(**names) for argument in arguments))
+    assert done.returncode == code
+    assert words in done.stderr + done.stdout
+    assert "Traceback" not in done.stderr
