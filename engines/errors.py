@@ -3,14 +3,29 @@
 EngineError
   + EngineMissing     the runtime is not installed
   + DeviceMissing     the machine lacks what is asked for (a GPU, a driver)
+  + OptionError       an option that means nothing to this engine, or contradicts another
   + LoadError         the runtime refuses the model
   |   - NoKernel      it has no kernel for an operator at this element type
+  |   - ParseError    its parser refuses a node
+  + BuildError        no engine comes of the model
+  |   - WorkspaceError  a layer needs more memory than it may have
   + RunError          the model fails while it runs
 """
 
 from __future__ import annotations
 
-__all__ = ["DeviceMissing", "EngineError", "EngineMissing", "LoadError", "NoKernel", "RunError"]
+__all__ = [
+    "BuildError",
+    "DeviceMissing",
+    "EngineError",
+    "EngineMissing",
+    "LoadError",
+    "NoKernel",
+    "OptionError",
+    "ParseError",
+    "RunError",
+    "WorkspaceError",
+]
 
 
 class EngineError(Exception):
@@ -25,12 +40,44 @@ class DeviceMissing(EngineError):  # noqa: N818
     """The machine lacks what is asked for; the message names it."""
 
 
+class OptionError(EngineError):
+    """An option that means nothing to this engine, or contradicts another."""
+
+
 class LoadError(EngineError):
     """The runtime refuses the model."""
 
 
 class NoKernel(LoadError):  # noqa: N818
     """The runtime has no kernel for an operator at this element type."""
+
+
+class ParseError(LoadError):
+    """The parser refuses a node; the message names it.
+
+    Attributes:
+        nodes: Names of the refused nodes, as in the model's file.
+    """
+
+    def __init__(self, message: str, nodes: tuple[str, ...] = ()) -> None:
+        super().__init__(message)
+        self.nodes = nodes
+
+
+class BuildError(EngineError):
+    """No engine comes of the model."""
+
+
+class WorkspaceError(BuildError):
+    """A layer needs more memory than it may have; the message says what to do.
+
+    Attributes:
+        layer: The layer, as the builder calls it.
+    """
+
+    def __init__(self, message: str, layer: str = "") -> None:
+        super().__init__(message)
+        self.layer = layer
 
 
 class RunError(EngineError):

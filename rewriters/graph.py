@@ -7,7 +7,7 @@ shapes on whatever the model's size.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -42,7 +42,7 @@ KNOWN_DOMAINS = frozenset(
 # Tensors above this many bytes hold weights, not shapes: analysis never needs their values.
 _WEIGHT_BYTES = 4096
 _PROTOBUF_LIMIT = 2**31 - 1
-_UNKNOWN_DOMAIN = "patchconv.unknown"
+UNKNOWN_DOMAIN = "patchconv.unknown"
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,10 +84,30 @@ def load(path: Path) -> Loaded:
         raise ModelError(f"{path}: not an ONNX model, or truncated") from error
     if not model.HasField("graph") or not model.ir_version or not model.opset_import:
         raise ModelError(f"{path}: not an ONNX model, or truncated (no graph or no opset)")
+    if not _is_text(model):
+        raise ModelError(f"{path}: damaged: it holds a name that is not UTF-8 text")
     for tensor in tensors(model):
         if is_external(tensor):
             external_range(tensor, path.parent)
     return Loaded(model, path.parent)
+
+
+def _is_text(message: Message) -> bool:
+    """Tell whether every string is UTF-8; protobuf hands others out as bytes."""
+    if isinstance(message, onnx.TensorProto):
+        own: tuple[Any, ...] = (message.name, message.doc_string)
+        parts: Iterable[Any] = (*message.external_data, *message.metadata_props)
+        return all(isinstance(text, str) for text in own) and all(map(_is_text, parts))
+    for descriptor, value in message.ListFields():
+        if descriptor.message_type is None and descriptor.type != descriptor.TYPE_STRING:
+            continue
+        for part in value if descriptor.is_repeated else (value,):
+            if isinstance(part, Message):
+                if not _is_text(part):
+                    return False
+            elif not isinstance(part, str):
+                return False
+    return True
 
 
 def opset_of(model: onnx.ModelProto) -> int:
@@ -303,13 +323,13 @@ def _slim_node(source: onnx.NodeProto, target: onnx.NodeProto, folder: Path | No
 
 def _slim_tensor(source: onnx.TensorProto, target: onnx.TensorProto, folder: Path | None) -> None:
     external = is_external(source)
+    if not external:
+        _check_length(source)
     if not external and source.ByteSize() <= _WEIGHT_BYTES:
         target.CopyFrom(source)
         return
     target.name, target.data_type = source.name, source.data_type
     target.dims.extend(source.dims)
-    if not external:
-        _check_length(source)
     if external and folder is not None:
         where = external_range(source, folder)
         if where.length <= _WEIGHT_BYTES:
@@ -384,8 +404,8 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
         labels = {label for label, _ in unknown}
         for node in slim.graph.node:
             if node_label(node) in labels:
-                node.domain = _UNKNOWN_DOMAIN
-        slim.opset_import.add(domain=_UNKNOWN_DOMAIN, version=1)
+                node.domain = UNKNOWN_DOMAIN
+        slim.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
     for tensor in tensors(slim):
         # Weights without their bytes: to the checker they are empty, whatever their shape.
         if is_external(tensor) or not _has_data(tensor):
@@ -399,6 +419,7 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
             value.type.tensor_type.shape.SetInParent()
     try:
         onnx.checker.check_model(slim)
-    except onnx.checker.ValidationError as error:
+    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
+        # ValueError: a message that quotes a name which is not UTF-8 cannot even be raised.
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise ModelError(f"not a valid ONNX model: {reason}") from error

@@ -14,14 +14,14 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import count as count_from
 
 import onnx
 import onnx.version_converter
 
 from rewriters.emission import emit
-from rewriters.errors import ModelError, OptionError
+from rewriters.errors import OptionError
 from rewriters.fragment import Fragment, NameScheme, drop_unused_value_info, splice
 from rewriters.graph import (
     Index,
@@ -195,9 +195,8 @@ def _upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     return converted
 
 
-def _analyse(loaded: Loaded, options: Options) -> _Analysis:
-    model = loaded.model
-    slim = skeleton(loaded)
+def _analyse(model: onnx.ModelProto, slim: onnx.ModelProto, options: Options) -> _Analysis:
+    """Analyse a model, given with its skeleton, which is changed in place."""
     checked = onnx.ModelProto()
     checked.CopyFrom(slim)
     check(checked, allow_custom_ops=options.allow_custom_ops)
@@ -232,7 +231,9 @@ def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int
     """
     slim = skeleton(loaded)
     fix_shapes(slim, shapes)
-    analysis = _analyse(Loaded(slim, loaded.folder), Options(allow_custom_ops=True))
+    model = onnx.ModelProto()
+    model.CopyFrom(slim)
+    analysis = _analyse(model, slim, Options(allow_custom_ops=True))
     found = analysis.peak(analysis.steps, {})
     return None if found.unknown else found.bytes
 
@@ -257,7 +258,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     if options.shapes:
         fix_shapes(model, options.shapes)
     report("analysing", 0, 1)
-    analysis = _analyse(Loaded(model, loaded.folder), options)
+    analysis = _analyse(model, skeleton(Loaded(model, loaded.folder)), options)
     if options.shapes:
         _declare_outputs(model, analysis.facts)
     before = analysis.peak(analysis.steps, {})
@@ -272,83 +273,104 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
 
     plans, refused = _plan(model, analysis, options, before.bytes, labels, sizes, report)
     if not plans:
-        return _with(unchanged, refused)
+        return replace(unchanged, refused=tuple(refused))
 
+    emitted = _emit(plans, model.graph, analysis, options, labels, report)
+    removed = _removed(plans, analysis.index)
+    after = _peak_after(analysis, {at: e.scored.get(e.form) for at, e in emitted.items()}, removed)
+    by_form = {
+        form: _peak_after(
+            analysis, {at: e.scored[form] for at, e in emitted.items()}, removed
+        ).bytes
+        for form in FORMS
+        if all(form in e.scored for e in emitted.values())
+    }
+    report("splicing", 0, 1)
+    gone = {name for position in removed for name in model.graph.node[position].output}
+    done = tuple(
+        _describe(entry, model.graph.node[entry.plan.region.conv].op_type, labels, sizes)
+        for entry in emitted.values()
+    )
+    splice(model, {at: entry.fragment for at, entry in emitted.items()}, removed)
+    drop_unused_value_info(model.graph, gone - {plan.region.output for plan in plans})
+    recorded = [(e.plan, e.form, r.nodes) for e, r in zip(emitted.values(), done, strict=True)]
+    entry = model.metadata_props.add()
+    entry.key, entry.value = METADATA_KEY, plan_json(recorded)
+    check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
+    index(model)
+    return Outcome(model, done, tuple(refused), before, after, by_form, analysis.assumed, sizes)
+
+
+@dataclass(frozen=True)
+class _Emitted:
+    """A region as it will stand in the model, and as it was weighed.
+
+    Attributes:
+        plan: The plan.
+        form: The form that was taken.
+        fragment: The nodes that take the region's place.
+        scored: Per form its nodes at assumed sizes; empty where sizes are unknown.
+        peaks: Per form its predicted peak, bytes.
+    """
+
+    plan: RegionPlan
+    form: str
+    fragment: Fragment
+    scored: Mapping[str, Fragment]
+    peaks: Mapping[str, int]
+
+
+def _emit(
+    plans: Sequence[RegionPlan],
+    graph: onnx.GraphProto,
+    analysis: _Analysis,
+    options: Options,
+    labels: Mapping[int, str],
+    report: Progress,
+) -> dict[int, _Emitted]:
+    """Emit every planned region; the keys are the positions the fragments stand at."""
     names = NameScheme.avoiding(analysis.index.names)
-    done: list[Rewritten] = []
-    fragments: dict[int, Fragment] = {}
-    scored: dict[str, dict[int, Fragment]] = {form: {} for form in FORMS}
-    entries: list[tuple[RegionPlan, str, tuple[str, ...]]] = []
+    emitted = {}
     for number, plan in enumerate(plans):
         if number % 64 == 0:
             report("emitting", number, len(plans))
         base = labels[plan.region.conv]
-        at = plan.region.nodes[-1]
-        candidates_ = _score(plan, model.graph, analysis, names, base, options)
-        for form, (fragment, _) in candidates_.items():
-            scored[form][at] = fragment
-        form, fragment = _choose(plan, candidates_, model.graph, analysis, names, base, options)
-        fragments[at] = fragment
-        node_labels = tuple(labels[p] for p in plan.region.nodes)
-        entries.append((plan, form, node_labels))
-        known = plan.tiling if plan.tiling is not None else None
-        done.append(
-            Rewritten(
-                nodes=node_labels,
-                op_type=model.graph.node[plan.region.conv].op_type,
-                form=form,
-                axis=plan.region.axis,
-                splits=plan.splits,
-                recompute=None if known is None else recompute_of(plan.extent, known),
-                seams=() if known is None else known.seams,
-                rows=None if known is None else plan.extent.rows,
-                size=sizes[base],
-                peak_by_form={f: local for f, (_, local) in candidates_.items()},
-                notes=plan.notes,
-            )
-        )
-    removed = _removed(plans, analysis.index)
-    chosen = {at: scored[entry[1]].get(at) for at, entry in zip(fragments, entries, strict=True)}
-    after = _peak_after(analysis, chosen, removed)
-    by_form = {
-        form: _peak_after(analysis, scored[form], removed).bytes
-        for form in FORMS
-        if len(scored[form]) == len(plans)
-    }
-    report("splicing", 0, 1)
-    gone = {n for p in removed for n in model.graph.node[p].output}
-    kept = {plan.region.output for plan in plans}
-    splice(model, fragments, removed)
-    drop_unused_value_info(model.graph, gone - kept)
-    onnx.helper.set_model_props(
-        model,
-        {entry.key: entry.value for entry in model.metadata_props}
-        | {METADATA_KEY: plan_json(entries)},
-    )
-    check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
-    index(model)
-    return Outcome(
-        model,
-        tuple(done),
-        tuple(refused),
-        before,
-        after,
-        by_form,
-        analysis.assumed,
-        sizes,
-    )
+        weighed = _score(plan, graph, analysis, names, base, options)
+        scored = {form: fragment for form, (fragment, _) in weighed.items()}
+        peaks = {form: local for form, (_, local) in weighed.items()}
+        form = options.form if options.form != "auto" else _lowest(peaks)
+        if analysis.sizing is analysis.facts and form in scored:
+            fragment = scored[form]
+        else:
+            fragment = emit(plan, form, graph, analysis.facts, analysis.opset, names, base)
+        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, fragment, scored, peaks)
+    return emitted
 
 
-def _with(outcome: Outcome, refused: Sequence[Refusal]) -> Outcome:
-    return Outcome(
-        outcome.model,
-        (),
-        tuple(refused),
-        outcome.before,
-        outcome.after,
-        {},
-        outcome.assumed,
-        outcome.sizes,
+def _lowest(peaks: Mapping[str, int]) -> str:
+    """Return the form with the lower predicted peak, `sequential` where they are equal or unknown.
+
+    `sequential` holds no stack of all windows, so it is the safer guess where sizes are unknown.
+    """
+    return min(peaks, key=lambda form: (peaks[form], form != "sequential"), default="sequential")
+
+
+def _describe(
+    emitted: _Emitted, op_type: str, labels: Mapping[int, str], sizes: Mapping[str, ConvSize]
+) -> Rewritten:
+    plan, tiling = emitted.plan, emitted.plan.tiling
+    return Rewritten(
+        nodes=tuple(labels[position] for position in plan.region.nodes),
+        op_type=op_type,
+        form=emitted.form,
+        axis=plan.region.axis,
+        splits=plan.splits,
+        recompute=None if tiling is None else recompute_of(plan.extent, tiling),
+        seams=() if tiling is None else tiling.seams,
+        rows=None if tiling is None else plan.extent.rows,
+        size=sizes[labels[plan.region.conv]],
+        peak_by_form=emitted.peaks,
+        notes=plan.notes,
     )
 
 
@@ -382,41 +404,52 @@ def _plan(
     plans: list[RegionPlan] = []
     refused: list[Refusal] = []
     positions = list(candidates(model.graph))
-    taken: set[int] = set()
     for number, position in enumerate(positions):
         if number % 64 == 0:
             report("planning", number, len(positions))
         label = labels[position]
-        refusal = select(label, sizes[label], before, options.selection)
-        if refusal is None and analysis.opset < _OLDEST_OPSET:
-            refusal = Refusal(
-                label,
-                f"opset {analysis.opset} is older than {_OLDEST_OPSET}; convert it with "
-                "--upgrade-opset 13",
-                "opset-too-old",
-            )
-        if refusal is None:
-            found = find_region(
-                analysis.index, analysis.facts, analysis.opset, position, options.axis
-            )
-            if isinstance(found, Region):
-                dims = analysis.facts.dims.get(found.input)
-                rows = dims[found.axis] if dims is not None and len(dims) == found.rank else None
-                planned = plan_region(found, rows, options.splits, analysis.opset)
-                if isinstance(planned, RegionPlan) and not taken & set(found.nodes[1:]):
-                    taken.update(found.nodes[1:])
-                    plans.append(planned)
-                    continue
-                found = (
-                    planned
-                    if isinstance(planned, Refusal)
-                    else Refusal(label, "its nodes are part of another region", "overlap")
-                )
-            refusal = Refusal(label, found.reason, found.code)
-        refused.append(refusal)
+        found = select(label, sizes[label], before, options.selection) or _plan_one(
+            analysis, options, position
+        )
+        if isinstance(found, RegionPlan):
+            plans.append(found)
+        else:
+            refused.append(replace(found, node=label))
     for inner, place in convolutions_in_bodies(model):
         refused.append(Refusal(inner, f"it lies in {place}", "in-subgraph"))
     return plans, refused
+
+
+def _plan_one(analysis: _Analysis, options: Options, position: int) -> RegionPlan | Refusal:
+    """Plan the region around one convolution that was selected."""
+    if analysis.opset < _OLDEST_OPSET:
+        return Refusal(
+            "",
+            f"opset {analysis.opset} is older than {_OLDEST_OPSET}; convert it with "
+            "--upgrade-opset 13",
+            "opset-too-old",
+        )
+    region = find_region(analysis.index, analysis.facts, analysis.opset, position, options.axis)
+    if isinstance(region, Refusal):
+        return region
+    rows = _rows(analysis.facts, region, region.input)
+    plan = plan_region(region, rows, options.splits, analysis.opset)
+    if isinstance(plan, RegionPlan) and plan.tiling is not None:
+        inferred = _rows(analysis.facts, region, region.output)
+        if inferred not in (None, plan.extent.rows):
+            return Refusal(
+                "",
+                f"shape inference gives it {inferred} output rows, its own arithmetic "
+                f"{plan.extent.rows}",
+                "not-provable",
+            )
+    return plan
+
+
+def _rows(shapes: Shapes, region: Region, name: str) -> int | None:
+    """Return the size of a region's tensor along the tiled axis, None if it is unknown."""
+    dims = shapes.dims.get(name)
+    return dims[region.axis] if dims is not None and len(dims) == region.rank else None
 
 
 def _score(
@@ -433,8 +466,7 @@ def _score(
     """
     region = plan.region
     if plan.tiling is None:
-        dims = analysis.sizing.dims.get(region.input)
-        rows = dims[region.axis] if dims is not None and len(dims) == region.rank else None
+        rows = _rows(analysis.sizing, region, region.input)
         if rows is None:
             return {}
         sized = plan_region(region, rows, plan.splits, analysis.opset)
@@ -454,27 +486,6 @@ def _score(
             return {}
         result[form] = (fragment, found.bytes)
     return result
-
-
-def _choose(
-    plan: RegionPlan,
-    scored: Mapping[str, tuple[Fragment, int]],
-    graph: onnx.GraphProto,
-    analysis: _Analysis,
-    names: NameScheme,
-    base: str,
-    options: Options,
-) -> tuple[str, Fragment]:
-    """Return the form with the lower predicted peak, `sequential` where they are equal or unknown.
-
-    `sequential` holds no stack of all windows, so it is the safer guess where sizes are unknown.
-    """
-    form = options.form
-    if form == "auto":
-        form = min(scored, key=lambda f: (scored[f][1], f != "sequential")) if scored else FORMS[1]
-    if analysis.sizing is analysis.facts and form in scored:
-        return form, scored[form][0]
-    return form, emit(plan, form, graph, analysis.facts, analysis.opset, names, base)
 
 
 def _removed(plans: Sequence[RegionPlan], found: Index) -> set[int]:
@@ -526,15 +537,3 @@ def _declare_outputs(model: onnx.ModelProto, facts: Shapes) -> None:
         for dim, size in zip(tensor.shape.dim, known, strict=True):
             if size is not None:
                 dim.dim_value = size
-
-
-def require_valid(loaded: Loaded) -> None:
-    """Check a model.
-
-    Raises:
-        ModelError: It is not valid, or a node reads what is made after it.
-    """
-    if not isinstance(loaded.model, onnx.ModelProto):
-        raise ModelError("not an ONNX model")
-    check(skeleton(loaded))
-    index(loaded.model)

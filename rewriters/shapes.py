@@ -16,7 +16,8 @@ import onnx.shape_inference
 
 from rewriters.errors import OptionError
 from rewriters.external_data import BITS
-from rewriters.operators import Shape
+from rewriters.graph import UNKNOWN_DOMAIN, attributes
+from rewriters.operators import Record, Shape, read_convolution
 
 __all__ = ["Shapes", "fix_shapes", "free_inputs", "infer", "nominal_shapes", "required_inputs"]
 
@@ -192,6 +193,7 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool
                 negative = dim.HasField("dim_value") and dim.dim_value < 0
                 if negative or (dim.HasField("dim_param") and dim.dim_param in _ANONYMOUS):
                     dim.Clear()
+    _write_out_padding(slim)
     declared = list(slim.graph.value_info)
     bare = onnx.ModelProto()
     bare.CopyFrom(slim)
@@ -207,6 +209,40 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool
     if not estimate:
         dims = {name: (None,) * len(shape) for name, shape in dims.items()}
     return Shapes({**dims, **derived.dims}, {**believed.elements, **derived.elements})
+
+
+def _write_out_padding(model: onnx.ModelProto) -> None:
+    """Write ConvTranspose's SAME padding out as pads, in place, where output_padding is given.
+
+    SAME fixes the output at input x stride; onnx's inference adds output_padding on top of that.
+    """
+    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    guessed = False
+    for node in model.graph.node:
+        if node.op_type != "ConvTranspose" or node.domain not in ("", "ai.onnx"):
+            continue
+        shapes = (None, weights.get(node.input[1]))
+        conv = read_convolution(Record(node.op_type, 1, attributes(node), shapes))
+        if isinstance(conv, str):
+            # Its size is anyone's guess: inference goes on behind it with what it does know.
+            node.domain, guessed = UNKNOWN_DOMAIN, True
+            continue
+        if not conv.auto_pad.startswith("SAME"):
+            continue
+        if conv.output_shape is not None or not any(conv.output_padding):
+            continue
+        totals = [
+            max(0, conv.reach(i) + conv.output_padding[i] - conv.strides[i])
+            for i in range(conv.rank)
+        ]
+        kept = [a for a in node.attribute if a.name not in ("auto_pad", "pads")]
+        # Which side is cropped more does not matter to the output's size.
+        kept.append(onnx.helper.make_attribute("pads", [*totals, *(0 for _ in totals)]))
+        kept = [onnx.AttributeProto.FromString(a.SerializeToString()) for a in kept]
+        del node.attribute[:]
+        node.attribute.extend(kept)
+    if guessed:
+        model.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
 
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -43,7 +45,7 @@ def test_tolerance_follows_the_element_type(dtype: type) -> None:
     """Half of a type's tolerance passes and twice of it fails."""
     from patchconv_deploy.comparison import TOLERANCES
 
-    reference = np.ones((4, 4), dtype)
+    reference: np.ndarray[Any, Any] = np.ones((4, 4), dtype)
     share = TOLERANCES[np.dtype(dtype).name]
     for factor, passes in ((0.5, True), (2.5, False)):
         other = (reference * dtype(1 + factor * share)).astype(dtype)

@@ -26,9 +26,9 @@ from onnxruntime.capi.onnxruntime_pybind11_state import (
     EPFail,
     Fail,
     InvalidArgument,
-    NotImplemented,
     RuntimeException,
 )
+from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotInRuntime
 
 from tests.oracle import (
     Array,
@@ -46,7 +46,7 @@ from tests.oracle import (
     value,
 )
 
-_REFUSED_BY_ORT = (EPFail, Fail, InvalidArgument, NotImplemented, RuntimeException)
+_REFUSED_BY_ORT = (EPFail, Fail, InvalidArgument, NotInRuntime, RuntimeException)
 _NAMES = {1: ("height", "width", "depth"), 2: ("height", "width"), 3: ("height", "width", "depth")}
 _FROM_END = {"width": 1, "height": 2, "depth": 3}
 _OPSETS = (9, 10, 11, 12, 13, 14, 15, 16, 17, 18, 19, 20, 21, 22)
@@ -287,7 +287,8 @@ def _check(case: Case, seen: Counter[str]) -> None:
         seen["onnxruntime"] += len(feeds)
     except _REFUSED_BY_ORT as error:
         # ONNX Runtime refuses the original: the reference evaluator runs the rewritten one.
-        assert "dilation" in str(error).lower() or "kernel" in str(error).lower(), error
+        if "Dilation not supported for AutoPadType::SAME" not in str(error):
+            raise
         uncut = [right.astype(np.float32) for right in expected]
         run = oracle_session(outcome.model)
         seen["oracle alone"] += len(feeds)
@@ -297,9 +298,10 @@ def _check(case: Case, seen: Counter[str]) -> None:
         if second is None:
             assert np.array_equal(whole, right), "ONNX Runtime on the original against the oracle"
         else:
-            assert np.array_equal(second.run(None, {"x": x})[0], right)
+            (again,) = second.run(None, {"x": x})
+            assert np.array_equal(again, right)
             seen["undefined"] += 1
-        cut = run.run(None, {"x": x})[0]
+        cut: Array = run.run(None, {"x": x})[0]
         assert cut.dtype == whole.dtype
         assert cut.shape == whole.shape, (x.shape, cut.shape, whole.shape)
         assert np.array_equal(cut, whole), f"wrong rows at {x.shape}"
@@ -319,7 +321,7 @@ def _run(strategy: st.SearchStrategy[Case], examples: int) -> Counter[str]:
     return seen
 
 
-# Examples per test, and the least number of outputs compared in it; in all above 9,000.
+# Examples per test, and the least number of outputs compared in it; in all 8,000 or more.
 _EXAMPLES = 1500
 _COMPARED = {
     ("Conv", False): 1000,
@@ -378,10 +380,10 @@ def _chains(draw: st.DrawFn) -> tuple[onnx.ModelProto, list[Array], int, str]:
     sizes = [(1, first, *(draw(st.integers(22, 40)) for _ in range(2)))] * (3 if dynamic else 1)
     if dynamic:
         sizes = [(n + 1, first, h + n, w) for n, (_, _, h, w) in enumerate(sizes)]
-    shape = ["n", first, "h", "w"] if dynamic else sizes[0]
+    spelled: list[int | str] = ["n", first, "h", "w"] if dynamic else [*sizes[0]]
     model = make_model(
         nodes,
-        [value("t0", shape)],
+        [value("t0", spelled)],
         [value("t3", [None] * 4)],
         weights,
         opset=draw(st.sampled_from((11, 13, 18))),
@@ -492,8 +494,8 @@ def test_other_element_types(name: str, free: bool, op: str, form: str) -> None:
     element, dtype, most = _ELEMENTS[name]
     rng = np.random.default_rng(5)
     weight, bias = integers(rng, (4, 4, 3, 3), dtype, most), integers(rng, (4,), dtype, most)
-    attributes = {"strides": [2, 1], "pads": [1, 1, 1, 1]}
-    shape = ["n", 4, "h", 9] if free else [2, 4, 21, 9]
+    attributes: dict[str, Any] = {"strides": [2, 1], "pads": [1, 1, 1, 1]}
+    shape: list[int | str] = ["n", 4, "h", 9] if free else [2, 4, 21, 9]
     model = conv_model(shape, weight, bias, op=op, opset=22, element=element, **attributes)
     outcome = rewrite(model, splits=4, form=form)
     assert len(outcome.rewritten) == 1
@@ -520,7 +522,7 @@ def test_ordinary_numbers(op: str, form: str) -> None:
     rng = np.random.default_rng(11)
     weight = rng.standard_normal((64, 64, 3, 3)).astype(np.float32)
     x = rng.standard_normal((1, 64, 61, 17)).astype(np.float32)
-    attributes = {"pads": [1, 1, 1, 1], "strides": [1, 2]}
+    attributes: dict[str, Any] = {"pads": [1, 1, 1, 1], "strides": [1, 2]}
     model = conv_model([1, 64, 61, 17], weight, None, op=op, **attributes)
     outcome = rewrite(model, splits=5, form=form)
     (whole,), (cut,) = ort_run(model, {"x": x}), ort_run(outcome.model, {"x": x})
@@ -538,7 +540,7 @@ def test_ordinary_numbers(op: str, form: str) -> None:
 def test_spelling_of_each_opset(opset: int, free: bool, form: str) -> None:
     """Slice, Squeeze and Split are spelled as the opset has them, and a second rewrite is none."""
     rng = np.random.default_rng(1)
-    shape = ["n", 3, "h", "w"] if free else [1, 3, 20, 8]
+    shape: list[int | str] = ["n", 3, "h", "w"] if free else [1, 3, 20, 8]
     model = conv_model(shape, integers(rng, (4, 3, 3, 3)), opset=opset, pads=[1, 1, 1, 1])
     outcome = rewrite(model, splits=3, form=form)
     if free and opset < 10:

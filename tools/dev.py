@@ -84,7 +84,7 @@ def demo(environment: Environment) -> None:
     run([str(environment.scripts / command[0]), *command[1:], "--force"])
 
 
-def test(environment: Environment, more: list[str], *, slow: bool = False) -> None:
+def run_tests(environment: Environment, more: list[str], *, slow: bool = False) -> None:
     """Run the tests."""
     environment.prepare([*MODELS, *PUBLISHED])
     marker = ["-m", "slow"] if slow else []
@@ -122,7 +122,7 @@ def main() -> None:
     elif name == "lint":
         lint(Environment(folder / "test", "test,lint"))
     else:
-        test(Environment(folder / "test", "test,lint"), more, slow=name == "test-slow")
+        run_tests(Environment(folder / "test", "test,lint"), more, slow=name == "test-slow")
 
 
 if __name__ == "__main__":
