@@ -8,25 +8,24 @@ the runtime's own figure comes from one more fresh process, since profiling cost
 
 from __future__ import annotations
 
-import json
 import os
 import platform
-import signal
 import statistics
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from engines import errors
-from engines.errors import EngineError, RunError
+from engines.child import child_process
+from engines.errors import EngineError
 from engines.onnxruntime_engine import OrtOptions
 
 __all__ = ["Job", "Measurement", "Spread", "cpu_name", "measure"]
+
+_MODULE = "engines.measure_child"
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,62 +102,6 @@ def cpu_name() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
-class _Child:
-    """A measuring process; what it cannot answer becomes an `EngineError`."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-
-    def ask(self, **command: Any) -> dict[str, Any]:
-        process = self._process
-        assert process.stdin is not None
-        assert process.stdout is not None
-        try:
-            process.stdin.write(json.dumps(command) + "\n")
-            process.stdin.flush()
-            line = process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        if not line:
-            raise RunError(_obituary(process.wait(), command["do"]))
-        answer: dict[str, Any] = json.loads(line)
-        if "error" in answer:
-            raise getattr(errors, answer["kind"], EngineError)(answer["error"])
-        return answer
-
-
-def _obituary(code: int, doing: str) -> str:
-    what = {"open": "opened", "run": "ran", "profile": "was profiled"}.get(doing, doing)
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (likely out of memory)" if name in ("SIGKILL", "SIGABRT") else ""
-        return f"the process was ended by {name} while the model {what}{hint}"
-    return f"the process ended with code {code} while the model {what}"
-
-
-@contextmanager
-def _child() -> Iterator[_Child]:
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
-    process = subprocess.Popen(
-        # -P: a folder the user stands in must not provide modules.
-        [sys.executable, "-P", "-m", "engines.measure_child"],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env={**os.environ, "PYTHONPATH": path},
-    )
-    try:
-        yield _Child(process)
-    finally:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-        process.terminate()
-        process.wait()
-
-
 def measure(
     jobs: Sequence[Job],
     options: OrtOptions,
@@ -187,7 +130,7 @@ def measure(
     seconds: dict[int, list[float]] = {number: [] for number in range(len(jobs))}
     finished: dict[int, dict[str, Any]] = {}
     with ExitStack() as stack:
-        children = [stack.enter_context(_child()) for _ in jobs]
+        children = [stack.enter_context(child_process(_MODULE)) for _ in jobs]
 
         def ask(number: int, **command: Any) -> dict[str, Any] | None:
             if number in failed:
@@ -248,7 +191,7 @@ def measure(
 
 
 def _runtime_peak(job: Job, settings: Mapping[str, Any], runs: int) -> int | None:
-    with _child() as child:
+    with child_process(_MODULE) as child:
         try:
             answer = child.ask(
                 do="profile",

@@ -13,21 +13,19 @@ an open session with its inputs made.
 from __future__ import annotations
 
 import gc
-import json
-import os
 import resource
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import numpy as np
 
-from engines.errors import EngineError
+from engines.child import serve
 from engines.memory_probe import high_water_bytes, reset_high_water, resident_bytes
 from engines.onnxruntime_engine import OrtOptions, Session, open_session, runtime_peak
 
@@ -84,33 +82,18 @@ class _Worker:
         return {"runtime_peak_bytes": peak, "options": asdict(options)}
 
 
-def _serve(commands: TextIO, answers: TextIO) -> None:
-    with ExitStack() as stack:
-        worker = _Worker(stack)
-        verbs: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            "open": worker.open,
-            "run": worker.run,
-            "finish": worker.finish,
-            "profile": worker.profile,
-        }
-        for line in commands:
-            job = json.loads(line)
-            try:
-                answer = verbs[job["do"]](job)
-            except EngineError as error:
-                answer = {"error": str(error), "kind": type(error).__name__}
-            except MemoryError:
-                answer = {"error": "out of memory", "kind": "RunError"}
-            answers.write(json.dumps(answer) + "\n")
-            answers.flush()
-
-
 def main() -> int:
     """Serve until standard input ends."""
-    # A runtime may print; the answers keep standard output to themselves.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    _serve(sys.stdin, answers)
+    with ExitStack() as stack:
+        worker = _Worker(stack)
+        serve(
+            {
+                "open": worker.open,
+                "run": worker.run,
+                "finish": worker.finish,
+                "profile": worker.profile,
+            }
+        )
     return 0
 
 

@@ -156,6 +156,26 @@ class BuildOptions:
             "compute_capability": self.compute_capability,
         }
 
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> BuildOptions:
+        """Return the options that `as_json` wrote."""
+        profiles = tuple(
+            {
+                name: (tuple(shapes[0]), tuple(shapes[1]), tuple(shapes[2]))
+                for name, shapes in profile.items()
+            }
+            for profile in data["profiles"]
+        )
+        cache = data["timing_cache_file"]
+        return cls(
+            **{
+                **data,
+                "profiles": profiles,
+                "tactic_sources": tuple(data["tactic_sources"]),
+                "timing_cache_file": None if cache is None else Path(cache),
+            }
+        )
+
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)

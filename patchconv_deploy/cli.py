@@ -18,8 +18,9 @@ from rich.console import Console
 from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engines.errors import DeviceMissing, EngineError, EngineMissing
+from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
 from patchconv_deploy.api import default_output, rewrite
+from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_measure import measure_command
 from patchconv_deploy.cli_types import AxisType, ShapeType, stdout_console, write_text
 from patchconv_deploy.errors import PatchConvError
@@ -160,6 +161,7 @@ def patchconv() -> None:
 
 patchconv.add_command(rewrite_command)
 patchconv.add_command(measure_command)
+patchconv.add_command(build_command)
 
 
 def _run(command: click.Command) -> int:
@@ -185,7 +187,7 @@ def _run(command: click.Command) -> int:
         return fail(str(error), error.exit_code)
     except RewriterError as error:
         return fail(str(error), 2)
-    except (EngineMissing, DeviceMissing) as error:
+    except (EngineMissing, DeviceMissing, OptionError) as error:
         return fail(str(error), 2)
     except EngineError as error:
         return fail(str(error), 1)

@@ -10,13 +10,26 @@ import click
 
 from engines.onnxruntime_engine import PROVIDERS, OrtOptions
 from patchconv_deploy.cli_types import ShapeType, SizeType, stdout_console, write_text
-from patchconv_deploy.measuring import measure_onnxruntime, measurement_json, print_measurements
+from patchconv_deploy.measuring import (
+    measure_onnxruntime,
+    measure_with_tensorrt,
+    measurement_json,
+    print_measurements,
+    print_tensorrt,
+)
 
 __all__ = ["measure_command"]
 
 
 @click.command("measure", context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option(
+    "--engine",
+    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    default="onnxruntime",
+    show_default=True,
+    help="tensorrt-rtx plans without a GPU; tensorrt measures on one.",
+)
 @click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
 @click.option(
     "--shape", "shapes", type=ShapeType(), multiple=True, help="Size of an input (repeatable)."
@@ -49,6 +62,7 @@ __all__ = ["measure_command"]
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
 def measure_command(
     models: tuple[Path, ...],
+    engine: str,
     provider: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     runs: int,
@@ -67,6 +81,15 @@ def measure_command(
 
     The first model is what the others are compared with.
     """
+    console = stdout_console()
+    if engine != "onnxruntime":
+        plans = measure_with_tensorrt(models, engine, shapes=dict(shapes), runs=runs, seed=seed)
+        if json_file is not None:
+            write_text(json_file, json.dumps(measurement_json(plans), indent=2) + "\n")
+        print_tensorrt(plans, console)
+        if any(plan.error for plan in plans):
+            sys.exit(1)
+        return
     options = OrtOptions(
         provider=provider,
         threads=threads,
@@ -82,6 +105,6 @@ def measure_command(
     )
     if json_file is not None:
         write_text(json_file, json.dumps(measurement_json(results), indent=2) + "\n")
-    print_measurements(results, stdout_console())
+    print_measurements(results, console)
     if any(result.error for result in results):
         sys.exit(1)

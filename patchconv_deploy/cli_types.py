@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
-__all__ = ["AxisType", "ShapeType", "SizeType", "stdout_console", "write_text"]
+__all__ = ["AxisType", "ShapeType", "SizeType", "stdout_console", "write_bytes", "write_text"]
 
 
 class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -83,11 +83,16 @@ def stdout_console() -> Console:
 
 
 def write_text(path: Path, text: str) -> None:
+    """Write a text file whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
     """Write a file whole or not at all."""
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
-        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-            stream.write(text)
+        with os.fdopen(descriptor, "wb") as stream:
+            stream.write(data)
         umask = os.umask(0)
         os.umask(umask)
         os.chmod(name, 0o666 & ~umask)

@@ -14,13 +14,22 @@ from rich.markup import escape
 from rich.table import Table
 
 from engines.measure import Job, Measurement, measure
+from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
 from engines.onnxruntime_engine import OrtOptions
+from engines.tensorrt_options import BuildOptions
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
 from rewriters.graph import load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
 
-__all__ = ["measure_onnxruntime", "measurement_json", "print_measurements"]
+__all__ = [
+    "measure_onnxruntime",
+    "measure_with_tensorrt",
+    "measurement_json",
+    "model_inputs",
+    "print_measurements",
+    "print_tensorrt",
+]
 
 
 def model_inputs(
@@ -74,7 +83,98 @@ def measure_onnxruntime(
         return measure(jobs, options, runs=runs, memory_limit=memory_limit)
 
 
-def measurement_json(results: Sequence[Measurement]) -> dict[str, Any]:
+def measure_with_tensorrt(
+    models: Sequence[Path],
+    engine: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int,
+    seed: int = 0,
+) -> list[TensorRTResult]:
+    """Plan (TensorRT for RTX, without a GPU) or measure (TensorRT, on one) model files.
+
+    Args:
+        models: The files; the first is what the others are compared with.
+        engine: "tensorrt-rtx" or "tensorrt".
+        shapes: Sizes of inputs with free dimensions; a profile for just these is built.
+        runs: Timed runs of each.
+        seed: Seed of the inputs.
+    """
+    arrays = [model_inputs(model, shapes, seed) for model in models]
+    options = [
+        BuildOptions(profiles=_profiles(model, made))
+        for model, made in zip(models, arrays, strict=True)
+    ]
+    if engine == "tensorrt-rtx":
+        return plan_tensorrt(models, options, engine)
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
+        jobs = []
+        for number, (model, made) in enumerate(zip(models, arrays, strict=True)):
+            file = Path(name) / f"inputs_{number}.npz"
+            save_inputs(file, made)
+            jobs.append(Job(model, file))
+        return measure_tensorrt(jobs, options, runs=runs, engine=engine)
+
+
+def _profiles(
+    model: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
+) -> tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...]:
+    free = free_inputs(load(model).model)
+    profile = {
+        name: (array.shape, array.shape, array.shape)
+        for name, array in arrays.items()
+        if name in free
+    }
+    return (profile,) if profile else ()
+
+
+def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
+    """Print one row a model; what is planned is called planned."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("model", overflow="fold")
+    for name in ("planned activation MiB", "x first", "planned scratch MiB", "weights MiB"):
+        table.add_column(name, justify="right")
+    measured = any(result.kind == "measured" for result in results)
+    for name in ("measured peak MiB", "x first", "median s", "x first") if measured else ():
+        table.add_column(name, justify="right")
+    first = results[0]
+    for result in results:
+        if result.error:
+            table.add_row(escape(result.model), f"[red]failed[/]: {escape(result.error)}")
+            continue
+        cells = [
+            mebibytes(result.planned_activation_bytes),
+            _over(result.planned_activation_bytes, first.planned_activation_bytes),
+            mebibytes(result.planned_scratch_bytes),
+            mebibytes(result.weights_bytes),
+        ]
+        if measured and result.latency_s is not None:
+            base = None if first.latency_s is None else first.latency_s.median
+            cells += [
+                mebibytes(result.peak_bytes),
+                _over(result.peak_bytes, first.peak_bytes),
+                f"{result.latency_s.median:.4f}",
+                "-" if base is None else f"{result.latency_s.median / base:.2f}",
+            ]
+        table.add_row(escape(result.model), *cells)
+    console.print(table)
+    found = next((result for result in results if not result.error), first)
+    how = (
+        "planned by the builder, nothing was run"
+        if found.kind == "planned"
+        else "measured; inputs and outputs not in the peak"
+    )
+    console.print(
+        f"{found.engine} {found.version}; {found.device}; {how}; maxAuxStreams=0; {found.date}",
+        style="dim",
+        highlight=False,
+        markup=False,
+    )
+
+
+def measurement_json(
+    results: Sequence[Measurement] | Sequence[TensorRTResult],
+) -> dict[str, Any]:
     """Return measurements as JSON-ready data; sizes in bytes, times in seconds."""
     return {"results": [dataclasses.asdict(result) for result in results]}
 

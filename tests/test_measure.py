@@ -110,7 +110,7 @@ def test_a_crash_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.Mo
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr("engines.measure.sys.executable", str(script))
+    monkeypatch.setattr("engines.child.sys.executable", str(script))
     found: list[Measurement] = measure([_chain(tmp_path, 64)], OrtOptions(), runs=1)
     assert "SIGKILL" in found[0].error
 

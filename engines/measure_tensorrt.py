@@ -1,0 +1,177 @@
+"""TensorRT: plan or measure models, each in a fresh process.
+
+TensorRT for RTX builds without a GPU, and its builder says what memory it plans: that is a plan,
+and labelled so. TensorRT proper builds and runs on the GPU: its peak is what a recording allocator
+saw.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from engines.child import child_process
+from engines.errors import DeviceMissing, EngineError, EngineMissing
+from engines.measure import Job, Spread
+from engines.tensorrt_options import BuildOptions
+
+__all__ = ["TensorRTResult", "measure_tensorrt", "plan_tensorrt"]
+
+_MODULE = "engines.tensorrt_child"
+
+
+@dataclass(frozen=True)
+class TensorRTResult:
+    """What TensorRT plans for a model, and, on a GPU, what was measured.
+
+    Attributes:
+        model: The file.
+        kind: "planned" (TensorRT for RTX, no GPU used) or "measured".
+        engine: "tensorrt-rtx" or "tensorrt".
+        version: Its version.
+        device: The GPU, or what the plan is for.
+        options: Every option of the build.
+        planned_activation_bytes: Activation memory the builder plans; inputs, outputs not in it.
+        planned_scratch_bytes: Largest scratch memory of a layer, as planned.
+        weights_bytes: Weights in the plan.
+        build_s: Seconds of the build.
+        peak_bytes: Measured: most the allocator had out while running, without the weights.
+        peak_with_weights_bytes: Measured: the same with them.
+        io_bytes: Measured: inputs and outputs, counted apart.
+        latency_s: Measured: seconds per run, by CUDA events.
+        date: When, UTC.
+        error: Why there are no figures; empty if there are.
+    """
+
+    model: str
+    kind: str
+    engine: str
+    version: str = ""
+    device: str = ""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    planned_activation_bytes: int | None = None
+    planned_scratch_bytes: int | None = None
+    weights_bytes: int | None = None
+    build_s: float | None = None
+    peak_bytes: int | None = None
+    peak_with_weights_bytes: int | None = None
+    io_bytes: int | None = None
+    latency_s: Spread | None = None
+    date: str = ""
+    error: str = ""
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _planned(model: Path, options: BuildOptions, engine: str, plan: Path | None) -> dict[str, Any]:
+    with child_process(_MODULE) as child:
+        return child.ask(
+            "build",
+            engine=engine,
+            model=str(model),
+            options=options.as_json(),
+            plan=None if plan is None else str(plan),
+        )
+
+
+_SHARED = (
+    "version",
+    "device",
+    "options",
+    "build_s",
+    "weights_bytes",
+    "planned_activation_bytes",
+    "planned_scratch_bytes",
+)
+
+
+def plan_tensorrt(
+    models: Sequence[Path], options: Sequence[BuildOptions], engine: str = "tensorrt-rtx"
+) -> list[TensorRTResult]:
+    """Build models and read what the builder plans; nothing runs.
+
+    Args:
+        models: ONNX files.
+        options: Options of each build.
+        engine: "tensorrt-rtx", or "tensorrt" on a machine with a GPU.
+
+    Returns:
+        One result a model; a model that is refused says why in ``error``.
+
+    Raises:
+        EngineMissing: The module is not installed.
+        DeviceMissing: It builds on a GPU, and there is none.
+    """
+    results = []
+    for model, wanted in zip(models, options, strict=True):
+        common: dict[str, Any] = {"model": str(model), "kind": "planned", "engine": engine}
+        try:
+            found = _planned(model, wanted, engine, None)
+        except (EngineMissing, DeviceMissing):
+            raise
+        except EngineError as error:
+            results.append(TensorRTResult(**common, date=_now(), error=str(error)))
+            continue
+        figures = {name: found[name] for name in _SHARED}
+        results.append(TensorRTResult(**common, **figures, date=_now()))
+    return results
+
+
+def measure_tensorrt(
+    jobs: Sequence[Job],
+    options: Sequence[BuildOptions],
+    *,
+    runs: int = 5,
+    engine: str = "tensorrt",
+) -> list[TensorRTResult]:
+    """Build and run models on the GPU, one after the other, each in a fresh process.
+
+    Args:
+        jobs: ONNX files and their inputs.
+        options: Options of each build.
+        runs: Timed runs of each, after one that is not timed.
+        engine: "tensorrt" or "tensorrt-rtx".
+
+    Raises:
+        EngineMissing: The module or cuda-python is not installed.
+        DeviceMissing: There is no GPU.
+    """
+    results = []
+    for job, wanted in zip(jobs, options, strict=True):
+        common: dict[str, Any] = {"model": str(job.model), "kind": "measured", "engine": engine}
+        with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
+            plan = Path(name) / "model.plan"
+            try:
+                built = _planned(job.model, wanted, engine, plan)
+                with child_process(_MODULE) as child:
+                    found = child.ask(
+                        "measure",
+                        engine=engine,
+                        plan=str(plan),
+                        inputs=str(job.inputs),
+                        runs=runs,
+                    )
+            except (EngineMissing, DeviceMissing):
+                raise
+            except EngineError as error:
+                results.append(TensorRTResult(**common, date=_now(), error=str(error)))
+                continue
+        figures = {name: built[name] for name in _SHARED} | {"device": found["device"]}
+        results.append(
+            TensorRTResult(
+                **common,
+                **figures,
+                peak_bytes=found["peak_bytes"],
+                peak_with_weights_bytes=found["peak_with_weights_bytes"],
+                io_bytes=found["io_bytes"],
+                latency_s=Spread.of(found["seconds"]),
+                date=_now(),
+            )
+        )
+    return results

@@ -1,0 +1,441 @@
+"""TensorRT on a GPU: the bookkeeping here, the rest on a stand-in, and marked tests for a GPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from engines import tensorrt_run
+from engines.errors import DeviceMissing, EngineMissing, LoadError, OptionError, RunError
+from engines.tensorrt_build import build, cuda_device, load_module
+from engines.tensorrt_options import BuildOptions
+from engines.tensorrt_run import (
+    Allocator,
+    Cuda,
+    Ledger,
+    aligned,
+    engine_memory,
+    inspect,
+    open_context,
+    open_engine,
+    recording_allocator,
+)
+from tests.small_models import chain, cut, noise, run
+
+# --- bookkeeping ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("size", "alignment", "expected"),
+    [(0, 256, 0), (1, 256, 256), (256, 256, 256), (257, 256, 512), (5, 0, 5), (5, 1, 5)],
+)
+def test_aligned(size: int, alignment: int, expected: int) -> None:
+    """Sizes go up to the next multiple; 0 asks for none."""
+    assert aligned(size, alignment) == expected
+
+
+@pytest.mark.parametrize("alignment", [3, 96, -8])
+def test_alignment_is_a_power_of_two(alignment: int) -> None:
+    """What is no power of two is no alignment."""
+    with pytest.raises(ValueError, match="not a power of two"):
+        aligned(10, alignment)
+
+
+def test_ledger() -> None:
+    """Live bytes follow what is there; the peak stays, until a new one is begun."""
+    ledger = Ledger()
+    ledger.add(1, 100)
+    ledger.add(2, 50)
+    assert ledger.remove(1)
+    ledger.add(3, 20)
+    assert (ledger.live_bytes, ledger.peak_bytes, ledger.allocations) == (70, 150, 3)
+    assert ledger.mark() == 70
+    assert ledger.remove(3)
+    ledger.add(3, 10)
+    assert (ledger.live_bytes, ledger.peak_bytes) == (60, 70)
+    assert not ledger.remove(9)
+    assert ledger.live_bytes == sum(ledger.live.values())
+    with pytest.raises(ValueError, match="allocated already"):
+        ledger.add(2, 1)
+
+
+# --- a device that is not there -------------------------------------------------------------------
+
+
+class FakeCuda(Cuda):
+    """Addresses without memory behind them; more than ``limit`` bytes cannot be had."""
+
+    def __init__(self, limit: int = 1 << 40) -> None:
+        self.limit = limit
+        self.next = 1 << 12
+        self.live: dict[int, int] = {}
+        self.clock = 0.0
+
+    def malloc(self, size: int) -> int:
+        """Give the next address."""
+        if sum(self.live.values()) + size > self.limit:
+            raise RunError("cudaMalloc: CUDA error 2 (cudaErrorMemoryAllocation)")
+        self.next += aligned(size, 256)
+        self.live[self.next] = size
+        return self.next
+
+    def free(self, address: int) -> None:
+        """Forget an address."""
+        del self.live[address]
+
+    def to_device(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Check the size."""
+        assert self.live[address] == array.nbytes
+
+    def to_host(self, array: np.ndarray[Any, Any], address: int) -> None:
+        """Fill with ones."""
+        assert self.live[address] == array.nbytes
+        array.fill(1)
+
+    @contextmanager
+    def stream(self) -> Iterator[int]:
+        """Open nothing."""
+        yield 5
+
+    def synchronize(self, stream: int) -> None:
+        """Wait for nothing."""
+        assert stream == 5
+
+    @contextmanager
+    def events(self) -> Iterator[tuple[Any, Any]]:
+        """Two lists of times."""
+        yield [], []
+
+    def record(self, event: Any, stream: int) -> None:
+        """Note the time, a second later than the last."""
+        self.clock += 1
+        event.append(self.clock)
+
+    def seconds(self, begin: Any, end: Any) -> float:
+        """Subtract."""
+        return float(end[-1] - begin[-1])
+
+
+def test_allocator() -> None:
+    """What TensorRT asks for is counted, aligned; what cannot be had is answered with 0."""
+    cuda = FakeCuda(limit=1000)
+    allocator = Allocator(cuda)
+    first = allocator.allocate(100, 256, 0)
+    second = allocator.allocate_async(300, 0, 7, 0)
+    assert first % 256 == second % 256 == 0
+    assert allocator.ledger.live_bytes == 256 + 512
+    assert allocator.allocate(900, 256) == 0
+    assert allocator.ledger.refused == [900]
+    assert allocator.reallocate(first, 256, 200) == allocator.reallocate_async(first, 256, 2) == 0
+    assert allocator.deallocate_async(second, 7)
+    assert allocator.deallocate(first)
+    assert not allocator.deallocate(first)
+    assert allocator.deallocate(0)
+    assert allocator.allocate(0, 256) == allocator.allocate(8, 4096) == 0
+    assert not cuda.live
+    assert (allocator.ledger.live_bytes, allocator.ledger.peak_bytes) == (0, 768)
+
+
+def test_allocator_of_the_module() -> None:
+    """The base is the module's asynchronous allocator where it has one, and is set up."""
+
+    class Base:
+        def __init__(self) -> None:
+            self.ready = True
+
+        def allocate(self, size: int, alignment: int, flags: int) -> int:
+            raise AssertionError("the binding would call its own")
+
+    class AsyncBase(Base):
+        pass
+
+    module = SimpleNamespace(IGpuAllocator=Base, IGpuAsyncAllocator=AsyncBase)
+    made: Any = recording_allocator(module, FakeCuda())
+    base: type[Any] = AsyncBase
+    assert isinstance(made, base)
+    assert made.ready
+    assert made.allocate(1, 0, 0)
+    assert made.ledger.peak_bytes == 256
+    assert isinstance(recording_allocator(SimpleNamespace(IGpuAllocator=Base), FakeCuda()), Base)
+
+
+def test_allocator_of_rtx() -> None:
+    """The real base class of TensorRT for RTX can be derived from."""
+    try:
+        module = load_module("tensorrt-rtx")
+    except EngineMissing as error:
+        pytest.skip(str(error))
+    made = recording_allocator(module, FakeCuda())
+    assert isinstance(made, module.IGpuAllocator)
+    assert made.deallocate(made.allocate(1000, 256, 0))
+    assert made.ledger.peak_bytes == 1024
+
+
+# --- an engine that is not there ------------------------------------------------------------------
+
+
+class FakeContext:
+    """A context of one input x [n, 2] and one output y [n, 3], n at most 4."""
+
+    def __init__(self, calls: list[Any], *, resizes: bool) -> None:
+        self.calls = calls
+        self.shapes: dict[str, tuple[int, ...]] = {"x": (-1, 2), "y": (-1, 3)}
+        if resizes:
+            self.update_device_memory_size_for_shapes = lambda: 128 * self.shapes["x"][0]
+
+    def set_optimization_profile_async(self, profile: int, stream: int) -> bool:
+        """Take profiles 0 and 1."""
+        self.calls.append(("profile", profile))
+        return profile < 2
+
+    def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        """Take up to 4 rows."""
+        self.shapes = {"x": shape, "y": (shape[0], 3)}
+        return shape[0] <= 4
+
+    def get_tensor_shape(self, name: str) -> tuple[int, ...]:
+        """Return a shape."""
+        return self.shapes[name]
+
+    def set_tensor_address(self, name: str, address: int) -> None:
+        """Note an address."""
+        self.calls.append(("address", name))
+
+    def set_device_memory(self, address: int, size: int) -> None:
+        """Note the memory."""
+        self.calls.append(("memory", size))
+
+    def execute_async_v3(self, stream: int) -> bool:
+        """Run."""
+        self.calls.append(("run",))
+        return True
+
+
+def fake_module(calls: list[Any], *, v2: bool = True, resizes: bool = True) -> Any:
+    """Make a TensorRT that opens any plan but an empty one."""
+    names = ["x", "y"]
+    suffix = "_v2" if v2 else ""
+
+    def create(*strategy: Any) -> FakeContext:
+        calls.append(("context", *strategy))
+        return FakeContext(calls, resizes=resizes)
+
+    engine = SimpleNamespace(
+        num_optimization_profiles=2,
+        num_io_tensors=2,
+        get_tensor_name=lambda k: names[k],
+        get_tensor_mode=lambda name: "in" if name == "x" else "out",
+        get_tensor_dtype=lambda name: "float",
+        get_engine_stat=lambda stat: 77,
+        create_execution_context=create,
+        create_engine_inspector=lambda: SimpleNamespace(
+            get_engine_information=lambda form: json.dumps({"Layers": [form]})
+        ),
+        **{
+            f"device_memory_size{suffix}": 4000,
+            f"get_device_memory_size_for_profile{suffix}": lambda k: 3000 + 1000 * k,
+        },
+    )
+
+    class Base:
+        pass
+
+    class Runtime:
+        gpu_allocator: Any = None
+
+        def __init__(self, made_logger: Any) -> None:
+            self.logger = made_logger
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            if not plan:
+                self.logger.log("Severity.ERROR", "too short")
+                return None
+            self.gpu_allocator.allocate(500, 256, 0)
+            return engine
+
+    return SimpleNamespace(
+        __name__="tensorrt",
+        __version__="11.1" if v2 else "10.0",
+        ILogger=Base,
+        IGpuAllocator=Base,
+        Runtime=Runtime,
+        TensorIOMode=SimpleNamespace(INPUT="in"),
+        LayerInformationFormat=SimpleNamespace(JSON="json"),
+        EngineStat=SimpleNamespace(TOTAL_WEIGHTS_SIZE=0),
+        ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
+        nptype=lambda kind: np.float32,
+    )
+
+
+@pytest.fixture
+def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
+    """Let a GPU be found that is not there."""
+    made = FakeCuda()
+    monkeypatch.setattr(tensorrt_run, "cuda_device", lambda: "stand-in")
+    monkeypatch.setattr(Cuda, "load", lambda: made)
+    return made
+
+
+@pytest.mark.parametrize("resizes", [True, False])
+def test_run_and_measure(resizes: bool, cuda: FakeCuda) -> None:
+    """Weights, the context's memory, inputs and outputs are each counted apart; all is released."""
+    calls: list[Any] = []
+    module = fake_module(calls, resizes=resizes)
+    with open_engine(b"plan", module) as opened:
+        assert opened.weights_peak_bytes == opened.weights_live_bytes == 512
+        assert opened.device == "stand-in"
+        weights = opened.allocator.ledger.mark()
+        with open_context(opened, {"x": np.zeros((3, 2), np.float32)}, profile=1) as context:
+            context.run()
+            assert context.fetch()["y"].tolist() == [[1.0] * 3] * 3
+            assert context.time_runs(2) == [1.0, 1.0]
+            # 3 rows of 128 bytes; without the call that tells, all that profile 1 may need.
+            needed = 384 if resizes else 4000
+            assert context.memory_bytes == needed
+            assert context.io_bytes == 3 * 2 * 4 + 3 * 3 * 4
+        ledger = opened.allocator.ledger
+        assert ledger.peak_bytes - weights == aligned(needed, 256)
+        assert ledger.live_bytes == weights
+    assert calls[:4] == [("context", "user"), ("profile", 1), ("address", "x"), ("address", "y")]
+    assert calls[4:] == [("memory", needed), ("run",), ("run",), ("run",)]
+    assert sum(cuda.live.values()) == 500
+
+
+def test_engine_s_own_figures() -> None:
+    """The v2 names, and the first ones of TensorRT 10.0."""
+    for v2 in (True, False):
+        module = fake_module([], v2=v2)
+        engine = module.Runtime(None)
+        engine.gpu_allocator = Allocator(FakeCuda())
+        memory = engine_memory(module, engine.deserialize_cuda_engine(b"plan"))
+        assert memory.device_memory_bytes == 4000
+        assert memory.profiles == (3000, 4000)
+        assert memory.weights_bytes == 77
+
+
+def test_inspector(cuda: FakeCuda) -> None:
+    """The inspector's JSON comes back as data."""
+    module = fake_module([])
+    with open_engine(b"plan", module) as opened:
+        assert inspect(module, opened.engine) == {"Layers": ["json"]}
+
+
+def test_refusals(cuda: FakeCuda) -> None:
+    """A bad plan, a missing input, a shape or profile there is not, too little memory."""
+    with (
+        pytest.raises(LoadError, match="refuses the plan: too short"),
+        open_engine(b"", fake_module([])),
+    ):
+        pass
+    x = np.zeros((3, 2), np.float32)
+    with open_engine(b"plan", fake_module([])) as opened:
+        before = dict(cuda.live)
+        with pytest.raises(OptionError, match="input x is missing"), open_context(opened, {}):
+            pass
+        with (
+            pytest.raises(OptionError, match="no optimisation profile 2"),
+            open_context(opened, {"x": x}, profile=2),
+        ):
+            pass
+        with (
+            pytest.raises(OptionError, match="outside profile 0"),
+            open_context(opened, {"x": np.zeros((5, 2), np.float32)}),
+        ):
+            pass
+        cuda.limit = sum(cuda.live.values()) + 100
+        with pytest.raises(RunError, match="needs 384 bytes"), open_context(opened, {"x": x}):
+            pass
+        assert cuda.live == before
+
+
+def test_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a driver: one line that says so, and nothing is loaded."""
+
+    def none(name: str) -> Any:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", none)
+    for attempt in (lambda: open_engine(b"plan", fake_module([])).__enter__(), Cuda.load):
+        with pytest.raises(DeviceMissing, match="no NVIDIA driver on this machine"):
+            attempt()
+
+
+def test_no_device_behind_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A driver without a GPU, and one that does not start, are told apart."""
+
+    class Driver:
+        code = 100
+
+        def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
+            return self.code
+
+        def cuDeviceGetCount(self, count: Any) -> int:  # noqa: N802
+            return 0
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    with pytest.raises(DeviceMissing, match="cuInit: error 100"):
+        cuda_device()
+    Driver.code = 0
+    with pytest.raises(DeviceMissing, match="no NVIDIA GPU"):
+        cuda_device()
+
+
+def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU without cuda-python: the message says what to install."""
+
+    def none(name: str) -> Any:
+        raise ImportError(name)
+
+    monkeypatch.setattr(tensorrt_run, "cuda_device", lambda: "stand-in")
+    monkeypatch.setattr("importlib.import_module", none)
+    with pytest.raises(EngineMissing, match="cuda-python is not installed"):
+        Cuda.load()
+
+
+def test_errors_of_cuda() -> None:
+    """A CUDA call that fails is an error that names it."""
+    failed = SimpleNamespace(cudaMalloc=lambda size: (2, None))
+    with pytest.raises(RunError, match="cudaMalloc: CUDA error 2"):
+        Cuda(failed).malloc(8)
+    assert Cuda(SimpleNamespace(cudaMalloc=lambda size: (0, 512))).malloc(8) == 512
+
+
+# --- on a GPU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("form", ["original", "sequential", "batch"])
+@pytest.mark.parametrize("engine", ["tensorrt", "tensorrt-rtx"])
+def test_gpu(engine: str, form: str, tmp_path: Path) -> None:
+    """Build, run and measure on a GPU; the numbers are ONNX Runtime's."""
+    try:
+        module = load_module(engine)
+        Cuda.load()
+    except (EngineMissing, DeviceMissing) as error:
+        pytest.skip(str(error))
+    original = chain(2, (1, 2, 64, 40))
+    made = original if form == "original" else cut(original, form).model
+    path = tmp_path / "model.onnx"
+    onnx.save(made, path)
+    x = noise(1, 2, 64, 40)
+    # TF32 keeps 10 bits of a product; without it the engines differ in the order of sums alone.
+    result = build(path, BuildOptions(no_tf32=True), module)
+    with open_engine(result.plan, module) as opened:
+        assert inspect(module, opened.engine)
+        weights = opened.allocator.ledger.mark()
+        with open_context(opened, {"x": x}) as context:
+            context.run()
+            got = dict(context.fetch())
+            assert all(seconds > 0 for seconds in context.time_runs(3))
+        assert opened.allocator.ledger.peak_bytes >= weights
+        assert engine_memory(module, opened.engine).profiles
+    expected = run(original, {"x": x})
+    np.testing.assert_allclose(got["y"], expected["y"], rtol=1e-4, atol=1e-4)
