@@ -17,7 +17,10 @@ cloned with their attributes as they are, original padding included, and share t
 Slices that would take everything are left out.
 
 At a height known at run time alone, the bounds of all Slices come from `geometry.schedule`, read
-this time on tensors: the same formula that is proven on integers.
+this time on tensors: the same formula that is proven on integers. TensorRT plans memory for the
+largest size a tensor can have, and takes a Slice between computed bounds, and a Concat of such, for
+as tall as the whole, or for the sum. So a Reshape behind each of them, which moves nothing, states
+the height as a formula whose bound it can see.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ from rewriters.fragment import Fragment, NameScheme
 from rewriters.geometry import Extent, schedule
 from rewriters.operators import Shape
 from rewriters.planner import RegionPlan
+from rewriters.proof import window_slack
+from rewriters.regions import Region
 from rewriters.shapes import Shapes
 
 __all__ = ["emit"]
@@ -50,6 +55,14 @@ class _Bounds:
 
     window: tuple[Bound, Bound]
     core: tuple[Bound, Bound]
+
+
+@dataclass(frozen=True, slots=True)
+class _Targets:
+    """Shapes to state at run time: of a window and of the region's output."""
+
+    window: gs.Variable
+    output: gs.Variable
 
 
 def emit(
@@ -76,8 +89,11 @@ def emit(
         The fragment whose last node makes the region's output.
     """
     fragment = Fragment(base, opset, names)
-    writer = _Writer(fragment, plan, graph, shapes)
-    bounds = _run_time_bounds(fragment, plan) if plan.tiling is None else _static_bounds(plan)
+    if plan.tiling is None:
+        bounds, targets = _run_time_bounds(fragment, plan)
+    else:
+        bounds, targets = _static_bounds(plan), None
+    writer = _Writer(fragment, plan, graph, shapes, targets)
     if form == "batch":
         writer.batch(bounds)
     else:
@@ -151,7 +167,7 @@ def _maximum(a: _Number, b: Any) -> _Number:
     return a.below(b, smaller=False)
 
 
-def _run_time_bounds(fragment: Fragment, plan: RegionPlan) -> list[_Bounds]:
+def _run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[_Bounds], _Targets]:
     region, step, count = plan.region, plan.steps, plan.splits
     shape = fragment.add("Shape", [fragment.outer(region.input)], "bounds/shape")
     axis = fragment.ints([region.axis])
@@ -173,7 +189,12 @@ def _run_time_bounds(fragment: Fragment, plan: RegionPlan) -> list[_Bounds]:
         maximum=_maximum,
     )
     begin = placed.shifts * step.input
-    end = begin + (height - placed.trim * step.input)
+    # The second is never the smaller one; it is there for its bound (`proof.window_slack`).
+    window = _minimum(
+        height - placed.trim * step.input,
+        placed.stride * step.input + window_slack(region.chain),
+    )
+    end = begin + window
     down = placed.shifts * step.output
     columns = [
         fragment.split(number.tensor, count, f"bounds/{name}")
@@ -184,7 +205,17 @@ def _run_time_bounds(fragment: Fragment, plan: RegionPlan) -> list[_Bounds]:
             ("core_end", placed.ends - down),
         )
     ]
-    return [_Bounds((a, b), (c, d)) for a, b, c, d in zip(*columns, strict=True)]
+    targets = _Targets(
+        _target(fragment, region, window, "window"), _target(fragment, region, out, "output")
+    )
+    return [_Bounds((a, b), (c, d)) for a, b, c, d in zip(*columns, strict=True)], targets
+
+
+def _target(fragment: Fragment, region: Region, rows: _Number, what: str) -> gs.Variable:
+    """Return a shape for Reshape: ``rows`` on the tiled axis, all else as it is (0)."""
+    before, after = [0] * region.axis, [0] * (region.rank - region.axis - 1)
+    parts = [fragment.ints(before), rows.tensor, *([fragment.ints(after)] if after else [])]
+    return fragment.concat(parts, 0, f"bounds/{what}_shape")
 
 
 class _SymbolicExtent:
@@ -214,9 +245,15 @@ class _Writer:
     """Writes one region's nodes into a fragment."""
 
     def __init__(
-        self, fragment: Fragment, plan: RegionPlan, graph: onnx.GraphProto, shapes: Shapes
+        self,
+        fragment: Fragment,
+        plan: RegionPlan,
+        graph: onnx.GraphProto,
+        shapes: Shapes,
+        targets: _Targets | None,
     ) -> None:
         self.fragment = fragment
+        self.targets = targets
         self.plan = plan
         self.region = plan.region
         self.shapes = shapes
@@ -250,6 +287,15 @@ class _Writer:
             variable = self.fragment.slice(x.variable, [axis], begin, end, suffix, size=cut.size)
         return replace(cut, variable=variable)
 
+    def _window(self, x: _Tensor, k: int, bound: _Bounds) -> _Tensor:
+        window = self._cut(x, self.region.axis, bound.window, f"window_{k}")
+        if self.targets is None:
+            return window
+        stated = self.fragment.reshape(
+            window.variable, self.targets.window, f"window_{k}/stated", size=window.size
+        )
+        return replace(window, variable=stated)
+
     def _clones(self, x: _Tensor, suffix: str, batch: int) -> _Tensor:
         """Clone the region's nodes on a window (or ``batch`` stacked windows)."""
         plan = self.plan
@@ -280,19 +326,26 @@ class _Writer:
         x = self._whole(self.region.input)
         cores = []
         for k, bound in enumerate(bounds):
-            window = self._cut(x, axis, bound.window, f"window_{k}")
+            window = self._window(x, k, bound)
             y = self._clones(window, f"_{k}", 1)
             cores.append(self._cut(y, axis, bound.core, f"core_{k}").variable)
-        name = self.region.output
-        self.fragment.concat(cores, axis, "output", size=self._whole(name).size, output=name)
+        whole = self._whole(self.region.output)
+        if self.targets is None:
+            self.fragment.concat(cores, axis, "output", size=whole.size, output=self.region.output)
+        else:
+            joined = self.fragment.concat(cores, axis, "cores", size=whole.size)
+            self._state_output(joined, self.targets, whole.size)
+
+    def _state_output(self, joined: gs.Variable, targets: _Targets, size: int | None) -> None:
+        self.fragment.add(
+            "Reshape", [joined, targets.output], "output", size=size, output=self.region.output
+        )
 
     def batch(self, bounds: list[_Bounds]) -> None:
         """Emit one set of nodes on the windows stacked in the batch dimension."""
         fragment, axis, count = self.fragment, self.region.axis, len(bounds)
         x = self._whole(self.region.input)
-        windows = [
-            self._cut(x, axis, bound.window, f"window_{k}") for k, bound in enumerate(bounds)
-        ]
+        windows = [self._window(x, k, bound) for k, bound in enumerate(bounds)]
         dims = windows[0].dims
         images = None if dims is None or dims[0] is None else dims[0] * count
         stack = self._resized(windows[0], 0, images)
@@ -308,7 +361,11 @@ class _Writer:
             cores.append(self._core(stacked, y, k, bound.core))
         whole = self._whole(self.region.output)
         joined = fragment.concat(cores, axis + 1, "cores", size=whole.size)
-        fragment.squeeze(joined, 0, "output", output=self.region.output)
+        if self.targets is None:
+            fragment.squeeze(joined, 0, "output", output=self.region.output)
+        else:
+            squeezed = fragment.squeeze(joined, 0, "squeezed")
+            self._state_output(squeezed, self.targets, whole.size)
 
     def _stacked_shape(self, y: _Tensor, count: int) -> gs.Tensor:
         """Return [P, N, C, ...] for an output of shape [P*N, C, ...]."""

@@ -180,7 +180,9 @@ class Fragment:
         """Add a Reshape."""
         return self.add("Reshape", [x, shape], suffix, size=size)
 
-    def squeeze(self, x: gs.Variable, axis: int, suffix: str, *, output: str) -> gs.Variable:
+    def squeeze(
+        self, x: gs.Variable, axis: int, suffix: str, *, output: str | None = None
+    ) -> gs.Variable:
         """Add a Squeeze of one axis; attribute up to opset 12, input from opset 13."""
         size = self.sizes[x.name]
         if self.opset < 13:

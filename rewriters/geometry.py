@@ -81,8 +81,17 @@ class Tiling:
 
 
 class Schedule(NamedTuple):
-    """Windows and cores of all patches; each field but ``trim`` holds one number per patch."""
+    """Windows and cores of all patches.
 
+    Attributes:
+        stride: Free steps a patch has of its own: ``ceil(M / splits)``.
+        trim: Steps a window is shorter than the whole: ``M - stride``.
+        shifts: Per patch, steps its window starts down.
+        begins: Per patch, the output row its core begins at.
+        ends: Per patch, the output row its core ends before.
+    """
+
+    stride: Any
     trim: Any
     shifts: Any
     begins: Any
@@ -114,15 +123,16 @@ def schedule(
         maximum: The larger of two numbers, elementwise.
 
     Returns:
-        ``trim``, and per patch its shift (steps) and its core ``[begin, end)`` (output rows).
+        The windows and cores.
     """
     free = maximum(extent.rows - (extent.top + extent.tail), 0) // extent.step
-    trim = free - (free + (splits - 1)) // splits
+    stride = (free + (splits - 1)) // splits
+    trim = free - stride
     shifts = index * trim // (splits - 1)
     following = (index + 1) * trim // (splits - 1)
     begins = minimum(shifts * extent.step + extent.top, extent.rows) * first
     ends = minimum(following * extent.step + (last + extent.top), extent.rows)
-    return Schedule(trim, shifts, begins, ends)
+    return Schedule(stride, trim, shifts, begins, ends)
 
 
 def tile(extent: Extent, splits: int) -> Tiling:

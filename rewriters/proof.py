@@ -14,7 +14,7 @@ Walking assumes the worst: a row that reads the padding at an interior edge of a
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from math import gcd
@@ -22,7 +22,7 @@ from math import gcd
 from rewriters.geometry import Extent, Patch, Rows, Tiling, covers, schedule
 from rewriters.rowmaps import RowMap
 
-__all__ = ["Steps", "extent", "prove", "prove_every_height", "steps"]
+__all__ = ["Steps", "extent", "prove", "prove_every_height", "steps", "window_slack"]
 
 _FAR = 1 << 62
 # Steps of a window in which no kernel of practical size sees both edges at once.
@@ -184,11 +184,9 @@ def prove_every_height(chain: tuple[RowMap, ...], splits: int) -> str | None:
     worst = extent(chain, None, 1)
     if worst.top >= _FAR:
         return "its windows leave no right row"
-    rounds = (worst.top + worst.tail) // step.output + 2 * splits + 2
-    for rows in range(1, step.input * rounds + len(_needs(chain))):
+    slack = window_slack(chain)
+    for rows in _heights(chain, worst, splits):
         out = _rows_out(chain, rows)
-        if out < 1:
-            continue
         here = Extent(out, step.output, worst.top, worst.tail)
         placed = [
             schedule(
@@ -203,10 +201,40 @@ def prove_every_height(chain: tuple[RowMap, ...], splits: int) -> str | None:
             for k in range(splits)
         ]
         patches = tuple(Patch(p.shifts, Rows(p.begins, max(p.begins, p.ends))) for p in placed)
-        reason = prove(chain, rows, Tiling(placed[0].trim, patches))
+        stride, trim = placed[0].stride, placed[0].trim
+        if stride * step.input + slack < rows - trim * step.input:
+            return f"at {rows} rows: a window is taller than it is declared to be"
+        reason = prove(chain, rows, Tiling(trim, patches))
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None
+
+
+@lru_cache(maxsize=4096)
+def window_slack(chain: tuple[RowMap, ...]) -> int:
+    """Return the most input rows a window has beyond its patch's own steps, at any height.
+
+    A window has ``H - trim*r`` rows, which are ``stride*r`` (see `geometry.Schedule`) and
+    ``H - free*r``. The latter depends on the height's remainder by the step alone once a step is
+    free; this is its maximum, so ``stride*r + window_slack`` bounds a window from above.
+    """
+    step = steps(chain)
+    worst = extent(chain, None, 1)
+    most = 0
+    for rows in _heights(chain, worst, 2):
+        out = _rows_out(chain, rows)
+        free = max(0, out - worst.top - worst.tail) // step.output
+        most = max(most, rows - free * step.input)
+    return most
+
+
+def _heights(chain: Sequence[RowMap], worst: Extent, splits: int) -> Iterator[int]:
+    """Yield every height at which something new can happen; see `prove_every_height`."""
+    step = steps(chain)
+    rounds = (worst.top + worst.tail) // step.output + 2 * splits + 2
+    # The first height that gives an output row; fewer rows are no input of this region.
+    first = bisect_left(range(1, _TALL), 1, key=lambda rows: _rows_out(chain, rows)) + 1
+    yield from range(first, first + step.input * rounds + len(_needs(chain)))
 
 
 def _needs(chain: Sequence[RowMap]) -> Rows:
