@@ -7,7 +7,9 @@ It reads one JSON command a line and answers each with one JSON line:
     {"do": "finish"}     -> {"peak_bytes": ..., "runtime_peak_bytes": ..., ...}
 
 Between "open" and the first "run" the high-water mark is reset, so the peak is what running adds to
-an open session with its inputs made.
+an open session with its inputs made. On a GPU the peak is the device's used memory above its level
+before the first run, sampled through NVML (`engines.nvml`), and the resident one is reported apart,
+as ``host_peak_bytes``.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ import numpy as np
 
 from engines.child import serve
 from engines.memory_probe import high_water_bytes, reset_high_water, resident_bytes
+from engines.nvml import DeviceMemory, open_device_memory
 from engines.onnxruntime_engine import OrtOptions, Session, open_session, runtime_peak
 
 __all__ = ["main"]
@@ -39,6 +42,7 @@ class _Worker:
         self._stack = stack
         self._base = 0
         self._session: Session | None = None
+        self._device: DeviceMemory | None = None
         self._feeds: dict[str, np.ndarray[Any, Any]] = {}
         self._outputs = 0
 
@@ -50,6 +54,8 @@ class _Worker:
             self._feeds = {name: data[name] for name in data.files}
         options = OrtOptions(**job["options"])
         self._session = self._stack.enter_context(open_session(Path(job["model"]), options))
+        if options.provider != "cpu":
+            self._device = self._stack.enter_context(open_device_memory())
         gc.collect()
         self._base = resident_bytes()
         reset_high_water()
@@ -57,16 +63,18 @@ class _Worker:
 
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         assert self._session is not None
-        begin = time.perf_counter()
-        results = self._session.run(self._feeds)
-        seconds = time.perf_counter() - begin
+        with nullcontext() if self._device is None else self._device.run():
+            begin = time.perf_counter()
+            results = self._session.run(self._feeds)
+            seconds = time.perf_counter() - begin
         self._outputs = sum(getattr(value, "nbytes", 0) for value in results.values())
         return {"seconds": seconds}
 
     def finish(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        peak = high_water_bytes() - self._base
+        host_peak = max(0, high_water_bytes() - self._base)
         return {
-            "peak_bytes": max(0, peak),
+            "peak_bytes": host_peak if self._device is None else self._device.peak_bytes,
+            "host_peak_bytes": host_peak,
             "base_bytes": self._base,
             "input_bytes": sum(array.nbytes for array in self._feeds.values()),
             "output_bytes": self._outputs,

@@ -6,6 +6,7 @@ same kind; `rewrite` takes a path and returns the result with its report.
 
 from patchconv_deploy.api import RewriteResult, convert_model, rewrite
 from patchconv_deploy.errors import PatchConvError, UsageError, VerificationError
+from patchconv_deploy.report import Report
 from rewriters.errors import (
     ExternalDataError,
     ModelError,
@@ -19,6 +20,7 @@ __all__ = [
     "ModelError",
     "OptionError",
     "PatchConvError",
+    "Report",
     "RewriteResult",
     "RewriterError",
     "SaveError",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,12 +15,13 @@ import onnx
 
 from patchconv_deploy.errors import UsageError, VerificationError
 from patchconv_deploy.report import Report, make_report
-from patchconv_deploy.saving import check_target, stage
+from patchconv_deploy.saving import check_target, external_files, stage
 from patchconv_deploy.verification import Verification, check_inputs, not_run, verify
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 from rewriters.graph import Loaded, load
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, rewrite_model
+from rewriters.shapes import free_inputs
 
 if TYPE_CHECKING:
     import torch
@@ -63,7 +65,17 @@ def make_options(
     upgrade_opset: int | None,
     allow_custom_ops: bool,
 ) -> Options:
-    """Return the rewriter's options from keywords."""
+    """Return the rewriter's options from keywords.
+
+    Raises:
+        UsageError: A value is of the wrong type.
+        OptionError: A value is out of range.
+    """
+    if not isinstance(splits, int):
+        raise UsageError(f"splits is {splits!r}; it must be a whole number")
+    include, exclude = (
+        (patterns,) if isinstance(patterns, str) else patterns for patterns in (include, exclude)
+    )
     return Options(
         splits=splits,
         form=form,
@@ -136,29 +148,40 @@ def rewrite(
 
     Source of the method: PatchConv (https://github.com/mit-han-lab/patch_conv).
     """
+    for name, value in (("rtol", rtol), ("atol", atol)):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"{name} is {value}; it must be a finite number, 0 or more")
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; it must be 0 or more")
     source = Path(path)
     target = default_output(source) if out is None else Path(out)
     options = make_options(
         splits, form, axis, min_elements, include, exclude, shapes, upgrade_opset, allow_custom_ops
     )
-    if not dry_run:
-        check_target(target, source, force=force)
     loaded = load(source)
+    if not dry_run:
+        check_target(target, [source, *external_files(loaded)], force=force)
     given = None if inputs is None else Path(inputs)
     check_inputs(given, loaded.model)
+    free = free_inputs(loaded.model)
     outcome = rewrite_model(loaded, options, progress)
     if dry_run:
-        checked = not_run("dry run")
-        return RewriteResult(None, make_report(outcome, options, checked, source=source), outcome)
+        checked = not_run("dry run", declined=True)
+        report = make_report(outcome, options, checked, source=source, source_free=free)
+        return RewriteResult(None, report, outcome)
     with stage(outcome.model, loaded.folder, target, share_weights=share_weights) as staged:
         checked = _verify_staged(
             source, staged.path, outcome, options, verify, seed, rtol, atol, given, progress
         )
-        report = make_report(outcome, options, checked, source=source, out=target)
-        if checked.ran and not checked.passed:
+        written = None if checked.passed is False else target
+        report = make_report(
+            outcome, options, checked, source=source, out=written, source_free=free
+        )
+        if checked.passed is False:
             raise VerificationError(
                 f"{source}: the rewritten model does not compute the same: {checked.reason}; "
-                "nothing was written"
+                "nothing was written",
+                report,
             )
         staged.publish()
     return RewriteResult(target, report, outcome)
@@ -177,9 +200,9 @@ def _verify_staged(
     progress: Progress | None,
 ) -> Verification:
     if not wanted:
-        return not_run("not asked for")
+        return not_run("not asked for", declined=True)
     if not outcome.rewritten:
-        return not_run("nothing was changed")
+        return not_run("nothing was changed", declined=True)
     if progress is not None:
         progress("verifying", 0, 1)
     return verify(source, staged, outcome, options, seed=seed, rtol=rtol, atol=atol, inputs=inputs)
@@ -198,7 +221,9 @@ def convert_model(
     upgrade_opset: int | None = None,
     allow_custom_ops: bool = False,
     verify: bool = True,
-    example_inputs: Sequence[torch.Tensor] | None = None,
+    out: str | os.PathLike[str] | None = None,
+    force: bool = False,
+    example_inputs: Sequence[torch.Tensor] | torch.Tensor | None = None,
 ) -> ModelT | onnx.ModelProto:
     """Rewrite a model and return the same kind.
 
@@ -217,6 +242,8 @@ def convert_model(
         allow_custom_ops: Let unknown operators pass.
         verify: Run original and result and compare; skipped, with a log message, where the
             model cannot run (no runtime, or weights that lie elsewhere).
+        out: For a path: the file to write.
+        force: For a path: overwrite an existing output file.
         example_inputs: Inputs to export a torch module with.
 
     Raises:
@@ -227,6 +254,8 @@ def convert_model(
     if isinstance(model, (str, os.PathLike)):
         result = rewrite(
             model,
+            out,
+            force=force,
             splits=splits,
             form=form,
             axis=axis,
@@ -273,8 +302,13 @@ def _convert_proto(model: onnx.ModelProto, options: Options, wanted: bool) -> on
         checked = verify(*paths, outcome, options)
     if not checked.ran:
         logger.warning("not verified: %s", checked.reason)
+    elif checked.passed is None:
+        logger.warning("not verifiable: %s", checked.reason)
     elif not checked.passed:
-        raise VerificationError(f"the rewritten model does not compute the same: {checked.reason}")
+        report = make_report(outcome, options, checked)
+        raise VerificationError(
+            f"the rewritten model does not compute the same: {checked.reason}", report
+        )
     return outcome.model
 
 
@@ -285,6 +319,10 @@ def _export_torch(module: Any, example_inputs: Sequence[Any] | None) -> onnx.Mod
         raise UsageError("PyTorch is not installed; install patchconv-deploy[torch]") from error
     if example_inputs is None:
         raise UsageError("a torch.nn.Module needs example_inputs to be exported with")
+    if module.training:
+        raise UsageError("the module is in training mode; call .eval() on it first")
+    if isinstance(example_inputs, torch.Tensor):
+        example_inputs = (example_inputs,)
     with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
         path = Path(name) / "model.onnx"
         # Pinned: the newest opset an exporter writes may be ahead of the runtimes.

@@ -22,12 +22,20 @@ from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionErro
 from patchconv_deploy.api import default_output, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_measure import measure_command
-from patchconv_deploy.cli_types import AxisType, ShapeType, stdout_console, write_text
-from patchconv_deploy.errors import PatchConvError
-from patchconv_deploy.report import print_report
+from patchconv_deploy.cli_types import (
+    AxisType,
+    ShapeType,
+    check_json_target,
+    stdout_console,
+    write_text,
+)
+from patchconv_deploy.errors import PatchConvError, VerificationError
+from patchconv_deploy.report import Report, print_report
 from rewriters.errors import RewriterError
 
 __all__ = ["main", "main_rewrite"]
+
+logger = logging.getLogger(__name__)
 
 
 @contextmanager
@@ -58,7 +66,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     show_default=True,
     help="How patches are run; auto: the lower predicted peak.",
 )
-@click.option("--axis", type=AxisType(), default="height", show_default=True, help="Axis to cut.")
+@click.option(
+    "--axis",
+    type=AxisType(),
+    metavar="height|width|depth|INDEX",
+    default="height",
+    show_default=True,
+    help="Axis to cut.",
+)
 @click.option(
     "--min-elements",
     type=int,
@@ -75,14 +90,17 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run both, compare.")
 @click.option("--rtol", type=float, help="Tolerance relative to an output's largest magnitude.")
 @click.option("--atol", type=float, help="Absolute tolerance, added.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
+)
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify on (.npz).")
 @click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
 @click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
 @click.option("--force", is_flag=True, help="Overwrite an existing output.")
-@click.option("-v", "--verbose", is_flag=True, help="Show every Conv and what is done.")
-@click.option("-q", "--quiet", is_flag=True, help="Print nothing but errors.")
+@click.option("-v", "--verbose", is_flag=True, help="List every Conv left alone; log what is done.")
+@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings alone.")
+@click.version_option(package_name="patchconv-deploy")
 def rewrite_command(
     model: Path,
     out: Path | None,
@@ -108,19 +126,15 @@ def rewrite_command(
     quiet: bool,
 ) -> None:
     """Cut the large convolutions of MODEL into patches: same interface, same numbers."""
-    if report is not None and not report.absolute().parent.is_dir():
-        raise click.UsageError(f"--report {report}: no such folder {report.parent}")
-    if report is not None and report.resolve() in (
-        model.resolve(),
-        (out or default_output(model)).resolve(),
-    ):
-        raise click.UsageError(f"--report {report}: this is the model's own file")
+    check_json_target("--report", report)
+    if report is not None and report.resolve() == (out or default_output(model)).resolve():
+        raise click.UsageError(f"--report {report}: this is the output's own file")
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.ERROR,
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
         format="%(message)s",
     )
-    with _progress(quiet) as progress:
+    with _progress(quiet) as progress, _report_of_failure(report):
         result = rewrite(
             model,
             out,
@@ -143,14 +157,34 @@ def rewrite_command(
             dry_run=dry_run,
             progress=progress,
         )
-    if report is not None:
-        write_text(report, json.dumps(result.report.data, indent=2) + "\n")
-    if quiet:
-        return
-    console = stdout_console()
-    print_report(result.report, result.outcome, console, all_rows=verbose)
-    if result.path is not None:
-        console.print(f"Written: {result.path}", markup=False, highlight=False)
+    try:
+        _write_report(report, result.report)
+        if not quiet:
+            console = stdout_console()
+            print_report(result.report, result.outcome, console, all_rows=verbose)
+            if result.path is not None:
+                copy = "" if result.outcome.rewritten else " (the model as it was)"
+                console.print(f"Written: {result.path}{copy}", markup=False, highlight=False)
+        for warning in result.report.warnings:
+            click.echo(f"warning: {warning}", err=True)
+    except OSError as error:
+        written = f"{result.path} was written, but " if result.path else ""
+        raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
+
+
+def _write_report(path: Path | None, report: Report) -> None:
+    if path is not None:
+        write_text(path, json.dumps(report.data, indent=2) + "\n")
+
+
+@contextmanager
+def _report_of_failure(path: Path | None) -> Iterator[None]:
+    """Write the report of a rewrite that did not verify, too."""
+    try:
+        yield
+    except VerificationError as error:
+        _write_report(path, error.report)
+        raise
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -173,7 +207,9 @@ def _run(command: click.Command) -> int:
         return code
 
     # A polite kill cleans up like Ctrl-C does.
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:
@@ -198,6 +234,9 @@ def _run(command: click.Command) -> int:
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         return fail(f"{where}{error.strerror or error}; nothing was written", 1)
+    except Exception as error:
+        logger.debug("internal error", exc_info=True)
+        return fail(f"internal error, please report it: {type(error).__name__}: {error}", 1)
     return 0
 
 

@@ -18,7 +18,7 @@ from engines.tensorrt_options import (
     Shape,
     trtexec_command,
 )
-from patchconv_deploy.cli_types import stdout_console, write_bytes, write_text
+from patchconv_deploy.cli_types import check_json_target, stdout_console, write_bytes, write_text
 from patchconv_deploy.report import mebibytes
 from rewriters.graph import load
 from rewriters.shapes import free_inputs
@@ -149,6 +149,7 @@ def build_command(
 ) -> None:
     """Build a TensorRT plan from MODEL; options are named as trtexec's."""
     logging.basicConfig(level=logging.ERROR)
+    check_json_target("--json", json_file)
     options = BuildOptions(
         profiles=_profile(min_shapes, opt_shapes, max_shapes),
         mem_pool_size=parse_pools(pools),

@@ -9,7 +9,13 @@ from pathlib import Path
 import click
 
 from engines.onnxruntime_engine import PROVIDERS, OrtOptions
-from patchconv_deploy.cli_types import ShapeType, SizeType, stdout_console, write_text
+from patchconv_deploy.cli_types import (
+    ShapeType,
+    SizeType,
+    check_json_target,
+    stdout_console,
+    write_text,
+)
 from patchconv_deploy.measuring import (
     measure_onnxruntime,
     measure_with_tensorrt,
@@ -38,7 +44,7 @@ __all__ = ["measure_command"]
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each."
 )
 @click.option(
-    "--threads", type=click.IntRange(min=0), default=0, help="Threads; 0: the runtime's choice."
+    "--threads", type=click.IntRange(0, 1024), default=0, help="Threads; 0: the runtime's choice."
 )
 @click.option("--arena/--no-arena", default=True, show_default=True, help="Keep freed memory.")
 @click.option(
@@ -48,8 +54,18 @@ __all__ = ["measure_command"]
     show_default=True,
     help="How the CUDA arena grows.",
 )
-@click.option("--mem-pattern/--no-mem-pattern", default=True, show_default=True)
-@click.option("--mem-reuse/--no-mem-reuse", default=True, show_default=True)
+@click.option(
+    "--mem-pattern/--no-mem-pattern",
+    default=True,
+    show_default=True,
+    help="Reserve one block for all activations from the second run on.",
+)
+@click.option(
+    "--mem-reuse/--no-mem-reuse",
+    default=True,
+    show_default=True,
+    help="Plan static reuse of buffers.",
+)
 @click.option("--cudnn-max-workspace/--no-cudnn-max-workspace", default=True, show_default=True)
 @click.option(
     "--cudnn-algo-search",
@@ -57,7 +73,9 @@ __all__ = ["measure_command"]
     default="EXHAUSTIVE",
     show_default=True,
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Seed of the inputs.")
+@click.option(
+    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
+)
 @click.option("--memory-limit", type=SizeType(), help="Address space of each measuring process.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
 def measure_command(
@@ -81,6 +99,7 @@ def measure_command(
 
     The first model is what the others are compared with.
     """
+    check_json_target("--json", json_file)
     console = stdout_console()
     if engine != "onnxruntime":
         plans = measure_with_tensorrt(models, engine, shapes=dict(shapes), runs=runs, seed=seed)

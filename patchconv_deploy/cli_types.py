@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
+import io
+import json
 import os
+import sys
 import tempfile
 from pathlib import Path
 
 import click
 from rich.console import Console
 
-__all__ = ["AxisType", "ShapeType", "SizeType", "stdout_console", "write_bytes", "write_text"]
+__all__ = [
+    "AxisType",
+    "ShapeType",
+    "SizeType",
+    "check_json_target",
+    "stdout_console",
+    "write_bytes",
+    "write_text",
+]
 
 
 class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -78,8 +89,38 @@ class SizeType(click.ParamType[int]):
 
 def stdout_console() -> Console:
     """Return a console for results: pipes and files get whole lines, a terminal its own width."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
     console = Console(soft_wrap=True)
     return console if console.is_terminal else Console(width=200, soft_wrap=True)
+
+
+def check_json_target(option: str, path: Path | None) -> None:
+    """Refuse a file for JSON that cannot be written, or holds something else.
+
+    Raises:
+        click.UsageError: The folder is missing, or a file that is no JSON stands there.
+    """
+    if path is None:
+        return
+    if not path.absolute().parent.is_dir():
+        raise click.UsageError(f"{option} {path}: no such folder {path.parent}")
+    if path.is_dir():
+        raise click.UsageError(f"{option} {path}: is a folder")
+    if path.is_file():
+        try:
+            with path.open("rb") as stream:
+                # Weights can begin with any byte, but they do not parse; few bytes tell most apart.
+                if stream.read(1) not in (b"{", b""):
+                    raise ValueError("no JSON object")
+                text = path.read_bytes()
+            if text:
+                json.loads(text)
+        except ValueError:
+            raise click.UsageError(
+                f"{option} {path}: a file that is no JSON stands there; name another one"
+            ) from None
 
 
 def write_text(path: Path, text: str) -> None:
@@ -88,7 +129,11 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all; a device or pipe is written to as it is."""
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        path.write_bytes(data)
+        return
     descriptor, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.absolute().parent)
     try:
         with os.fdopen(descriptor, "wb") as stream:

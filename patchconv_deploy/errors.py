@@ -7,6 +7,11 @@ PatchConvError (1)
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from patchconv_deploy.report import Report
+
 __all__ = ["PatchConvError", "UsageError", "VerificationError"]
 
 
@@ -23,4 +28,12 @@ class UsageError(PatchConvError):
 
 
 class VerificationError(PatchConvError):
-    """The rewritten model does not compute the same; nothing was written."""
+    """The rewritten model does not compute the same; nothing was written.
+
+    Attributes:
+        report: What was done and found.
+    """
+
+    def __init__(self, message: str, report: Report) -> None:
+        super().__init__(message)
+        self.report = report

@@ -1,8 +1,8 @@
 """Seeded inputs for a model whose meaning is not known.
 
 Floating inputs are standard normal. Integers that index a table (the indices of a Gather on a
-tensor of known size) stay inside it; others count 0 or 1. Masks, booleans and lengths are ones, so
-that nothing is masked away.
+tensor of known size) stay inside it; others count 0 or 1. Booleans, and integer or flat inputs
+called mask or length, are ones, so that nothing is masked away.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def _table_sizes(model: onnx.ModelProto, shapes: Shapes) -> dict[str, int]:
     """Return, per tensor used as indices of a Gather, the smallest table it points into."""
     sizes: dict[str, int] = {}
     for node in model.graph.node:
-        if node.op_type == "Gather":
+        if node.op_type == "Gather" and node.domain in ("", "ai.onnx"):
             axis = next((a.i for a in node.attribute if a.name == "axis"), 0)
             table = shapes.dims.get(node.input[0])
-            size = None if table is None else table[axis]
+            fits = table is not None and -len(table) <= axis < len(table)
+            size = table[axis] if table is not None and fits else None
             if size:
                 sizes[node.input[1]] = min(size, sizes.get(node.input[1], size))
     return sizes
@@ -71,7 +72,9 @@ def make_inputs(
         name = value.name.lower()
         if dtype.kind == "O":
             arrays[value.name] = np.full(dims, "text")
-        elif dtype.kind == "b" or "mask" in name or "length" in name:
+        elif dtype.kind == "b" or (
+            ("mask" in name or "length" in name) and (dtype.kind in "iu" or len(dims) <= 2)
+        ):
             arrays[value.name] = np.ones(dims, dtype)
         elif dtype.kind in "iu":
             high = tables.get(value.name, 256 if dtype.itemsize == 1 else 2)
@@ -79,7 +82,7 @@ def make_inputs(
             array = generator.integers(low, min(high, high + low), size=dims)
             arrays[value.name] = np.asarray(array).astype(dtype)
         else:
-            arrays[value.name] = generator.standard_normal(dims).astype(dtype)
+            arrays[value.name] = generator.standard_normal(dims, dtype=np.float32).astype(dtype)
     return arrays
 
 
@@ -89,18 +92,21 @@ def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
     Raises:
         UsageError: The file cannot be read, a name is missing or unknown, or a type is wrong.
     """
+    wanted = {value.name: value for value in required_inputs(model)}
     try:
         with np.load(path, allow_pickle=False) as data:
-            arrays = {name: data[name] for name in data.files}
-    except (OSError, ValueError, AttributeError) as error:
+            # Names first: an entry that is not asked for is not unpacked.
+            names = set(data.files)
+            for name in wanted.keys() - names:
+                raise UsageError(f"--inputs {path}: no array for the input {name!r}")
+            for name in names - wanted.keys():
+                raise UsageError(f"--inputs {path}: the model has no input {name!r}")
+            arrays = {name: data[name] for name in wanted}
+    except UsageError:
+        raise
+    except Exception as error:
         raise UsageError(f"--inputs {path}: not an .npz file of plain arrays") from error
-    wanted = {value.name: value for value in required_inputs(model)}
-    for name in wanted:
-        if name not in arrays:
-            raise UsageError(f"--inputs {path}: no array for the input {name!r}")
     for name, array in arrays.items():
-        if name not in wanted:
-            raise UsageError(f"--inputs {path}: the model has no input {name!r}")
         tensor = wanted[name].type.tensor_type
         dtype = element_dtype(tensor.elem_type)
         if array.dtype != dtype:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import onnx
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from patchconv_deploy.verification import Verification
@@ -21,6 +23,8 @@ __all__ = ["Report", "make_report", "print_report"]
 
 _SHOWN_REFUSALS = 8
 _SHOWN_SIZES = 5
+# A peak that rises by less is a few rows of halo.
+_NOTABLE_RISE = 1.01
 
 
 @dataclass(frozen=True)
@@ -59,31 +63,43 @@ def mebibytes(size: int | None) -> str:
     return "?" if size is None else f"{size / 2**20:,.1f}"
 
 
-def _shape(shape: Shape | None) -> str:
+def shape_text(shape: Shape | None) -> str:
+    """Return a shape for people: 1x3x?x?."""
     return "?" if shape is None else "x".join("?" if d is None else str(d) for d in shape)
 
 
-def _warnings(outcome: Outcome, verification: Verification) -> tuple[str, ...]:
+def _warnings(
+    outcome: Outcome, options: Options, verification: Verification, source_free: Mapping[str, Shape]
+) -> tuple[str, ...]:
     found = []
     before, after = outcome.before.bytes, outcome.after.bytes
-    if outcome.rewritten and after > before:
+    if outcome.rewritten and after > _NOTABLE_RISE * before:
         found.append(
-            f"predicted peak activation rises from {mebibytes(before)} to {mebibytes(after)} MiB: "
-            "patching single Convs lowers a runtime's convolution workspace, not its activations. "
-            "Keep the original unless that workspace is what does not fit; fewer splits, "
-            "--form sequential or --exclude lower the rise."
+            f"the predicted peak rises from {mebibytes(before)} to {mebibytes(after)} MiB: cutting "
+            "single Convs lowers a runtime's workspace, not its activations; keep the original "
+            "unless that workspace is what does not fit"
         )
     if outcome.rewritten and outcome.before.unknown:
         found.append(
             f"{outcome.before.unknown} tensors are of unknown size and not in the predicted peak"
         )
     if outcome.assumed and outcome.before.bytes:
-        sizes = ", ".join(f"{name} {_shape(shape)}" for name, shape in outcome.assumed.items())
-        found.append(f"sizes assume {sizes}; fix them with --shape")
-    if outcome.rewritten and not verification.ran:
+        sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in outcome.assumed.items())
+        found.append(f"predictions and selection assume {sizes}")
+    for name, shape in options.shapes.items():
+        if name in source_free:
+            was = shape_text(source_free[name])
+            found.append(f"input {name} is now fixed to {shape_text(shape)} (was {was})")
+    if outcome.rewritten and not verification.ran and not verification.declined:
         found.append(f"not verified: {verification.reason}")
+    if verification.ran and verification.passed is None:
+        found.append(f"not verifiable: {verification.reason}")
     if verification.passed and verification.faint:
         found.append("the outputs are nearly zero on seeded inputs; verify on real ones (--inputs)")
+    labels = list(outcome.sizes)
+    for pattern in (*options.selection.include, *options.selection.exclude):
+        if not outcome.already and not any(fnmatchcase(label, pattern) for label in labels):
+            found.append(f"no Conv is named like {pattern!r}")
     return tuple(found)
 
 
@@ -94,6 +110,7 @@ def make_report(
     *,
     source: Path | None = None,
     out: Path | None = None,
+    source_free: Mapping[str, Shape] | None = None,
 ) -> Report:
     """Put together the report of a rewrite.
 
@@ -103,9 +120,10 @@ def make_report(
         verification: What verification found.
         source: The model's file.
         out: The file that was written, None if none was.
+        source_free: Shapes of the inputs that had free dimensions before.
     """
     model: onnx.ModelProto = outcome.model
-    warnings = _warnings(outcome, verification)
+    warnings = _warnings(outcome, options, verification, source_free or {})
     data = {
         "model": {
             "path": None if source is None else str(source),
@@ -180,83 +198,101 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
     console.print(
         f"Predicted peak activation: {mebibytes(peak['before'])} -> {mebibytes(peak['after'])} MiB"
-        + (f"   (all Convs in one form: {forms})" if forms else "")
+        + (f" (in one form alone: {forms})" if forms else "")
     )
-    _print_verification(report.verification, console)
-    for warning in report.warnings:
-        console.print(f"[yellow]warning:[/] {_escape(warning)}", highlight=False)
+    if outcome.rewritten:
+        _print_verification(report.verification, console)
 
 
-def _escape(text: str) -> str:
-    return text.replace("[", r"\[")
+def _clean(text: str) -> str:
+    """Return a name from a model for a line of its own: no control characters, no markup."""
+    return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
 def _print_table(outcome: Outcome, console: Console) -> None:
-    table = Table(title=None, header_style="bold", box=None, pad_edge=False)
-    table.add_column("Conv", overflow="fold")
-    table.add_column("input")
-    table.add_column("output")
-    for name in ("MiB", "form", "patches", "recompute", "peak MiB batch / seq."):
-        table.add_column(name, justify="right" if name != "form" else "left")
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("Conv", overflow="fold", min_width=10)
+    table.add_column("input -> output", overflow="fold", min_width=10)
+    for name in ("MiB", "recompute"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("form x patches", no_wrap=True)
+    for name in ("peak: batch", "sequential"):
+        table.add_column(name, justify="right", no_wrap=True)
     for region in outcome.rewritten:
-        forms = [mebibytes(region.peak_by_form.get(f)) for f in ("batch", "sequential")]
+        peaks = (region.peak_by_form.get(form) for form in ("batch", "sequential"))
         table.add_row(
-            _escape(" + ".join(region.nodes)),
-            _shape(region.size.input),
-            _shape(region.size.output),
+            _clean(" + ".join(region.nodes)),
+            f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
             mebibytes(region.size.bytes),
-            region.form,
-            str(region.splits),
-            "at run time" if region.recompute is None else f"{region.recompute:.2f}x",
-            " / ".join(forms),
+            "run time" if region.recompute is None else f"{region.recompute:.2f}x",
+            f"{region.form} x{region.splits}",
+            *("-" if size is None else mebibytes(size) for size in peaks),
         )
-        for note in region.notes:
-            table.add_row(f"  [dim]{_escape(note)}[/]")
     console.print(table)
+    for region in outcome.rewritten:
+        for note in region.notes:
+            console.print(f"  {_clean(region.nodes[0])}: {note}", highlight=False)
 
 
 def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> None:
-    shown = outcome.refused if all_rows else outcome.refused[:_SHOWN_REFUSALS]
-    if not shown:
+    """Print what was left alone: small Convs as one line, all others by name."""
+    small = [refusal for refusal in outcome.refused if refusal.code == "not-large"]
+    shown = [r for r in outcome.refused if r.code != "not-large"]
+    if all_rows:
+        small, shown = [], list(outcome.refused)
+    if not outcome.refused:
         return
     console.print(f"Left alone ({len(outcome.refused)}):")
-    for refusal in shown:
-        console.print(f"  {_escape(refusal.node)}: {_escape(refusal.reason)}", highlight=False)
-    if len(shown) < len(outcome.refused):
-        console.print(f"  ... and {len(outcome.refused) - len(shown)} more (-v shows all)")
+    if small:
+        sized = [(outcome.sizes[r.node].bytes or 0, r) for r in small if r.node in outcome.sizes]
+        largest = max(sized, key=lambda entry: entry[0])[1] if sized else small[0]
+        console.print(
+            f"  {len(small)} not large; the largest, {_clean(largest.node)}: "
+            f"{largest.reason.removeprefix('not large: ')}",
+            highlight=False,
+        )
+    for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
+        console.print(f"  {_clean(refusal.node)}: {_clean(refusal.reason)}", highlight=False)
+    if not all_rows and len(shown) > _SHOWN_REFUSALS:
+        console.print(f"  ... and {len(shown) - _SHOWN_REFUSALS} more (-v shows all)")
 
 
 def _print_largest(outcome: Outcome, console: Console) -> None:
     sized = [(size.bytes or 0, label, size) for label, size in outcome.sizes.items()]
     if not sized:
-        console.print("The model has no Conv in its main graph; it is left as it is.")
+        console.print("The model has no Conv in its main graph.")
         return
-    console.print("No Conv was cut; the model is left as it is. The largest Convs:")
+    console.print("No Conv was cut. The largest Convs:")
     for _, label, size in sorted(sized, key=lambda entry: -entry[0])[:_SHOWN_SIZES]:
         console.print(
-            f"  {_escape(label)}: {_shape(size.input)} -> {_shape(size.output)}, "
+            f"  {_clean(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
             f"{mebibytes(size.bytes)} MiB, {size.elements or '?'} elements",
             highlight=False,
         )
-    console.print("Cut more with --min-elements N (0: every Conv) or --include NAME.")
+    if any(refusal.code in ("not-large", "size-unknown") for refusal in outcome.refused):
+        console.print("Cut more with --min-elements N (0: every Conv) or --include NAME.")
 
 
 def _print_verification(found: Mapping[str, Any], console: Console) -> None:
     if not found["ran"]:
-        if found["reason"]:
-            console.print(f"Verification: not run ({_escape(found['reason'])})")
+        console.print(f"Verification: not run ({_clean(found['reason'])})")
         return
-    word = "[green]equal[/]" if found["passed"] else "[red]MISMATCH[/]"
+    same = all(output["differing"] == 0 for output in found["outputs"])
+    word = {
+        True: "[green]equal to the bit[/]" if same else "[green]equal within tolerance[/]",
+        False: "[red]MISMATCH[/]",
+        None: "[yellow]not verifiable[/]",
+    }[found["passed"]]
     console.print(f"Verification ({found['via']}): {word}")
     for output in found["outputs"]:
         seam = output["seam_max_abs"]
         console.print(
-            f"  {_escape(output['name'])}: max abs {output['max_abs']:.3g}, "
+            f"  {_clean(output['name'])}: max abs {output['max_abs']:.3g}, "
             f"max rel {output['max_rel']:.3g}"
             + ("" if seam is None else f", at seams {seam:.3g}")
-            + f", tolerance {output['tolerance']:.3g}, "
-            + f"{100 * output['differing']:.3g} % of elements differ",
+            + f" (tolerance {output['tolerance']:.3g}, "
+            + f"{100 * output['differing']:.3g} % differ)",
             highlight=False,
         )
     if not found["passed"]:
-        console.print(f"  {_escape(found['reason'])}", highlight=False)
+        console.print(f"  {_clean(found['reason'])}", highlight=False)

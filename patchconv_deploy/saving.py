@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,33 +19,47 @@ import onnx
 
 from rewriters.errors import SaveError
 from rewriters.external_data import copy_external, external_range, is_external, tensors
+from rewriters.graph import Loaded
 
-__all__ = ["StagedModel", "check_target", "stage"]
+__all__ = ["StagedModel", "check_target", "external_files", "stage"]
 
 _NOT_WRITABLE = frozenset({errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOTDIR})
 
 
-def check_target(out: Path, source: Path | None, *, force: bool) -> None:
+def external_files(loaded: Loaded) -> set[Path]:
+    """Return the files a model's external weights lie in."""
+    if loaded.folder is None:
+        return set()
+    return {
+        external_range(tensor, loaded.folder).file
+        for tensor in tensors(loaded.model)
+        if is_external(tensor)
+    }
+
+
+def check_target(out: Path, sources: Iterable[Path], *, force: bool) -> None:
     """Refuse a target that must not be written.
 
     Args:
-        out: The file to write.
-        source: The model it is made from, if that is a file.
+        out: The file to write; weights go to a file beside it.
+        sources: The files it is made from.
         force: Overwrite an existing file.
 
     Raises:
-        SaveError: The folder is missing or not writable, the file exists, or is the input.
+        SaveError: The folder is missing or not writable, the file exists, or is an input.
     """
     folder = out.parent
     if not folder.is_dir():
         raise SaveError(f"{folder}: no such folder; create it first")
     if not os.access(folder, os.W_OK):
         raise SaveError(f"{folder}: not writable")
-    if out.is_dir():
-        raise SaveError(f"{out}: is a folder; name a file with -o")
-    if source is not None and out.exists() and out.samefile(source):
-        raise SaveError(f"{out}: the input is never overwritten; name another file with -o")
+    if out.exists() and not out.is_file():
+        kind = "a folder" if out.is_dir() else "no regular file"
+        raise SaveError(f"{out}: is {kind}; name a file with -o")
+    sources = list(sources)
     for file in (out, _data_file(out)):
+        if file.exists() and any(file.samefile(source) for source in sources):
+            raise SaveError(f"{file}: the input is never overwritten; name another file with -o")
         if file.exists() and not force:
             raise SaveError(f"{file}: exists already; pass --force to overwrite it")
 
@@ -67,7 +81,7 @@ class StagedModel:
 
         If the model itself cannot be put in place, the weights it replaced are put back.
         """
-        data, old = _data_file(self._out), self._folder / "replaced.data"
+        data, old = _data_file(self._out), self._folder / f"{self._out.name}.replaced"
         staged = self._folder / data.name
         if staged.exists():
             if data.exists():
@@ -112,7 +126,8 @@ def stage(
                     _flush(stream.fileno())
         staged = StagedModel(staging, out)
         data = model.SerializeToString(deterministic=True)
-        with staged.path.open("wb") as stream:
+        # "x": a shared weight file that is linked there under this name is not written through.
+        with staged.path.open("xb") as stream:
             stream.write(data)
             stream.flush()
             _flush(stream.fileno())

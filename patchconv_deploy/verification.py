@@ -17,8 +17,9 @@ import signal
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,14 @@ class Verification:
 
     Attributes:
         ran: Both models ran.
-        passed: Every output is within tolerance; None if they did not run.
+        passed: Every output is within tolerance; None if they did not run, or if the original
+            differs from itself.
         reason: Why not run, or not passed.
         via: What ran them.
         seed: Seed of the inputs, None if they were given.
         shapes: Shapes of the inputs.
         outputs: One `comparison.OutputComparison` as a dictionary per output.
+        declined: It did not run because nobody wanted it to.
     """
 
     ran: bool
@@ -73,24 +76,25 @@ class Verification:
     seed: int | None = None
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: tuple[Mapping[str, Any], ...] = ()
+    declined: bool = False
 
     @property
     def faint(self) -> bool:
         """Whether every floating output is so small that agreement says little."""
-        floats = [output for output in self.outputs if "float" in output["dtype"]]
+        floats = [o for o in self.outputs if "float" in o["dtype"] or o["faint"]]
         return bool(floats) and all(output["faint"] for output in floats)
 
 
-def not_run(reason: str) -> Verification:
+def not_run(reason: str, *, declined: bool = False) -> Verification:
     """Return the verification that did not happen."""
-    return Verification(ran=False, passed=None, reason=reason)
+    return Verification(ran=False, passed=None, reason=reason, declined=declined)
 
 
 @dataclass(frozen=True, slots=True)
 class _Case:
-    """One set of inputs to run on."""
+    """One set of inputs to run on, made when it is known that the models fit into memory."""
 
-    arrays: Mapping[str, Array]
+    make: Callable[[], Mapping[str, Array]]
     peak: int | None
 
 
@@ -128,17 +132,21 @@ def verify(
     last = not_run("no input size was found that the original runs at; give one with --inputs")
     source = load(original)
     for case in _cases(loaded, source, seed, inputs):
-        shapes = {name: tuple(array.shape) for name, array in case.arrays.items()}
         short = _does_not_fit(case.peak, outcome, loaded)
         if short is not None:
             return not_run(short)
+        try:
+            arrays = case.make()
+        except UsageError as error:
+            return not_run(str(error))
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
         job = {
             "seams": _seams(source, outcome, options, shapes),
             "exact_integers": all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
             "rtol": rtol,
             "atol": atol,
         }
-        found = _run(original, rewritten, case, job, None if inputs else seed)
+        found = _run(original, rewritten, arrays, case.peak, job, None if inputs else seed)
         if found.ran and not (found.passed and found.faint):
             return found
         # Outputs near zero prove little: another size may say more, and else this stands.
@@ -152,16 +160,15 @@ def _cases(loaded: Loaded, source: Loaded, seed: int, inputs: Path | None) -> It
     if inputs is not None:
         arrays = load_inputs(inputs, loaded.model)
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        yield _Case(arrays, _predict(source, shapes))
+        yield _Case(lambda: arrays, _predict(source, shapes))
         return
     for spatial in _SPATIAL:
         sizes = nominal_shapes(loaded.model, spatial)
         slim = skeleton(loaded)
         fix_shapes(slim, sizes)
         shapes_known = infer(slim)
-        arrays = make_inputs(loaded.model, shapes_known, sizes, seed)
-        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        yield _Case(arrays, _predict(source, shapes))
+        make = partial(make_inputs, loaded.model, shapes_known, sizes, seed)
+        yield _Case(make, _predict(source, sizes))
         if not sizes:
             return
 
@@ -222,9 +229,14 @@ def _seams(
 
 
 def _run(
-    original: Path, rewritten: Path, case: _Case, job: dict[str, Any], seed: int | None
+    original: Path,
+    rewritten: Path,
+    arrays: Mapping[str, Array],
+    peak: int | None,
+    job: dict[str, Any],
+    seed: int | None,
 ) -> Verification:
-    shapes = {name: tuple(array.shape) for name, array in case.arrays.items()}
+    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
 
     def verdict(result: Mapping[str, Any], via: str) -> Verification:
         error = result.get("error")
@@ -233,12 +245,15 @@ def _run(
             reason = f"the {error['stage']} model does not run: {error['message']}"
             return Verification(ran, False if ran else None, reason, via, seed, shapes)
         outputs = tuple(result["outputs"])
-        bad = [f"{o['name']}: {o['reason']}" for o in outputs if not o["passed"]]
-        return Verification(True, not bad, "; ".join(bad), via, seed, shapes, outputs)
+        bad = [o for o in outputs if o["passed"] is False]
+        unstable = [o for o in outputs if o["passed"] is None]
+        reason = "; ".join(f"{o['name']}: {o['reason']}" for o in bad or unstable)
+        passed = False if bad else (None if unstable else True)
+        return Verification(True, passed, reason, via, seed, shapes, outputs)
 
     with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
         folder = Path(name)
-        save_inputs(folder / "inputs.npz", case.arrays)
+        save_inputs(folder / "inputs.npz", arrays)
         job = {**job, "inputs": str(folder / "inputs.npz"), "evaluator": "onnxruntime"}
         result = _child({**job, "original": str(original), "rewritten": str(rewritten)}, folder)
         if not _lacks_kernel(result):
@@ -247,14 +262,14 @@ def _run(
         twins = _twins((original, rewritten), folder)
         floats = {
             key: array.astype(np.float32) if array.dtype == np.float64 else array
-            for key, array in case.arrays.items()
+            for key, array in arrays.items()
         }
         save_inputs(folder / "inputs.npz", floats)
         twin_job = {**job, "original": twins[0], "rewritten": twins[1]}
         result = _child(twin_job, folder)
         if "error" not in result or result["error"]["stage"] == "rewritten":
             return verdict(result, "ONNX Runtime, CPU, on float32 twins of both models")
-        if case.peak is None or case.peak > _REFERENCE_BYTES:
+        if peak is None or peak > _REFERENCE_BYTES:
             return verdict(result, "")
         result = _child({**twin_job, "evaluator": "reference"}, folder)
         return verdict(result, "the reference evaluator of onnx, on float32 twins of both models")
@@ -262,7 +277,7 @@ def _run(
 
 def _lacks_kernel(result: Mapping[str, Any]) -> bool:
     error = result.get("error")
-    if error is None:
+    if error is None or error["stage"] != "original":
         return False
     # A double or bfloat16 model may also be refused for the type of its inputs.
     return error["kind"] == "NoKernel" or "Unexpected input data type" in error["message"]

@@ -371,7 +371,7 @@ class _Writer:
         """Return [P, N, C, ...] for an output of shape [P*N, C, ...]."""
         if y.dims is not None:
             images, *rest = y.dims
-            target = [None if images is None else images // count, *rest]
+            target = [images // count if images else None, *rest]
             if sum(size is None for size in target) <= 1:
                 return self.fragment.ints([count, *(-1 if d is None else d for d in target)])
         shape = self.fragment.add("Shape", [y.variable], "patches/shape")

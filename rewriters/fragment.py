@@ -74,6 +74,11 @@ class Fragment:
         """Return a tensor of the surrounding graph, the same object every time it is asked for."""
         return self._outer.setdefault(name, gs.Variable(name))
 
+    @property
+    def reads(self) -> frozenset[str]:
+        """Tensors of the surrounding graph that the fragment reads."""
+        return frozenset(tensor.name for node in self._nodes for tensor in node.inputs)
+
     def ints(self, values: Any) -> gs.Constant:
         """Return an int64 constant, shared with every other region."""
         array = np.asarray(values, dtype=np.int64)

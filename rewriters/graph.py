@@ -363,8 +363,8 @@ def _check_length(tensor: onnx.TensorProto) -> None:
         )
 
 
-def unknown_operators(model: onnx.ModelProto) -> list[tuple[str, str]]:
-    """Return (label, domain::operator) of the main graph's nodes that no one here defines."""
+def unknown_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
+    """Return the main graph's nodes whose operator no one here defines."""
     functions = {(function.domain, function.name) for function in model.functions}
     found = []
     for node in model.graph.node:
@@ -374,7 +374,7 @@ def unknown_operators(model: onnx.ModelProto) -> list[tuple[str, str]]:
         if node.domain in ("", "ai.onnx"):
             known = onnx.defs.has(node.op_type)
         if not known:
-            found.append((node_label(node), f"{node.domain or 'ai.onnx'}::{node.op_type}"))
+            found.append(node)
     return found
 
 
@@ -395,16 +395,17 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
     """
     unknown = unknown_operators(slim)
     if unknown and not allow_custom_ops:
-        label, operator = unknown[0]
+        first = unknown[0]
         raise ModelError(
-            f"node {label!r} is the custom operator {operator}, which ONNX does not define; "
+            f"node {node_label(first)!r} is the custom operator "
+            f"{first.domain or 'ai.onnx'}::{first.op_type}, which ONNX does not define; "
             "pass --allow-custom-ops to leave such nodes as they are"
         )
+    if len({o.version for o in slim.opset_import if o.domain in ("", "ai.onnx")}) > 1:
+        raise ModelError("not a valid ONNX model: it imports two versions of the default domain")
     if unknown:
-        labels = {label for label, _ in unknown}
-        for node in slim.graph.node:
-            if node_label(node) in labels:
-                node.domain = UNKNOWN_DOMAIN
+        for node in unknown:
+            node.domain = UNKNOWN_DOMAIN
         slim.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
     for tensor in tensors(slim):
         # Weights without their bytes: to the checker they are empty, whatever their shape.

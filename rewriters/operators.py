@@ -129,6 +129,8 @@ def read_convolution(record: Record) -> Convolution | str:
         return f"strides, dilations or pads do not fit {rank} spatial axes"
     if min(strides + dilations) < 1 or min(pads + extra) < 0:
         return "a stride or dilation below 1, or a negative padding"
+    if max(strides + dilations + pads + extra + kernel) >= 1 << 31:
+        return "a kernel, stride, dilation or padding of 2^31 or more"
     auto_pad = record.attributes.get("auto_pad", "NOTSET") or "NOTSET"
     if auto_pad not in ("NOTSET", "VALID", "SAME_UPPER", "SAME_LOWER"):
         return f"auto_pad is {auto_pad!r}"

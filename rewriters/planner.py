@@ -22,6 +22,8 @@ __all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_json", "plan_region", "r
 METADATA_KEY = "patchconv.plan"
 FORMS = ("batch", "sequential")
 _VERSION = 1
+# Patches times heights to prove where the height is unknown: a second or so.
+_MOST_EFFORT = 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,13 @@ def plan_region(region: Region, rows: int | None, splits: int, opset: int) -> Re
     """
     if splits == 1:
         return Refusal(region.label, "one patch is the whole Conv", "one-patch")
+    if rows is None and proof.effort(region.chain, splits) > _MOST_EFFORT:
+        return Refusal(
+            region.label,
+            "its stride, kernel or number of splits is too large to prove every height; fix the "
+            "height with --shape",
+            "not-provable",
+        )
     extent = proof.extent(region.chain, rows, 0)
     if rows is None:
         if opset < 10:

@@ -22,7 +22,7 @@ from math import gcd
 from rewriters.geometry import Extent, Patch, Rows, Tiling, covers, schedule
 from rewriters.rowmaps import RowMap
 
-__all__ = ["Steps", "extent", "prove", "prove_every_height", "steps", "window_slack"]
+__all__ = ["Steps", "effort", "extent", "prove", "prove_every_height", "steps", "window_slack"]
 
 _FAR = 1 << 62
 # Steps of a window in which no kernel of practical size sees both edges at once.
@@ -208,6 +208,12 @@ def prove_every_height(chain: tuple[RowMap, ...], splits: int) -> str | None:
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None
+
+
+def effort(chain: Sequence[RowMap], splits: int) -> int:
+    """Return about how many patches `prove_every_height` would look at."""
+    step = steps(chain)
+    return splits * step.input * (2 * splits + 2 * len(_needs(chain)) // step.input + 2)
 
 
 @lru_cache(maxsize=4096)

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from functools import lru_cache
 from math import prod
 
 import onnx
@@ -223,6 +224,12 @@ def find_region(
     if head and tail:
         nodes = [head[0], position, *(at for at, _ in tail)]
         links = [head[1], link, *(local for _, local in tail)]
+    if any(not _can_slice(shapes.elements.get(name), opset) for name in _ends(graph, nodes)):
+        # The pair's type cannot be cut at this opset: cut the Conv alone, or nothing.
+        nodes, links = [position], [link]
+    for name in _ends(graph, nodes):
+        if not _can_slice(shapes.elements.get(name), opset):
+            return Refusal(label, f"opset {opset} cannot slice its element type", "opset-too-old")
     first, last = graph.node[nodes[0]], graph.node[nodes[-1]]
     return Region(
         nodes=tuple(nodes),
@@ -233,6 +240,26 @@ def find_region(
         rank=rank,
         axis=axis,
         links=tuple(links),
+    )
+
+
+def _ends(graph: onnx.GraphProto, nodes: Sequence[int]) -> tuple[str, str]:
+    """Return the tensors that a chain of nodes begins and ends with."""
+    return graph.node[nodes[0]].input[0], graph.node[nodes[-1]].output[0]
+
+
+@lru_cache(maxsize=256)
+def _can_slice(element: int | None, opset: int) -> bool:
+    """Tell whether Slice, Concat and Reshape take an element type; unknown ones are let pass."""
+    if element is None:
+        return True
+    if element not in onnx.TensorProto.DataType.values():
+        return False
+    word = "tensor(" + onnx.TensorProto.DataType.Name(element).lower() + ")"
+    newest = min(opset, onnx.defs.onnx_opset_version())
+    return all(
+        word in onnx.defs.get_schema(op, newest).type_constraints[0].allowed_type_strs
+        for op in ("Slice", "Concat", "Reshape")
     )
 
 

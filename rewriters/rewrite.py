@@ -55,6 +55,8 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 _OLDEST_OPSET = 9
+# A graph of more nodes per Conv serves nobody.
+_MOST_SPLITS = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +84,8 @@ class Options:
     def __post_init__(self) -> None:
         if self.splits < 1:
             raise OptionError(f"--splits {self.splits}: the number of patches is at least 1")
+        if self.splits > _MOST_SPLITS:
+            raise OptionError(f"--splits {self.splits}: at most {_MOST_SPLITS} patches")
         if self.form not in ("auto", *FORMS):
             raise OptionError(f"--form {self.form}: must be auto, {' or '.join(FORMS)}")
         if isinstance(self.axis, str) and self.axis not in AXES:
@@ -174,6 +178,15 @@ class _Analysis:
 def _upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     """Convert the default domain's opset; node metadata the converter drops is put back."""
     old = opset_of(model)
+    if not 1 <= version <= onnx.defs.onnx_opset_version():
+        raise OptionError(
+            f"--upgrade-opset {version}: onnx knows opsets 1 to {onnx.defs.onnx_opset_version()}"
+        )
+    if model.functions or model.training_info:
+        raise OptionError(
+            f"--upgrade-opset {version}: onnx's converter drops model-local functions and training "
+            "information; inline the functions first (onnx.inliner)"
+        )
     if version < old:
         raise OptionError(f"--upgrade-opset {version}: the model is at {old} already")
     try:
@@ -276,7 +289,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         return replace(unchanged, refused=tuple(refused))
 
     emitted = _emit(plans, model.graph, analysis, options, labels, report)
-    removed = _removed(plans, analysis.index)
+    removed = _removed(plans, analysis.index, [entry.fragment for entry in emitted.values()])
     after = _peak_after(analysis, {at: e.scored.get(e.form) for at, e in emitted.items()}, removed)
     by_form = {
         form: _peak_after(
@@ -432,6 +445,13 @@ def _plan_one(analysis: _Analysis, options: Options, position: int) -> RegionPla
     region = find_region(analysis.index, analysis.facts, analysis.opset, position, options.axis)
     if isinstance(region, Refusal):
         return region
+    if not analysis.facts.doubtful.isdisjoint((region.input, region.output)):
+        return Refusal(
+            "",
+            "runtimes disagree on the size of its input (a fractional Resize, a pool with "
+            "ceil_mode or a narrow Cast before it)",
+            "size-doubtful",
+        )
     rows = _rows(analysis.facts, region, region.input)
     plan = plan_region(region, rows, options.splits, analysis.opset)
     if isinstance(plan, RegionPlan) and plan.tiling is not None:
@@ -488,18 +508,20 @@ def _score(
     return result
 
 
-def _removed(plans: Sequence[RegionPlan], found: Index) -> set[int]:
+def _removed(plans: Sequence[RegionPlan], found: Index, fragments: Sequence[Fragment]) -> set[int]:
     """Return the positions of nodes that the fragments replace.
 
-    A region's first node stays if others read it (a DequantizeLinear before two convolutions).
+    A region's first node stays if others read it: nodes that stay, or clones of another region.
     """
     removed: set[int] = set()
+    read = {name for fragment in fragments for name in fragment.reads}
     for plan in plans:
         removed.update(plan.region.nodes[1:] or plan.region.nodes)
     for plan in plans:
         head = plan.region.nodes[0]
         name = found.graph.node[head].output[0]
-        if set(found.users.get(name, ())) <= removed and name not in found.outputs:
+        users = set(found.users.get(name, ()))
+        if users <= removed and name not in found.outputs and name not in read:
             removed.add(head)
     return removed
 

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
+from typing import Any
 
 import onnx
+import onnx.numpy_helper
 import onnx.shape_inference
 
 from rewriters.errors import OptionError
@@ -26,15 +28,25 @@ logger = logging.getLogger(__name__)
 # What a free dimension counts as where only the order of magnitude of sizes is asked for.
 NOMINAL_BATCH, NOMINAL_CHANNELS, NOMINAL_SPATIAL = 1, 4, 512
 
+_LARGEST = 1 << 31
 _ANONYMOUS = frozenset({"", "?", "None", "unk"})
 
 
 @dataclass(frozen=True, slots=True)
 class Shapes:
-    """Shape and element type of the main graph's tensors, as far as they are known."""
+    """Shape and element type of the main graph's tensors, as far as they are known.
+
+    Attributes:
+        dims: Shape of a tensor, None for each unknown size.
+        elements: Element type of a tensor.
+        doubtful: Tensors whose sizes a runtime may compute otherwise than onnx infers them. A
+            runtime that folds inferred shapes contradicts itself there, so that not even
+            arithmetic at run time is safe.
+    """
 
     dims: Mapping[str, Shape]
     elements: Mapping[str, int]
+    doubtful: frozenset[str] = frozenset()
 
     def bits(self, name: str) -> int | None:
         """Return the bits of one element, None if the type is unknown or has no fixed size."""
@@ -132,8 +144,8 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
             )
         for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
             known = _known(dim)
-            if size < 1:
-                raise OptionError(f"--shape {name}: size {size} is below 1")
+            if not 1 <= size < _LARGEST:
+                raise OptionError(f"--shape {name}: size {size} is not between 1 and 2^31")
             if known is not None and known != size:
                 raise OptionError(
                     f"--shape {name}: dimension {axis} is fixed to {known} in the model, not {size}"
@@ -202,13 +214,120 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool
         if _has_shape(value):
             value.type.tensor_type.ClearField("shape")
     derived = _read_shapes(_infer(bare).graph)
+    if not estimate and _hide_doubtful(bare, derived):
+        plain, derived = derived, _read_shapes(_infer(bare).graph)
+        derived = replace(derived, doubtful=_less_known(plain, derived))
     if not declared or all(name in derived.dims for name in needed):
         return derived
     believed = _read_shapes(_infer(slim).graph)
     dims = believed.dims
     if not estimate:
         dims = {name: (None,) * len(shape) for name, shape in dims.items()}
-    return Shapes({**dims, **derived.dims}, {**believed.elements, **derived.elements})
+    return replace(
+        derived,
+        dims={**dims, **derived.dims},
+        elements={**believed.elements, **derived.elements},
+    )
+
+
+def _less_known(plain: Shapes, derived: Shapes) -> frozenset[str]:
+    """Return the tensors of which one inference knows more than the other."""
+    return frozenset(
+        name
+        for name, dims in plain.dims.items()
+        if any(
+            a is not None and b is None
+            for a, b in zip(dims, derived.dims.get(name, (None,) * len(dims)), strict=False)
+        )
+    )
+
+
+def _hide_doubtful(model: onnx.ModelProto, plain: Shapes) -> bool:
+    """Hide, in place, nodes whose output size runtimes and onnx's inference disagree on.
+
+    A size computed in floating point is rounded down on either side of a whole number (Resize and
+    Upsample by a fractional scale), a pooling window that begins in the padding counts or not
+    (ceil_mode), and a Cast to few bits wraps around.
+
+    Args:
+        model: Its doubtful nodes move to a domain that inference knows nothing of.
+        plain: Shapes as inference sees them; they say whether the doubt makes a difference.
+
+    Returns:
+        Whether there were any.
+    """
+    constants = {tensor.name: tensor for tensor in model.graph.initializer}
+    hidden = False
+    for node in model.graph.node:
+        if node.domain not in ("", "ai.onnx"):
+            continue
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.name == "value":
+                constants[node.output[0]] = attribute.t
+        dims = plain.dims.get(node.input[0]) if node.input else None
+        if _is_doubtful(node, attributes(node), dims, constants):
+            node.domain, hidden = UNKNOWN_DOMAIN, True
+    if hidden:
+        model.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
+    return hidden
+
+
+_FEW_BITS = (
+    onnx.TensorProto.INT8,
+    onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT16,
+    onnx.TensorProto.UINT16,
+)
+
+
+def _is_doubtful(
+    node: onnx.NodeProto,
+    values: Mapping[str, Any],
+    dims: Shape | None,
+    constants: Mapping[str, onnx.TensorProto],
+) -> bool:
+    match node.op_type:
+        case "MaxPool" | "AveragePool" | "LpPool" if values.get("ceil_mode") and dims:
+            return any(_last_window_in_padding(values, i, d) for i, d in enumerate(dims[2:]))
+        case "Cast":
+            return bool(values.get("to") in _FEW_BITS and dims is not None and len(dims) == 1)
+        case "Resize" | "Upsample":
+            if len(node.input) > 3 and node.input[3]:
+                return bool(values.get("keep_aspect_ratio_policy", "stretch") != "stretch")
+            given: Any = values.get("scales")
+            if given is None:
+                # Resize-10 and Upsample-9 have the scales second, Resize-11 third.
+                tensor = constants.get(node.input[2 if len(node.input) > 2 else 1])
+                if tensor is None or dims is None:
+                    return False
+                given = onnx.numpy_helper.to_array(tensor).reshape(-1).tolist()
+            return any(_rounds_apart(d, s) for d, s in zip(dims or (), given, strict=False))
+        case _:
+            return False
+
+
+def _rounds_apart(size: int | None, scale: float) -> bool:
+    """Tell whether a scaled size may be rounded down to different numbers."""
+    if size is None:
+        return False
+    exact = size * scale
+    near = abs(exact - round(exact)) < 1e-3
+    return near and exact != int(exact)
+
+
+def _last_window_in_padding(values: Mapping[str, Any], i: int, size: int | None) -> bool:
+    """Tell whether a pool's last window begins beyond the input, so that it may count or not."""
+    kernel = values.get("kernel_shape", ())
+    if size is None or i >= len(kernel):
+        return False
+    rank = len(kernel)
+    if values.get("auto_pad", "NOTSET") != "NOTSET":
+        return True
+    pads = values.get("pads", (0,) * 2 * rank)
+    stride = values.get("strides", (1,) * rank)[i]
+    reach = values.get("dilations", (1,) * rank)[i] * (kernel[i] - 1) + 1
+    out = -(-(size + pads[i] + pads[rank + i] - reach) // stride) + 1
+    return bool((out - 1) * stride >= size + pads[i])
 
 
 def _write_out_padding(model: onnx.ModelProto) -> None:

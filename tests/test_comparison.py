@@ -33,11 +33,45 @@ def test_one_wrong_row_fails_and_shows_at_its_seam() -> None:
     assert far.seam_max_abs == 0
 
 
-def test_the_originals_own_noise_is_the_floor() -> None:
-    """A model that differs from itself is not held to more than that."""
+def test_a_model_that_differs_from_itself_is_neither_right_nor_wrong() -> None:
+    """Random operators: nothing can be said, whatever the difference."""
     noisy = _image() + np.float32(0.01)
-    assert compare_output("y", _image(), noisy, noisy).passed
-    assert not compare_output("y", _image(), _image(), noisy).passed
+    found = compare_output("y", _image(), noisy, noisy)
+    assert found.passed is None
+    assert "itself differs" in found.reason
+    assert compare_output("y", _image(), _image(), noisy).passed is False
+    whole = np.arange(100)
+    assert compare_output("y", whole, whole + 1, whole).passed is None
+
+
+@pytest.mark.parametrize(("offset", "fills"), [(1e6, 0), (0, 1), (1e6, 1)])
+def test_neither_an_offset_nor_a_few_huge_values_hide_an_error(offset: float, fills: int) -> None:
+    """A large mean or a mask of -1e9 does not widen the tolerance of the other elements."""
+    reference = 30 * np.random.default_rng(0).standard_normal((1, 2, 64, 64)).astype(np.float32)
+    reference += np.float32(offset)
+    reference.reshape(-1)[:fills] = -1e9
+    wrong = reference.copy()
+    wrong[:, :, 20:22] = reference[:, :, 24:26]
+    assert compare_output("y", reference, reference, reference.copy()).passed
+    assert compare_output("y", reference, reference, wrong).passed is False
+
+
+def test_wrong_integers_at_a_seam_are_not_lost_in_a_tall_output() -> None:
+    """Two wrong rows of 4096 are a small share of the output, not of the seam."""
+    reference = np.random.default_rng(0).integers(0, 200, (1, 1, 4096, 8)).astype(np.uint8)
+    wrong = reference.copy()
+    wrong[:, :, 2047:2049] += 1
+    assert compare_output("y", reference, reference, wrong).passed
+    seams = [Seam(2, 4096, (2048,))]
+    assert compare_output("y", reference, reference, wrong, seams=seams).passed is False
+
+
+def test_constant_and_empty_outputs_are_faint() -> None:
+    """They agree whatever was computed."""
+    constant = np.ones((4, 4), np.float32)
+    assert compare_output("y", constant, constant, constant).faint
+    empty = np.ones((0, 4), np.float32)
+    assert compare_output("y", empty, empty, empty).faint
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
@@ -45,10 +79,10 @@ def test_tolerance_follows_the_element_type(dtype: type) -> None:
     """Half of a type's tolerance passes and twice of it fails."""
     from patchconv_deploy.comparison import TOLERANCES
 
-    reference: np.ndarray[Any, Any] = np.ones((4, 4), dtype)
+    reference: np.ndarray[Any, Any] = np.linspace(-1, 1, 64, dtype=dtype)
     share = TOLERANCES[np.dtype(dtype).name]
-    for factor, passes in ((0.5, True), (2.5, False)):
-        other = (reference * dtype(1 + factor * share)).astype(dtype)
+    for factor, passes in ((0.5, True), (4, False)):
+        other = (reference + dtype(factor * share)).astype(dtype)
         assert compare_output("y", reference, reference, other).passed is passes
 
 

@@ -166,10 +166,15 @@ BAD = {
     "No such option": ["{model}", "--frobnicate"],
     "Missing argument": [],
     "not an .npz": ["{model}", "--inputs", "{garbage}"],
-    "the model's own file": ["{model}", "--report", "{model}"],
+    "no JSON stands there": ["{model}", "--report", "{model}"],
+    "the output's own file": ["{model}", "-o", "{folder}/o.onnx", "--report", "{folder}/o.onnx"],
+    "finite number": ["{model}", "--rtol", "nan"],
+    "between 1 and 2^31": ["{model}", "--shape", "x:1x3x99999999999999999999x32"],
+    "at most 4096": ["{model}", "--splits", "1000000"],
+    "not in the range": ["{model}", "--seed", "-1"],
     "no such folder ": ["{model}", "--report", "{folder}/none/r.json"],
     "must be 0 or more": ["{model}", "--min-elements", "-1"],
-    "cannot convert": ["{model}", "--upgrade-opset", "999"],
+    "onnx knows opsets": ["{model}", "--upgrade-opset", "999"],
 }
 
 

@@ -938,8 +938,8 @@ class TestShapes:
             ({"x": (1, 2, 8)}, "3 sizes given, the input has 4"),
             ({"x": (1, 3, 8, 8)}, "dimension 1 is fixed to 2"),
             ({"x": (1, 2, 8, 8), "z": (1, 1, 9, 1)}, "'h', given as 8 before and as 9 now"),
-            ({"x": (1, 2, 0, 8)}, "size 0 is below 1"),
-            ({"x": (1, 2, -1, 8)}, "size -1 is below 1"),
+            ({"x": (1, 2, 0, 8)}, "size 0 is not between 1"),
+            ({"x": (1, 2, -1, 8)}, "size -1 is not between 1"),
         ],
     )
     def test_errors(self, shapes: dict[str, tuple[int, ...]], message: str) -> None:
