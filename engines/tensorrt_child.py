@@ -45,7 +45,7 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
                 "device": opened.device,
                 "version": module.__version__,
                 "seconds": seconds,
-                "peak_bytes": peak - opened.weights_peak_bytes,
+                "peak_bytes": peak - opened.weights_live_bytes,
                 "peak_with_weights_bytes": peak,
                 "device_memory_bytes": memory.device_memory_bytes,
                 "device_memory_per_profile_bytes": list(memory.profiles),

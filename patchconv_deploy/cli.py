@@ -9,7 +9,7 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -30,6 +30,13 @@ from patchconv_deploy.cli_types import (
     write_text,
 )
 from patchconv_deploy.errors import PatchConvError, VerificationError
+from patchconv_deploy.measuring import (
+    ENGINES,
+    Result,
+    measure_models,
+    measurement_json,
+    print_results,
+)
 from patchconv_deploy.report import Report, print_report
 from rewriters.errors import RewriterError
 
@@ -97,6 +104,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
 @click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
+@click.option("--measure", "measured", is_flag=True, help="Measure both models afterwards.")
+@click.option(
+    "--engine",
+    type=click.Choice(ENGINES),
+    default="onnxruntime",
+    show_default=True,
+    help="Engine to measure on.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing output.")
 @click.option("-v", "--verbose", is_flag=True, help="List every Conv left alone; log what is done.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings alone.")
@@ -121,6 +136,8 @@ def rewrite_command(
     upgrade_opset: int | None,
     share_weights: bool,
     allow_custom_ops: bool,
+    measured: bool,
+    engine: str,
     force: bool,
     verbose: bool,
     quiet: bool,
@@ -157,6 +174,10 @@ def rewrite_command(
             dry_run=dry_run,
             progress=progress,
         )
+    results: Sequence[Result] = ()
+    if measured and result.path is not None:
+        results = measure_models([model, result.path], engine, shapes=dict(shapes), seed=seed)
+        result.report.data["measured"] = measurement_json(results)["results"]
     try:
         _write_report(report, result.report)
         if not quiet:
@@ -165,6 +186,8 @@ def rewrite_command(
             if result.path is not None:
                 copy = "" if result.outcome.rewritten else " (the model as it was)"
                 console.print(f"Written: {result.path}{copy}", markup=False, highlight=False)
+            if results:
+                print_results(results, console)
         for warning in result.report.warnings:
             click.echo(f"warning: {warning}", err=True)
     except OSError as error:

@@ -16,13 +16,7 @@ from patchconv_deploy.cli_types import (
     stdout_console,
     write_text,
 )
-from patchconv_deploy.measuring import (
-    measure_onnxruntime,
-    measure_with_tensorrt,
-    measurement_json,
-    print_measurements,
-    print_tensorrt,
-)
+from patchconv_deploy.measuring import ENGINES, measure_models, measurement_json, print_results
 
 __all__ = ["measure_command"]
 
@@ -31,7 +25,7 @@ __all__ = ["measure_command"]
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--engine",
-    type=click.Choice(["onnxruntime", "tensorrt", "tensorrt-rtx"]),
+    type=click.Choice(ENGINES),
     default="onnxruntime",
     show_default=True,
     help="tensorrt-rtx plans without a GPU; tensorrt measures on one.",
@@ -101,14 +95,6 @@ def measure_command(
     """
     check_json_target("--json", json_file)
     console = stdout_console()
-    if engine != "onnxruntime":
-        plans = measure_with_tensorrt(models, engine, shapes=dict(shapes), runs=runs, seed=seed)
-        if json_file is not None:
-            write_text(json_file, json.dumps(measurement_json(plans), indent=2) + "\n")
-        print_tensorrt(plans, console)
-        if any(plan.error for plan in plans):
-            sys.exit(1)
-        return
     options = OrtOptions(
         provider=provider,
         threads=threads,
@@ -119,11 +105,17 @@ def measure_command(
         cudnn_conv_use_max_workspace=cudnn_max_workspace,
         cudnn_conv_algo_search=cudnn_algo_search,
     )
-    results = measure_onnxruntime(
-        models, options, shapes=dict(shapes), runs=runs, seed=seed, memory_limit=memory_limit
+    results = measure_models(
+        models,
+        engine,
+        shapes=dict(shapes),
+        runs=runs,
+        seed=seed,
+        options=options,
+        memory_limit=memory_limit,
     )
     if json_file is not None:
         write_text(json_file, json.dumps(measurement_json(results), indent=2) + "\n")
-    print_measurements(results, console)
+    print_results(results, console)
     if any(result.error for result in results):
         sys.exit(1)

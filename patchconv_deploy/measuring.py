@@ -6,7 +6,7 @@ import dataclasses
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from rich.console import Console
@@ -23,13 +23,19 @@ from rewriters.graph import load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
 
 __all__ = [
+    "ENGINES",
+    "Result",
+    "measure_models",
     "measure_onnxruntime",
     "measure_with_tensorrt",
     "measurement_json",
     "model_inputs",
     "print_measurements",
+    "print_results",
     "print_tensorrt",
 ]
+
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 
 def model_inputs(
@@ -116,6 +122,55 @@ def measure_with_tensorrt(
         return measure_tensorrt(jobs, options, runs=runs, engine=engine)
 
 
+Result: TypeAlias = Measurement | TensorRTResult
+
+
+def measure_models(
+    models: Sequence[Path],
+    engine: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int = 5,
+    seed: int = 0,
+    options: OrtOptions | None = None,
+    memory_limit: int | None = None,
+) -> Sequence[Result]:
+    """Measure, or for TensorRT for RTX plan, model files side by side.
+
+    Args:
+        models: The files; the first is what the others are compared with.
+        engine: One of `ENGINES`.
+        shapes: Sizes of inputs with free dimensions.
+        runs: Timed runs of each.
+        seed: Seed of the inputs.
+        options: Session options of ONNX Runtime.
+        memory_limit: Address space of each process that measures ONNX Runtime, bytes.
+
+    Raises:
+        EngineMissing: The engine is not installed.
+        DeviceMissing: It needs a GPU, and there is none.
+    """
+    if engine == "onnxruntime":
+        return measure_onnxruntime(
+            models,
+            options or OrtOptions(),
+            shapes=shapes,
+            runs=runs,
+            seed=seed,
+            memory_limit=memory_limit,
+        )
+    return measure_with_tensorrt(models, engine, shapes=shapes, runs=runs, seed=seed)
+
+
+def print_results(results: Sequence[Result], console: Console) -> None:
+    """Print what `measure_models` returned."""
+    plans = [result for result in results if isinstance(result, TensorRTResult)]
+    if plans:
+        print_tensorrt(plans, console)
+    else:
+        print_measurements([r for r in results if isinstance(r, Measurement)], console)
+
+
 def _profiles(
     model: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
 ) -> tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...]:
@@ -172,9 +227,7 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
     )
 
 
-def measurement_json(
-    results: Sequence[Measurement] | Sequence[TensorRTResult],
-) -> dict[str, Any]:
+def measurement_json(results: Sequence[Result]) -> dict[str, Any]:
     """Return measurements as JSON-ready data; sizes in bytes, times in seconds."""
     return {"results": [dataclasses.asdict(result) for result in results]}
 
@@ -183,9 +236,9 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     """Print one row a model, each beside the first."""
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in ("peak MiB", "x first", "runtime's own MiB", "x first", "outputs MiB"):
+    for name in ("peak MiB", "x first", "arena MiB", "x first"):
         table.add_column(name, justify="right")
-    for name in ("median s", "min .. max s", "time x first"):
+    for name in ("median s", "min .. max", "x first"):
         table.add_column(name, justify="right")
     first = results[0]
     for result in results:
@@ -198,20 +251,30 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
             _over(result.peak_bytes, first.peak_bytes),
             mebibytes(result.runtime_peak_bytes) if result.runtime_peak_bytes else "-",
             _over(result.runtime_peak_bytes, first.runtime_peak_bytes),
-            mebibytes(result.output_bytes),
             f"{result.latency_s.median:.3f}",
             f"{result.latency_s.min:.3f} .. {result.latency_s.max:.3f}",
             "-" if result.ratio is None else f"{result.ratio.median:.2f}",
         )
     console.print(table)
     found = next((result for result in results if not result.error), first)
-    shown = ", ".join(f"{name}={value}" for name, value in found.options.items())
+    if found.error:
+        return
+    # Options of other providers say nothing about a run on the CPU.
+    on_cpu = found.options["provider"] == "cpu"
+    shown = ", ".join(
+        f"{name}={value}"
+        for name, value in found.options.items()
+        if not (on_cpu and name.startswith(("cudnn", "arena_extend")))
+    )
     console.print(
         f"ONNX Runtime {found.version}, {', '.join(found.providers)}; {found.device}; "
         f"{found.runs} runs; {shown}; {found.date}",
         style="dim",
         highlight=False,
     )
+    sizes = {result.input_bytes for result in results if not result.error}
+    if len(sizes) > 1:
+        console.print("[yellow]note:[/] the models ran on inputs of different sizes; fix --shape")
 
 
 def _over(value: int | None, reference: int | None) -> str:

@@ -36,7 +36,7 @@ class Report:
         warnings: What the user should know, one line each.
     """
 
-    data: Mapping[str, Any]
+    data: dict[str, Any]
     warnings: tuple[str, ...]
 
     @property

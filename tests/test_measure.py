@@ -165,3 +165,25 @@ def test_failures_have_their_exit_codes(
     assert done.returncode == code
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
+def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
+    """--measure adds a row per model to the table and to the report."""
+    if engine == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    model, report = _chain(tmp_path, 64).model, tmp_path / "report.json"
+    command = [sys.executable, "-m", "patchconv_deploy", "rewrite", str(model), "--measure"]
+    done = subprocess.run(
+        [*command, "--engine", engine, "--min-elements", "0", "--report", str(report)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "x first" in done.stdout
+    rows = json.loads(report.read_text())["measured"]
+    key = "peak_bytes" if engine == "onnxruntime" else "planned_activation_bytes"
+    assert [row["engine"] for row in rows] == [engine] * 2
+    assert all(row[key] > 0 for row in rows)

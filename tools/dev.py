@@ -22,7 +22,7 @@ PUBLISHED = ["patch_conv==0.0.1b0"]
 DETECTOR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 
 COMMANDS = {
-    "demo": "rewrite the PP-OCR text detector at 1x3x1024x1024 and verify it",
+    "demo": "rewrite the PP-OCR text detector at 1x3x1024x1024, verify and measure it",
     "test": "run the tests (under 15 minutes on 2 cores)",
     "test-slow": "run the slow tier of the tests",
     "lint": "format check, lint, types, layers",
@@ -78,10 +78,17 @@ def demo(environment: Environment) -> None:
     model = ROOT / "build" / "demo" / "detector.onnx"
     model.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, model)
-    relative = model.relative_to(ROOT)
-    command = ["patchconv-rewrite", str(relative), "--shape", "x:1x3x1024x1024", "--splits", "4"]
-    print("$ " + " ".join(command), flush=True)
-    run([str(environment.scripts / command[0]), *command[1:], "--force"])
+    folder = "build/demo"
+    page = [f"{folder}/page.npz", "1024", "1024"]
+    run([str(environment.python), "tools/demo_page.py", *page])
+    shape = ["--shape", "x:1x3x1024x1024"]
+    both = [f"{folder}/detector.onnx", f"{folder}/detector.patched.onnx"]
+    for command in (
+        ["patchconv-rewrite", both[0], *shape, "--inputs", page[0], "--force"],
+        ["patchconv", "measure", *both, *shape],
+    ):
+        print("$ " + " ".join(command), flush=True)
+        run([str(environment.scripts / command[0]), *command[1:]])
 
 
 def run_tests(environment: Environment, more: list[str], *, slow: bool = False) -> None:
