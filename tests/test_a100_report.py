@@ -1,0 +1,328 @@
+"""The report of the published matrix: run here on small stand-ins; a marked test for a GPU."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner, Result
+
+from engines.errors import DeviceMissing, EngineMissing, RunError
+from engines.tensorrt_build import load_module
+from tools import a100_report
+from tools.a100_report import (
+    CASES,
+    CPU_ENGINES,
+    GPU_ENGINES,
+    PUBLISHED,
+    PUBLISHED_BY,
+    Case,
+    Cell,
+    main,
+    matrix,
+    missing,
+    run_cell,
+    stand_in,
+    write_inputs,
+    write_model,
+    write_variant,
+)
+
+CONV = CASES[0]
+ENGINES = {engine.name: engine for engine in CPU_ENGINES}
+
+
+def _report(out: Path, *arguments: str) -> Result:
+    return CliRunner().invoke(main, ["--out", str(out), *arguments])
+
+
+def _json(out: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads((out / "report.json").read_text())
+    return found
+
+
+def _check_row(row: dict[str, Any]) -> None:
+    """Everything a figure must carry is there."""
+    for name in ("cell", "case", "model", "form", "engine", "version", "device", "date", "dtype"):
+        assert isinstance(row[name], str)
+        assert row[name]
+    assert row["kind"] in ("measured", "planned")
+    assert row["options"]
+    assert row["activation_bytes"] > 0
+    assert row["error"] == ""
+    for name, figure in row["figures"].items():
+        assert set(figure) == {"value", "unit", "kind"}
+        assert figure["unit"] == ("bytes" if name.endswith("_bytes") else "s")
+        assert figure["kind"] in ("measured", "planned")
+        assert figure["value"] >= 0
+
+
+# --- the matrix -----------------------------------------------------------------------------------
+
+
+def test_the_matrix_is_the_published_one() -> None:
+    """Three kernels at two sizes, and the decoder at three; every form, patches and engine."""
+    assert [case.name for case in CASES if case.family != "vae"] == list(PUBLISHED)
+    assert [case.name for case in CASES[6:]] == ["vae-1024", "vae-2048", "vae-4096"]
+    cells = matrix(("a", "b"), (2, 4, 8), ())
+    assert len(cells) == len({cell.name for cell in cells}) == 9 * 7 * 2
+    assert matrix(("a", "b"), (2, 4), ("b/vae-1024/batch-*",)) == [
+        Cell(CASES[6], "batch", count, "b") for count in (2, 4)
+    ]
+    # 2048 x 2048 x 512 in two bytes each; the decoder's widest level has 256 channels.
+    assert CASES[0].activation_bytes == 2**32
+    assert CASES[6].elements == 256 * 1024**2
+
+
+def test_with_and_without_a_gpu_the_cells_are_called_the_same() -> None:
+    """The same places of the matrix, whatever engine fills them."""
+    names = [
+        [cell.name.partition("/")[2] for cell in matrix([e.name for e in engines], (2,), ())]
+        for engines in (GPU_ENGINES, CPU_ENGINES)
+    ]
+    assert names[0] == names[1]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_stand_ins_are_smaller_models_of_the_same_family(case: Case) -> None:
+    """They fit this machine, and differ from each other as the cases do."""
+    small = stand_in(case)
+    assert (small.family, small.dtype) == (case.family, "float32")
+    assert small.activation_bytes <= 64 << 20
+    assert len({stand_in(other).name for other in CASES}) == len(CASES)
+
+
+def test_models_and_inputs_are_seeded(tmp_path: Path) -> None:
+    """The same bytes each time; the input fits the model."""
+    small = stand_in(CONV)
+    paths = []
+    for name in ("one", "two"):
+        folder = tmp_path / name
+        folder.mkdir()
+        paths.append((write_model(small, folder), write_inputs(small, folder)))
+    assert paths[0][0].read_bytes() == paths[1][0].read_bytes()
+    with np.load(paths[0][1]) as first, np.load(paths[1][1]) as second:
+        x = first["input"]
+        np.testing.assert_array_equal(x, second["input"])
+    assert (x.shape, x.dtype) == (small.input_shape, np.float32)
+    assert 0.99 < x.std() < 1.01
+    model = onnx.load(paths[0][0])
+    onnx.checker.check_model(model, full_check=True)
+    assert [d.dim_value for d in model.graph.input[0].type.tensor_type.shape.dim] == list(x.shape)
+
+
+# --- without a GPU --------------------------------------------------------------------------------
+
+
+def test_a_cell_measured_on_the_cpu(tmp_path: Path) -> None:
+    """The files are there, and say what was measured, on what, and that it is a stand-in."""
+    result = _report(
+        tmp_path, "--cpu", "--runs", "1", "--splits", "2", "--only", "onnxruntime/conv3-2048*/*2"
+    )
+    assert result.exit_code == 0, result.output
+    names = ["memory_against_latency", "memory_over_activation"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(
+        [f"{name}.{suffix}" for name in names for suffix in ("csv", "png")]
+        + ["report.json", "report.md"]
+    )
+    found = _json(tmp_path)
+    assert (found["schema"], found["mode"], found["cells"]) == (1, "cpu", 2)
+    assert [row["form"] for row in found["rows"]] == ["batch", "sequential"]
+    for row in found["rows"]:
+        _check_row(row)
+        assert (row["model"], row["stands_for"]) == ("conv3-256x256x64", "conv3-2048x2048x512")
+        assert (row["kind"], row["regions"], row["patches"]) == ("measured", 1, 2)
+        assert {figure["kind"] for figure in row["figures"].values()} == {"measured"}
+        assert row["figures"]["peak_bytes"]["value"] >= row["figures"]["output_bytes"]["value"]
+        assert row["published"] == ""
+    text = (tmp_path / "report.md").read_text()
+    assert "**No GPU was used.**" in text
+    assert "conv3-256x256x64, float32" in text
+    assert str(tmp_path) not in text + json.dumps(found)
+    for name in names:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        with (tmp_path / f"{name}.csv").open(newline="") as stream:
+            points = list(csv.DictReader(stream))
+        assert [float(point["memory_bytes"]) for point in points] == [
+            row["figures"]["peak_bytes"]["value"] for row in found["rows"]
+        ]
+
+
+def test_a_plan_is_called_one(tmp_path: Path) -> None:
+    """TensorRT for RTX plans the full size; what MIT published stands beside, as MIT's."""
+    try:
+        load_module("tensorrt-rtx")
+    except EngineMissing as error:
+        pytest.skip(str(error))
+    only = "tensorrt-rtx/conv3-2048*/original"
+    result = _report(tmp_path, "--cpu", "--only", only)
+    assert result.exit_code == 0, result.output
+    (row,) = _json(tmp_path)["rows"]
+    _check_row(row)
+    assert (row["model"], row["dtype"], row["kind"]) == (CONV.name, "float16", "planned")
+    assert row["stands_for"] == ""
+    kinds = {name: figure["kind"] for name, figure in row["figures"].items()}
+    assert kinds.pop("build_s") == "measured"
+    assert set(kinds.values()) == {"planned"}
+    assert "SM80" in row["device"]
+    assert row["published"] == "44.0 GB"
+    text = (tmp_path / "report.md").read_text()
+    assert "nothing ran" in text
+    assert f"| {PUBLISHED_BY} |" in text
+    # Nothing ran, so there is no latency to plot.
+    assert not (tmp_path / "memory_against_latency.png").exists()
+
+
+# --- failures -------------------------------------------------------------------------------------
+
+
+def test_a_refusal_of_the_rewriter_is_a_row(tmp_path: Path) -> None:
+    """More patches than can be: the row has the rewriter's reason, and nothing else fails."""
+    result = _report(
+        tmp_path, "--cpu", "--runs", "1", "--splits", "2,9999",
+        "--only", "onnxruntime/conv3-2048*/batch-*",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    good, bad = _json(tmp_path)["rows"]
+    _check_row(good)
+    assert "9999" in bad["error"]
+    assert bad["figures"] == {}
+    text = (tmp_path / "report.md").read_text()
+    assert "**failed**: " in text
+    assert bad["error"] in text
+
+
+def test_a_convolution_that_cannot_be_cut_is_an_error(tmp_path: Path) -> None:
+    """A model that is the original under another name would be measured as a patched one."""
+    with pytest.raises(ValueError, match="nothing was cut: "):
+        write_variant(Case("conv7", 1, 8, "float32"), "batch", 2, tmp_path)
+
+
+@pytest.mark.parametrize("error", [RunError("out of memory\nat {}/m.onnx"), MemoryError()])
+def test_any_failure_is_a_row(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is one line, without the place where the models lay; alone, it is exit code 1."""
+
+    def fail(jobs: Any, options: Any, runs: int) -> Any:
+        folder = jobs[0].model.parent
+        raise type(error)(*(str(argument).format(folder) for argument in error.args))
+
+    monkeypatch.setattr(a100_report, "measure", fail)
+    result = _report(tmp_path, "--cpu", "--only", "onnxruntime/conv3-2048*/original")
+    assert result.exit_code == 1
+    (row,) = _json(tmp_path)["rows"]
+    assert row["error"] == ("out of memory at m.onnx" if error.args else "MemoryError")
+    assert not list(tmp_path.glob("*.png"))
+    assert not list(tmp_path.glob(".work*"))
+
+
+def test_a_model_that_cannot_be_made_is_a_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What fails before the engine is asked is a row too."""
+
+    def fail(case: Any, folder: Path) -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(a100_report, "write_model", fail)
+    row = run_cell(Cell(CONV, "batch", 2, "onnxruntime"), ENGINES["onnxruntime"], 1, tmp_path)
+    assert "No space left" in row.error
+    assert row.regions == 0
+
+
+def test_stopped_half_way_the_report_has_what_was_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ctrl-C in the second cell: the first one's row is kept, and the count says it is not all."""
+    calls = []
+
+    def stop(*arguments: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return run_cell(*arguments)
+
+    monkeypatch.setattr(a100_report, "run_cell", stop)
+    only = "onnxruntime/conv3-2048*/batch-*"
+    result = _report(tmp_path, "--cpu", "--runs", "1", "--splits", "2,4", "--only", only)
+    assert result.exit_code == 0, result.output
+    assert len(_json(tmp_path)["rows"]) == 1
+    assert "1 of 2 cells" in (tmp_path / "report.md").read_text()
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def _no_gpu() -> str:
+    raise DeviceMissing("no NVIDIA GPU on this machine")
+
+
+def test_without_a_gpu_it_refuses_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Exit code 2, what is missing by name, nothing written."""
+    monkeypatch.setattr(a100_report, "cuda_device", _no_gpu)
+    out = tmp_path / "report"
+    result = _report(out)
+    assert result.exit_code == 2
+    assert len(result.output.strip().splitlines()) == 1
+    assert "no NVIDIA GPU on this machine" in result.output
+    assert "--cpu" in result.output
+    assert not out.exists()
+
+
+def test_what_is_missing_is_named_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what the chosen cells need is asked for."""
+    monkeypatch.setattr(a100_report, "cuda_device", _no_gpu)
+    monkeypatch.setattr("tools.a100_report.Cuda.load", _no_gpu)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    cells = [Cell(CASES[0], "original", 1, "onnxruntime")]
+    found = missing(cells, cpu=True)
+    assert [text.split()[0] for text in found] == ["ONNX", "matplotlib"]
+    found = missing([Cell(CASES[6], "original", 1, "onnxruntime")], cpu=False)
+    assert found.count("no NVIDIA GPU on this machine") == 1
+    assert [text.split()[0] for text in found[1:]] == ["ONNX", "pynvml", "matplotlib", "torch"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--splits", "2,x"], "not of the form 2,4,8"),
+        (["--splits", "1"], "each 2 or more"),
+        (["--only", "nothing/*"], "no cell is called like that"),
+    ],
+)
+def test_options_that_mean_nothing_are_refused(
+    arguments: list[str], words: str, tmp_path: Path
+) -> None:
+    """The message says what would do."""
+    result = _report(tmp_path, "--cpu", *arguments)
+    assert result.exit_code == 2
+    assert words in result.output
+
+
+# --- on a GPU -------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("engine", [engine.name for engine in GPU_ENGINES])
+def test_gpu(engine: str, tmp_path: Path) -> None:
+    """The decoder at 1024, as it is and in four patches, is measured on the device."""
+    only = [f"{engine}/vae-1024/original", f"{engine}/vae-1024/sequential-x4"]
+    cells = matrix((engine,), (4,), only)
+    lacking = missing(cells, cpu=False)
+    if lacking:
+        pytest.skip("; ".join(lacking))
+    result = _report(tmp_path, "--splits", "4", "--only", only[0], "--only", only[1])
+    assert result.exit_code == 0, result.output
+    for row in _json(tmp_path)["rows"]:
+        _check_row(row)
+        assert row["figures"]["peak_bytes"]["kind"] == "measured"
+        assert row["figures"]["peak_bytes"]["value"] > 0
+        assert row["figures"]["latency_median_s"]["value"] > 0
