@@ -22,6 +22,7 @@ from engines import errors
 from engines.child import child_process
 from engines.errors import EngineError
 from engines.onnxruntime_engine import OrtOptions
+from engines.tensorrt_build import cuda_device
 
 __all__ = ["Job", "Measurement", "Spread", "cpu_name", "measure"]
 
@@ -58,11 +59,13 @@ class Measurement:
         model: The file.
         engine: "onnxruntime".
         version: Its version.
-        device: The processor.
+        device: The processor, or the GPU.
         providers: The providers really in use.
         options: Every option of the session.
         runs: Number of timed runs, after one that is not timed.
-        peak_bytes: Resident high-water mark above the level before the first run, over all runs.
+        peak_bytes: Peak above the level before the first run, over all runs: on the CPU the
+            process's resident high-water mark, on a GPU the device's used memory.
+        host_peak_bytes: The resident high-water mark, whatever the device.
         runtime_peak_bytes: The runtime's own figure; None where it keeps none (no arena).
         input_bytes: Bytes of all inputs; not in ``peak_bytes``, they are there before.
         output_bytes: Bytes of all outputs; in ``peak_bytes``.
@@ -80,6 +83,7 @@ class Measurement:
     options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 0
     peak_bytes: int | None = None
+    host_peak_bytes: int | None = None
     runtime_peak_bytes: int | None = None
     input_bytes: int | None = None
     output_bytes: int | None = None
@@ -165,7 +169,7 @@ def measure(
     for number, job in enumerate(jobs):
         common: dict[str, Any] = {
             "model": str(job.model),
-            "device": cpu_name(),
+            "device": cpu_name() if options.provider == "cpu" else cuda_device(),
             "options": settings,
             "date": date,
             "version": opened[number].get("version", ""),
@@ -180,6 +184,7 @@ def measure(
             Measurement(
                 **common,
                 **figures,
+                host_peak_bytes=finished[number]["host_peak_bytes"],
                 output_bytes=finished[number]["output_bytes"],
                 runs=runs,
                 runtime_peak_bytes=_runtime_peak(job, settings, runs),

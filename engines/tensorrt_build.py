@@ -665,7 +665,11 @@ def _build_error(
             continue
         limit = config.get_memory_pool_limit(module.MemoryPoolType.WORKSPACE)
         device = no_kernel is None and not _NO_WORKSPACE.search(text)
-        where = "the device has" if device else f"the workspace of {limit / 2**20:g} MiB allows"
+        where = (
+            "the builder could plan for"
+            if device
+            else f"the workspace of {limit / 2**20:g} MiB allows"
+        )
         asked = [r.bytes for r in _skipped(messages) if r.layer == layer]
         least = f" (its tactics asked for {min(asked) / 2**20:.0f} MiB or more)" if asked else ""
         raising = "cut it" if device else "raise --memPoolSize=workspace:... or cut it"

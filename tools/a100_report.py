@@ -94,7 +94,8 @@ class Case:
     def name(self) -> str:
         """Name for people and for --only."""
         if self.family == "vae":
-            return f"vae-{self.side}"
+            narrow = "" if self.channels == VAE_BASE else f"-base{self.channels}"
+            return f"vae-{self.side}{narrow}"
         return f"{self.family}-{self.side}x{self.side}x{self.channels}"
 
     @property
