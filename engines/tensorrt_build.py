@@ -666,7 +666,7 @@ def _build_error(
         limit = config.get_memory_pool_limit(module.MemoryPoolType.WORKSPACE)
         device = no_kernel is None and not _NO_WORKSPACE.search(text)
         where = (
-            "the builder could plan for"
+            "the device (or the one planned for) has"
             if device
             else f"the workspace of {limit / 2**20:g} MiB allows"
         )
