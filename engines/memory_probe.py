@@ -48,5 +48,5 @@ def reset_high_water() -> None:
     except OSError as error:
         raise DeviceMissing(
             "the high-water mark cannot be reset here (/proc/self/clear_refs); measure outside "
-            "this sandbox"
+            "this container"
         ) from error
