@@ -129,7 +129,7 @@ def rewrite(
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
         share_weights: Refer to the original's external weight files instead of copying them.
         verify: Run original and result on the same inputs in a child process and compare.
-        rtol: Tolerance relative to an output's largest magnitude; by element type if None.
+        rtol: Tolerance relative to an output's spread; by element type if None.
         atol: Absolute tolerance, added; by element type if None.
         seed: Seed of the inputs.
         inputs: An .npz file with inputs to verify on.

@@ -95,7 +95,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run both, compare.")
-@click.option("--rtol", type=float, help="Tolerance relative to an output's largest magnitude.")
+@click.option("--rtol", type=float, help="Tolerance relative to an output's spread.")
 @click.option("--atol", type=float, help="Absolute tolerance, added.")
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."

@@ -117,7 +117,7 @@ def verify(
         outcome: What the rewriter reported.
         options: What it was asked for.
         seed: Seed of the inputs.
-        rtol: Tolerance relative to an output's largest magnitude; by element type if None.
+        rtol: Tolerance relative to an output's spread; by element type if None.
         atol: Absolute tolerance, added; by element type if None.
         inputs: An .npz file of inputs to use instead.
 

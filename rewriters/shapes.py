@@ -96,8 +96,9 @@ def nominal_shapes(
     """
     symbols: dict[str, int] = {}
     result = {}
+    free = free_inputs(model)
     for value in required_inputs(model):
-        if value.name not in free_inputs(model):
+        if value.name not in free:
             continue
         sizes = []
         dims = value.type.tensor_type.shape.dim
