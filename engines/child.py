@@ -19,7 +19,7 @@ from typing import Any
 from engines import errors
 from engines.errors import EngineError, RunError
 
-__all__ = ["Child", "child_process", "serve"]
+__all__ = ["Child", "child_process", "module_command", "serve"]
 
 Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
 
@@ -65,19 +65,26 @@ def _obituary(code: int, doing: str) -> str:
     return f"the process ended with code {code} during {doing!r}"
 
 
+def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
+    """Return the command and environment that run a module of this installation as a process."""
+    root = str(Path(__file__).resolve().parent.parent)
+    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    # -P: a folder the user stands in must not provide modules.
+    command = [sys.executable, "-P", "-m", module, *arguments]
+    return command, {**os.environ, "PYTHONPATH": path}
+
+
 @contextmanager
 def child_process(module: str) -> Iterator[Child]:
     """Start ``python -m module``, which calls `serve`; it ends with the context."""
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    command, environment = module_command(module)
     process = subprocess.Popen(
-        # -P: a folder the user stands in must not provide modules.
-        [sys.executable, "-P", "-m", module],
+        command,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment,
     )
     try:
         yield Child(process)

@@ -12,10 +12,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +25,7 @@ import numpy as np
 import onnx
 import psutil
 
+from engines.child import module_command
 from engines.onnxruntime_engine import installed
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import load_inputs, make_inputs, save_inputs
@@ -300,16 +299,15 @@ def _child(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     result_file.unlink(missing_ok=True)
     stage_file.write_text("original")
     job_file.write_text(json.dumps(job))
-    root = str(Path(__file__).resolve().parent.parent)
-    path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
+    command, environment = module_command(
+        "patchconv_deploy.verify_child", str(job_file), str(result_file), str(stage_file)
+    )
     done = subprocess.run(
-        # -P: a folder the user stands in must not provide modules.
-        [sys.executable, "-P", "-m", "patchconv_deploy.verify_child"]
-        + [str(file) for file in (job_file, result_file, stage_file)],
+        command,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": path},
+        env=environment,
         check=False,
     )
     if done.returncode == 0 and result_file.exists():

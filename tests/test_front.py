@@ -330,7 +330,7 @@ def test_a_killed_runtime_is_reported_not_fatal(
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr("patchconv_deploy.verification.sys.executable", str(script))
+    monkeypatch.setattr("engines.child.sys.executable", str(script))
     result = rewrite(path, min_elements=0)
     assert "SIGKILL" in result.report.verification["reason"]
     assert result.path is not None
