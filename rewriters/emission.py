@@ -1,4 +1,10 @@
-"""Emission: a planned region as nodes. Two forms of one tiling.
+"""Emission: a planned region as nodes. Forms of one tiling.
+
+`fused` and `sequential` (one node or many, the same picture), one patch after the other:
+
+    x --+-- Slice -- Conv ... Conv -- Slice --+
+        +-- Slice -- Conv ... Conv -- Slice --+-- Concat -- y
+        +-- Slice -- Conv ... Conv -- Slice --+
 
 `batch`, the published PatchConv as a subgraph (P patches, N images):
 
@@ -6,18 +12,18 @@
         +-- Slice --+-- Concat -- Conv -- Reshape [P, N, ...] --+-- Slice --+-- Concat -- Squeeze
         +-- Slice --+                                           +-- Slice --+
 
-`sequential`:
+`loop`, the same with the patches run by one body, one at a time:
 
-    x --+-- Slice -- Conv -- Slice --+
-        +-- Slice -- Conv -- Slice --+-- Concat -- y
-        +-- Slice -- Conv -- Slice --+
+    x --+-- Slice --+                                                          +-- Slice --+
+        +-- Slice --+-- Concat -- Reshape [P, N, ...] -- Loop(Gather k, Conv ...) -- Slice --+-- ...
+        +-- Slice --+                                                          +-- Slice --+
 
-The first Slices take windows, the second ones crop each window's output to its core. Nodes are
-cloned with their attributes as they are, original padding included, and share their weights.
-Slices that would take everything are left out.
+The first Slices take windows, one for each of the region's inputs, the second ones crop each
+window's outputs to their cores. Nodes are cloned with their attributes as they are, original
+padding included, and share their weights. Slices that would take everything are left out.
 
-At a height known at run time alone, the bounds of all Slices come from `geometry.schedule`, read
-this time on tensors: the same formula that is proven on integers. TensorRT plans memory for the
+At a height known at run time alone, the bounds of all Slices come from `rewriters.geometry`, read
+this time on tensors: the same formulas that are proven on integers. TensorRT plans memory for the
 largest size a tensor can have, and takes a Slice between computed bounds, and a Concat of such, for
 as tall as the whole, or for the sum. So a Reshape behind each of them, which moves nothing, states
 the height as a formula whose bound it can see.
@@ -25,7 +31,9 @@ the height as a formula whose bound it can see.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial, reduce
 from math import prod
 from typing import Any, TypeAlias
 
@@ -34,11 +42,11 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewriters.fragment import Fragment, NameScheme
-from rewriters.geometry import Extent, schedule
-from rewriters.operators import Shape
+from rewriters.geometry import Extent, core, free_steps, schedule
+from rewriters.operators import ROWS, Shape
 from rewriters.planner import RegionPlan
 from rewriters.proof import window_slack
-from rewriters.regions import Region
+from rewriters.regions import Edge
 from rewriters.shapes import Shapes
 
 __all__ = ["emit"]
@@ -47,22 +55,23 @@ __all__ = ["emit"]
 _BEYOND = 1 << 40
 
 Bound: TypeAlias = int | Any  # an integer, or a gs.Variable of one
+Span: TypeAlias = tuple[Bound, Bound]
 
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """Window and core of one patch: input rows, and output rows counted in the window."""
+    """One patch: rows of each input, and rows of each output counted in the window."""
 
-    window: tuple[Bound, Bound]
-    core: tuple[Bound, Bound]
+    windows: tuple[Span, ...]
+    cores: tuple[Span, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class _Targets:
-    """Shapes to state at run time: of a window and of the region's output."""
+    """Shapes to state at run time: of the input's windows and of each output."""
 
     window: gs.Variable
-    output: gs.Variable
+    outputs: tuple[gs.Variable, ...]
 
 
 def emit(
@@ -78,7 +87,7 @@ def emit(
 
     Args:
         plan: The region and its tiling.
-        form: "batch" or "sequential".
+        form: "fused", "sequential", "batch" or "loop".
         graph: The graph its nodes lie in; not changed.
         shapes: Known shapes.
         opset: Version of the default domain.
@@ -86,31 +95,37 @@ def emit(
         base: What new names derive from.
 
     Returns:
-        The fragment whose last node makes the region's output.
+        The fragment that makes the region's outputs.
     """
-    fragment = Fragment(base, opset, names)
+    makes = tuple(edge.name for edge in plan.region.outputs)
+    fragment = Fragment(base, opset, names, covers=plan.region.nodes, makes=makes)
     if plan.tiling is None:
         bounds, targets = _run_time_bounds(fragment, plan)
     else:
         bounds, targets = _static_bounds(plan), None
     writer = _Writer(fragment, plan, graph, shapes, targets)
-    if form == "batch":
-        writer.batch(bounds)
+    if form in ("batch", "loop"):
+        writer.stacked(bounds, loop=form == "loop")
     else:
         writer.sequential(bounds)
     return fragment
 
 
 def _static_bounds(plan: RegionPlan) -> list[_Bounds]:
-    tiling, step = plan.tiling, plan.steps
+    tiling, step, network = plan.tiling, plan.steps, plan.region.network
     assert tiling is not None
     assert plan.rows is not None
-    height = plan.rows - tiling.trim * step.input
     bounds = []
     for patch in tiling.patches:
-        begin = patch.shift * step.input
-        core = patch.core.shifted(-patch.shift * step.output)
-        bounds.append(_Bounds((begin, begin + height), (core.begin, core.end)))
+        windows = []
+        for number, rows in zip(network.inputs, plan.rows, strict=True):
+            begin = patch.shift * step[number]
+            windows.append((begin, begin + rows - tiling.trim * step[number]))
+        cores = [
+            tuple(owned.shifted(-patch.shift * step[number]))
+            for number, owned in zip(network.outputs, patch.cores, strict=True)
+        ]
+        bounds.append(_Bounds(tuple(windows), tuple((a, b) for a, b in cores)))
     return bounds
 
 
@@ -169,51 +184,78 @@ def _maximum(a: _Number, b: Any) -> _Number:
 
 def _run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[_Bounds], _Targets]:
     region, step, count = plan.region, plan.steps, plan.splits
-    shape = fragment.add("Shape", [fragment.outer(region.input)], "bounds/shape")
-    axis = fragment.ints([region.axis])
+    network = region.network
+    (source,) = region.inputs
+    shape = fragment.add("Shape", [fragment.outer(source.name)], "bounds/shape")
+    axis = fragment.ints([source.axis])
     height = _Number(
         fragment, fragment.add("Gather", [shape, axis], "bounds/rows", attrs={"axis": 0})
     )
-    out: Any = height
-    for row_map in region.chain:
-        out = row_map.rows_out(out)
-    symbolic: Any = _SymbolicExtent(out, plan.extent)
+    makers = {number: link for link in network.links for number in link.makes}
+    rows: dict[int, Any] = {network.inputs[0]: height}
+
+    def rows_of(number: int) -> Any:
+        pending = [number]
+        while pending:
+            link = makers[pending[-1]] if pending[-1] not in rows else None
+            if link is None:
+                pending.pop()
+            elif link.reads[0] in rows:
+                rows.update(dict.fromkeys(link.makes, link.row_map.rows_out(rows[link.reads[0]])))
+            else:
+                pending.append(link.reads[0])
+        return rows[number]
+
+    outs: list[Any] = [
+        _SymbolicExtent(rows_of(number), extent)
+        for number, extent in zip(network.outputs, plan.extents, strict=True)
+    ]
     k = np.arange(count)
-    placed = schedule(
-        symbolic,
-        count,
-        index=k,
-        first=(k > 0).astype(np.int64),
-        last=np.where(k == count - 1, _BEYOND, 0),
-        minimum=_minimum,
-        maximum=_maximum,
-    )
-    begin = placed.shifts * step.input
+    free = reduce(_minimum, (free_steps(out, _maximum) for out in outs))
+    placed = schedule(free, count, k)
+    begin = placed.shifts * step[network.inputs[0]]
     # The second is never the smaller one; it is there for its bound (`proof.window_slack`).
     window = _minimum(
-        height - placed.trim * step.input,
-        placed.stride * step.input + window_slack(region.chain),
+        height - placed.trim * step[network.inputs[0]],
+        placed.stride * step[network.inputs[0]] + window_slack(network),
     )
-    end = begin + window
-    down = placed.shifts * step.output
-    columns = [
-        fragment.split(number.tensor, count, f"bounds/{name}")
-        for name, number in (
-            ("window_begin", begin),
-            ("window_end", end),
-            ("core_begin", placed.begins - down),
-            ("core_end", placed.ends - down),
+    spans = [_columns(fragment, begin, begin + window, count, "window")]
+    for number, out in enumerate(outs):
+        begins, ends = core(
+            out,
+            placed,
+            first=(k > 0).astype(np.int64),
+            last=np.where(k == count - 1, _BEYOND, 0),
+            minimum=_minimum,
         )
-    ]
+        down = placed.shifts * out.step
+        name = "core" if number == 0 else f"core_of_{number}"
+        spans.append(_columns(fragment, begins - down, ends - down, count, name))
+    bounds = [_Bounds((window,), tuple(cores)) for window, *cores in zip(*spans, strict=True)]
     targets = _Targets(
-        _target(fragment, region, window, "window"), _target(fragment, region, out, "output")
+        _target(fragment, source, plan.ranks[0], window, "window"),
+        tuple(
+            _target(fragment, edge, rank, out.rows, "output" if at == 0 else f"output_{at}")
+            for at, (edge, rank, out) in enumerate(
+                zip(region.outputs, plan.ranks[1:], outs, strict=True)
+            )
+        ),
     )
-    return [_Bounds((a, b), (c, d)) for a, b, c, d in zip(*columns, strict=True)], targets
+    return bounds, targets
 
 
-def _target(fragment: Fragment, region: Region, rows: _Number, what: str) -> gs.Variable:
+def _columns(
+    fragment: Fragment, begin: _Number, end: _Number, count: int, name: str
+) -> list[tuple[gs.Variable, gs.Variable]]:
+    """Split vectors of one bound per patch into a pair of bounds for each."""
+    begins = fragment.split(begin.tensor, count, f"bounds/{name}_begin")
+    ends = fragment.split(end.tensor, count, f"bounds/{name}_end")
+    return list(zip(begins, ends, strict=True))
+
+
+def _target(fragment: Fragment, edge: Edge, rank: int, rows: _Number, what: str) -> gs.Variable:
     """Return a shape for Reshape: ``rows`` on the tiled axis, all else as it is (0)."""
-    before, after = [0] * region.axis, [0] * (region.rank - region.axis - 1)
+    before, after = [0] * edge.axis, [0] * (rank - edge.axis - 1)
     parts = [fragment.ints(before), rows.tensor, *([fragment.ints(after)] if after else [])]
     return fragment.concat(parts, 0, f"bounds/{what}_shape")
 
@@ -231,14 +273,17 @@ class _Tensor:
     """A tensor of the region in a window: where it is and, if known, its shape."""
 
     variable: gs.Variable
-    dims: tuple[int | None, ...] | None
+    dims: tuple[int | None, ...]
     bits: int | None
 
     @property
     def size(self) -> int | None:
-        if self.dims is None or self.bits is None or any(d is None for d in self.dims):
+        if self.bits is None or any(d is None for d in self.dims):
             return None
         return (prod(d or 0 for d in self.dims) * self.bits + 7) // 8
+
+    def resized(self, axis: int, size: int | None) -> _Tensor:
+        return replace(self, dims=(*self.dims[:axis], size, *self.dims[axis + 1 :]))
 
 
 class _Writer:
@@ -261,138 +306,209 @@ class _Writer:
 
     def _whole(self, name: str) -> _Tensor:
         dims: Shape | None = self.shapes.dims.get(name)
-        if dims is None or len(dims) != self.region.rank:
-            dims = (None,) * self.region.rank
+        rank = self.region.rank
+        if dims is None or (rank and len(dims) != rank):
+            dims = (None,) * rank
         return _Tensor(self.fragment.outer(name), dims, self.shapes.bits(name))
 
-    def _resized(self, tensor: _Tensor, axis: int, size: int | None) -> _Tensor:
-        dims = tensor.dims
-        if dims is not None:
-            dims = (*dims[:axis], size, *dims[axis + 1 :])
-        return replace(tensor, dims=dims)
-
-    def _cut(self, x: _Tensor, axis: int, bounds: tuple[Bound, Bound], suffix: str) -> _Tensor:
+    def _cut(self, x: _Tensor, axis: int, bounds: Span, suffix: str) -> _Tensor:
         """Slice one axis; nothing is emitted where static bounds take all of it."""
         begin, end = bounds
         if isinstance(begin, int) and isinstance(end, int):
-            whole = None if x.dims is None else x.dims[axis]
-            if begin == 0 and end == whole:
+            if begin == 0 and end == x.dims[axis]:
                 return x
-            cut = self._resized(x, axis, end - begin)
+            cut = x.resized(axis, end - begin)
             variable = self.fragment.slice(
                 x.variable, [axis], [begin], [end], suffix, size=cut.size
             )
         else:
-            cut = self._resized(x, axis, None)
+            cut = x.resized(axis, None)
             variable = self.fragment.slice(x.variable, [axis], begin, end, suffix, size=cut.size)
         return replace(cut, variable=variable)
 
-    def _window(self, x: _Tensor, k: int, bound: _Bounds) -> _Tensor:
-        window = self._cut(x, self.region.axis, bound.window, f"window_{k}")
-        if self.targets is None:
-            return window
-        stated = self.fragment.reshape(
-            window.variable, self.targets.window, f"window_{k}/stated", size=window.size
-        )
-        return replace(window, variable=stated)
+    def _windows(self, bound: _Bounds, k: int) -> dict[Edge, _Tensor]:
+        windows = {}
+        for at, (edge, span) in enumerate(zip(self.region.inputs, bound.windows, strict=True)):
+            suffix = f"window_{k}" if at == 0 else f"window_{k}_of_{at}"
+            window = self._cut(self._whole(edge.name), edge.axis, span, suffix)
+            if self.targets is not None:
+                stated = self.fragment.reshape(
+                    window.variable, self.targets.window, f"{suffix}/stated", size=window.size
+                )
+                window = replace(window, variable=stated)
+            windows[edge] = window
+        return windows
 
-    def _clones(self, x: _Tensor, suffix: str, batch: int) -> _Tensor:
-        """Clone the region's nodes on a window (or ``batch`` stacked windows)."""
-        plan = self.plan
-        for node, link, r_out in zip(
-            self.nodes, self.region.links, plan.steps.rows[1:], strict=True
+    def _clones(
+        self, into: Fragment, tensors: dict[Edge, _Tensor], suffix: str, batch: int
+    ) -> list[_Tensor]:
+        """Clone the region's nodes on windows (or ``batch`` stacked ones); return the outputs."""
+        plan, counts = self.plan, _Counter()
+        wanted: dict[str, _Tensor] = {}
+        for node, link, entry in zip(
+            self.nodes, self.region.links, self.region.network.links, strict=True
         ):
-            y = self._whole(node.output[0])
-            axis, rows = self.region.axis, None
-            if plan.tiling is not None and y.dims is not None and y.dims[axis] is not None:
-                rows = (y.dims[axis] or 0) - plan.tiling.trim * r_out
-            y = self._resized(y, axis, rows)
-            images = None if y.dims is None or y.dims[0] is None else y.dims[0] * batch
-            y = self._resized(y, 0, images)
-            variable = self.fragment.clone(
+            made = []
+            for name, number in zip(
+                (name for name in node.output if name), entry.makes, strict=True
+            ):
+                y = self._whole(name)
+                rows = None
+                if plan.tiling is not None and y.dims[link.axis] is not None:
+                    rows = (y.dims[link.axis] or 0) - plan.tiling.trim * plan.steps[number]
+                y = y.resized(link.axis, rows)
+                if batch > 1:
+                    y = y.resized(0, None if y.dims[0] is None else y.dims[0] * batch)
+                made.append((name, y))
+            local = made[0][1].dims[link.axis]
+            replaced: dict[int, gs.Tensor] = {
+                i: into.ints([local if number is ROWS else number for number in numbers])
+                for i, numbers in link.constants.items()
+            }
+            for i, axis in link.carriers:
+                replaced[i] = tensors[Edge(node.input[i], axis)].variable
+            variables = into.clone(
                 node,
-                link.carrier,
-                x.variable,
-                f"{node.op_type}{suffix}",
-                replaced=link.attributes,
-                size=y.size,
+                replaced,
+                f"{counts.label(node.op_type)}{suffix}",
+                attributes=link.attributes,
+                sizes=[y.size for _, y in made],
             )
-            x = replace(y, variable=variable)
-        return x
+            for (name, y), variable in zip(made, variables, strict=True):
+                wanted[name] = replace(y, variable=variable)
+                tensors[Edge(name, link.axis)] = wanted[name]
+        return [wanted[edge.name] for edge in self.region.outputs]
 
     def sequential(self, bounds: list[_Bounds]) -> None:
         """Emit each patch after the one before."""
-        axis = self.region.axis
-        x = self._whole(self.region.input)
-        cores = []
+        outputs = self.region.outputs
+        cores: list[list[gs.Variable]] = [[] for _ in outputs]
         for k, bound in enumerate(bounds):
-            window = self._window(x, k, bound)
-            y = self._clones(window, f"_{k}", 1)
-            cores.append(self._cut(y, axis, bound.core, f"core_{k}").variable)
-        whole = self._whole(self.region.output)
-        if self.targets is None:
-            self.fragment.concat(cores, axis, "output", size=whole.size, output=self.region.output)
-        else:
-            joined = self.fragment.concat(cores, axis, "cores", size=whole.size)
-            self._state_output(joined, self.targets, whole.size)
+            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1)
+            for at, (edge, y) in enumerate(zip(outputs, made, strict=True)):
+                suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
+                cores[at].append(self._cut(y, edge.axis, bound.cores[at], suffix).variable)
+        for at, edge in enumerate(outputs):
+            join = partial(self.fragment.concat, cores[at], edge.axis)
+            self._finish(at, partial(join, size=self._whole(edge.name).size))
 
-    def _state_output(self, joined: gs.Variable, targets: _Targets, size: int | None) -> None:
+    def _finish(self, at: int, join: Callable[..., gs.Variable]) -> None:
+        """Join cores to output ``at``; at run time its height is stated behind that."""
+        edge = self.region.outputs[at]
+        suffix = "output" if at == 0 else f"output_{at}"
+        if self.targets is None:
+            join(suffix, output=edge.name)
+            return
         self.fragment.add(
-            "Reshape", [joined, targets.output], "output", size=size, output=self.region.output
+            "Reshape",
+            [join(f"{suffix}/joined"), self.targets.outputs[at]],
+            suffix,
+            size=self._whole(edge.name).size,
+            output=edge.name,
         )
 
-    def batch(self, bounds: list[_Bounds]) -> None:
-        """Emit one set of nodes on the windows stacked in the batch dimension."""
-        fragment, axis, count = self.fragment, self.region.axis, len(bounds)
-        x = self._whole(self.region.input)
-        windows = [self._window(x, k, bound) for k, bound in enumerate(bounds)]
-        dims = windows[0].dims
-        images = None if dims is None or dims[0] is None else dims[0] * count
-        stack = self._resized(windows[0], 0, images)
-        variable = fragment.concat(
-            [window.variable for window in windows], 0, "stack", size=stack.size
-        )
-        y = self._clones(replace(stack, variable=variable), "", count)
-        stacked = fragment.reshape(
-            y.variable, self._stacked_shape(y, count), "patches", size=y.size
-        )
-        cores = []
-        for k, bound in enumerate(bounds):
-            cores.append(self._core(stacked, y, k, bound.core))
-        whole = self._whole(self.region.output)
-        joined = fragment.concat(cores, axis + 1, "cores", size=whole.size)
-        if self.targets is None:
-            fragment.squeeze(joined, 0, "output", output=self.region.output)
+    def stacked(self, bounds: list[_Bounds], *, loop: bool) -> None:
+        """Emit one set of nodes, on windows stacked in the batch dimension or one by one."""
+        fragment, region, count = self.fragment, self.region, len(bounds)
+        windows = [self._windows(bound, k) for k, bound in enumerate(bounds)]
+        stacks = {}
+        for at, edge in enumerate(region.inputs):
+            one = windows[0][edge]
+            stack = one.resized(0, None if one.dims[0] is None else one.dims[0] * count)
+            variable = fragment.concat(
+                [window[edge].variable for window in windows],
+                0,
+                "stack" if at == 0 else f"stack_{at}",
+                size=stack.size,
+            )
+            stacks[edge] = replace(stack, variable=variable)
+        if loop:
+            made = self._loop(stacks, count)
         else:
-            squeezed = fragment.squeeze(joined, 0, "squeezed")
-            self._state_output(squeezed, self.targets, whole.size)
+            made = []
+            for at, y in enumerate(self._clones(fragment, stacks, "", count)):
+                suffix = "patches" if at == 0 else f"patches_{at}"
+                made.append(self._unstack(y, count, suffix))
+        for at, edge in enumerate(region.outputs):
+            cores = [
+                self._core(made[at], edge.axis, k, bound.cores[at], at)
+                for k, bound in enumerate(bounds)
+            ]
+            self._finish(at, partial(self._join_stacked, cores, edge))
 
-    def _stacked_shape(self, y: _Tensor, count: int) -> gs.Tensor:
-        """Return [P, N, C, ...] for an output of shape [P*N, C, ...]."""
-        if y.dims is not None:
-            images, *rest = y.dims
-            target = [images // count if images else None, *rest]
-            if sum(size is None for size in target) <= 1:
-                return self.fragment.ints([count, *(-1 if d is None else d for d in target)])
-        shape = self.fragment.add("Shape", [y.variable], "patches/shape")
-        tail = self.fragment.slice(shape, [0], [1], [self.region.rank], "patches/rest")
-        head = self.fragment.ints([count, -1])
-        return self.fragment.concat([head, tail], 0, "patches/target")
-
-    def _core(
-        self, stacked: gs.Variable, y: _Tensor, k: int, core: tuple[Bound, Bound]
+    def _join_stacked(
+        self, cores: list[gs.Variable], edge: Edge, suffix: str, *, output: str | None = None
     ) -> gs.Variable:
+        joined = self.fragment.concat(
+            cores, edge.axis + 1, f"{suffix}/cores", size=self._whole(edge.name).size
+        )
+        return self.fragment.squeeze(joined, 0, suffix, output=output)
+
+    def _unstack(self, y: _Tensor, count: int, suffix: str) -> _Tensor:
+        """Reshape [P*N, C, ...] to [P, N, C, ...]."""
+        images, *rest = y.dims
+        dims = (count, images // count if images else None, *rest)
+        if sum(size is None for size in dims) <= 1:
+            target: gs.Tensor = self.fragment.ints([-1 if d is None else d for d in dims])
+        else:
+            shape = self.fragment.add("Shape", [y.variable], f"{suffix}/shape")
+            tail = self.fragment.slice(shape, [0], [1], [len(y.dims)], f"{suffix}/rest")
+            target = self.fragment.concat(
+                [self.fragment.ints([count, -1]), tail], 0, f"{suffix}/target"
+            )
+        variable = self.fragment.reshape(y.variable, target, suffix, size=y.size)
+        return replace(y, variable=variable, dims=dims)
+
+    def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
+        """Emit a Loop whose body takes one window of each stack; return [P, N, C, ...]."""
+        fragment = self.fragment
+        body = Fragment(
+            f"{fragment.base}/{fragment.names.tag}/loop", fragment.opset, fragment.names
+        )
+        step = body.outer(f"{body.base}/k")
+        windows = {}
+        for at, (edge, stack) in enumerate(stacks.items()):
+            rows = self._unstack(stack, count, "windows" if at == 0 else f"windows_{at}")
+            one = replace(rows, dims=rows.dims[1:])
+            suffix = "window" if at == 0 else f"window_{at}"
+            variable = body.add(
+                "Gather", [rows.variable, step], suffix, attrs={"axis": 0}, size=one.size
+            )
+            windows[edge] = replace(one, variable=variable)
+        made = self._clones(body, windows, "", 1)
+        elements = [self.shapes.elements.get(edge.name, 0) for edge in self.region.outputs]
+        stacked = [replace(y, dims=(count, *y.dims)) for y in made]
+        variables = fragment.loop(
+            body,
+            step,
+            count,
+            [(y.variable, y.dims, kind) for y, kind in zip(made, elements, strict=True)],
+            sizes=[y.size for y in stacked],
+        )
+        return [replace(y, variable=v) for y, v in zip(stacked, variables, strict=True)]
+
+    def _core(self, stacked: _Tensor, axis: int, k: int, span: Span, at: int) -> gs.Variable:
         """Slice patch ``k`` and its core out of [P, N, C, ...]."""
-        axis, begin, end = self.region.axis, *core
+        begin, end = span
+        suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
         size = None
         if isinstance(begin, int) and isinstance(end, int):
-            one = self._resized(y, axis, end - begin)
-            images = None if y.dims is None or y.dims[0] is None else y.dims[0]
-            count = self.plan.splits
-            size = self._resized(one, 0, None if images is None else images // count).size
+            size = stacked.resized(0, 1).resized(axis + 1, end - begin).size
             starts: Any = [k, begin]
             ends: Any = [k + 1, end]
         else:
-            starts = self.fragment.concat([self.fragment.ints([k]), begin], 0, f"core_{k}/begin")
-            ends = self.fragment.concat([self.fragment.ints([k + 1]), end], 0, f"core_{k}/end")
-        return self.fragment.slice(stacked, [0, axis + 1], starts, ends, f"core_{k}", size=size)
+            starts = self.fragment.concat([self.fragment.ints([k]), begin], 0, f"{suffix}/begin")
+            ends = self.fragment.concat([self.fragment.ints([k + 1]), end], 0, f"{suffix}/end")
+        return self.fragment.slice(stacked.variable, [0, axis + 1], starts, ends, suffix, size=size)
+
+
+class _Counter:
+    """Numbers nodes of one operator: Conv, Conv.1, Conv.2, ..."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def label(self, op_type: str) -> str:
+        number = self._seen.get(op_type, 0)
+        self._seen[op_type] = number + 1
+        return op_type if number == 0 else f"{op_type}.{number}"

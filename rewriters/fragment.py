@@ -12,6 +12,7 @@ all regions ``patchconv/int64/...``. `NameScheme` picks a tag no name in the mod
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,9 +21,17 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from rewriters.graph import Index, captured
 from rewriters.memory import Step
 
-__all__ = ["Fragment", "NameScheme", "from_graphsurgeon", "splice", "to_graphsurgeon"]
+__all__ = [
+    "Fragment",
+    "NameScheme",
+    "arrange",
+    "from_graphsurgeon",
+    "splice",
+    "to_graphsurgeon",
+]
 
 Dims = Sequence[int | None] | None
 
@@ -58,17 +67,23 @@ class Fragment:
         base: Names derive from it.
         opset: Operators are spelled for this version of the default domain.
         names: The name scheme.
+        covers: Positions of the nodes that it makes the outputs of.
+        makes: Tensors of the surrounding graph that it makes.
         sizes: Bytes of every new tensor, None where unknown; for `rewriters.memory`.
     """
 
     base: str
     opset: int
     names: NameScheme
+    covers: tuple[int, ...] = ()
+    makes: tuple[str, ...] = ()
     sizes: dict[str, int | None] = field(default_factory=dict)
     _nodes: list[gs.Node] = field(default_factory=list)
     _outer: dict[str, gs.Variable] = field(default_factory=dict)
     _constants: dict[str, gs.Constant] = field(default_factory=dict)
     _originals: dict[int, tuple[onnx.NodeProto, Mapping[str, Any]]] = field(default_factory=dict)
+    _bodies: dict[int, tuple[onnx.GraphProto, Fragment]] = field(default_factory=dict)
+    _inner: dict[str, onnx.TensorProto] = field(default_factory=dict)
 
     def outer(self, name: str) -> gs.Variable:
         """Return a tensor of the surrounding graph, the same object every time it is asked for."""
@@ -77,7 +92,8 @@ class Fragment:
     @property
     def reads(self) -> frozenset[str]:
         """Tensors of the surrounding graph that the fragment reads."""
-        return frozenset(tensor.name for node in self._nodes for tensor in node.inputs)
+        own = frozenset(tensor.name for node in self._nodes for tensor in node.inputs)
+        return own.union(*(body.reads for _, body in self._bodies.values()))
 
     def ints(self, values: Any) -> gs.Constant:
         """Return an int64 constant, shared with every other region."""
@@ -126,28 +142,93 @@ class Fragment:
     def clone(
         self,
         original: onnx.NodeProto,
-        carrier: int,
-        x: gs.Variable,
+        replaced: Mapping[int, gs.Tensor],
         suffix: str,
         *,
-        replaced: Mapping[str, Any],
-        size: int | None,
-    ) -> gs.Variable:
-        """Add a copy of a node, attributes as they are, reading ``x`` in place of one input.
+        attributes: Mapping[str, Any],
+        sizes: Sequence[int | None],
+    ) -> list[gs.Variable]:
+        """Add a copy of a node, attributes as they are, reading other tensors in some places.
 
         Args:
             original: The node.
-            carrier: Index of the input to replace.
-            x: What the copy reads there.
-            suffix: Names the node and its output.
-            replaced: Attributes to change; None drops one.
-            size: Bytes of the output.
+            replaced: What the copy reads in place of inputs, by index.
+            suffix: Names the node and its outputs.
+            attributes: Attributes to change; None drops one.
+            sizes: Bytes of each output that has a name.
+
+        Returns:
+            The outputs that have a name.
         """
         inputs: list[gs.Tensor] = [self.outer(name) for name in original.input]
-        inputs[carrier] = x
-        result = self.add(original.op_type, inputs, suffix, size=size)
-        self._originals[len(self._nodes) - 1] = (original, replaced)
-        return result
+        # An optional input may be given where there was none: those between stay absent.
+        inputs += [self.outer("")] * (max(replaced, default=-1) + 1 - len(inputs))
+        for i, tensor in replaced.items():
+            inputs[i] = tensor
+        made = []
+        outputs = []
+        for at, name in enumerate(original.output):
+            suffixed = self._name(suffix if at == 0 else f"{suffix}/{at}")
+            outputs.append(gs.Variable(suffixed if name else ""))
+            if name:
+                made.append(outputs[-1])
+        self.sizes.update(zip((tensor.name for tensor in made), sizes, strict=True))
+        self._nodes.append(
+            gs.Node(op=original.op_type, name=self._name(suffix), inputs=inputs, outputs=outputs)
+        )
+        self._originals[len(self._nodes) - 1] = (original, attributes)
+        return made
+
+    def loop(
+        self,
+        body: Fragment,
+        step: gs.Variable,
+        count: int,
+        results: Sequence[tuple[gs.Variable, Sequence[int | None], int]],
+        *,
+        sizes: Sequence[int | None],
+    ) -> list[gs.Variable]:
+        """Add a Loop of a fixed number of rounds without state.
+
+        Args:
+            body: Nodes of one round; it may read any tensor of the surrounding graph.
+            step: What the body reads the number of the round from.
+            count: Rounds.
+            results: Per output of a round the tensor, its shape and its element type.
+            sizes: Bytes of each stacked output.
+
+        Returns:
+            Per result all rounds' tensors, stacked along a new first dimension.
+        """
+        nodes, constants = body.export()
+        going, still = f"{body.base}/going", f"{body.base}/still_going"
+        nodes.append(onnx.helper.make_node("Identity", [going], [still], name=still))
+        graph = onnx.helper.make_graph(
+            nodes,
+            body.base,
+            [
+                onnx.helper.make_tensor_value_info(step.name, onnx.TensorProto.INT64, []),
+                onnx.helper.make_tensor_value_info(going, onnx.TensorProto.BOOL, []),
+            ],
+            [
+                onnx.helper.make_tensor_value_info(still, onnx.TensorProto.BOOL, []),
+                *(
+                    onnx.helper.make_tensor_value_info(tensor.name, kind, dims)
+                    for tensor, dims, kind in results
+                ),
+            ],
+        )
+        self._inner.update(constants)
+        rounds = gs.Constant(self.names.shared(np.asarray(count)), np.asarray(count, np.int64))
+        # A condition that is always true is left out: TensorRT takes none.
+        inputs: list[gs.Tensor] = [rounds, gs.Variable("")]
+        outputs = [gs.Variable(self._name(f"loop/{k}")) for k in range(len(results))]
+        self.sizes.update(zip((tensor.name for tensor in outputs), sizes, strict=True))
+        self._nodes.append(
+            gs.Node(op="Loop", name=self._name("loop"), inputs=inputs, outputs=outputs)
+        )
+        self._bodies[len(self._nodes) - 1] = (graph, body)
+        return outputs
 
     def slice(
         self,
@@ -238,34 +319,97 @@ class Fragment:
                 for name, value in replaced.items()
                 if value is not None
             )
-        return nodes, {tensor.name: tensor for tensor in model.graph.initializer}
+        for position, (body, _) in self._bodies.items():
+            nodes[position].attribute.append(onnx.helper.make_attribute("body", body))
+        constants = {tensor.name: tensor for tensor in model.graph.initializer}
+        return nodes, {**constants, **self._inner}
 
 
-def splice(
-    model: onnx.ModelProto,
-    fragments: Mapping[int, Fragment],
-    removed: Collection[int],
-) -> None:
-    """Put fragments in place of nodes, in place; all other nodes stay as they are.
+def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragment] | None:
+    """Return the graph's nodes, by position, with fragments in place of what they make.
+
+    Nodes that only served what a fragment makes now are left out. The order is the graph's own,
+    but where a fragment has to come earlier or later.
+
+    Args:
+        index: The graph.
+        fragments: Per position the fragment that stands there.
+
+    Returns:
+        The new order, None if the fragments depend on each other in a circle.
+    """
+    graph = index.graph
+    covered = {at for fragment in fragments.values() for at in fragment.covers}
+    made = {name for fragment in fragments.values() for name in fragment.makes}
+    needed = {name for fragment in fragments.values() for name in fragment.reads}
+    needed |= index.outputs
+    kept: set[int] = set()
+    for position in sorted(covered, reverse=True):
+        outputs = set(graph.node[position].output)
+        users = {user for name in outputs for user in index.users.get(name, ())}
+        if outputs.isdisjoint(made) and (outputs & needed or not users <= covered - kept):
+            kept.add(position)
+    items: dict[tuple[int, int], int | Fragment] = {}
+    for position in range(len(graph.node)):
+        if position not in covered or position in kept:
+            items[position, 0] = position
+        if position in fragments:
+            items[position, 1] = fragments[position]
+    return _sorted(index, items)
+
+
+def _sorted(
+    index: Index, items: Mapping[tuple[int, int], int | Fragment]
+) -> list[int | Fragment] | None:
+    """Sort topologically, as close to the order of the keys as can be."""
+
+    def ends(item: int | Fragment) -> tuple[Iterable[str], Iterable[str]]:
+        if isinstance(item, Fragment):
+            return item.reads, item.makes
+        node = index.graph.node[item]
+        return (*node.input, *captured(node)), node.output
+
+    maker = {name: key for key, item in items.items() for name in ends(item)[1] if name}
+    waiting: dict[tuple[int, int], int] = {}
+    after: dict[tuple[int, int], list[tuple[int, int]]] = {}
+    for key, item in items.items():
+        before = {maker[name] for name in ends(item)[0] if name in maker} - {key}
+        waiting[key] = len(before)
+        for other in before:
+            after.setdefault(other, []).append(key)
+    ready = [key for key, count in waiting.items() if count == 0]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        key = heapq.heappop(ready)
+        order.append(items[key])
+        for other in after.get(key, ()):
+            waiting[other] -= 1
+            if not waiting[other]:
+                heapq.heappush(ready, other)
+    return order if len(order) == len(items) else None
+
+
+def splice(model: onnx.ModelProto, order: Sequence[int | Fragment]) -> None:
+    """Give the main graph the nodes of an arrangement, in place; others stay as they are.
 
     Integer constants become initializers; Constant nodes before IR version 4, which lists every
     initializer among the model's inputs.
 
     Args:
         model: The model.
-        fragments: Per node position the fragment that takes its place.
-        removed: Positions of nodes to drop, those of ``fragments`` included.
+        order: `arrange` of its graph.
     """
     nodes: list[onnx.NodeProto] = []
     constants: dict[str, onnx.TensorProto] = {}
-    for position, node in enumerate(model.graph.node):
-        if position in fragments:
-            new, used = fragments[position].export()
+    for item in order:
+        if isinstance(item, Fragment):
+            new, used = item.export()
             nodes.extend(new)
             for name, tensor in used.items():
                 constants.setdefault(name, tensor)
-        elif position not in removed:
-            nodes.append(node)
+        else:
+            nodes.append(model.graph.node[item])
     if model.ir_version >= 4:
         model.graph.initializer.extend(constants.values())
     else:

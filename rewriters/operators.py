@@ -1,31 +1,22 @@
-"""The operators a region can hold: one table entry each.
+"""What is read of a node: a frozen record, and a convolution's attributes with all defaults.
 
-An entry reads a frozen `Record` of the node (attributes, opset, input shapes) and answers with a
-`RowLocal`, the node's rows along the tiled axis, or with the reason it cannot be in a region.
-Emission knows no operator: what is not in this table is not cut.
-
-    entry                                     rows                    refused
-    Conv, ConvInteger, QLinearConv            Sliding                 kernel size unknown
-    ConvTranspose                             Transposed              output_shape beyond the kernel
-    QuantizeLinear, DequantizeLinear          Pointwise               scales along the tiled axis
-    Relu, Clip, LeakyRelu                     Pointwise
-
-Every attribute of a convolution is read in `read_convolution`, all defaults made explicit.
+A table entry (`rewriters.table`) reads a `Record` and answers with a `RowLocal`, or with the reason
+the node cannot be in a region.
 
 Source: the ONNX operator definitions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriters.rowmaps import Pointwise, RowMap, Sliding, Transposed
+from rewriters.rowmaps import RowMap
 
 __all__ = [
     "CONVOLUTIONS",
-    "TABLE",
+    "ROWS",
     "Convolution",
     "Record",
     "RowLocal",
@@ -34,6 +25,9 @@ __all__ = [
 ]
 
 Shape = tuple[int | None, ...]
+
+# Stands, in a constant, for the rows the node's output has in a window.
+ROWS = None
 
 # Convolution operators and the input that holds the kernel.
 CONVOLUTIONS: Mapping[str, int] = {
@@ -53,16 +47,33 @@ class Record:
         opset: Version of the default domain.
         attributes: Values as Python numbers, strings and tuples.
         shapes: Shape of each input; None where the rank is unknown.
+        outputs: Shape of each output; None where the rank is unknown or nobody reads it.
+        values: Numbers of each input that is a small constant, else None.
+        used: Whether anybody reads the output, for each.
+        absent: Optional inputs that are left out.
     """
 
     op_type: str
     opset: int
     attributes: Mapping[str, Any]
     shapes: tuple[Shape | None, ...]
+    outputs: tuple[Shape | None, ...] = ()
+    values: Sequence[tuple[Any, ...] | None] = ()
+    used: tuple[bool, ...] = (True,)
+    absent: frozenset[int] = frozenset()
 
     def shape(self, index: int) -> Shape | None:
         """Return the shape of an input, None if it is absent or of unknown rank."""
         return self.shapes[index] if index < len(self.shapes) else None
+
+    def value(self, index: int) -> tuple[Any, ...] | None:
+        """Return the numbers of an input that is a small constant, else None."""
+        return self.values[index] if index < len(self.values) else None
+
+    @property
+    def output(self) -> Shape | None:
+        """The shape of the first output."""
+        return self.outputs[0] if self.outputs else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,13 +82,19 @@ class RowLocal:
 
     Attributes:
         row_map: Input rows against output rows.
-        carrier: Index of the input that carries the tiled axis; the others are shared.
+        carriers: Per input that carries the tiled axis its index and which of its dimensions that
+            is; the other inputs are shared by all patches.
+        axis: The dimension of the outputs that is the tiled axis.
         attributes: Attributes to replace so that the node holds no absolute size; None drops one.
+        constants: Integer inputs to replace for the same reason, by index; `ROWS` stands for the
+            rows of the output in a window.
     """
 
     row_map: RowMap
-    carrier: int = 0
+    carriers: tuple[tuple[int, int], ...]
+    axis: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
+    constants: Mapping[int, tuple[int | None, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,92 +165,3 @@ def read_convolution(record: Record) -> Convolution | str:
         output_padding=extra,
         output_shape=tuple(output_shape) if output_shape else None,
     )
-
-
-def _sliding(record: Record, axis: int) -> RowLocal | str:
-    conv = read_convolution(record)
-    if isinstance(conv, str):
-        return conv
-    i = axis - 2
-    same = conv.auto_pad if conv.auto_pad.startswith("SAME") else None
-    return RowLocal(
-        Sliding(conv.reach(i), conv.strides[i], conv.begins[i], conv.ends[i], same=same)
-    )
-
-
-def _split_padding(total: int, auto_pad: str) -> tuple[int, int]:
-    """Split ConvTranspose's computed padding: the odd row goes below for SAME_UPPER alone."""
-    small, large = total // 2, total - total // 2
-    return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
-
-
-def _transposed(record: Record, axis: int) -> RowLocal | str:
-    conv = read_convolution(record)
-    if isinstance(conv, str):
-        return conv
-    begins, ends = list(conv.begins), list(conv.ends)
-    replaced: dict[str, Any] = {}
-    if conv.output_shape is not None:
-        shape = record.shape(0)
-        if len(conv.output_shape) != conv.rank:
-            return "output_shape does not have one entry per spatial axis"
-        if shape is None or any(size is None for size in shape[2:]):
-            return "output_shape fixes the output of an input of unknown size"
-        natural = [
-            (size or 0) * stride - stride + extra + conv.reach(j)
-            for j, (size, stride, extra) in enumerate(
-                zip(shape[2:], conv.strides, conv.output_padding, strict=True)
-            )
-        ]
-        totals = [a - b for a, b in zip(natural, conv.output_shape, strict=True)]
-        replaced = {"output_shape": None, "auto_pad": None}
-    elif conv.auto_pad.startswith("SAME"):
-        totals = [
-            conv.reach(j) + conv.output_padding[j] - conv.strides[j] for j in range(conv.rank)
-        ]
-    else:
-        totals = []
-    if totals:
-        if min(totals) < 0:
-            return "its output is asked to be larger than the kernel can fill"
-        for j, total in enumerate(totals):
-            begins[j], ends[j] = _split_padding(total, conv.auto_pad)
-        if replaced:
-            replaced["pads"] = (*begins, *ends)
-    i = axis - 2
-    row_map = Transposed(conv.reach(i), conv.strides[i], begins[i], ends[i], conv.output_padding[i])
-    return RowLocal(row_map, attributes=replaced)
-
-
-def _quantize(record: Record, axis: int) -> RowLocal | str:
-    scale, shape = record.shape(1), record.shape(0)
-    if scale is None:
-        return "its scale's shape is unknown"
-    if record.attributes.get("block_size", 0):
-        return "it is quantised block by block"
-    if any(size != 1 for size in scale):
-        at = record.attributes.get("axis", 1)
-        if at < 0:
-            if shape is None:
-                return "its quantised axis counts from the end of an unknown rank"
-            at += len(shape)
-        if at in (0, axis):
-            return "its scales vary along the tiled or the batch axis"
-    return RowLocal(Pointwise())
-
-
-def _pointwise(record: Record, axis: int) -> RowLocal | str:
-    return RowLocal(Pointwise())
-
-
-TABLE: Mapping[str, Callable[[Record, int], RowLocal | str]] = {
-    "Conv": _sliding,
-    "ConvInteger": _sliding,
-    "QLinearConv": _sliding,
-    "ConvTranspose": _transposed,
-    "QuantizeLinear": _quantize,
-    "DequantizeLinear": _quantize,
-    "Relu": _pointwise,
-    "Clip": _pointwise,
-    "LeakyRelu": _pointwise,
-}

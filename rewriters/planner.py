@@ -1,8 +1,8 @@
 """Plans: which regions are cut, where, and how. A plan is data.
 
-Here the number of patches is the user's; the plan says, per region, how many fit, where every
-window and core lies (or that this is worked out at run time), and what it costs in recompute.
-Every tiling in a plan has passed `rewriters.proof`.
+A `RegionPlan` says how many patches fit a region, where every window and core lies (or that this is
+worked out at run time), and what it costs in recompute. Every tiling in it has passed
+`rewriters.proof`.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Any
 
 from rewriters import proof
 from rewriters.geometry import Extent, Tiling, tile
+from rewriters.operators import ROWS
 from rewriters.regions import Refusal, Region
+from rewriters.shapes import Shapes
 
 __all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_json", "plan_region", "recompute_of"]
 
 # Metadata entry that holds the plan of a rewritten model.
 METADATA_KEY = "patchconv.plan"
-FORMS = ("batch", "sequential")
+FORMS = ("batch", "sequential", "fused", "loop")
 _VERSION = 1
 # Patches times heights to prove where the height is unknown: a second or so.
 _MOST_EFFORT = 200_000
@@ -33,23 +35,27 @@ class RegionPlan:
     Attributes:
         region: The region.
         splits: Number of patches.
-        rows: Input rows, None if known at run time alone.
-        extent: The output's rows (0 if unknown), step and wrong rows of interior windows.
+        rows: Rows of each input, None if known at run time alone.
+        steps: Rows per step of every tensor of the region.
+        extents: Per output its rows (meaningless if unknown), step, wrong rows of interior windows.
+        ranks: Dimensions of the first input, then of each output.
         tiling: Windows and cores; None if worked out at run time.
         notes: What the user should know.
     """
 
     region: Region
     splits: int
-    rows: int | None
-    extent: Extent
+    rows: tuple[int, ...] | None
+    steps: tuple[int, ...]
+    extents: tuple[Extent, ...]
+    ranks: tuple[int, ...]
     tiling: Tiling | None
     notes: tuple[str, ...] = ()
 
     @property
-    def steps(self) -> proof.Steps:
-        """Rows per step of every tensor along the region."""
-        return proof.steps(self.region.chain)
+    def recompute(self) -> float | None:
+        """Rows computed after over before, None if known at run time alone."""
+        return None if self.tiling is None else recompute_of(self.extents[0], self.tiling)
 
 
 def recompute_of(extent: Extent, tiling: Tiling) -> float:
@@ -58,49 +64,72 @@ def recompute_of(extent: Extent, tiling: Tiling) -> float:
     return len(tiling.patches) * window / extent.rows
 
 
-def plan_region(region: Region, rows: int | None, splits: int, opset: int) -> RegionPlan | Refusal:
+def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:
     """Cut a region into patches and prove it.
 
     Args:
         region: The region.
-        rows: Rows of its input along the tiled axis, None if known at run time alone.
+        shapes: Known shapes, or assumed ones where a plan is made to be weighed alone.
         splits: Patches asked for, at least 1.
         opset: Version of the default domain.
     """
+    label, network = region.label, region.network
     if splits == 1:
-        return Refusal(region.label, "one patch is the whole Conv", "one-patch")
-    if rows is None and proof.effort(region.chain, splits) > _MOST_EFFORT:
-        return Refusal(
-            region.label,
-            "its stride, kernel or number of splits is too large to prove every height; fix the "
-            "height with --shape",
-            "not-provable",
-        )
-    extent = proof.extent(region.chain, rows, 0)
+        return Refusal(label, "one patch is the whole Conv", "one-patch")
+    step = proof.steps(network)
+    if isinstance(step, str):
+        return Refusal(label, step, "not-provable")
+    edges = (region.inputs[0], *region.outputs)
+    ranks = tuple(region.rank or len(shapes.dims.get(edge.name, ())) for edge in edges)
+    rows = region.rows(shapes)
     if rows is None:
-        if opset < 10:
-            return Refusal(
-                region.label,
-                f"opset {opset} cannot slice at sizes known at run time alone; fix them with "
-                "--shape, or convert with --upgrade-opset 13",
-                "opset-too-old",
-            )
-        reason = proof.prove_every_height(region.chain, splits)
+        reason = _plan_every_height(region, splits, opset)
         if reason is not None:
-            return Refusal(region.label, reason, "not-provable")
-        return RegionPlan(region, splits, None, extent, None)
-    if extent.rows < 2:
-        return Refusal(region.label, "fewer than two output rows", "one-row")
-    tiling = tile(extent, splits)
-    reason = proof.prove(region.chain, rows, tiling)
-    if reason is not None:
-        return Refusal(region.label, reason, "not-provable")
+            return reason
+        extents = proof.extents(network, None, proof.first_height(network))
+        return RegionPlan(region, splits, None, step, extents, ranks, None)
+    whole = proof.heights(network, rows)
+    if isinstance(whole, str):
+        return Refusal(label, whole, "not-provable")
+    if min(whole[number] for number in network.outputs) < 2:
+        return Refusal(label, "fewer than two output rows", "one-row")
+    extents = proof.extents(network, rows)
+    tiling = tile(extents, splits)
+    reason_found = proof.prove(network, rows, tiling)
+    if reason_found is not None:
+        return Refusal(label, reason_found, "not-provable")
     notes = []
     if len(tiling.patches) < splits:
         notes.append(f"{len(tiling.patches)} patches instead of {splits}: too few rows for more")
     if tiling.trim == 0:
         notes.append("every window is the whole input: the halo is as tall as the image")
-    return RegionPlan(region, len(tiling.patches), rows, extent, tiling, tuple(notes))
+    return RegionPlan(region, len(tiling.patches), rows, step, extents, ranks, tiling, tuple(notes))
+
+
+def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | None:
+    """Prove a region at every height; return why that cannot be done."""
+    label, network = region.label, region.network
+    if len(network.inputs) > 1 or any(
+        ROWS in numbers for link in region.links for numbers in link.constants.values()
+    ):
+        reason = "it holds sizes that are known at run time alone; fix them with --shape"
+        return Refusal(label, reason, "size-unknown")
+    if proof.effort(network, splits) > _MOST_EFFORT:
+        return Refusal(
+            label,
+            "its stride, kernel or number of splits is too large to prove every height; fix the "
+            "height with --shape",
+            "not-provable",
+        )
+    if opset < 10:
+        return Refusal(
+            label,
+            f"opset {opset} cannot slice at sizes known at run time alone; fix them with "
+            "--shape, or convert with --upgrade-opset 13",
+            "opset-too-old",
+        )
+    found = proof.prove_every_height(network, splits)
+    return None if found is None else Refusal(label, found, "not-provable")
 
 
 def plan_json(entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]) -> str:
@@ -110,11 +139,11 @@ def plan_json(entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]) -> str:
         entry: dict[str, Any] = {
             "nodes": list(labels),
             "form": form,
-            "axis": plan.region.axis,
+            "axis": plan.region.outputs[0].axis,
             "splits": plan.splits,
         }
         if plan.tiling is not None:
             entry["trim"] = plan.tiling.trim
-            entry["seams"] = list(plan.tiling.seams)
+            entry["seams"] = list(plan.tiling.seams())
         regions.append(entry)
     return json.dumps({"version": _VERSION, "regions": regions}, separators=(",", ":"))

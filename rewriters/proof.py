@@ -1,178 +1,288 @@
 """Prove a tiling before it is emitted, with integers alone.
 
-A region is, here, the chain of its row maps from its input to its output. `walk` carries the
-interval of right rows through one patch, operator by operator; `prove` asks it for every patch and
-lets nothing pass that is not right:
+A region is, here, a `Network`: tensors by number and, in an order that computes them, the row maps
+between them. `walk` carries the interval of right rows through one patch, operator by operator;
+`prove` asks it for every kind of patch and lets nothing pass that is not right:
 
-1. each operator's output is ``H_out - m*r_out`` rows high in the window (shapes agree),
+1. all operands of an operator have the same rows and advance alike, and each operator's output is
+   ``H_out - m*r_out`` rows high in the window (shapes agree),
 2. each operator needs the same rows in the window as in the whole, shifted by the patch,
-3. each core lies inside the right rows, and the cores cover the output exactly once.
+3. each core lies inside the right rows, and the cores cover every output exactly once.
 
 Walking assumes the worst: a row that reads the padding at an interior edge of a window is wrong.
 """
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from functools import lru_cache
-from math import gcd
+from math import gcd, lcm
+from typing import NamedTuple
 
-from rewriters.geometry import Extent, Patch, Rows, Tiling, covers, schedule
+from rewriters.geometry import (
+    Extent,
+    Patch,
+    Rows,
+    Tiling,
+    core,
+    covers,
+    free_steps,
+    schedule,
+)
 from rewriters.rowmaps import RowMap
 
-__all__ = ["Steps", "effort", "extent", "prove", "prove_every_height", "steps", "window_slack"]
+__all__ = [
+    "Link",
+    "Network",
+    "effort",
+    "extents",
+    "first_height",
+    "heights",
+    "prove",
+    "prove_every_height",
+    "steps",
+    "walk",
+    "window_slack",
+]
 
 _FAR = 1 << 62
 # Steps of a window in which no kernel of practical size sees both edges at once.
 _TALL = 1 << 22
 
 
+class Link(NamedTuple):
+    """One operator: the tensors it reads along the tiled axis, and those it makes."""
+
+    row_map: RowMap
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+
+
 @dataclass(frozen=True, slots=True)
-class Steps:
-    """Rows per step of every tensor along a chain: input first, output last."""
+class Network:
+    """The row maps of a region, first to last.
 
-    rows: tuple[int, ...]
+    Attributes:
+        tensors: Number of tensors; they are numbered from 0.
+        links: Operators, each after those that make what it reads.
+        inputs: Tensors that no operator makes.
+        outputs: Tensors that are wanted.
+    """
 
-    @property
-    def input(self) -> int:
-        """Input rows per step."""
-        return self.rows[0]
+    tensors: int
+    links: tuple[Link, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
 
-    @property
-    def output(self) -> int:
-        """Output rows per step."""
-        return self.rows[-1]
-
-
-def steps(chain: Sequence[RowMap]) -> Steps:
-    """Return whole rows per step for every tensor of the chain, as few as possible."""
-    rows = [1]
-    for row_map in chain:
-        # The next tensor advances rows[-1] * step_out / step_in; scale all up until that is whole.
-        numerator = rows[-1] * row_map.step_out
-        factor = row_map.step_in // gcd(numerator, row_map.step_in)
-        rows = [row * factor for row in rows]
-        rows.append(rows[-1] * row_map.step_out // row_map.step_in)
-    return Steps(tuple(rows))
+    @classmethod
+    def chain(cls, row_maps: Sequence[RowMap]) -> Network:
+        """Return operators one after the other: tensor 0 is the input, the last the output."""
+        links = tuple(Link(row_map, (k,), (k + 1,)) for k, row_map in enumerate(row_maps))
+        return cls(len(links) + 1, links, (0,), (len(links),))
 
 
-def _right_rows(row_map: RowMap, right: Rows, rows: int, *, first: bool, last: bool) -> Rows:
-    """Return the output rows that need right input rows alone, in a window of ``rows`` rows."""
-    count = row_map.rows_out(rows)
-    low = -_FAR if first and right.begin == 0 else right.begin
-    high = _FAR if last and right.end == rows else right.end
-    begin = bisect_left(range(count), low, key=lambda a: row_map.needs(Rows(a, a + 1), rows).begin)
-    end = bisect_left(range(count), high + 1, key=lambda a: row_map.needs(Rows(a, a + 1), rows).end)
+def steps(network: Network) -> tuple[int, ...] | str:
+    """Return whole rows per step for every tensor, as few as possible; or why there are none."""
+    touching: list[list[Link]] = [[] for _ in range(network.tensors)]
+    for link in network.links:
+        for tensor in {*link.reads, *link.makes}:
+            touching[tensor].append(link)
+    ratios: dict[int, Fraction] = {0: Fraction(1)}
+    queue = deque([0])
+    while queue:
+        tensor = queue.popleft()
+        for link in touching[tensor]:
+            factor = Fraction(link.row_map.step_out, link.row_map.step_in)
+            here = ratios[tensor] if tensor in link.reads else ratios[tensor] / factor
+            for others, ratio in ((link.reads, here), (link.makes, here * factor)):
+                for other in others:
+                    if other not in ratios:
+                        ratios[other] = ratio
+                        queue.append(other)
+                    elif ratios[other] != ratio:
+                        return "it joins tensors whose rows advance differently"
+    if len(ratios) < network.tensors:
+        return "it is not connected"
+    whole = lcm(*(ratio.denominator for ratio in ratios.values()))
+    rows = [int(ratios[tensor] * whole) for tensor in range(network.tensors)]
+    least = gcd(*rows)
+    return tuple(row // least for row in rows)
+
+
+def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
+    """Return the rows of every tensor, given those of the inputs; or why they do not fit."""
+    found = [0] * network.tensors
+    for tensor, count in zip(network.inputs, rows, strict=True):
+        found[tensor] = count
+    for link in network.links:
+        before = {found[tensor] for tensor in link.reads}
+        if len(before) != 1:
+            return "it joins tensors of different height"
+        after = link.row_map.rows_out(before.pop())
+        for tensor in link.makes:
+            found[tensor] = after
+    return tuple(found)
+
+
+def _right_rows(link: Link, right: Rows, rows: int, count: int, first: bool, last: bool) -> Rows:
+    """Return the output rows, of ``count``, that need right input rows alone, of ``rows``."""
+    row_map, margin = link.row_map, link.row_map.margin
+    if not len(right):
+        return Rows(0, 0)
+    begin = end = 0
+    low = needed = row_map.needs(Rows(0, 1), rows)
+    if not (first and right.begin == 0 and right.end >= margin):
+        # Row maps are affine but for their phase: start next to the answer.
+        begin = (right.begin - low.begin) * row_map.step_out // row_map.step_in
+        begin = min(max(begin, 0), count)
+        while begin > 0 and row_map.needs(Rows(begin - 1, begin), rows).begin >= right.begin:
+            begin -= 1
+        while begin < count and row_map.needs(Rows(begin, begin + 1), rows).begin < right.begin:
+            begin += 1
+    if last and right.end == rows and right.begin <= rows - margin:
+        return Rows(begin, max(begin, count))
+    end = (right.end - needed.end) * row_map.step_out // row_map.step_in + 1
+    end = min(max(end, 0), count)
+    while end > 0 and row_map.needs(Rows(end - 1, end), rows).end > right.end:
+        end -= 1
+    while end < count and row_map.needs(Rows(end, end + 1), rows).end <= right.end:
+        end += 1
     return Rows(begin, max(begin, end))
 
 
-def walk(chain: Sequence[RowMap], step: Steps, rows: int, *, shift: int, trim: int) -> Rows | str:
-    """Carry the right rows of one patch through the chain.
+def walk(
+    network: Network, step: Sequence[int], whole: Sequence[int], *, shift: int, trim: int
+) -> list[Rows] | str:
+    """Carry the right rows of one patch through the network.
 
     Args:
-        chain: Row maps from the region's input to its output.
-        step: `steps` of the chain.
-        rows: Rows of the region's whole input.
+        network: The region.
+        step: Its `steps`.
+        whole: Its `heights`.
         shift: Steps the window starts down.
         trim: Steps the window is shorter than the whole.
 
     Returns:
-        The right rows of the window's output, counted in the window; or why there are none.
+        The right rows of every tensor, counted in the window; or why there are none.
     """
-    whole, local = rows, rows - trim * step.input
-    if local < 1:
+    local = [rows - trim * r for rows, r in zip(whole, step, strict=True)]
+    if min(local) < 1:
         return "a window has no rows"
-    right = Rows(0, local)
-    for row_map, r_in, r_out in zip(chain, step.rows, step.rows[1:], strict=False):
-        right = _right_rows(row_map, right, local, first=shift == 0, last=shift == trim)
-        next_whole, next_local = row_map.rows_out(whole), row_map.rows_out(local)
-        if next_local != next_whole - trim * r_out or next_local < 1:
-            return f"a window is {next_local} rows high where {next_whole - trim * r_out} fit"
-        for at in (right.begin, right.end - 1):
-            here = row_map.needs(Rows(at, at + 1), local).shifted(shift * r_in)
-            if len(right) and here != row_map.needs(Rows(at, at + 1).shifted(shift * r_out), whole):
+    right = [Rows(0, rows) for rows in local]
+    first, last = shift == 0, shift == trim
+    for link in network.links:
+        row_map, source, target = link.row_map, link.reads[0], link.makes[0]
+        rows, count = local[source], local[target]
+        if row_map.rows_out(rows) != count:
+            return f"a window is {row_map.rows_out(rows)} rows high where {count} fit"
+        read = Rows(
+            max(right[tensor].begin for tensor in link.reads),
+            min(right[tensor].end for tensor in link.reads),
+        )
+        made = _right_rows(link, read, rows, count, first, last)
+        for at in {made.begin, made.end - 1} if len(made) else ():
+            here = row_map.needs(Rows(at, at + 1), rows).shifted(shift * step[source])
+            there = Rows(at, at + 1).shifted(shift * step[target])
+            if here != row_map.needs(there, whole[source]):
                 return "a window's rows are not the whole's rows, shifted"
-        whole, local = next_whole, next_local
+        for tensor in link.makes:
+            right[tensor] = made
     return right
 
 
-def extent(chain: Sequence[RowMap], rows: int | None, height: int) -> Extent:
-    """Return the output's extent: its rows, rows per step, and wrong rows of interior windows.
+def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tuple[Extent, ...]:
+    """Return the extent of each output: its rows, rows per step, wrong rows of interior windows.
 
     Wrong rows are counted in a window tall enough that its two edges do not meet. They depend on
     the height's remainder by the step alone; where the height is unknown every remainder counts.
 
     Args:
-        chain: Row maps from the region's input to its output.
-        rows: Rows of the whole input, or None where unknown.
-        height: Stands in for ``rows`` in the result's ``rows`` where that is unknown.
+        network: The region; its steps and heights must fit.
+        rows: Rows of each whole input; None where unknown, then the region has one input.
+        height: Stands in for the input's rows in the result's ``rows`` where those are unknown.
     """
-    step = steps(chain)
-    tall = step.input * _TALL
-    phases = range(step.input) if rows is None else (rows % step.input,)
-    top = tail = 0
-    for phase in phases:
+    step = _fitting(steps(network))
+    if rows is None:
+        given: list[tuple[int, ...]] = [(p,) for p in range(step[network.inputs[0]])]
+    else:
+        given = [tuple(rows)]
+    worst = [(0, 0)] * len(network.outputs)
+    for sizes in given:
+        tall = [
+            size + (_TALL + 2) * step[tensor]
+            for size, tensor in zip(sizes, network.inputs, strict=True)
+        ]
+        whole = _fitting(heights(network, tall))
         # Two steps shorter than the whole and one down: an interior window.
-        right = walk(chain, step, tall + phase + 2 * step.input, shift=1, trim=2)
-        out = tall + phase
-        for row_map in chain:
-            out = row_map.rows_out(out)
-        if isinstance(right, str) or not len(right):
-            return Extent(_rows_out(chain, rows or height), step.output, _FAR, _FAR)
-        top, tail = max(top, right.begin), max(tail, out - right.end)
-    return Extent(_rows_out(chain, rows or height), step.output, top, tail)
+        right = walk(network, step, whole, shift=1, trim=2)
+        for k, tensor in enumerate(network.outputs):
+            if isinstance(right, str) or not len(right[tensor]):
+                worst[k] = (_FAR, _FAR)
+                continue
+            tail = whole[tensor] - 2 * step[tensor] - right[tensor].end
+            worst[k] = (max(worst[k][0], right[tensor].begin), max(worst[k][1], tail))
+    whole = _fitting(heights(network, (height,) if rows is None else rows))
+    return tuple(
+        Extent(whole[tensor], step[tensor], top, tail)
+        for tensor, (top, tail) in zip(network.outputs, worst, strict=True)
+    )
 
 
-def _rows_out(chain: Sequence[RowMap], rows: int) -> int:
-    for row_map in chain:
-        rows = row_map.rows_out(rows)
-    return rows
+def _fitting(found: tuple[int, ...] | str) -> tuple[int, ...]:
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
 
 
-def prove(chain: Sequence[RowMap], rows: int, tiling: Tiling) -> str | None:
+def prove(network: Network, rows: Sequence[int], tiling: Tiling) -> str | None:
     """Prove a tiling of a region of known height.
 
     Args:
-        chain: Row maps from the region's input to its output.
-        rows: Rows of the whole input.
+        network: The region.
+        rows: Rows of each whole input.
         tiling: The patches; empty cores are allowed.
 
     Returns:
         None if every core is right, else the reason it is not.
     """
-    step = steps(chain)
-    if not covers([patch.core for patch in tiling.patches], _rows_out(chain, rows)):
-        return "the cores do not cover the output exactly once"
+    step, whole = steps(network), heights(network, rows)
+    if isinstance(step, str):
+        return step
+    if isinstance(whole, str):
+        return whole
+    for k, tensor in enumerate(network.outputs):
+        if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
+            return "the cores do not cover the output exactly once"
     # A window's right rows, counted in the window, depend on which of its edges are true borders.
-    walked: dict[tuple[bool, bool], Rows | str] = {}
+    walked: dict[tuple[bool, bool], list[Rows] | str] = {}
     for patch in tiling.patches:
         if not 0 <= patch.shift <= tiling.trim:
             return "a window reaches beyond the tensor"
         kind = (patch.shift == 0, patch.shift == tiling.trim)
         if kind not in walked:
-            walked[kind] = walk(chain, step, rows, shift=patch.shift, trim=tiling.trim)
-        right = walked[kind]
-        if isinstance(right, str):
-            return right
-        right = right.shifted(patch.shift * step.output)
-        if len(patch.core) and not (
-            right.begin <= patch.core.begin and patch.core.end <= right.end
-        ):
-            return (
-                f"rows {patch.core.begin}..{patch.core.end} of a patch are not all right "
-                f"(right: {right.begin}..{right.end})"
-            )
+            walked[kind] = walk(network, step, whole, shift=patch.shift, trim=tiling.trim)
+        found = walked[kind]
+        if isinstance(found, str):
+            return found
+        for tensor, owned in zip(network.outputs, patch.cores, strict=True):
+            right = found[tensor].shifted(patch.shift * step[tensor])
+            if len(owned) and not (right.begin <= owned.begin and owned.end <= right.end):
+                return (
+                    f"rows {owned.begin}..{owned.end} of a patch are not all right "
+                    f"(right: {right.begin}..{right.end})"
+                )
     return None
 
 
 @lru_cache(maxsize=4096)
-def prove_every_height(chain: tuple[RowMap, ...], splits: int) -> str | None:
-    """Prove the run-time schedule of a region of unknown height.
+def prove_every_height(network: Network, splits: int) -> str | None:
+    """Prove the run-time schedule of a region of one input whose height is unknown.
 
     That neighbours are never too far apart is shown for all heights in `rewriters.geometry`, and
-    no wrong row depends on the height but through its remainder by the step (`extent`). What is
+    no wrong row depends on the height but through its remainder by the step (`extents`). What is
     left to chance is small images, where the two edges of a window meet, and this code: so every
     height is proven from one row up to where all windows are interior, every remainder has come
     round, and the free steps have passed every remainder by ``splits`` twice.
@@ -180,73 +290,103 @@ def prove_every_height(chain: tuple[RowMap, ...], splits: int) -> str | None:
     Returns:
         None if every core is right at every height, else the first height that is not, and why.
     """
-    step = steps(chain)
-    worst = extent(chain, None, 1)
-    if worst.top >= _FAR:
+    step = steps(network)
+    if isinstance(step, str):
+        return step
+    worst = extents(network, None, first_height(network))
+    if any(extent.top >= _FAR for extent in worst):
         return "its windows leave no right row"
-    slack = window_slack(chain)
-    for rows in _heights(chain, worst, splits):
-        out = _rows_out(chain, rows)
-        here = Extent(out, step.output, worst.top, worst.tail)
-        placed = [
-            schedule(
-                here,
-                splits,
-                index=k,
-                first=int(k > 0),
-                last=out if k == splits - 1 else 0,
-                minimum=min,
-                maximum=max,
-            )
-            for k in range(splits)
+    slack = window_slack(network)
+    source = network.inputs[0]
+    for rows in _heights(network, worst, splits):
+        whole = heights(network, (rows,))
+        if isinstance(whole, str):
+            return f"at {rows} rows: {whole}"
+        here = [
+            Extent(whole[tensor], extent.step, extent.top, extent.tail)
+            for tensor, extent in zip(network.outputs, worst, strict=True)
         ]
-        patches = tuple(Patch(p.shifts, Rows(p.begins, max(p.begins, p.ends))) for p in placed)
-        stride, trim = placed[0].stride, placed[0].trim
-        if stride * step.input + slack < rows - trim * step.input:
+        free = min(free_steps(extent, max) for extent in here)
+        patches = []
+        for k in range(splits):
+            placed = schedule(free, splits, k)
+            cores = []
+            for extent in here:
+                last = extent.rows if k == splits - 1 else 0
+                begin, end = core(extent, placed, first=int(k > 0), last=last, minimum=min)
+                cores.append(Rows(begin, max(begin, end)))
+            patches.append(Patch(placed.shifts, tuple(cores)))
+        placed = schedule(free, splits, 0)
+        if placed.stride * step[source] + slack < rows - placed.trim * step[source]:
             return f"at {rows} rows: a window is taller than it is declared to be"
-        reason = prove(chain, rows, Tiling(trim, patches))
+        reason = prove(network, (rows,), Tiling(placed.trim, tuple(patches)))
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None
 
 
-def effort(chain: Sequence[RowMap], splits: int) -> int:
-    """Return about how many patches `prove_every_height` would look at."""
-    step = steps(chain)
-    return splits * step.input * (2 * splits + 2 * len(_needs(chain)) // step.input + 2)
+def effort(network: Network, splits: int) -> int:
+    """Return about how many operators `prove_every_height` would look at."""
+    step = steps(network)
+    if isinstance(step, str):
+        return 0
+    rounds = 2 * splits + 2 * _reach(network) // step[network.inputs[0]] + 2
+    return len(network.links) * splits * step[network.inputs[0]] * rounds
 
 
 @lru_cache(maxsize=4096)
-def window_slack(chain: tuple[RowMap, ...]) -> int:
+def window_slack(network: Network) -> int:
     """Return the most input rows a window has beyond its patch's own steps, at any height.
 
     A window has ``H - trim*r`` rows, which are ``stride*r`` (see `geometry.Schedule`) and
     ``H - free*r``. The latter depends on the height's remainder by the step alone once a step is
     free; this is its maximum, so ``stride*r + window_slack`` bounds a window from above.
     """
-    step = steps(chain)
-    worst = extent(chain, None, 1)
+    step = _fitting(steps(network))
+    worst = extents(network, None, first_height(network))
     most = 0
-    for rows in _heights(chain, worst, 2):
-        out = _rows_out(chain, rows)
-        free = max(0, out - worst.top - worst.tail) // step.output
-        most = max(most, rows - free * step.input)
+    for rows in _heights(network, worst, 2):
+        whole = heights(network, (rows,))
+        if isinstance(whole, str):
+            continue
+        free = min(
+            max(0, whole[tensor] - extent.top - extent.tail) // extent.step
+            for tensor, extent in zip(network.outputs, worst, strict=True)
+        )
+        most = max(most, rows - free * step[network.inputs[0]])
     return most
 
 
-def _heights(chain: Sequence[RowMap], worst: Extent, splits: int) -> Iterator[int]:
+def first_height(network: Network) -> int:
+    """Return the first height that gives every tensor a row; fewer rows are no input."""
+    low, high = 0, 1
+    while not _has_rows(network, high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _has_rows(network, middle) else (middle, high)
+    return high
+
+
+def _has_rows(network: Network, rows: int) -> bool:
+    found = heights(network, (rows,))
+    return rows > _TALL or (not isinstance(found, str) and min(found) >= 1)
+
+
+def _heights(network: Network, worst: Sequence[Extent], splits: int) -> Iterator[int]:
     """Yield every height at which something new can happen; see `prove_every_height`."""
-    step = steps(chain)
-    rounds = (worst.top + worst.tail) // step.output + 2 * splits + 2
-    # The first height that gives an output row; fewer rows are no input of this region.
-    first = bisect_left(range(1, _TALL), 1, key=lambda rows: _rows_out(chain, rows)) + 1
-    yield from range(first, first + step.input * rounds + len(_needs(chain)))
+    step = _fitting(steps(network))
+    rounds = 2 * splits + 2 + max((e.top + e.tail) // e.step for e in worst)
+    first = first_height(network)
+    yield from range(first, first + step[network.inputs[0]] * rounds + _reach(network))
 
 
-def _needs(chain: Sequence[RowMap]) -> Rows:
-    """Return the input rows that the first output row needs, in a tall input."""
-    rows = Rows(0, 1)
-    for row_map in reversed(chain):
-        needs = row_map.needs(rows, _TALL)
-        rows = Rows(needs.begin, max(needs.begin + 1, needs.end))
-    return rows
+def _reach(network: Network) -> int:
+    """Return about how many input rows an output row needs, by the sum of all operators."""
+    step = _fitting(steps(network))
+    source = step[network.inputs[0]]
+    total = 0
+    for link in network.links:
+        needs = link.row_map.needs(Rows(0, 1), _TALL)
+        total += -(-len(needs) * source // step[link.reads[0]])
+    return max(1, total)

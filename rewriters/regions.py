@@ -1,9 +1,9 @@
 """Regions: what can be cut as one.
 
-A region is a chain of row-local nodes with one input and one output that carry the tiled axis. The
-smallest is one convolution. A convolution between DequantizeLinear and QuantizeLinear takes both
-into its region, so that the pair stays next to it in every patch and the runtime still finds its
-int8 kernel:
+A region is a connected set of row-local nodes: it reads tensors that carry the tiled axis, its
+*inputs*, and makes such tensors that others read, its *outputs*. The smallest is one convolution. A
+convolution between DequantizeLinear and QuantizeLinear takes both into its region, so that the pair
+stays next to it in every patch and the runtime still finds its int8 kernel:
 
     x_q -> DequantizeLinear -> Conv [-> Relu|Clip] -> QuantizeLinear -> y_q      (one region)
 
@@ -12,7 +12,7 @@ Matching is pure: it reads the graph and answers with a frozen `Region` or a `Re
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -20,25 +20,27 @@ from math import prod
 
 import onnx
 
-from rewriters.graph import Index, attributes, node_label
-from rewriters.operators import CONVOLUTIONS, TABLE, Record, RowLocal, Shape, read_convolution
-from rewriters.rowmaps import RowMap
+from rewriters.graph import captured, node_label
+from rewriters.locality import Facts, record_of, tiled_axis
+from rewriters.operators import CONVOLUTIONS, RowLocal, Shape, read_convolution
+from rewriters.proof import Link, Network, heights, steps
 from rewriters.shapes import Shapes
+from rewriters.table import TABLE
 
 __all__ = [
-    "AXES",
     "ConvSize",
+    "Edge",
     "Refusal",
     "Region",
     "Selection",
     "candidates",
     "conv_size",
     "find_region",
+    "make_region",
+    "region_size",
     "select",
 ]
 
-# Spatial axes by name, counted from the last dimension; a 1-D Conv's only one answers to all.
-AXES = {"width": 1, "height": 2, "depth": 3}
 _BETWEEN = frozenset({"Relu", "Clip", "LeakyRelu"})
 
 
@@ -58,33 +60,54 @@ class Refusal:
 
 
 @dataclass(frozen=True, slots=True)
+class Edge:
+    """A tensor of the graph and the dimension of it that is the tiled axis."""
+
+    name: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
 class Region:
-    """A chain of nodes that is cut as one.
+    """A set of nodes that is cut as one.
 
     Attributes:
-        nodes: Positions in the graph, first to last.
-        conv: Position of the convolution.
-        label: The convolution's label; names of emitted nodes derive from it.
-        input: The tensor that is cut into windows.
-        output: The tensor the cores are put together to.
-        rank: Dimensions of both.
-        axis: The tiled axis.
-        links: Per node its row map, the input that carries the axis, and changed attributes.
+        nodes: Positions in the graph, ascending.
+        label: Names of emitted nodes derive from it.
+        tensors: The tensors that carry the tiled axis; the network knows them by number.
+        network: The row maps between them.
+        links: Per node its row map, the inputs that carry the axis, and what to replace.
+        rank: Dimensions of all its tensors where they are convolutions' alone, else 0: then every
+            rank is known.
     """
 
     nodes: tuple[int, ...]
-    conv: int
     label: str
-    input: str
-    output: str
-    rank: int
-    axis: int
+    tensors: tuple[Edge, ...]
+    network: Network
     links: tuple[RowLocal, ...]
+    rank: int = 0
 
     @property
-    def chain(self) -> tuple[RowMap, ...]:
-        """The row maps alone, input to output."""
-        return tuple(link.row_map for link in self.links)
+    def inputs(self) -> tuple[Edge, ...]:
+        """Tensors that are cut into windows."""
+        return tuple(self.tensors[number] for number in self.network.inputs)
+
+    @property
+    def outputs(self) -> tuple[Edge, ...]:
+        """Tensors that cores are put together to."""
+        return tuple(self.tensors[number] for number in self.network.outputs)
+
+    def rows(self, shapes: Shapes) -> tuple[int, ...] | None:
+        """Return the rows of each input, None if any is unknown."""
+        found = []
+        for edge in self.inputs:
+            dims = shapes.dims.get(edge.name)
+            rows = None if dims is None or len(dims) <= edge.axis else dims[edge.axis]
+            if rows is None:
+                return None
+            found.append(rows)
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +154,14 @@ def conv_size(node: onnx.NodeProto, shapes: Shapes) -> ConvSize:
     return ConvSize(x, y, total, elements)
 
 
+def region_size(region: Region, shapes: Shapes) -> ConvSize:
+    """Return the sizes of a region's first input and output, and the bytes of all of them."""
+    x, y = (shapes.dims.get(edges[0].name) for edges in (region.inputs, region.outputs))
+    sizes = [shapes.bytes(edge.name) for edge in (*region.inputs, *region.outputs)]
+    total = None if None in sizes else sum(size or 0 for size in sizes)
+    return ConvSize(x, y, total, None)
+
+
 def select(label: str, size: ConvSize, peak: int, selection: Selection) -> Refusal | None:
     """Return None if the convolution is to be cut, else why not.
 
@@ -174,78 +205,133 @@ def select(label: str, size: ConvSize, peak: int, selection: Selection) -> Refus
     return None
 
 
-def _axis(name: str | int, rank: int) -> int | None:
-    """Return the tensor dimension a name or an index stands for, None if there is none."""
-    if isinstance(name, int):
-        axis = name
-    elif rank == 3:
-        axis = 2
-    else:
-        axis = rank - AXES[name]
-    return axis if 2 <= axis < rank else None
-
-
-def _record(node: onnx.NodeProto, shapes: Shapes, opset: int) -> Record:
-    dims = tuple(shapes.dims.get(name) if name else None for name in node.input)
-    return Record(node.op_type, opset, attributes(node), dims)
-
-
-def find_region(
-    index: Index, shapes: Shapes, opset: int, position: int, axis_name: str | int
+def make_region(
+    facts: Facts,
+    links: Mapping[int, RowLocal],
+    nodes: Collection[int],
+    wanted: Collection[str],
+    label: str,
+    rank: int = 0,
 ) -> Region | Refusal:
-    """Find the region around a convolution.
+    """Make a region of row-local nodes.
 
     Args:
-        index: Use-def index of the graph.
-        shapes: Known shapes; assumed sizes must not be in it.
-        opset: Version of the default domain.
+        facts: The model.
+        links: At least the nodes' own links.
+        nodes: Positions of the nodes.
+        wanted: Tensors to make whole; those that the nodes make for others.
+        label: Names the region.
+        rank: Dimensions of all tensors where that is certain, else 0.
+    """
+    graph = facts.graph
+    ordered = tuple(sorted(nodes))
+    numbers: dict[Edge, int] = {}
+    made: dict[str, Edge] = {}
+    entries: list[Link] = []
+    inputs: list[int] = []
+    for position in ordered:
+        node, link = graph.node[position], links[position]
+        reads = []
+        for i, axis in link.carriers:
+            edge = Edge(node.input[i], axis)
+            if edge.name in made and made[edge.name] != edge:
+                return Refusal(label, "a tensor in it is cut along two dimensions", "not-provable")
+            if edge not in numbers:
+                numbers[edge] = len(numbers)
+                inputs.append(numbers[edge])
+            reads.append(numbers[edge])
+        carriers = {i for i, _ in link.carriers}
+        shared = [n for i, n in enumerate(node.input) if i not in carriers and n in made]
+        if shared or any(name in made for name in captured(node)):
+            return Refusal(
+                label, "a tensor made in it is used whole by each of its rows", "not-provable"
+            )
+        makes = []
+        for name in node.output:
+            if name:
+                edge = Edge(name, link.axis)
+                made[name] = edge
+                numbers[edge] = len(numbers)
+                makes.append(numbers[edge])
+        entries.append(Link(link.row_map, tuple(reads), tuple(makes)))
+    outputs = tuple(numbers[made[name]] for name in made if name in wanted)
+    network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
+    region = Region(
+        ordered, label, tuple(numbers), network, tuple(links[at] for at in ordered), rank
+    )
+    return _fitting(facts, region) or region
+
+
+def _fitting(facts: Facts, region: Region) -> Refusal | None:
+    """Return why a region cannot be cut whatever the patches, None if it may."""
+    label, shapes = region.label, facts.shapes
+    found = steps(region.network)
+    if isinstance(found, str):
+        return Refusal(label, found, "not-provable")
+    for edge in (*region.inputs, *region.outputs):
+        if not _can_slice(shapes.elements.get(edge.name), facts.opset):
+            reason = f"opset {facts.opset} cannot slice its element type"
+            return Refusal(label, reason, "opset-too-old")
+    if not shapes.doubtful.isdisjoint(edge.name for edge in (*region.inputs, *region.outputs)):
+        return Refusal(
+            label,
+            "runtimes disagree on the size of its input (a fractional Resize, a pool with "
+            "ceil_mode or a narrow Cast before it)",
+            "size-doubtful",
+        )
+    rows = region.rows(shapes)
+    if rows is None:
+        if len(region.inputs) > 1:
+            reason = "its inputs' sizes along the tiled axis are unknown; fix them with --shape"
+            return Refusal(label, reason, "size-unknown")
+        return None
+    whole = heights(region.network, rows)
+    if isinstance(whole, str):
+        return Refusal(label, whole, "not-provable")
+    for edge, count in zip(region.tensors, whole, strict=True):
+        dims = shapes.dims.get(edge.name)
+        inferred = dims[edge.axis] if dims is not None and len(dims) > edge.axis else None
+        if inferred not in (None, count):
+            return Refusal(
+                label,
+                f"shape inference gives {edge.name} {inferred} rows, its own arithmetic {count}",
+                "not-provable",
+            )
+    return None
+
+
+def find_region(facts: Facts, position: int, axis_name: str | int) -> Region | Refusal:
+    """Find the region of one convolution, its Q/DQ pair included.
+
+    Args:
+        facts: The model.
         position: Position of the convolution.
         axis_name: "height", "width", "depth" or a dimension of the tensor.
     """
-    graph = index.graph
-    conv = graph.node[position]
+    conv = facts.graph.node[position]
     label = node_label(conv)
-    record = _record(conv, shapes, opset)
+    record = record_of(facts, position)
     read = read_convolution(record)
     if isinstance(read, str):
         return Refusal(label, read, "kernel-unknown")
-    rank = read.rank + 2
-    axis = _axis(axis_name, rank)
+    axis = tiled_axis(axis_name, read.rank + 2)
     if axis is None:
         return Refusal(label, f"a {read.rank}-D Conv has no axis {axis_name}", "no-such-axis")
-    if conv.input[0] in index.constants:
+    if conv.input[0] in facts.index.constants:
         return Refusal(label, "its input is a constant", "constant-input")
     link = TABLE[conv.op_type](record, axis)
     if isinstance(link, str):
         return Refusal(label, link, "not-provable")
-    nodes, links = [position], [link]
-    head = _dequantize_before(index, shapes, opset, conv.input[0], axis)
-    tail = _quantize_after(index, shapes, opset, conv.output[0], axis) if head else []
+    head = _dequantize_before(facts, conv.input[0], axis)
+    tail = _quantize_after(facts, conv.output[0], axis) if head else {}
     if head and tail:
-        nodes = [head[0], position, *(at for at, _ in tail)]
-        links = [head[1], link, *(local for _, local in tail)]
-    if any(not _can_slice(shapes.elements.get(name), opset) for name in _ends(graph, nodes)):
-        # The pair's type cannot be cut at this opset: cut the Conv alone, or nothing.
-        nodes, links = [position], [link]
-    for name in _ends(graph, nodes):
-        if not _can_slice(shapes.elements.get(name), opset):
-            return Refusal(label, f"opset {opset} cannot slice its element type", "opset-too-old")
-    first, last = graph.node[nodes[0]], graph.node[nodes[-1]]
-    return Region(
-        nodes=tuple(nodes),
-        conv=position,
-        label=label,
-        input=first.input[0],
-        output=last.output[0],
-        rank=rank,
-        axis=axis,
-        links=tuple(links),
-    )
-
-
-def _ends(graph: onnx.GraphProto, nodes: Sequence[int]) -> tuple[str, str]:
-    """Return the tensors that a chain of nodes begins and ends with."""
-    return graph.node[nodes[0]].input[0], graph.node[nodes[-1]].output[0]
+        last = facts.graph.node[max(tail)].output[0]
+        links = {**head, position: link, **tail}
+        region = make_region(facts, links, links, [last], label, read.rank + 2)
+        # The pair's type may not be cut at this opset: cut the Conv alone, or nothing.
+        if isinstance(region, Region):
+            return region
+    return make_region(facts, {position: link}, [position], conv.output, label, read.rank + 2)
 
 
 @lru_cache(maxsize=256)
@@ -263,37 +349,33 @@ def _can_slice(element: int | None, opset: int) -> bool:
     )
 
 
-def _dequantize_before(
-    index: Index, shapes: Shapes, opset: int, name: str, axis: int
-) -> tuple[int, RowLocal] | None:
-    position = index.producer.get(name)
+def _dequantize_before(facts: Facts, name: str, axis: int) -> dict[int, RowLocal]:
+    position = facts.index.producer.get(name)
     if position is None:
-        return None
-    node = index.graph.node[position]
+        return {}
+    node = facts.graph.node[position]
     if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
-        return None
-    link = TABLE["DequantizeLinear"](_record(node, shapes, opset), axis)
-    return None if isinstance(link, str) else (position, link)
+        return {}
+    link = TABLE["DequantizeLinear"](record_of(facts, position), axis)
+    return {} if isinstance(link, str) else {position: link}
 
 
-def _quantize_after(
-    index: Index, shapes: Shapes, opset: int, name: str, axis: int
-) -> list[tuple[int, RowLocal]]:
+def _quantize_after(facts: Facts, name: str, axis: int) -> dict[int, RowLocal]:
     """Return the nodes from the tensor's only user down to QuantizeLinear, or none."""
-    found: list[tuple[int, RowLocal]] = []
+    found: dict[int, RowLocal] = {}
     while True:
-        users = index.users.get(name, [])
-        if name in index.outputs or len(users) != 1:
-            return []
-        node = index.graph.node[users[0]]
+        users = facts.index.users.get(name, [])
+        if name in facts.index.outputs or len(users) != 1:
+            return {}
+        node = facts.graph.node[users[0]]
         if node.domain not in ("", "ai.onnx") or node.input[0] != name:
-            return []
+            return {}
         if node.op_type not in _BETWEEN and node.op_type != "QuantizeLinear":
-            return []
-        link = TABLE[node.op_type](_record(node, shapes, opset), axis)
+            return {}
+        link = TABLE[node.op_type](record_of(facts, users[0]), axis)
         if isinstance(link, str) or name in node.input[1:]:
-            return []
-        found.append((users[0], link))
+            return {}
+        found[users[0]] = link
         if node.op_type == "QuantizeLinear":
             return found
         name = node.output[0]

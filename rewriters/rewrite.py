@@ -18,36 +18,26 @@ from dataclasses import dataclass, field, replace
 from itertools import count as count_from
 
 import onnx
-import onnx.version_converter
 
+from rewriters.analysis import Analysis, analyse, upgrade
 from rewriters.emission import emit
 from rewriters.errors import OptionError
-from rewriters.fragment import Fragment, NameScheme, drop_unused_value_info, splice
-from rewriters.graph import (
-    Index,
-    Loaded,
-    captured,
-    check,
-    convolutions_in_bodies,
-    index,
-    node_label,
-    opset_of,
-    skeleton,
-)
+from rewriters.fragment import Fragment, NameScheme, arrange, drop_unused_value_info, splice
+from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
+from rewriters.locality import AXES
 from rewriters.memory import Peak, Step, peak
-from rewriters.planner import FORMS, METADATA_KEY, RegionPlan, plan_json, plan_region, recompute_of
+from rewriters.planner import FORMS, METADATA_KEY, RegionPlan, plan_json, plan_region
 from rewriters.regions import (
-    AXES,
     ConvSize,
     Refusal,
-    Region,
     Selection,
     candidates,
     conv_size,
     find_region,
+    region_size,
     select,
 )
-from rewriters.shapes import Shapes, fix_shapes, infer, nominal_shapes
+from rewriters.shapes import Shapes, fix_shapes
 
 __all__ = ["Options", "Outcome", "Rewritten", "analyse_memory", "rewrite_model"]
 
@@ -158,83 +148,6 @@ class Outcome:
     already: bool = False
 
 
-@dataclass(frozen=True)
-class _Analysis:
-    """Everything known of a model before it is changed."""
-
-    index: Index
-    opset: int
-    facts: Shapes
-    sizing: Shapes
-    assumed: Mapping[str, tuple[int, ...]]
-    steps: tuple[Step, ...]
-    inputs: tuple[str, ...]
-    bytes: Mapping[str, int | None]
-
-    def peak(self, steps: Sequence[Step], more: Mapping[str, int | None]) -> Peak:
-        return peak(steps, {**self.bytes, **more}, inputs=self.inputs, outputs=self.index.outputs)
-
-
-def _upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Convert the default domain's opset; node metadata the converter drops is put back."""
-    old = opset_of(model)
-    if not 1 <= version <= onnx.defs.onnx_opset_version():
-        raise OptionError(
-            f"--upgrade-opset {version}: onnx knows opsets 1 to {onnx.defs.onnx_opset_version()}"
-        )
-    if model.functions or model.training_info:
-        raise OptionError(
-            f"--upgrade-opset {version}: onnx's converter drops model-local functions and training "
-            "information; inline the functions first (onnx.inliner)"
-        )
-    if version < old:
-        raise OptionError(f"--upgrade-opset {version}: the model is at {old} already")
-    try:
-        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, version)
-    except Exception as error:
-        raise OptionError(
-            f"--upgrade-opset {version}: onnx cannot convert the model from {old}: "
-            + " ".join(str(error).split())[:200]
-        ) from error
-    origin = {name: node for node in model.graph.node for name in node.output if name}
-    for node in converted.graph.node:
-        source = origin.get(node.output[0]) if node.output else None
-        if source is not None and source.op_type == node.op_type:
-            del node.metadata_props[:]
-            node.metadata_props.extend(source.metadata_props)
-            node.doc_string = source.doc_string
-    del converted.metadata_props[:]
-    converted.metadata_props.extend(model.metadata_props)
-    return converted
-
-
-def _analyse(model: onnx.ModelProto, slim: onnx.ModelProto, options: Options) -> _Analysis:
-    """Analyse a model, given with its skeleton, which is changed in place."""
-    checked = onnx.ModelProto()
-    checked.CopyFrom(slim)
-    check(checked, allow_custom_ops=options.allow_custom_ops)
-    found = index(model)
-    needed = [model.graph.node[position].input[0] for position in candidates(model.graph)]
-    assumed = nominal_shapes(model)
-    sizing_slim = onnx.ModelProto()
-    sizing_slim.CopyFrom(slim)
-    facts = infer(slim, needed=needed)
-    sizing = facts
-    if assumed or any(None in facts.dims.get(name, (None,)) for name in needed):
-        fix_shapes(sizing_slim, assumed)
-        sizing = infer(sizing_slim, needed=needed, estimate=True)
-    steps = []
-    for node in model.graph.node:
-        reads = (*(name for name in node.input if name), *captured(node))
-        steps.append(
-            Step(node_label(node), node.op_type, reads, tuple(n for n in node.output if n))
-        )
-    inputs = tuple(v.name for v in model.graph.input if v.name not in found.constants)
-    activations = [*inputs, *(name for step in steps for name in step.makes)]
-    sizes = {name: sizing.bytes(name) for name in activations if name not in found.constants}
-    return _Analysis(found, opset_of(model), facts, sizing, assumed, tuple(steps), inputs, sizes)
-
-
 def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
     """Return the predicted peak activation at the given input sizes, None if it is unknown.
 
@@ -246,7 +159,7 @@ def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int
     fix_shapes(slim, shapes)
     model = onnx.ModelProto()
     model.CopyFrom(slim)
-    analysis = _analyse(model, slim, Options(allow_custom_ops=True))
+    analysis = analyse(model, slim, allow_custom_ops=True)
     found = analysis.peak(analysis.steps, {})
     return None if found.unknown else found.bytes
 
@@ -267,13 +180,14 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     report = progress or (lambda what, done, total: None)
     already = any(entry.key == METADATA_KEY for entry in model.metadata_props)
     if options.upgrade_opset is not None and not already:
-        model = _upgrade(model, options.upgrade_opset)
+        model = upgrade(model, options.upgrade_opset)
     if options.shapes:
         fix_shapes(model, options.shapes)
     report("analysing", 0, 1)
-    analysis = _analyse(model, skeleton(Loaded(model, loaded.folder)), options)
+    slim = skeleton(Loaded(model, loaded.folder))
+    analysis = analyse(model, slim, allow_custom_ops=options.allow_custom_ops)
     if options.shapes:
-        _declare_outputs(model, analysis.facts)
+        _declare_outputs(model, analysis.facts.shapes)
     before = analysis.peak(analysis.steps, {})
     labels = _labels(model.graph)
     sizes = {
@@ -285,33 +199,35 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         return unchanged
 
     plans, refused = _plan(model, analysis, options, before.bytes, labels, sizes, report)
-    if not plans:
+    emitted = _emit(plans, analysis, options, labels, report)
+    order = arrange(analysis.index, {at: entry.fragment for at, entry in emitted.items()})
+    if not plans or order is None:
         return replace(unchanged, refused=tuple(refused))
-
-    emitted = _emit(plans, model.graph, analysis, options, labels, report)
-    removed = _removed(plans, analysis.index, [entry.fragment for entry in emitted.values()])
-    after = _peak_after(analysis, {at: e.scored.get(e.form) for at, e in emitted.items()}, removed)
-    by_form = {
-        form: _peak_after(
-            analysis, {at: e.scored[form] for at, e in emitted.items()}, removed
-        ).bytes
-        for form in FORMS
-        if all(form in e.scored for e in emitted.values())
-    }
+    after = _peak_after(analysis, emitted, order)
+    by_form = {}
+    for form in FORMS:
+        if all(form in entry.scored for entry in emitted.values()):
+            scored = {at: replace(e, fragment=e.scored[form]) for at, e in emitted.items()}
+            by_form[form] = _peak_after(analysis, scored, None).bytes
     report("splicing", 0, 1)
-    gone = {name for position in removed for name in model.graph.node[position].output}
+    remaining = {name for item in order if isinstance(item, int) for name in _outputs(model, item)}
+    gone = {name for node in model.graph.node for name in node.output} - remaining
+    gone -= {name for entry in emitted.values() for name in entry.fragment.makes}
     done = tuple(
-        _describe(entry, model.graph.node[entry.plan.region.conv].op_type, labels, sizes)
-        for entry in emitted.values()
+        _describe(entry, model.graph, labels, sizes, analysis) for entry in emitted.values()
     )
-    splice(model, {at: entry.fragment for at, entry in emitted.items()}, removed)
-    drop_unused_value_info(model.graph, gone - {plan.region.output for plan in plans})
+    splice(model, order)
+    drop_unused_value_info(model.graph, gone)
     recorded = [(e.plan, e.form, r.nodes) for e, r in zip(emitted.values(), done, strict=True)]
     entry = model.metadata_props.add()
     entry.key, entry.value = METADATA_KEY, plan_json(recorded)
     check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
     index(model)
     return Outcome(model, done, tuple(refused), before, after, by_form, analysis.assumed, sizes)
+
+
+def _outputs(model: onnx.ModelProto, position: int) -> Sequence[str]:
+    return model.graph.node[position].output
 
 
 @dataclass(frozen=True)
@@ -335,27 +251,27 @@ class _Emitted:
 
 def _emit(
     plans: Sequence[RegionPlan],
-    graph: onnx.GraphProto,
-    analysis: _Analysis,
+    analysis: Analysis,
     options: Options,
     labels: Mapping[int, str],
     report: Progress,
 ) -> dict[int, _Emitted]:
     """Emit every planned region; the keys are the positions the fragments stand at."""
+    facts = analysis.facts
     names = NameScheme.avoiding(analysis.index.names)
     emitted = {}
     for number, plan in enumerate(plans):
         if number % 64 == 0:
             report("emitting", number, len(plans))
-        base = labels[plan.region.conv]
-        weighed = _score(plan, graph, analysis, names, base, options)
+        base = labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
+        weighed = _score(plan, analysis, names, base, options)
         scored = {form: fragment for form, (fragment, _) in weighed.items()}
         peaks = {form: local for form, (_, local) in weighed.items()}
         form = options.form if options.form != "auto" else _lowest(peaks)
-        if analysis.sizing is analysis.facts and form in scored:
+        if not analysis.assumes and form in scored:
             fragment = scored[form]
         else:
-            fragment = emit(plan, form, graph, analysis.facts, analysis.opset, names, base)
+            fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
         emitted[plan.region.nodes[-1]] = _Emitted(plan, form, fragment, scored, peaks)
     return emitted
 
@@ -369,19 +285,26 @@ def _lowest(peaks: Mapping[str, int]) -> str:
 
 
 def _describe(
-    emitted: _Emitted, op_type: str, labels: Mapping[int, str], sizes: Mapping[str, ConvSize]
+    emitted: _Emitted,
+    graph: onnx.GraphProto,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+    analysis: Analysis,
 ) -> Rewritten:
     plan, tiling = emitted.plan, emitted.plan.tiling
+    region = plan.region
+    convs = [at for at in region.nodes if labels[at] in sizes]
+    size = sizes[labels[convs[0]]] if len(convs) == 1 else region_size(region, analysis.sizing)
     return Rewritten(
-        nodes=tuple(labels[position] for position in plan.region.nodes),
-        op_type=op_type,
+        nodes=tuple(labels[position] for position in region.nodes),
+        op_type=graph.node[convs[0]].op_type if len(convs) == 1 else "region",
         form=emitted.form,
-        axis=plan.region.axis,
+        axis=region.outputs[0].axis,
         splits=plan.splits,
-        recompute=None if tiling is None else recompute_of(plan.extent, tiling),
-        seams=() if tiling is None else tiling.seams,
-        rows=None if tiling is None else plan.extent.rows,
-        size=sizes[labels[plan.region.conv]],
+        recompute=plan.recompute,
+        seams=() if tiling is None else tiling.seams(),
+        rows=None if tiling is None else plan.extents[0].rows,
+        size=size,
         peak_by_form=emitted.peaks,
         notes=plan.notes,
     )
@@ -406,7 +329,7 @@ def _labels(graph: onnx.GraphProto) -> dict[int, str]:
 
 def _plan(
     model: onnx.ModelProto,
-    analysis: _Analysis,
+    analysis: Analysis,
     options: Options,
     before: int,
     labels: Mapping[int, str],
@@ -433,117 +356,77 @@ def _plan(
     return plans, refused
 
 
-def _plan_one(analysis: _Analysis, options: Options, position: int) -> RegionPlan | Refusal:
+def _plan_one(analysis: Analysis, options: Options, position: int) -> RegionPlan | Refusal:
     """Plan the region around one convolution that was selected."""
-    if analysis.opset < _OLDEST_OPSET:
+    facts = analysis.facts
+    if facts.opset < _OLDEST_OPSET:
         return Refusal(
             "",
-            f"opset {analysis.opset} is older than {_OLDEST_OPSET}; convert it with "
+            f"opset {facts.opset} is older than {_OLDEST_OPSET}; convert it with "
             "--upgrade-opset 13",
             "opset-too-old",
         )
-    region = find_region(analysis.index, analysis.facts, analysis.opset, position, options.axis)
+    region = find_region(facts, position, options.axis)
     if isinstance(region, Refusal):
         return region
-    if not analysis.facts.doubtful.isdisjoint((region.input, region.output)):
-        return Refusal(
-            "",
-            "runtimes disagree on the size of its input (a fractional Resize, a pool with "
-            "ceil_mode or a narrow Cast before it)",
-            "size-doubtful",
-        )
-    rows = _rows(analysis.facts, region, region.input)
-    plan = plan_region(region, rows, options.splits, analysis.opset)
-    if isinstance(plan, RegionPlan) and plan.tiling is not None:
-        inferred = _rows(analysis.facts, region, region.output)
-        if inferred not in (None, plan.extent.rows):
-            return Refusal(
-                "",
-                f"shape inference gives it {inferred} output rows, its own arithmetic "
-                f"{plan.extent.rows}",
-                "not-provable",
-            )
-    return plan
-
-
-def _rows(shapes: Shapes, region: Region, name: str) -> int | None:
-    """Return the size of a region's tensor along the tiled axis, None if it is unknown."""
-    dims = shapes.dims.get(name)
-    return dims[region.axis] if dims is not None and len(dims) == region.rank else None
+    return plan_region(region, facts.shapes, options.splits, facts.opset)
 
 
 def _score(
-    plan: RegionPlan,
-    graph: onnx.GraphProto,
-    analysis: _Analysis,
-    names: NameScheme,
-    base: str,
-    options: Options,
+    plan: RegionPlan, analysis: Analysis, names: NameScheme, base: str, options: Options
 ) -> dict[str, tuple[Fragment, int]]:
     """Emit the region in each form at assumed sizes and predict its peak; {} if sizes are unknown.
 
     Only the asked form is emitted where the choice is not open.
     """
-    region = plan.region
+    region, facts = plan.region, analysis.facts
     if plan.tiling is None:
-        rows = _rows(analysis.sizing, region, region.input)
-        if rows is None:
-            return {}
-        sized = plan_region(region, rows, plan.splits, analysis.opset)
-        if isinstance(sized, Refusal):
+        sized = plan_region(region, analysis.sizing, plan.splits, facts.opset)
+        if isinstance(sized, Refusal) or sized.tiling is None:
             return {}
         plan = sized
-    outputs = {region.output}
-    later = [user for user in analysis.index.users.get(region.input, ()) if user > region.nodes[-1]]
-    if later or region.input in analysis.index.outputs:
-        outputs.add(region.input)
+    outputs = {edge.name for edge in region.outputs}
+    inputs = tuple(edge.name for edge in region.inputs)
+    for name in inputs:
+        later = any(user > region.nodes[-1] for user in analysis.index.users.get(name, ()))
+        if later or name in analysis.index.outputs:
+            outputs.add(name)
     result = {}
-    for form in FORMS if options.form == "auto" else (options.form,):
-        fragment = emit(plan, form, graph, analysis.sizing, analysis.opset, names, base)
-        sizes = {region.input: analysis.bytes.get(region.input), **fragment.sizes}
-        found = peak(fragment.steps(), sizes, inputs=(region.input,), outputs=outputs)
+    for form in ("batch", "sequential") if options.form == "auto" else (options.form,):
+        fragment = emit(plan, form, facts.graph, analysis.sizing, facts.opset, names, base)
+        sizes = {**{name: analysis.bytes.get(name) for name in inputs}, **fragment.sizes}
+        found = peak(fragment.steps(), sizes, inputs=inputs, outputs=outputs)
         if found.unknown:
             return {}
         result[form] = (fragment, found.bytes)
     return result
 
 
-def _removed(plans: Sequence[RegionPlan], found: Index, fragments: Sequence[Fragment]) -> set[int]:
-    """Return the positions of nodes that the fragments replace.
-
-    A region's first node stays if others read it: nodes that stay, or clones of another region.
-    """
-    removed: set[int] = set()
-    read = {name for fragment in fragments for name in fragment.reads}
-    for plan in plans:
-        removed.update(plan.region.nodes[1:] or plan.region.nodes)
-    for plan in plans:
-        head = plan.region.nodes[0]
-        name = found.graph.node[head].output[0]
-        users = set(found.users.get(name, ()))
-        if users <= removed and name not in found.outputs and name not in read:
-            removed.add(head)
-    return removed
-
-
 def _peak_after(
-    analysis: _Analysis, fragments: Mapping[int, Fragment | None], removed: set[int]
+    analysis: Analysis,
+    emitted: Mapping[int, _Emitted],
+    order: Sequence[int | Fragment] | None,
 ) -> Peak:
+    """Return the predicted peak of an arrangement, at assumed sizes.
+
+    Args:
+        analysis: The model.
+        emitted: Its regions.
+        order: `arrange` of the regions' fragments; None: to be found.
+    """
+    weighed = {id(e.fragment): e.scored.get(e.form, e.fragment) for e in emitted.values()}
+    if order is None:
+        order = arrange(analysis.index, {at: e.fragment for at, e in emitted.items()}) or ()
     steps: list[Step] = []
     more: dict[str, int | None] = {}
-    unknown = 0
-    for position, step in enumerate(analysis.steps):
-        fragment = fragments.get(position)
-        if fragment is not None:
+    for item in order:
+        if isinstance(item, Fragment):
+            fragment = weighed[id(item)]
             steps.extend(fragment.steps())
             more.update(fragment.sizes)
-        elif position not in removed:
-            steps.append(step)
-        elif position in fragments:
-            unknown += 1
-            steps.append(step)
-    found = analysis.peak(steps, more)
-    return Peak(found.bytes, found.at, found.unknown + unknown)
+        else:
+            steps.append(analysis.steps[item])
+    return analysis.peak(steps, more)
 
 
 def _declare_outputs(model: onnx.ModelProto, facts: Shapes) -> None:

@@ -4,12 +4,15 @@
     Pointwise     [a, b)                                                            H
     Sliding       [a*s - p, (b-1)*s - p + K)                                        (H+p+q-K)//s + 1
     Transposed    [ceil((a + p - K + 1) / s), floor((b - 1 + p) / s) + 1)           s*(H-1)+o+K-p-q
+    Padding       [a - p, b - p)                                                    H + p + q
+    Periodic      [low(a), high(b - 1)), read off one period                        H*n//d
 
-s: stride, p and q: begin and end padding, K: the kernel's reach ``dilation * (kernel - 1) + 1``,
-o: output padding. Rows outside [0, H) stand for padding at a true border of the image.
-``K - 1`` and ``p`` enter with the window's own height where SAME padding depends on it.
+s: stride, p and q: begin and end padding (negative: rows cut off), K: the kernel's reach
+``dilation * (kernel - 1) + 1``, o: output padding, n/d: the factor rows are resized by. Rows
+outside [0, H) stand for padding at a true border of the image. ``K - 1`` and ``p`` enter with the
+window's own height where SAME padding depends on it.
 
-Source: ONNX operator definitions of Conv, ConvTranspose and AveragePool.
+Source: ONNX operator definitions of Conv, ConvTranspose, AveragePool, Pad and Resize.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any, Protocol
 
 from rewriters.geometry import Rows
 
-__all__ = ["Pointwise", "RowMap", "Sliding", "Transposed"]
+__all__ = ["Padding", "Periodic", "Pointwise", "RowMap", "Sliding", "Transposed"]
 
 
 class RowMap(Protocol):
@@ -36,6 +39,10 @@ class RowMap(Protocol):
     def rows_out(self, rows: Any) -> Any:
         """Return the output rows for ``rows`` input rows; ``+ - * //`` alone."""
 
+    @property
+    def margin(self) -> int:
+        """Rows next to a true border that the padding there is made of."""
+
     def needs(self, out: Rows, rows: int) -> Rows:
         """Return the input rows the output rows need, not clamped to ``[0, rows)``."""
 
@@ -46,6 +53,7 @@ class Pointwise:
 
     step_in: int = 1
     step_out: int = 1
+    margin: int = 0
 
     def rows_out(self, rows: Any) -> Any:  # noqa: D102
         return rows
@@ -56,7 +64,7 @@ class Pointwise:
 
 @dataclass(frozen=True, slots=True)
 class Sliding:
-    """Conv and its integer forms: a kernel of ``reach`` rows moved by ``stride``.
+    """Conv, its integer forms, pools, strided Slice: ``reach`` rows moved by ``stride``.
 
     Attributes:
         reach: ``dilation * (kernel - 1) + 1``.
@@ -64,6 +72,7 @@ class Sliding:
         begin: Padding rows above; of no meaning with ``same``.
         end: Padding rows below; of no meaning with ``same``.
         same: None for explicit padding, else "SAME_UPPER" or "SAME_LOWER".
+        ceil: A last kernel position that hangs over the end counts.
     """
 
     reach: int
@@ -71,6 +80,8 @@ class Sliding:
     begin: int = 0
     end: int = 0
     same: str | None = None
+    ceil: bool = False
+    margin: int = 0
 
     @property
     def step_in(self) -> int:  # noqa: D102
@@ -91,7 +102,8 @@ class Sliding:
     def rows_out(self, rows: Any) -> Any:  # noqa: D102
         if self.same is not None:
             return (rows + (self.stride - 1)) // self.stride
-        return (rows + (self.begin + self.end - self.reach)) // self.stride + 1
+        over = self.stride - 1 if self.ceil else 0
+        return (rows + (self.begin + self.end - self.reach + over)) // self.stride + 1
 
     def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
         begin, _ = self.pads(rows)
@@ -116,6 +128,7 @@ class Transposed:
     begin: int = 0
     end: int = 0
     extra: int = 0
+    margin: int = 0
 
     @property
     def step_in(self) -> int:  # noqa: D102
@@ -131,3 +144,53 @@ class Transposed:
     def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
         low = -(-(out.begin + self.begin - self.reach + 1) // self.stride)
         return Rows(low, (out.end - 1 + self.begin) // self.stride + 1)
+
+
+@dataclass(frozen=True, slots=True)
+class Padding:
+    """Pad: ``begin`` rows above and ``end`` below, negative where rows are cut off.
+
+    Attributes:
+        begin: Rows added above.
+        end: Rows added below.
+        margin: Rows at a true border that are mirrored into the padding, none if 0.
+    """
+
+    begin: int
+    end: int
+    margin: int = 0
+    step_in: int = 1
+    step_out: int = 1
+
+    def rows_out(self, rows: Any) -> Any:  # noqa: D102
+        return rows + (self.begin + self.end)
+
+    def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
+        return out.shifted(-self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Periodic:
+    """Resize by ``step_out / step_in`` in lowest terms: every ``step_out`` rows it is the same.
+
+    Attributes:
+        step_in: Input rows per period.
+        step_out: Output rows per period.
+        lows: Per output row of the first period the first input row it needs.
+        highs: The same, one past the last input row.
+    """
+
+    step_in: int
+    step_out: int
+    lows: tuple[int, ...]
+    highs: tuple[int, ...]
+    margin: int = 0
+
+    def rows_out(self, rows: Any) -> Any:  # noqa: D102
+        return rows * self.step_out // self.step_in
+
+    def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
+        period, phase = divmod(out.begin, self.step_out)
+        low = period * self.step_in + self.lows[phase]
+        period, phase = divmod(out.end - 1, self.step_out)
+        return Rows(low, period * self.step_in + self.highs[phase])

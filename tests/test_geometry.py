@@ -20,7 +20,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rewriters import proof
-from rewriters.geometry import Extent, Patch, Rows, Tiling, covers, schedule, tile
+from rewriters.geometry import (
+    Extent,
+    Patch,
+    Rows,
+    Tiling,
+    core,
+    covers,
+    free_steps,
+    schedule,
+    tile,
+)
+from rewriters.proof import Network
 from rewriters.rowmaps import Pointwise, RowMap, Sliding, Transposed
 from tests.oracle import conv_padding
 
@@ -95,10 +106,36 @@ def _rows_out(chain: Sequence[RowMap], rows: int) -> int:
     return rows
 
 
+def _steps(chain: Sequence[RowMap]) -> tuple[int, int]:
+    """Return input and output rows per step."""
+    found = proof.steps(Network.chain(chain))
+    assert not isinstance(found, str)
+    return found[0], found[-1]
+
+
+def _walk(chain: Sequence[RowMap], rows: int, shift: int, trim: int) -> Rows | str:
+    """Return the right rows of a window's output."""
+    network = Network.chain(chain)
+    step, whole = proof.steps(network), proof.heights(network, (rows,))
+    assert not isinstance(step, str)
+    assert not isinstance(whole, str)
+    found = proof.walk(network, step, whole, shift=shift, trim=trim)
+    return found if isinstance(found, str) else found[-1]
+
+
+def _extent(chain: Sequence[RowMap], rows: int | None, height: int = 0) -> Extent:
+    """Return the extent of the output."""
+    return proof.extents(Network.chain(chain), None if rows is None else (rows,), height)[0]
+
+
+def _prove(chain: Sequence[RowMap], rows: int, tiling: Tiling) -> str | None:
+    return proof.prove(Network.chain(chain), (rows,), tiling)
+
+
 def _window(chain: Sequence[RowMap], rows: int, shift: int, trim: int) -> list[float] | None:
     """Return a window's output rows, NaN where wrong; None if there is no such window."""
-    step = proof.steps(chain)
-    begin, height = shift * step.input, rows - trim * step.input
+    step, _ = _steps(chain)
+    begin, height = shift * step, rows - trim * step
     if height < 1 or not 0 <= shift <= trim or _rows_out(chain, height) < 1:
         return None
     x = _image(rows)[begin : begin + height]
@@ -108,17 +145,17 @@ def _window(chain: Sequence[RowMap], rows: int, shift: int, trim: int) -> list[f
 def _wrong(chain: Sequence[RowMap], rows: int, tiling: Tiling) -> str | None:
     """Return what is wrong with a tiling, by brute force; None if it gives the whole."""
     whole = _evaluate(chain, _image(rows), first=True, last=True)
-    out, joined = proof.steps(chain).output, list[float]()
+    (_, out), joined = _steps(chain), list[float]()
     for patch in tiling.patches:
         window = _window(chain, rows, patch.shift, tiling.trim)
         if window is None:
             return "no such window"
         if len(window) != len(whole) - tiling.trim * out:
             return "not the height that a window has"
-        core = patch.core.shifted(-patch.shift * out)
-        if core.begin < 0 or core.end > len(window):
+        owned = patch.cores[0].shifted(-patch.shift * out)
+        if owned.begin < 0 or owned.end > len(window):
             return "a core outside its window"
-        joined.extend(window[core.begin : core.end])
+        joined.extend(window[owned.begin : owned.end])
     # NaN is equal to nothing.
     return None if joined == whole else "wrong rows"
 
@@ -180,7 +217,8 @@ def test_steps_are_whole_and_least() -> None:
     @_settings(500)
     @given(_chains)
     def check(chain: tuple[RowMap, ...]) -> None:
-        rows = proof.steps(chain).rows
+        rows = proof.steps(Network.chain(chain))
+        assert not isinstance(rows, str)
         assert math.gcd(*rows) == 1
         for op, r_in, r_out in zip(chain, rows, rows[1:], strict=False):
             assert r_in * op.step_out == r_out * op.step_in
@@ -201,14 +239,14 @@ def test_tilings_are_right() -> None:
         out = _rows_out(chain, rows)
         if out < 1:
             return
-        found = proof.extent(chain, rows, 0)
+        found = _extent(chain, rows)
         assert found.rows == out
-        tiling = tile(found, splits)
+        tiling = tile([found], splits)
         assert 1 <= len(tiling.patches) <= splits
-        assert covers([patch.core for patch in tiling.patches], out)
-        assert all(len(patch.core) for patch in tiling.patches)
+        assert covers([patch.cores[0] for patch in tiling.patches], out)
+        assert all(len(patch.cores[0]) for patch in tiling.patches)
         assert len(tiling.patches) >= min(2, splits, out)
-        reason = proof.prove(chain, rows, tiling)
+        reason = _prove(chain, rows, tiling)
         assert reason is None, (reason, tiling)
         assert _wrong(chain, rows, tiling) is None, tiling
         seen["right"] += 1
@@ -231,7 +269,7 @@ def test_right_rows_of_a_window() -> None:
         if _rows_out(chain, rows) < 1 or shift > trim:
             return
         window = _window(chain, rows, shift, trim)
-        walked = proof.walk(chain, proof.steps(chain), rows, shift=shift, trim=trim)
+        walked = _walk(chain, rows, shift, trim)
         if window is None:
             assert isinstance(walked, str)
             return
@@ -239,7 +277,7 @@ def test_right_rows_of_a_window() -> None:
             seen["refused"] += 1
             return
         whole = _evaluate(chain, _image(rows), first=True, last=True)
-        down = shift * proof.steps(chain).output
+        down = shift * _steps(chain)[1]
         for row in range(walked.begin, walked.end):
             assert window[row] == whole[row + down]
         right = [row for row, number in enumerate(window) if not math.isnan(number)]
@@ -267,21 +305,18 @@ def test_no_larger_trim_would_do() -> None:
     def check(chain: tuple[RowMap, ...], rows: int, splits: int) -> None:
         nonlocal compared
         out = _rows_out(chain, rows)
-        found = proof.extent(chain, rows, 0) if out else None
+        found = _extent(chain, rows) if out else None
         if found is None:
             return
-        tiling = tile(found, splits)
+        tiling = tile([found], splits)
         if len(tiling.patches) < splits or tiling.trim == 0:
             return
-        trim, step = tiling.trim + 1, proof.steps(chain)
+        trim, (_, step) = tiling.trim + 1, _steps(chain)
         covered, count, shift = 0, 0, 0
         while covered < out and count < splits:
-            rights = {
-                at: proof.walk(chain, step, rows, shift=at, trim=trim)
-                for at in range(shift, trim + 1)
-            }
+            rights = {at: _walk(chain, rows, at, trim) for at in range(shift, trim + 1)}
             reach = {
-                at: right.shifted(at * step.output)
+                at: right.shifted(at * step)
                 for at, right in rights.items()
                 if not isinstance(right, str) and len(right)
             }
@@ -308,9 +343,11 @@ def _mutate(draw: st.DrawFn, tiling: Tiling) -> Tiling:
     match draw(st.sampled_from(("seam", "trim", "shift", "drop", "hole"))):
         case "seam" if len(patches) > 1:
             k = draw(st.integers(1, len(patches) - 1))
-            seam = patches[k].core.begin + draw(st.integers(-6, 6))
-            patches[k - 1] = replace(patches[k - 1], core=Rows(patches[k - 1].core.begin, seam))
-            patches[k] = replace(patches[k], core=Rows(seam, patches[k].core.end))
+            seam = patches[k].cores[0].begin + draw(st.integers(-6, 6))
+            patches[k - 1] = replace(
+                patches[k - 1], cores=(Rows(patches[k - 1].cores[0].begin, seam),)
+            )
+            patches[k] = replace(patches[k], cores=(Rows(seam, patches[k].cores[0].end),))
         case "trim":
             trim += draw(st.integers(1, 3))
             if draw(st.booleans()):  # the last window still ends where the tensor does
@@ -322,8 +359,8 @@ def _mutate(draw: st.DrawFn, tiling: Tiling) -> Tiling:
             del patches[draw(st.integers(0, len(patches) - 1))]
         case _:
             k = draw(st.integers(0, len(patches) - 1))
-            core = patches[k].core
-            patches[k] = replace(patches[k], core=Rows(core.begin, core.end - 1))
+            owned = patches[k].cores[0]
+            patches[k] = replace(patches[k], cores=(Rows(owned.begin, owned.end - 1),))
     return Tiling(trim, tuple(patches))
 
 
@@ -336,11 +373,11 @@ def test_wrong_tilings_are_refused() -> None:
     def check(chain: tuple[RowMap, ...], rows: int, splits: int, data: st.DataObject) -> None:
         if _rows_out(chain, rows) < 2:
             return
-        tiling = tile(proof.extent(chain, rows, 0), splits)
+        tiling = tile([_extent(chain, rows)], splits)
         broken = data.draw(st.composite(lambda draw: _mutate(draw, tiling))())
         if broken == tiling:
             return
-        reason, wrong = proof.prove(chain, rows, broken), _wrong(chain, rows, broken)
+        reason, wrong = _prove(chain, rows, broken), _wrong(chain, rows, broken)
         if wrong is not None:
             assert reason is not None, (wrong, broken)
             seen[wrong] += 1
@@ -360,61 +397,61 @@ _CONV = (Sliding(5, 1, 2, 2),)  # two halo rows on either side
     [
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 12)), Patch(6, Rows(12, 20)))),
+            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(6, (Rows(12, 20),)))),
             None,
             id="right: the upper window is 14 rows, 12 of them right",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 13)), Patch(6, Rows(13, 20)))),
+            Tiling(6, (Patch(0, (Rows(0, 13),)), Patch(6, (Rows(13, 20),)))),
             "not all right",
             id="a seam one row too far down",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 7)), Patch(6, Rows(7, 20)))),
+            Tiling(6, (Patch(0, (Rows(0, 7),)), Patch(6, (Rows(7, 20),)))),
             "not all right",
             id="a seam one row too far up",
         ),
         pytest.param(
             20,
-            Tiling(9, (Patch(0, Rows(0, 10)), Patch(9, Rows(10, 20)))),
+            Tiling(9, (Patch(0, (Rows(0, 10),)), Patch(9, (Rows(10, 20),)))),
             "not all right",
             id="windows one row too short for any seam",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 11)), Patch(6, Rows(12, 20)))),
+            Tiling(6, (Patch(0, (Rows(0, 11),)), Patch(6, (Rows(12, 20),)))),
             "exactly once",
             id="a row in no core",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 12)), Patch(6, Rows(11, 20)))),
+            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(6, (Rows(11, 20),)))),
             "exactly once",
             id="a row in two cores",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 12)), Patch(6, Rows(12, 19)))),
+            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(6, (Rows(12, 19),)))),
             "exactly once",
             id="the last row in no core",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(0, Rows(0, 12)), Patch(7, Rows(12, 20)))),
+            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(7, (Rows(12, 20),)))),
             "beyond the tensor",
             id="a window below the end",
         ),
         pytest.param(
             20,
-            Tiling(6, (Patch(-1, Rows(0, 12)), Patch(6, Rows(12, 20)))),
+            Tiling(6, (Patch(-1, (Rows(0, 12),)), Patch(6, (Rows(12, 20),)))),
             "beyond the tensor",
             id="a window above the start",
         ),
         pytest.param(
             20,
-            Tiling(20, (Patch(0, Rows(0, 12)), Patch(20, Rows(12, 20)))),
+            Tiling(20, (Patch(0, (Rows(0, 12),)), Patch(20, (Rows(12, 20),)))),
             "no rows",
             id="windows of no rows",
         ),
@@ -422,7 +459,7 @@ _CONV = (Sliding(5, 1, 2, 2),)  # two halo rows on either side
 )
 def test_prove_by_hand(rows: int, tiling: Tiling, reason: str | None) -> None:
     """Five taps, SAME padding: what is right and what is not can be counted by hand."""
-    found = proof.prove(_CONV, rows, tiling)
+    found = _prove(_CONV, rows, tiling)
     assert (found is None) == (reason is None)
     assert reason is None or reason in (found or "")
     assert (_wrong(_CONV, rows, tiling) is None) == (reason is None)
@@ -434,22 +471,21 @@ def test_prove_by_hand(rows: int, tiling: Tiling, reason: str | None) -> None:
 def _placed(found: Extent, splits: int) -> Tiling:
     """Return the tiling that the emitted graph would work out, as arrays like the graph does."""
     k = np.arange(splits)
-    placed = schedule(
+    placed = schedule(free_steps(found, np.maximum), splits, k)
+    begins, ends = core(
         found,
-        splits,
-        index=k,
+        placed,
         first=(k > 0).astype(np.int64),
         last=np.where(k == splits - 1, 1 << 40, 0),
         minimum=np.minimum,
-        maximum=np.maximum,
     )
     # A Slice with its end before its begin takes nothing.
     return Tiling(
         int(placed.trim),
         tuple(
-            Patch(int(shift), Rows(int(begin), max(int(begin), int(end))))
+            Patch(int(shift), (Rows(int(begin), max(int(begin), int(end))),))
             for shift, begin, end in zip(
-                np.broadcast_to(placed.shifts, (splits,)), placed.begins, placed.ends, strict=True
+                np.broadcast_to(placed.shifts, (splits,)), begins, ends, strict=True
             )
         ),
     )
@@ -462,7 +498,7 @@ def test_schedule_at_every_height() -> None:
     @_settings(200)
     @given(st.one_of(_single, _single, _chains), st.integers(2, 7))
     def check(chain: tuple[RowMap, ...], splits: int) -> None:
-        reason = proof.prove_every_height(chain, splits)
+        reason = proof.prove_every_height(Network.chain(chain), splits)
         if len(chain) == 1:
             assert reason is None, reason
         if reason is not None:
@@ -471,7 +507,7 @@ def test_schedule_at_every_height() -> None:
         for rows in [*range(1, 40), 61, 97, 150]:
             out = _rows_out(chain, rows)
             if out:
-                tiling = _placed(proof.extent(chain, None, rows), splits)
+                tiling = _placed(_extent(chain, None, rows), splits)
                 assert _wrong(chain, rows, tiling) is None, (rows, tiling)
                 seen["right"] += 1
 
@@ -485,7 +521,7 @@ def test_too_small_a_halo_is_found_at_some_height(monkeypatch: pytest.MonkeyPatc
 
     One row above; a whole step below, since windows end at whole steps and may have rows to spare.
     """
-    right = proof.extent
+    right = proof.extents
     refused = 0
     chains: list[tuple[RowMap, ...]] = [
         (Sliding(3, 1, 1, 1),),
@@ -498,19 +534,22 @@ def test_too_small_a_halo_is_found_at_some_height(monkeypatch: pytest.MonkeyPatc
     for field in ("top", "tail"):
 
         def short(
-            chain: tuple[RowMap, ...], rows: int | None, height: int, field: str = field
-        ) -> Extent:
-            found = right(chain, rows, height)
+            network: Network, rows: Sequence[int] | None, height: int = 0, field: str = field
+        ) -> tuple[Extent, ...]:
+            (found,) = right(network, rows, height)
             less = found.step if field == "tail" else 1
-            return replace(found, **{field: getattr(found, field) - less})
+            return (replace(found, **{field: getattr(found, field) - less}),)
 
-        monkeypatch.setattr(proof, "extent", short)
+        monkeypatch.setattr(proof, "extents", short)
         for chain in chains:
+            network = Network.chain(chain)
             for splits in (2, 3, 5):
                 proof.prove_every_height.cache_clear()
-                if getattr(right(chain, None, 1), field) > 0:
-                    assert proof.prove_every_height(chain, splits) is not None, (chain, splits)
+                proof.window_slack.cache_clear()
+                if getattr(right(network, None, 1)[0], field) > 0:
+                    assert proof.prove_every_height(network, splits) is not None, (chain, splits)
                     refused += 1
+    proof.window_slack.cache_clear()
     proof.prove_every_height.cache_clear()
     assert refused > 25
 
@@ -519,8 +558,8 @@ def test_too_small_a_halo_is_found_at_some_height(monkeypatch: pytest.MonkeyPatc
 @pytest.mark.parametrize("rows", [1, 2, 3, 5, 100])
 def test_tile_by_hand(rows: int, splits: int) -> None:
     """A pointwise operator has no halo: cores of equal size, windows no taller than they are."""
-    tiling = tile(Extent(rows, 1, 0, 0), splits)
-    sizes = [len(patch.core) for patch in tiling.patches]
+    tiling = tile([Extent(rows, 1, 0, 0)], splits)
+    sizes = [len(patch.cores[0]) for patch in tiling.patches]
     assert len(sizes) == min(rows, splits)
     assert max(sizes) - min(sizes) <= 1
     if rows > 2:

@@ -899,7 +899,7 @@ class TestSelection:
         [
             {"splits": 0},
             {"splits": -1},
-            {"form": "fused"},
+            {"form": "fuzed"},
             {"axis": "rows"},
             {"axis": 1},
             {"axis": -1},

@@ -1,0 +1,148 @@
+"""Small constants by value: what shapes, bounds and scales are made of.
+
+Exporters spell the size of a Reshape or Resize as arithmetic on other sizes. Where all of it is
+known it is worked out here, node by node, with onnx's reference implementation; weights are never
+looked at.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+import onnx.numpy_helper
+import onnx.reference
+
+from rewriters.graph import Index, attributes
+from rewriters.shapes import Shapes
+
+__all__ = ["Constants"]
+
+logger = logging.getLogger(__name__)
+
+# The operators exporters do arithmetic on sizes with.
+_ARITHMETIC = frozenset(
+    "Add Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Identity Max Min Mod Mul "
+    "Neg Range Reshape Slice Squeeze Sub Transpose Unsqueeze Where".split()
+)
+_DEEPEST = 50
+_MOST_ELEMENTS = 1024
+
+
+class Constants:
+    """Values of a graph's small constants, worked out when first asked for.
+
+    Args:
+        slim: The skeleton of the model; its small tensors have their values.
+        index: Use-def index of the model.
+        shapes: Known shapes; a Shape node of a known shape is a constant.
+    """
+
+    def __init__(self, slim: onnx.ModelProto, index: Index, shapes: Shapes) -> None:
+        overridable = {value.name for value in slim.graph.input}
+        self._tensors: dict[str, onnx.TensorProto] = {
+            tensor.name: tensor
+            for tensor in slim.graph.initializer
+            if tensor.name not in overridable
+        }
+        self._nodes = slim.graph.node
+        self._index = index
+        self._shapes = shapes
+        self._opsets: Any = {entry.domain: entry.version for entry in slim.opset_import}
+        self._known: dict[str, np.ndarray[Any, Any] | None] = {}
+
+    def numbers(self, name: str) -> tuple[Any, ...] | None:
+        """Return a tensor's elements as Python numbers, None if they are not known."""
+        array = self.array(name)
+        return None if array is None else tuple(array.reshape(-1).tolist())
+
+    def array(self, name: str, depth: int = 0) -> np.ndarray[Any, Any] | None:
+        """Return a tensor's value, None if it is not known."""
+        if name not in self._known:
+            self._known[name] = None
+            self._known[name] = self._evaluate(name, depth)
+        return self._known[name]
+
+    def _evaluate(self, name: str, depth: int) -> np.ndarray[Any, Any] | None:
+        if name in self._tensors:
+            return _array(self._tensors[name])
+        position = self._index.producer.get(name)
+        if position is None or depth > _DEEPEST:
+            return None
+        node = self._nodes[position]
+        if node.domain not in ("", "ai.onnx"):
+            return None
+        if node.op_type == "Constant":
+            return self._constant(node)
+        if node.op_type == "Shape":
+            return self._shape(node)
+        if node.op_type not in _ARITHMETIC:
+            return None
+        given: dict[str, np.ndarray[Any, Any]] = {}
+        for read in node.input:
+            value = self.array(read, depth + 1) if read else None
+            if read and value is None:
+                return None
+            if value is not None:
+                given[read] = value
+        return self._run(node, given, name)
+
+    def _constant(self, node: onnx.NodeProto) -> np.ndarray[Any, Any] | None:
+        for attribute in node.attribute:
+            match attribute.name:
+                case "value":
+                    return _array(attribute.t)
+                case "value_int":
+                    return np.asarray(attribute.i, dtype=np.int64)
+                case "value_ints":
+                    return np.asarray(attribute.ints, dtype=np.int64)
+                case "value_float":
+                    return np.asarray(attribute.f, dtype=np.float32)
+                case "value_floats":
+                    return np.asarray(attribute.floats, dtype=np.float32)
+        return None
+
+    def _shape(self, node: onnx.NodeProto) -> np.ndarray[Any, Any] | None:
+        dims = self._shapes.dims.get(node.input[0])
+        if dims is None or node.input[0] in self._shapes.doubtful or None in dims:
+            return None
+        bounds = attributes(node)
+        return np.asarray(dims[bounds.get("start", 0) : bounds.get("end")], dtype=np.int64)
+
+    def _run(
+        self, node: onnx.NodeProto, given: Mapping[str, np.ndarray[Any, Any]], name: str
+    ) -> np.ndarray[Any, Any] | None:
+        if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
+            return None
+        if node.op_type in ("ConstantOfShape", "Expand", "Range"):
+            wanted = self._shapes.dims.get(name)
+            if wanted is None or None in wanted:
+                return None
+            if np.prod([size or 0 for size in wanted], dtype=np.float64) > _MOST_ELEMENTS:
+                return None
+        try:
+            evaluator: Any = onnx.reference.ReferenceEvaluator(node, opsets=self._opsets)
+            made = evaluator.run([name], dict(given))
+        except Exception as error:  # noqa: BLE001 - any failure means: not known
+            logger.debug("%s is not worked out: %s", name, error)
+            return None
+        array: np.ndarray[Any, Any] = np.asarray(made[0])
+        return array if array.size <= _MOST_ELEMENTS else None
+
+
+def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any] | None:
+    """Return a small tensor's value; None for a weight, whose bytes a skeleton does not hold."""
+    if 0 not in tensor.dims and not _has_values(tensor):
+        return None
+    try:
+        array: np.ndarray[Any, Any] = onnx.numpy_helper.to_array(tensor)
+    except (ValueError, TypeError, AttributeError):
+        return None
+    return array if array.size <= _MOST_ELEMENTS else None
+
+
+def _has_values(tensor: onnx.TensorProto) -> bool:
+    return any(descriptor.name.endswith("_data") for descriptor, _ in tensor.ListFields())

@@ -1,0 +1,172 @@
+"""Which nodes are row-local, and along which dimension of which tensor.
+
+Convolutions and pools say where an image's rows are; from there the tiled axis is followed through
+the graph in both directions, as far as the table of operators knows the way: through a Transpose it
+becomes another dimension, at a barrier it ends.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from rewriters.constants import Constants
+from rewriters.graph import Index, attributes
+from rewriters.operators import Record, RowLocal
+from rewriters.shapes import Shapes
+from rewriters.table import BARRIERS, SPATIAL, TABLE
+
+__all__ = ["AXES", "Facts", "Locality", "find_locality", "record_of", "tiled_axis"]
+
+# Spatial axes by name, counted from the last dimension; a 1-D Conv's only one answers to all.
+AXES = {"width": 1, "height": 2, "depth": 3}
+_UNKNOWN = "the table of operators does not have it"
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before it is changed.
+
+    Attributes:
+        index: Use-def index of its main graph.
+        opset: Version of the default domain.
+        shapes: Known shapes; assumed sizes are not in it.
+        constants: Values of small constants.
+    """
+
+    index: Index
+    opset: int
+    shapes: Shapes
+    constants: Constants
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        """The main graph."""
+        return self.index.graph
+
+
+@dataclass(frozen=True, slots=True)
+class Locality:
+    """The row-local nodes of a graph, by position, and why others are not."""
+
+    links: Mapping[int, RowLocal]
+    reasons: Mapping[int, str]
+
+
+def tiled_axis(name: str | int, rank: int) -> int | None:
+    """Return the tensor dimension a name or an index stands for, None if there is none."""
+    if isinstance(name, int):
+        axis = name
+    elif rank == 3:
+        axis = 2
+    else:
+        axis = rank - AXES[name]
+    return axis if 2 <= axis < rank else None
+
+
+def record_of(facts: Facts, position: int) -> Record:
+    """Return what a table entry may know of a node."""
+    node, shapes, index = facts.graph.node[position], facts.shapes, facts.index
+    return Record(
+        op_type=node.op_type,
+        opset=facts.opset,
+        attributes=attributes(node),
+        shapes=tuple(shapes.dims.get(name) if name else None for name in node.input),
+        outputs=tuple(shapes.dims.get(name) if name else None for name in node.output),
+        values=_Values(facts.constants, node.input),
+        used=tuple(name in index.users or name in index.outputs for name in node.output),
+        absent=frozenset(i for i, name in enumerate(node.input) if not name),
+    )
+
+
+class _Values(Sequence[tuple[Any, ...] | None]):
+    """Values of a node's inputs, looked up when asked for: most entries never ask."""
+
+    def __init__(self, constants: Constants, names: Sequence[str]) -> None:
+        self._constants, self._names = constants, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._constants.numbers(self._names[index]) if self._names[index] else None
+
+
+def find_locality(facts: Facts, axis_name: str | int) -> Locality:
+    """Find every row-local node.
+
+    Args:
+        facts: The model.
+        axis_name: "height", "width", "depth" or a dimension of the tensor.
+    """
+    graph, index, shapes = facts.graph, facts.index, facts.shapes
+    links: dict[int, RowLocal] = {}
+    reasons: dict[int, str] = {}
+    records: dict[int, Record] = {}
+    queue: deque[int] = deque()
+
+    def ask(position: int, axis: int) -> RowLocal | str:
+        node = graph.node[position]
+        if node.domain not in ("", "ai.onnx"):
+            return f"it is of the domain {node.domain}"
+        if node.op_type not in TABLE:
+            return BARRIERS.get(node.op_type, _UNKNOWN)
+        if not shapes.doubtful.isdisjoint((*node.input, *node.output)):
+            return "runtimes disagree on the size of what it reads or makes"
+        if position not in records:
+            records[position] = record_of(facts, position)
+        return TABLE[node.op_type](records[position], axis)
+
+    def assign(position: int, axis: int) -> bool:
+        if position in links:
+            return True
+        found = ask(position, axis)
+        if isinstance(found, str):
+            reasons.setdefault(position, found)
+            return False
+        links[position] = found
+        reasons.pop(position, None)
+        queue.append(position)
+        return True
+
+    def follow(position: int, name: str, axis: int) -> None:
+        """Look for the output dimension whose rows come from this input's dimension."""
+        node = graph.node[position]
+        rank = len(shapes.dims.get(node.output[0]) or ()) if node.output else 0
+        for at in sorted(range(rank), key=lambda at: (at != axis, at)):
+            found = ask(position, at)
+            if isinstance(found, str):
+                reasons.setdefault(position, found)
+                if found in (_UNKNOWN, BARRIERS.get(node.op_type)):
+                    return
+            elif any(node.input[i] == name and a == axis for i, a in found.carriers):
+                assign(position, at)
+                return
+
+    for position, node in enumerate(graph.node):
+        if node.op_type in SPATIAL and node.domain in ("", "ai.onnx"):
+            shape = shapes.dims.get(node.input[0])
+            axis = None if shape is None else tiled_axis(axis_name, len(shape))
+            if axis is None:
+                continue
+            if not assign(position, axis) and node.op_type not in TABLE:
+                # A barrier still says where the axes of what it reads are.
+                producer = index.producer.get(node.input[0])
+                if producer is not None:
+                    assign(producer, axis)
+    while queue:
+        position = queue.popleft()
+        node, link = graph.node[position], links[position]
+        for i, axis in link.carriers:
+            producer = index.producer.get(node.input[i])
+            if producer is not None and producer not in links:
+                assign(producer, axis)
+        for name in node.output:
+            for user in index.users.get(name, ()):
+                if user not in links:
+                    follow(user, name, link.axis)
+    return Locality(links, reasons)
