@@ -4,6 +4,7 @@
       + ModelError            the model cannot be read, or is not a valid ONNX model
       |   - ExternalDataError a weight file is missing, too short, or outside the model's folder
       + OptionError           an option does not fit the model (shape, axis, opset)
+      + BudgetError           no plan keeps the memory budget
       + SaveError             the result cannot be written
 
 A Conv that cannot be cut is no error: it is a `Refusal`, carried in the report.
@@ -11,7 +12,14 @@ A Conv that cannot be cut is no error: it is a `Refusal`, carried in the report.
 
 from __future__ import annotations
 
-__all__ = ["ExternalDataError", "ModelError", "OptionError", "RewriterError", "SaveError"]
+__all__ = [
+    "BudgetError",
+    "ExternalDataError",
+    "ModelError",
+    "OptionError",
+    "RewriterError",
+    "SaveError",
+]
 
 
 class RewriterError(Exception):
@@ -28,6 +36,10 @@ class ExternalDataError(ModelError):
 
 class OptionError(RewriterError):
     """An option does not fit the model."""
+
+
+class BudgetError(RewriterError):
+    """No plan keeps the memory budget."""
 
 
 class SaveError(RewriterError):

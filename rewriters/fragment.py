@@ -28,6 +28,7 @@ __all__ = [
     "Fragment",
     "NameScheme",
     "arrange",
+    "fold",
     "from_graphsurgeon",
     "splice",
     "to_graphsurgeon",
@@ -223,7 +224,9 @@ class Fragment:
         # A condition that is always true is left out: TensorRT takes none.
         inputs: list[gs.Tensor] = [rounds, gs.Variable("")]
         outputs = [gs.Variable(self._name(f"loop/{k}")) for k in range(len(results))]
-        self.sizes.update(zip((tensor.name for tensor in outputs), sizes, strict=True))
+        for tensor, size in zip(outputs, sizes, strict=True):
+            self.sizes[tensor.name] = self.sizes[f"{tensor.name}/rounds"] = size
+        self.sizes.update(body.sizes)
         self._nodes.append(
             gs.Node(op="Loop", name=self._name("loop"), inputs=inputs, outputs=outputs)
         )
@@ -290,16 +293,23 @@ class Fragment:
         return results
 
     def steps(self) -> list[Step]:
-        """Return the nodes as steps of an execution order."""
-        return [
-            Step(
-                node.name,
-                node.op,
-                tuple(tensor.name for tensor in node.inputs),
-                tuple(tensor.name for tensor in node.outputs),
-            )
-            for node in self._nodes
-        ]
+        """Return the nodes as steps of an execution order.
+
+        A Loop stands for one round of its body; what all rounds made is kept until it is stacked.
+        """
+        steps = []
+        for position, node in enumerate(self._nodes):
+            makes = tuple(tensor.name for tensor in node.outputs)
+            reads = tuple(tensor.name for tensor in node.inputs)
+            if position in self._bodies:
+                graph, body = self._bodies[position]
+                steps += body.steps()
+                results = tuple(value.name for value in graph.output)
+                rounds = tuple(f"{name}/rounds" for name in makes)
+                steps.append(Step(f"{node.name}/rounds", node.op, results, rounds))
+                reads += rounds
+            steps.append(Step(node.name, node.op, reads, makes))
+        return steps
 
     def export(self) -> tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto]]:
         """Return the nodes in order, and the constants they read by name."""
@@ -323,6 +333,21 @@ class Fragment:
             nodes[position].attribute.append(onnx.helper.make_attribute("body", body))
         constants = {tensor.name: tensor for tensor in model.graph.initializer}
         return nodes, {**constants, **self._inner}
+
+
+def fold(position: int, node: onnx.NodeProto, value: Any, like: Fragment) -> Fragment:
+    """Return a fragment that makes a node's output of integers from a constant.
+
+    Args:
+        position: The node's position.
+        node: The node; its input need not exist any more.
+        value: What it makes.
+        like: A fragment whose opset and names are the model's.
+    """
+    name = node.output[0]
+    made = Fragment(name, like.opset, like.names, covers=(position,), makes=(name,))
+    made.add("Identity", [made.ints(value)], "shape", output=name)
+    return made
 
 
 def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragment] | None:

@@ -43,6 +43,7 @@ __all__ = [
     "heights",
     "prove",
     "prove_every_height",
+    "right_rows",
     "steps",
     "walk",
     "window_slack",
@@ -127,9 +128,20 @@ def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     return tuple(found)
 
 
-def _right_rows(link: Link, right: Rows, rows: int, count: int, first: bool, last: bool) -> Rows:
-    """Return the output rows, of ``count``, that need right input rows alone, of ``rows``."""
-    row_map, margin = link.row_map, link.row_map.margin
+def right_rows(
+    row_map: RowMap, right: Rows, rows: int, count: int, *, first: bool, last: bool
+) -> Rows:
+    """Return the output rows that need right input rows alone.
+
+    Args:
+        row_map: The operator.
+        right: Right rows of its input.
+        rows: All rows of its input, in the window.
+        count: All rows of its output, in the window.
+        first: The window begins where the whole does.
+        last: It ends where the whole does.
+    """
+    margin = row_map.margin
     if not len(right):
         return Rows(0, 0)
     begin = end = 0
@@ -182,7 +194,7 @@ def walk(
             max(right[tensor].begin for tensor in link.reads),
             min(right[tensor].end for tensor in link.reads),
         )
-        made = _right_rows(link, read, rows, count, first, last)
+        made = right_rows(row_map, read, rows, count, first=first, last=last)
         for at in {made.begin, made.end - 1} if len(made) else ():
             here = row_map.needs(Rows(at, at + 1), rows).shifted(shift * step[source])
             there = Rows(at, at + 1).shifted(shift * step[target])

@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
 from itertools import count as count_from
+from math import inf
 
 import onnx
 
 from rewriters.analysis import Analysis, analyse, upgrade
+from rewriters.choice import candidates_of
 from rewriters.emission import emit
-from rewriters.errors import OptionError
-from rewriters.fragment import Fragment, NameScheme, arrange, drop_unused_value_info, splice
+from rewriters.errors import BudgetError, OptionError
+from rewriters.fragment import (
+    Fragment,
+    NameScheme,
+    arrange,
+    drop_unused_value_info,
+    fold,
+    splice,
+)
 from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
 from rewriters.locality import AXES
 from rewriters.memory import Peak, Step, peak
@@ -37,6 +47,7 @@ from rewriters.regions import (
     region_size,
     select,
 )
+from rewriters.search import Limits
 from rewriters.shapes import Shapes, fix_shapes
 
 __all__ = ["Options", "Outcome", "Rewritten", "analyse_memory", "rewrite_model"]
@@ -47,6 +58,11 @@ Progress = Callable[[str, int, int], None]
 _OLDEST_OPSET = 9
 # A graph of more nodes per Conv serves nobody.
 _MOST_SPLITS = 4096
+_SPLITS = 4
+# Without a budget: no more than half as much work again for a lower peak.
+_RECOMPUTE = 1.5
+_TOO_OLD = f"opset {{}} is older than {_OLDEST_OPSET}; convert it with --upgrade-opset 13"
+TARGETS = ("onnxruntime", "tensorrt")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,27 +70,66 @@ class Options:
     """What to cut, and how.
 
     Attributes:
-        splits: Patches per region, at least 1.
-        form: "auto", "batch" or "sequential".
+        splits: Patches per region, at least 1; with a budget: at most so many. None: 4, or as many
+            as the budget asks for.
+        form: "batch" and "sequential" cut convolutions one by one, "fused" and "loop" whole
+            regions; "auto" chooses between the last two.
         axis: "height", "width", "depth", or a dimension of the tensor (2 or above).
         selection: Which convolutions.
         shapes: Sizes to fix the inputs' free dimensions to.
         upgrade_opset: Version to convert the default domain to first, None to keep it.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
+        memory_budget: Most bytes of activations alive at once, None for as few as can be.
+        max_recompute: Most work after over before; None: 1.5 without a budget, else any.
+        max_tensor_elements: Most elements of a tensor, None for any number.
+        target: The engine whose memory is predicted: "onnxruntime" or "tensorrt".
     """
 
-    splits: int = 4
+    splits: int | None = None
     form: str = "auto"
     axis: str | int = "height"
     selection: Selection = field(default_factory=Selection)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     upgrade_opset: int | None = None
     allow_custom_ops: bool = False
+    memory_budget: int | None = None
+    max_recompute: float | None = None
+    max_tensor_elements: int | None = None
+    target: str = "onnxruntime"
+
+    @property
+    def patches(self) -> int:
+        """Patches per convolution cut on its own."""
+        return _SPLITS if self.splits is None else self.splits
+
+    @property
+    def limits(self) -> Limits:
+        """What a plan of regions has to keep."""
+        free = self.memory_budget is None and self.max_tensor_elements is None
+        recompute = self.max_recompute
+        if recompute is None:
+            recompute = _RECOMPUTE if free else inf
+        return Limits(
+            budget=inf if self.memory_budget is None else self.memory_budget,
+            recompute=recompute,
+            splits=self.patches if free or self.splits is not None else _MOST_SPLITS,
+            elements=self.max_tensor_elements,
+        )
+
+    @property
+    def by_region(self) -> bool:
+        """Whether whole regions are cut, not convolutions one by one.
+
+        Who names convolutions and leaves the form open means these convolutions.
+        """
+        named = self.selection.include or self.selection.min_elements is not None
+        free = self.memory_budget is None and self.max_tensor_elements is None
+        return self.form in ("fused", "loop") or (self.form == "auto" and not (named and free))
 
     def __post_init__(self) -> None:
-        if self.splits < 1:
+        if self.splits is not None and self.splits < 1:
             raise OptionError(f"--splits {self.splits}: the number of patches is at least 1")
-        if self.splits > _MOST_SPLITS:
+        if self.splits is not None and self.splits > _MOST_SPLITS:
             raise OptionError(f"--splits {self.splits}: at most {_MOST_SPLITS} patches")
         if self.form not in ("auto", *FORMS):
             raise OptionError(f"--form {self.form}: must be auto, {' or '.join(FORMS)}")
@@ -84,6 +139,21 @@ class Options:
             raise OptionError(
                 f"--axis {self.axis}: dimensions 0 and 1 are batch and channels; spatial ones "
                 "begin at 2"
+            )
+        if self.memory_budget is not None and self.memory_budget < 1:
+            raise OptionError(f"--memory-budget {self.memory_budget}: must be 1 byte or more")
+        if self.max_recompute is not None and not self.max_recompute >= 1:
+            raise OptionError(f"--max-recompute {self.max_recompute}: must be 1 or more")
+        if self.max_tensor_elements is not None and self.max_tensor_elements < 1:
+            raise OptionError(
+                f"--max-tensor-elements {self.max_tensor_elements}: must be 1 or more"
+            )
+        if self.target not in TARGETS:
+            raise OptionError(f"--target {self.target}: must be {' or '.join(TARGETS)}")
+        if self.form in ("batch", "sequential") and (self.memory_budget or self.max_recompute):
+            raise OptionError(
+                f"--form {self.form} cuts convolutions one by one, which meets no budget; "
+                "use --form fused, loop or auto"
             )
         low = self.selection.min_elements
         if low is not None and low < 0:
@@ -198,10 +268,14 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     if already:
         return unchanged
 
-    plans, refused = _plan(model, analysis, options, before.bytes, labels, sizes, report)
-    emitted = _emit(plans, analysis, options, labels, report)
-    order = arrange(analysis.index, {at: entry.fragment for at, entry in emitted.items()})
-    if not plans or order is None:
+    if options.by_region:
+        emitted, refused = _cut_regions(analysis, options, labels, sizes, report)
+    else:
+        plans, refused = _plan(model, analysis, options, before.bytes, labels, sizes, report)
+        emitted = _emit(plans, analysis, options, labels, report)
+    refused = [*refused, *_in_bodies(model)]
+    order = _arrange(analysis, emitted)
+    if not emitted or order is None:
         return replace(unchanged, refused=tuple(refused))
     after = _peak_after(analysis, emitted, order)
     by_form = {}
@@ -224,6 +298,92 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
     index(model)
     return Outcome(model, done, tuple(refused), before, after, by_form, analysis.assumed, sizes)
+
+
+def _in_bodies(model: onnx.ModelProto) -> Iterator[Refusal]:
+    for inner, place in convolutions_in_bodies(model):
+        yield Refusal(inner, f"it lies in {place}", "in-subgraph")
+
+
+def _arrange(analysis: Analysis, emitted: Mapping[int, _Emitted]) -> list[int | Fragment] | None:
+    """Arrange fragments in the graph; Shape nodes of tensors that are gone become constants."""
+    fragments = {at: entry.fragment for at, entry in emitted.items()}
+    facts = analysis.facts
+    made = {name for fragment in fragments.values() for name in fragment.makes}
+    for fragment in [*fragments.values()]:
+        for position in fragment.covers:
+            for name in set(facts.graph.node[position].output) - made:
+                for user in analysis.index.users.get(name, ()):
+                    node = facts.graph.node[user]
+                    if node.op_type == "Shape" and user not in fragments:
+                        value = facts.constants.array(node.output[0])
+                        if value is not None:
+                            fragments[user] = fold(user, node, value, fragment)
+    return arrange(analysis.index, fragments)
+
+
+def _cut_regions(
+    analysis: Analysis,
+    options: Options,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+    report: Progress,
+) -> tuple[dict[int, _Emitted], list[Refusal]]:
+    """Choose regions, emit them, and say why other convolutions were left alone."""
+    facts = analysis.facts
+    if facts.opset < _OLDEST_OPSET:
+        return {}, [
+            Refusal(labels[at], _TOO_OLD.format(facts.opset), "opset-too-old")
+            for at in candidates(facts.graph)
+        ]
+    report("planning", 0, 1)
+    kept, refused = _kept(analysis, options, labels, sizes)
+    found = candidates_of(analysis, options.axis, kept, count_inputs=False)
+    chosen = found.choose(options.limits, labels)
+    if chosen is None:
+        raise BudgetError("the budget cannot be met")
+    names = NameScheme.avoiding(analysis.index.names)
+    emitted: dict[int, _Emitted] = {}
+    for plan in chosen.regions:
+        base = plan.region.label
+        scored = {}
+        for form in ("fused", "loop") if options.form == "auto" else (options.form,):
+            scored[form] = emit(plan, form, facts.graph, analysis.sizing, facts.opset, names, base)
+        form = next(iter(scored))
+        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, scored[form], scored, {})
+    cut = {at for plan in chosen.regions for at in plan.region.nodes}
+    for at in candidates(facts.graph):
+        if at in cut or at in kept:
+            continue
+        if at in found.links:
+            refused.append(Refusal(labels[at], "cutting it would not lower the peak", "no-gain"))
+        else:
+            reason = found.reasons.get(at, "its axes are unknown")
+            refused.append(Refusal(labels[at], reason, "not-provable"))
+    return emitted, refused
+
+
+def _kept(
+    analysis: Analysis,
+    options: Options,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+) -> tuple[frozenset[int], list[Refusal]]:
+    """Return the nodes that the user wants left as they are, and why."""
+    kept, refused = set(), []
+    chosen = options.selection
+    for position in range(len(analysis.steps)):
+        label = labels[position]
+        if any(fnmatchcase(label, pattern) for pattern in chosen.exclude):
+            kept.add(position)
+    for position in candidates(analysis.facts.graph):
+        label = labels[position]
+        if chosen.include or chosen.exclude or chosen.min_elements is not None:
+            reason = select(label, sizes[label], 0, chosen)
+            if reason is not None and reason.code != "size-unknown":
+                kept.add(position)
+                refused.append(replace(reason, node=label))
+    return frozenset(kept), refused
 
 
 def _outputs(model: onnx.ModelProto, position: int) -> Sequence[str]:
@@ -351,8 +511,6 @@ def _plan(
             plans.append(found)
         else:
             refused.append(replace(found, node=label))
-    for inner, place in convolutions_in_bodies(model):
-        refused.append(Refusal(inner, f"it lies in {place}", "in-subgraph"))
     return plans, refused
 
 
@@ -362,14 +520,13 @@ def _plan_one(analysis: Analysis, options: Options, position: int) -> RegionPlan
     if facts.opset < _OLDEST_OPSET:
         return Refusal(
             "",
-            f"opset {facts.opset} is older than {_OLDEST_OPSET}; convert it with "
-            "--upgrade-opset 13",
+            _TOO_OLD.format(facts.opset),
             "opset-too-old",
         )
     region = find_region(facts, position, options.axis)
     if isinstance(region, Refusal):
         return region
-    return plan_region(region, facts.shapes, options.splits, facts.opset)
+    return plan_region(region, facts.shapes, options.patches, facts.opset)
 
 
 def _score(
@@ -416,12 +573,12 @@ def _peak_after(
     """
     weighed = {id(e.fragment): e.scored.get(e.form, e.fragment) for e in emitted.values()}
     if order is None:
-        order = arrange(analysis.index, {at: e.fragment for at, e in emitted.items()}) or ()
+        order = _arrange(analysis, emitted) or ()
     steps: list[Step] = []
     more: dict[str, int | None] = {}
     for item in order:
         if isinstance(item, Fragment):
-            fragment = weighed[id(item)]
+            fragment = weighed.get(id(item), item)
             steps.extend(fragment.steps())
             more.update(fragment.sizes)
         else:

@@ -1,0 +1,157 @@
+"""Choice of regions: what the search finds, made into regions and proven.
+
+The search weighs; it proves nothing. A region of its plan that cannot be made or proven is
+forbidden, with its reason kept, and the search goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
+
+from rewriters.analysis import Analysis
+from rewriters.locality import find_locality
+from rewriters.operators import RowLocal
+from rewriters.planner import RegionPlan, plan_region
+from rewriters.regions import Refusal, make_region
+from rewriters.search import Limits, Plan, Space, spaces
+
+__all__ = ["Candidates", "Chosen", "candidates_of"]
+
+logger = logging.getLogger(__name__)
+
+_MOST_TRIES = 40
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A plan whose regions are all proven.
+
+    Attributes:
+        plan: The search's plan: its work and peak as the search counts them.
+        regions: The same as regions.
+    """
+
+    plan: Plan
+    regions: tuple[RegionPlan, ...]
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Everything there is to choose from in a model.
+
+    Attributes:
+        analysis: The model.
+        links: Row-local nodes, by position.
+        reasons: Why other nodes are not.
+        spaces: The stages of each order of the nodes.
+        refused: Regions that turned out not to be provable.
+    """
+
+    analysis: Analysis
+    links: Mapping[int, RowLocal]
+    reasons: Mapping[int, str]
+    spaces: Sequence[Space]
+    refused: list[Refusal]
+
+    @property
+    def plain_peak(self) -> int:
+        """The most bytes alive where nothing is cut, as the search counts them."""
+        return max(self.spaces[0].plain_peaks, default=0)
+
+    def choose(self, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
+        """Return the plan of least work under a budget, or of least peak where there is none.
+
+        Args:
+            limits: What to keep.
+            labels: Names of the nodes.
+
+        Returns:
+            The plan, None if the budget cannot be met.
+        """
+        best: Chosen | None = None
+        for space in self.spaces:
+            found = self._choose(space, limits, labels)
+            if found is None:
+                continue
+            if best is None or _better(found.plan, best.plan, limits):
+                best = found
+        return best
+
+    def _choose(self, space: Space, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
+        for _ in range(_MOST_TRIES):
+            plan = space.least_peak(limits) if limits.budget == inf else space.plan(limits)
+            if plan is None:
+                return None
+            regions = []
+            for stage, span in zip(plan.stages, plan.spans, strict=True):
+                made = self._prove(stage.nodes, stage.wanted, stage.splits, labels)
+                if isinstance(made, Refusal):
+                    logger.debug("region %s: %s", made.node, made.reason)
+                    self.refused.append(made)
+                    space.forbidden.add(span[:2])
+                else:
+                    regions.append(made)
+            if len(regions) == len(plan.stages):
+                return Chosen(plan, tuple(regions))
+        return None
+
+    def _prove(
+        self,
+        nodes: Sequence[int],
+        wanted: Collection[str],
+        splits: int,
+        labels: Mapping[int, str],
+    ) -> RegionPlan | Refusal:
+        facts = self.analysis.facts
+        label = labels[nodes[-1]]
+        region = make_region(facts, self.links, nodes, wanted, label)
+        if isinstance(region, Refusal):
+            return region
+        found = plan_region(region, facts.shapes, splits, facts.opset)
+        if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
+            return Refusal(label, "the halo is as tall as the image", "halo-too-tall")
+        return found
+
+
+def _better(plan: Plan, than: Plan, limits: Limits) -> bool:
+    """Tell whether a plan is better: less work under a budget, else a notably lower peak."""
+    if limits.budget < inf:
+        return plan.cost < than.cost
+    return plan.peak < 0.95 * than.peak
+
+
+def candidates_of(
+    analysis: Analysis,
+    axis_name: str | int,
+    kept: frozenset[int],
+    *,
+    count_inputs: bool,
+) -> Candidates:
+    """Find everything there is to choose from.
+
+    Args:
+        analysis: The model.
+        axis_name: "height", "width", "depth" or a dimension of the tensor.
+        kept: Positions of nodes that are to be left as they are.
+        count_inputs: Whether the graph's inputs count as memory.
+    """
+    facts = analysis.facts
+    locality = find_locality(facts, axis_name)
+    constant = {
+        at
+        for at, node in enumerate(facts.graph.node)
+        if all(not name or name in facts.index.constants for name in node.output)
+    }
+    known = {
+        at
+        for at, node in enumerate(facts.graph.node)
+        if at not in locality.links
+        and at not in constant
+        and all(facts.constants.array(name) is not None for name in node.output if name)
+    }
+    links = {at: link for at, link in locality.links.items() if at not in kept | constant}
+    found = list(spaces(analysis, links, constant | known, inputs=count_inputs))
+    return Candidates(analysis, links, locality.reasons, found, [])

@@ -1,0 +1,489 @@
+"""Search: which nodes to run patch by patch, in how many patches, for a memory budget.
+
+The nodes stand in the order they run. A *stage* is a run of neighbouring nodes: one node as it is,
+or a region in P patches. What lives across a stage's ends does not depend on how the nodes before
+it were staged, so each stage's peak can be told alone:
+
+    as it is     live before + what the node makes
+    P patches    live before + all outputs + max(window x most live inside, largest output)
+
+(While the patches run, their cores pile up; then they are joined, each output beside its cores.)
+So the least extra work under a budget is a shortest path over the places between nodes, found by
+dynamic programming; the least peak is the smallest budget with a path. All windows of a region are
+of one height: P patches of window share w do P*w times the work, where w follows from the rows that
+stay right (`rewriters.geometry`), walked once from every place a region may begin.
+
+Tensors that live long (skip connections) hold a peak that no stage can lower. They may be made
+twice instead: the nodes that make one, repeated right before its late user, become part of the
+region there. Which ones is tried greedily, the largest first.
+
+Related work: MCUNetV2 (arXiv:2110.15352) patches the head of a network; TVM's Ethos-U cascader
+(apache/tvm-rfcs 0037) searches stripes for on-chip memory with Pareto sets.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import gcd, inf
+
+from rewriters.analysis import Analysis
+from rewriters.geometry import Rows
+from rewriters.operators import RowLocal
+from rewriters.proof import right_rows
+from rewriters.rowmaps import Pointwise
+from rewriters.sequence import Program, program
+from rewriters.work import COPY
+
+__all__ = ["Limits", "Space", "Stage", "spaces"]
+
+logger = logging.getLogger(__name__)
+
+# Numbers of patches that are tried, up to the limit.
+_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192)
+# Places where regions of one run of nodes may begin or end; the graph is tried at all of them if
+# they are no more than that.
+_MOST_CUTS = 56
+# Steps by which windows are taller than the whole while wrong rows are counted.
+_TALL = 1 << 22
+# Long-lived tensors that are tried to be made twice.
+_MOST_REPEATS = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a plan has to keep.
+
+    Attributes:
+        budget: Most bytes of activations alive at once.
+        recompute: Most work after over before.
+        splits: Most patches per region.
+        elements: Most elements of a tensor, None for any number.
+    """
+
+    budget: float = inf
+    recompute: float = inf
+    splits: int = _SPLITS[-1]
+    elements: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A region of a plan: its nodes, the tensors it makes for others, and its patches."""
+
+    nodes: tuple[int, ...]
+    wanted: tuple[str, ...]
+    splits: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Segment:
+    """Nodes ``[begin, end)`` as one region.
+
+    Attributes:
+        begin: First place.
+        end: One past the last place.
+        work: Multiply-accumulates of all nodes.
+        before: Bytes alive before it.
+        inside: Most bytes alive inside, at full height.
+        inputs: Bytes of its inputs.
+        outputs: Bytes of its outputs.
+        largest: Bytes of its largest output.
+        free: Steps its outputs leave free, `geometry.free_steps`.
+        steps: Steps of the whole, ``rows / rows per step``.
+        elements: Elements of its largest tensor.
+        broadest: Elements of its largest output.
+    """
+
+    begin: int
+    end: int
+    work: float
+    before: int
+    inside: int
+    inputs: int
+    outputs: int
+    largest: int
+    free: int
+    steps: float
+    elements: int
+    broadest: int
+
+    def window(self, splits: int) -> float:
+        """Return the share of the rows that a window has."""
+        return 1 - (self.free + -self.free // splits) / self.steps
+
+    def peak(self, splits: int) -> float:
+        """Return the bytes alive at once."""
+        return self.before + self.outputs + max(self.window(splits) * self.inside, self.largest)
+
+    def cost(self, splits: int) -> float:
+        """Return the extra work: rows computed again, and tensors moved."""
+        share = splits * self.window(splits)
+        moved = share * self.inputs + 2 * self.outputs
+        return (share - 1) * self.work + COPY * moved
+
+    def least_splits(self, limits: Limits) -> int | None:
+        """Return the fewest patches that keep the limits, None if there are none."""
+        most = limits.elements or inf
+        if self.broadest > most or self.before + self.outputs + self.largest > limits.budget:
+            return None
+        for splits in _SPLITS:
+            if splits > min(limits.splits, self.free):
+                return None
+            if self.peak(splits) <= limits.budget and self.window(splits) * self.elements <= most:
+                return splits
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A path through the stages.
+
+    Attributes:
+        stages: Regions, in order.
+        spans: Per region first place, one past the last place, and patches.
+        cost: Extra work, tensors moved included.
+        recompute: Work after over before.
+        peak: Most bytes alive at once.
+    """
+
+    stages: tuple[Stage, ...]
+    spans: tuple[tuple[int, int, int], ...]
+    cost: float
+    recompute: float
+    peak: int
+
+
+class Space:
+    """All stages of one order of the nodes, and plans made of them.
+
+    Args:
+        laid: The nodes in order.
+    """
+
+    def __init__(self, laid: Program) -> None:
+        self.program = laid
+        # Places between which no region may lie: it was found not to be provable.
+        self.forbidden: set[tuple[int, int]] = set()
+        self.segments: dict[int, list[_Segment]] = {}
+        for begin, end in self._runs():
+            cuts = self._cuts(begin, end)
+            for at in cuts[:-1]:
+                for segment in self._grow(at, end, cuts):
+                    self.segments.setdefault(segment.end, []).append(segment)
+
+    # --- stages -----------------------------------------------------------------------------
+
+    def _runs(self) -> Iterator[tuple[int, int]]:
+        """Yield maximal runs of row-local nodes."""
+        begin = 0
+        occurrences = self.program.occurrences
+        for place, occurrence in enumerate(occurrences):
+            if occurrence.link is None:
+                if place > begin:
+                    yield begin, place
+                begin = place + 1
+        if begin < len(occurrences):
+            yield begin, len(occurrences)
+
+    def _cuts(self, begin: int, end: int) -> list[int]:
+        """Return the places of a run where little is alive."""
+        live = self.program.live
+        inner = list(range(begin + 1, end))
+        if len(inner) > _MOST_CUTS:
+            best = sorted(inner, key=lambda place: (live[place], place))[: _MOST_CUTS // 2]
+            size = -(-len(inner) // (_MOST_CUTS // 2))
+            parts = [inner[at : at + size] for at in range(0, len(inner), size)]
+            # Of each part the place with least alive too: regions of every length.
+            inner = sorted({*best, *(min(part, key=lambda at: live[at]) for part in parts)})
+        return [begin, *inner, end]
+
+    def _grow(self, begin: int, end: int, cuts: Collection[int]) -> Iterator[_Segment]:
+        """Yield every region that begins at a place and ends at one of the cuts."""
+        tensors, wanted = self.program.tensors, set(cuts)
+        right: dict[int, Rows] = {}
+        windows: dict[int, int] = {}
+        alive: dict[int, int] = {}
+        sets: dict[int, int] = {}
+        parts = inside = now = common = widest = 0
+        work = 0.0
+        component = -1
+
+        def root(number: int) -> int:
+            while sets[number] != number:
+                sets[number] = number = sets[sets[number]]
+            return number
+
+        def tall(number: int) -> int:
+            return tensors[number].rows + _TALL * tensors[number].step
+
+        for place in range(begin, end):
+            occurrence = self.program.occurrences[place]
+            link = occurrence.link
+            assert link is not None
+            if any(n in right and n not in occurrence.carried for n in occurrence.reads):
+                return  # a tensor made inside is used whole
+            here = tensors[occurrence.makes[0]].component
+            if component not in (-1, here):
+                return
+            component = here
+            for number in occurrence.carried:
+                if number not in right:
+                    right[number] = Rows(0, tall(number))
+                    windows[number] = tensors[number].size
+                    alive[number] = tensors[number].size
+                    now += tensors[number].size
+            source, target = occurrence.carried[0], occurrence.makes[0]
+            read = Rows(
+                max(right[number].begin for number in occurrence.carried),
+                min(right[number].end for number in occurrence.carried),
+            )
+            made = read
+            if not isinstance(link.row_map, Pointwise):
+                made = right_rows(
+                    link.row_map, read, tall(source), tall(target), first=False, last=False
+                )
+            for number in (*occurrence.carried, *occurrence.makes):
+                if number not in sets:
+                    sets[number] = number
+                    parts += 1
+                    common = gcd(common, tensors[number].step)
+            anchor = root(source)
+            for number in (*occurrence.carried, *occurrence.makes):
+                if root(number) != anchor:
+                    sets[root(number)] = anchor
+                    parts -= 1
+            work += occurrence.work
+            for number in occurrence.makes:
+                right[number] = made
+                alive[number] = tensors[number].size
+                now += tensors[number].size
+                widest = max(widest, tensors[number].elements)
+            taken = alive.get(occurrence.takes_over, 0)
+            inside = max(inside, now - taken)
+            for number in [n for n in alive if tensors[n].last_use == place]:
+                now -= alive.pop(number)
+            if place + 1 in wanted and parts == 1:
+                found = self._segment(begin, place + 1, right, windows, alive, common)
+                if found is not None:
+                    free, steps, outputs, largest, broadest = found
+                    yield _Segment(
+                        begin,
+                        place + 1,
+                        work,
+                        self.program.live[begin],
+                        inside,
+                        sum(windows.values()),
+                        outputs,
+                        largest,
+                        free,
+                        steps,
+                        widest,
+                        broadest,
+                    )
+
+    def _segment(
+        self,
+        begin: int,
+        end: int,
+        right: Mapping[int, Rows],
+        windows: Collection[int],
+        alive: Collection[int],
+        common: int,
+    ) -> tuple[int, float, int, int, int] | None:
+        """Return what `_Segment` says of a region's outputs; None if it cannot be one."""
+        tensors, occurrences = self.program.tensors, self.program.occurrences
+        outputs = [number for number in alive if number not in windows]
+        if not outputs or any(occurrences[tensors[n].made_at].again for n in outputs):
+            return None
+        free, total = [], 0.0
+        for number in outputs:
+            tensor, rows = tensors[number], right[number]
+            step = tensor.step // common
+            wrong = rows.begin + tensor.rows + _TALL * tensor.step - rows.end
+            free.append(max(0, tensor.rows - wrong) // step)
+            total = max(total, tensor.rows / step)
+        if min(free) < 2:
+            return None
+        sizes = [tensors[number].size for number in outputs]
+        broadest = max(
+            (tensors[number].elements for number in outputs if not tensors[number].exempt),
+            default=0,
+        )
+        return min(free), total, sum(sizes), max(sizes), broadest
+
+    # --- plans ------------------------------------------------------------------------------
+
+    @cached_property
+    def work(self) -> float:
+        """Multiply-accumulates of all nodes, each once."""
+        return sum(o.work for o in self.program.occurrences if not o.again)
+
+    @cached_property
+    def plain_peaks(self) -> list[int]:
+        """Bytes alive while each node runs as it is."""
+        peaks = []
+        for place, occurrence in enumerate(self.program.occurrences):
+            made = sum(self.program.tensors[number].bytes for number in occurrence.makes)
+            if occurrence.takes_over >= 0:
+                made = 0
+            peaks.append(self.program.live[place] + made)
+        return peaks
+
+    def plan(self, limits: Limits) -> Plan | None:
+        """Return the plan of least extra work that keeps the limits, None if there is none.
+
+        The limit on recompute is checked on the result: less work is not to be had.
+        """
+        occurrences, tensors = self.program.occurrences, self.program.tensors
+        most = limits.elements
+        best: list[tuple[float, int, int]] = [(0.0, -1, 0)]
+        for end in range(1, len(occurrences) + 1):
+            place = end - 1
+            found = (inf, -1, 0)
+            occurrence = occurrences[place]
+            if not occurrence.again and self.plain_peaks[place] <= limits.budget:
+                wide = most is not None and any(
+                    tensors[n].elements > most and not tensors[n].exempt for n in occurrence.makes
+                )
+                if not wide:
+                    found = (best[place][0], place, 1)
+            for segment in self.segments.get(end, ()):
+                base = best[segment.begin][0]
+                if base >= found[0] or (segment.begin, end) in self.forbidden:
+                    continue
+                splits = segment.least_splits(limits)
+                if splits is not None:
+                    cost = base + segment.cost(splits)
+                    if cost < found[0]:
+                        found = (cost, segment.begin, splits)
+            best.append(found)
+        if best[-1][0] == inf:
+            return None
+        stages, at = [], len(occurrences)
+        while at:
+            _, begin, splits = best[at]
+            if splits > 1:
+                stages.append((begin, at, splits))
+            at = begin
+        plan = self._plan(best[-1][0], stages[::-1])
+        return plan if plan.recompute <= limits.recompute else None
+
+    def _plan(self, cost: float, spans: Sequence[tuple[int, int, int]]) -> Plan:
+        stages = []
+        extra = 0.0
+        peak = 0.0
+        covered: set[int] = set()
+        for begin, end, splits in spans:
+            segment = next(s for s in self.segments[end] if s.begin == begin)
+            own = sum(o.work for o in self.program.occurrences[begin:end] if o.again)
+            extra += (splits * segment.window(splits) - 1) * segment.work + own
+            peak = max(peak, segment.peak(splits))
+            covered.update(range(begin, end))
+            stages.append(self._stage(begin, end, splits))
+        plain = [p for at, p in enumerate(self.plain_peaks) if at not in covered]
+        return Plan(
+            tuple(stages),
+            tuple(spans),
+            cost + sum(o.work for o in self.program.occurrences if o.again),
+            1 + extra / self.work if self.work else 1.0,
+            int(max([peak, *plain])),
+        )
+
+    def _stage(self, begin: int, end: int, splits: int) -> Stage:
+        tensors = self.program.tensors
+        own = self.program.occurrences[begin:end]
+        wanted = [
+            tensors[number].name
+            for occurrence in own
+            for number in occurrence.makes
+            if tensors[number].last_use >= end
+        ]
+        nodes = sorted({occurrence.node for occurrence in own})
+        return Stage(tuple(nodes), tuple(wanted), splits)
+
+    def least_peak(self, limits: Limits) -> Plan | None:
+        """Return the plan of least peak that keeps the other limits, None if there is none."""
+        low, high = 0.0, float(max(self.plain_peaks, default=0))
+        found = self.plan(replace(limits, budget=high))
+        if found is None:
+            return None
+        # The peak of a plan is a sum of whole tensors: a thousandth is near enough.
+        while high - low > high / 1000:
+            middle = (low + high) / 2
+            plan = self.plan(replace(limits, budget=middle))
+            if plan is None:
+                low = middle
+            else:
+                found, high = plan, min(middle, float(plan.peak))
+        return found
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+def spaces(
+    analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], *, inputs: bool
+) -> Iterator[Space]:
+    """Yield the nodes in their own order, then with long-lived tensors made twice.
+
+    Args:
+        analysis: The model.
+        links: Row-local nodes that may be in a region.
+        skipped: Nodes that compute constants.
+        inputs: Whether the graph's inputs count as memory.
+    """
+    order = [(at, False) for at in range(len(analysis.steps)) if at not in skipped]
+    laid = program(analysis, links, order, count_inputs=inputs)
+    yield Space(laid)
+    chosen: list[int] = []
+    for number in _long_lived(laid):
+        chosen.append(number)
+        again = _repeated(laid, chosen)
+        if again is None:
+            chosen.pop()
+            continue
+        yield Space(program(analysis, links, again, count_inputs=inputs))
+
+
+def _long_lived(laid: Program) -> list[int]:
+    """Return row-local tensors that are read again much later, the costliest first."""
+    found = []
+    for number, tensor in enumerate(laid.tensors):
+        if tensor.made_at < 0 or not tensor.bytes or tensor.last_use >= len(laid.occurrences):
+            continue
+        if laid.occurrences[tensor.made_at].link is None:
+            continue
+        gap = tensor.last_use - tensor.made_at
+        if gap > 8:
+            found.append((tensor.bytes * gap, number))
+    return [number for _, number in sorted(found, reverse=True)[:_MOST_REPEATS]]
+
+
+def _repeated(laid: Program, chosen: Collection[int]) -> list[tuple[int, bool]] | None:
+    """Return an order in which tensors are made again before their last user, None if none is.
+
+    The nodes repeated go back to what is alive at that place anyway.
+    """
+    before: dict[int, list[int]] = {}
+    for number in chosen:
+        use = laid.tensors[number].last_use
+        needed, pending = set(), [number]
+        while pending:
+            at = pending.pop()
+            made = laid.tensors[at].made_at
+            there = laid.tensors[at].last_use >= use and at not in chosen
+            if made < 0 or there or made in needed:
+                continue
+            if laid.occurrences[made].link is None:
+                return None
+            needed.add(made)
+            pending.extend(laid.occurrences[made].carried)
+        before[use] = sorted({*before.get(use, ()), *needed})
+    order = []
+    for place, occurrence in enumerate(laid.occurrences):
+        order += [(laid.occurrences[at].node, True) for at in before.get(place, ())]
+        order.append((occurrence.node, False))
+    return order

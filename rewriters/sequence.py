@@ -1,0 +1,255 @@
+"""The nodes of a graph in the order they run, as the search for regions reads them.
+
+Nodes may stand in it more than once: a tensor that lives long can be made again right before its
+late user. What a node reads is then the latest version made before it.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm, prod
+
+import onnx
+
+from rewriters.analysis import Analysis
+from rewriters.operators import RowLocal
+from rewriters.work import node_work
+
+__all__ = ["Occurrence", "Program", "Tensor", "program"]
+
+# A convolution's activation is computed in place by every runtime in view, as is any function of
+# one number whose input dies there.
+_IN_PLACE = frozenset(
+    "Abs BatchNormalization Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu "
+    "Log Mish Neg PRelu Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Swish Tanh "
+    "ThresholdedRelu Add Sub Mul Div Reshape Squeeze Unsqueeze Identity Dropout Flatten".split()
+)
+
+
+@dataclass(slots=True)
+class Tensor:
+    """One version of an activation.
+
+    Attributes:
+        name: Its name in the graph.
+        bytes: What it costs to keep: its size, 0 for a constant and for inputs that do not count.
+        made_at: Place of the occurrence that makes it, -1 for what is there from the start.
+        last_use: Place of the last occurrence that reads it; the length of the program if it is
+            an output of the graph.
+        rows: Rows along the tiled axis, 0 if it has none.
+        step: Rows per step of the row-local nodes it is connected to, 0 if it has none.
+        component: Number of that set of nodes.
+        size: Bytes of the tensor itself.
+        elements: Its elements.
+        exempt: No tiling can make it smaller: it is an input or output of the graph, or a node that
+            cannot be in a region reads or makes it whole.
+    """
+
+    name: str
+    bytes: int
+    made_at: int
+    last_use: int
+    rows: int = 0
+    step: int = 0
+    component: int = -1
+    size: int = 0
+    elements: int = 0
+    exempt: bool = False
+
+
+@dataclass(slots=True)
+class Occurrence:
+    """One node at its place.
+
+    Attributes:
+        node: Position in the graph.
+        again: It repeats an earlier occurrence; it may lie in a region alone.
+        link: Its row map, None where it cannot be in a region.
+        carried: Tensors it reads along the tiled axis.
+        reads: All activations it reads.
+        makes: Tensors it makes.
+        work: `rewriters.work.node_work`.
+        takes_over: The tensor whose bytes its output has from here on, -1 for none.
+    """
+
+    node: int
+    again: bool
+    link: RowLocal | None
+    carried: tuple[int, ...]
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    work: float
+    takes_over: int = -1
+
+
+@dataclass(frozen=True)
+class Program:
+    """Occurrences and the tensors between them.
+
+    Attributes:
+        occurrences: In the order they run.
+        tensors: Their tensors by number.
+        live: Per place, bytes of the tensors made before it and read at or after it; one more
+            entry for the end.
+    """
+
+    occurrences: Sequence[Occurrence]
+    tensors: Sequence[Tensor]
+    live: Sequence[int]
+
+
+def program(
+    analysis: Analysis,
+    links: Mapping[int, RowLocal],
+    order: Sequence[tuple[int, bool]],
+    *,
+    count_inputs: bool,
+) -> Program:
+    """Lay out nodes in an order.
+
+    Args:
+        analysis: The model.
+        links: Row-local nodes that may be in a region.
+        order: Positions of the nodes, and whether each repeats an earlier one.
+        count_inputs: Whether the graph's inputs count as memory.
+    """
+    facts, index, sizing = analysis.facts, analysis.index, analysis.sizing
+    graph = facts.graph
+    tensors: list[Tensor] = []
+    latest: dict[str, int] = {}
+
+    def new(name: str, made_at: int, size: int) -> int:
+        whole, elements = sizing.bytes(name) or 0, prod(d or 1 for d in sizing.dims.get(name) or ())
+        tensors.append(Tensor(name, size, made_at, made_at, size=whole, elements=elements))
+        latest[name] = len(tensors) - 1
+        return latest[name]
+
+    for name in analysis.inputs:
+        new(name, -1, (analysis.bytes.get(name) or 0) if count_inputs else 0)
+    occurrences: list[Occurrence] = []
+    for place, (position, again) in enumerate(order):
+        node, link = graph.node[position], links.get(position)
+        reads = [name for name in analysis.steps[position].reads if name in latest]
+        carried = []
+        for i, axis in link.carriers if link is not None else ():
+            name = node.input[i]
+            number = latest[name] if name in latest else new(name, -1, 0)
+            rows = (sizing.dims.get(name) or ())[axis]
+            if rows is None or tensors[number].rows not in (0, rows):
+                link = None
+                break
+            tensors[number].rows = rows
+            carried.append(number)
+        read = tuple(dict.fromkeys([*(latest[name] for name in reads), *carried]))
+        for number in read:
+            tensors[number].last_use = place
+        makes = []
+        for name in node.output:
+            if name and (name in index.users or name in index.outputs):
+                made = new(name, place, analysis.bytes.get(name) or 0)
+                makes.append(made)
+                if link is not None:
+                    rows = (sizing.dims.get(name) or (None,) * (link.axis + 1))[link.axis]
+                    tensors[made].rows = rows or 0
+        if link is not None and (
+            not carried
+            or not makes
+            or any(tensors[number].rows < 2 for number in makes)
+            or any(
+                link.row_map.rows_out(tensors[number].rows) != tensors[makes[0]].rows
+                for number in carried
+            )
+        ):
+            link = None
+        occurrences.append(
+            Occurrence(
+                position,
+                again,
+                link,
+                tuple(carried),
+                read,
+                tuple(makes),
+                node_work(node, sizing),
+            )
+        )
+    for name in index.outputs:
+        if name in latest:
+            tensors[latest[name]].last_use = len(occurrences)
+    _share(graph.node, occurrences, tensors)
+    _step(occurrences, tensors)
+    whole = {n for o in occurrences if o.link is None for n in (*o.reads, *o.makes)}
+    for number, tensor in enumerate(tensors):
+        outside = tensor.made_at < 0 or tensor.last_use >= len(occurrences)
+        tensor.exempt = outside or number in whole
+    return Program(occurrences, tensors, _live(len(occurrences), tensors))
+
+
+def _share(
+    nodes: Sequence[onnx.NodeProto], occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]
+) -> None:
+    """Let a node that works in place take over the bytes of an input that dies there."""
+    for place, occurrence in enumerate(occurrences):
+        if nodes[occurrence.node].op_type not in _IN_PLACE or len(occurrence.makes) != 1:
+            continue
+        size = tensors[occurrence.makes[0]].bytes
+        for number in occurrence.reads:
+            read = tensors[number]
+            if read.last_use == place and read.bytes == size and read.made_at >= 0:
+                occurrence.takes_over = number
+                break
+
+
+def _step(occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]) -> None:
+    """Find rows per step for every connected set of row-local nodes; cut where they disagree."""
+    touching: dict[int, list[Occurrence]] = {}
+    for occurrence in occurrences:
+        if occurrence.link is not None:
+            for number in {*occurrence.carried, *occurrence.makes}:
+                touching.setdefault(number, []).append(occurrence)
+    ratios: dict[int, Fraction] = {}
+    for component, start in enumerate(touching):
+        if start in ratios:
+            continue
+        ratios[start] = Fraction(1)
+        members, queue = [start], deque([start])
+        while queue:
+            number = queue.popleft()
+            for occurrence in touching[number]:
+                link = occurrence.link
+                if link is None:
+                    continue
+                factor = Fraction(link.row_map.step_out, link.row_map.step_in)
+                here = ratios[number]
+                if number not in occurrence.carried:
+                    here /= factor
+                wanted = {
+                    **dict.fromkeys(occurrence.carried, here),
+                    **dict.fromkeys(occurrence.makes, here * factor),
+                }
+                if any(ratios.get(other, ratio) != ratio for other, ratio in wanted.items()):
+                    occurrence.link = None
+                    continue
+                for other in wanted.keys() - ratios.keys():
+                    members.append(other)
+                    queue.append(other)
+                ratios.update(wanted)
+        whole = lcm(*(ratios[number].denominator for number in members))
+        rows = [int(ratios[number] * whole) for number in members]
+        least = gcd(*rows)
+        for number, count in zip(members, rows, strict=True):
+            tensors[number].step, tensors[number].component = count // least, component
+
+
+def _live(count: int, tensors: Collection[Tensor]) -> list[int]:
+    change = [0] * (count + 2)
+    for tensor in tensors:
+        if tensor.last_use > tensor.made_at:
+            change[tensor.made_at + 1] += tensor.bytes
+            change[tensor.last_use + 1] -= tensor.bytes
+    live = [change[0]]
+    for delta in change[1 : count + 1]:
+        live.append(live[-1] + delta)
+    return live
