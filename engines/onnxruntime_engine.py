@@ -39,8 +39,8 @@ class OrtOptions:
         threads: Threads within an operator; 0 leaves it to the runtime.
         arena: Keep freed memory in an arena that grows and is never given back.
         arena_extend_strategy: How the CUDA arena grows: "kNextPowerOfTwo" or "kSameAsRequested".
-        mem_pattern: Reserve one block for all activations from the second run on.
-        mem_reuse: Plan static reuse of buffers.
+        memory_pattern: Reserve one block for all activations from the second run on.
+        memory_reuse: Plan static reuse of buffers.
         cudnn_conv_use_max_workspace: Let cuDNN take as much workspace as it wants.
         cudnn_conv_algo_search: "EXHAUSTIVE", "HEURISTIC" or "DEFAULT".
     """
@@ -49,8 +49,8 @@ class OrtOptions:
     threads: int = 0
     arena: bool = True
     arena_extend_strategy: str = "kNextPowerOfTwo"
-    mem_pattern: bool = True
-    mem_reuse: bool = True
+    memory_pattern: bool = True
+    memory_reuse: bool = True
     cudnn_conv_use_max_workspace: bool = True
     cudnn_conv_algo_search: str = "EXHAUSTIVE"
 
@@ -152,8 +152,8 @@ def open_session(
     session_options.log_severity_level = 4
     session_options.intra_op_num_threads = options.threads
     session_options.enable_cpu_mem_arena = options.arena
-    session_options.enable_mem_pattern = options.mem_pattern
-    session_options.enable_mem_reuse = options.mem_reuse
+    session_options.enable_mem_pattern = options.memory_pattern
+    session_options.enable_mem_reuse = options.memory_reuse
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile)
