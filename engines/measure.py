@@ -20,9 +20,9 @@ from typing import Any
 
 from engines import errors
 from engines.child import child_process
+from engines.cuda import cuda_device
 from engines.errors import EngineError
 from engines.onnxruntime_engine import OrtOptions
-from engines.tensorrt_build import cuda_device
 
 __all__ = ["Job", "Measurement", "Spread", "cpu_name", "measure"]
 

@@ -166,7 +166,7 @@ def test_the_measuring_process_reports_device_and_host(
 @pytest.mark.gpu
 def test_gpu() -> None:
     """A block of 256 MiB taken on the device shows."""
-    from engines.tensorrt_run import Cuda
+    from engines.cuda import Cuda
 
     try:
         pci_bus_id()

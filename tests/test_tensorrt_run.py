@@ -13,13 +13,14 @@ import numpy as np
 import onnx
 import pytest
 
+from engines import cuda as cuda_module
 from engines import tensorrt_run
+from engines.cuda import Cuda, cuda_device
 from engines.errors import DeviceMissing, EngineMissing, LoadError, OptionError, RunError
-from engines.tensorrt_build import build, cuda_device, load_module
+from engines.tensorrt_build import build, load_module
 from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_run import (
     Allocator,
-    Cuda,
     Ledger,
     aligned,
     engine_memory,
@@ -394,7 +395,7 @@ def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(tensorrt_run, "cuda_device", lambda: "stand-in")
+    monkeypatch.setattr(cuda_module, "cuda_device", lambda: "stand-in")
     monkeypatch.setattr("importlib.import_module", none)
     with pytest.raises(EngineMissing, match="cuda-python is not installed"):
         Cuda.load()
