@@ -66,7 +66,7 @@ def test_the_high_water_mark_is_reset_and_sees_a_passing_allocation() -> None:
 def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
     """Twice the side is four times the memory; inputs and outputs are counted apart."""
     small, large = _chain(tmp_path, 256), _chain(tmp_path, 512)
-    found = measure([small, large], OrtOptions(threads=2), runs=2)
+    found = measure([small, large], [OrtOptions(threads=2)] * 2, runs=2, processes=2)
     assert [result.error for result in found] == ["", ""]
     # Two live tensors of 16 channels are 8 and 32 MiB.
     peaks = [result.peak_bytes or 0 for result in found]
@@ -88,7 +88,7 @@ def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
 def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
     """Asked for CUDA on a machine without, nothing falls back to the CPU."""
     with pytest.raises(DeviceMissing, match="CUDA"):
-        measure([_chain(tmp_path, 64)], OrtOptions(provider="cuda"), runs=1)
+        measure([_chain(tmp_path, 64)], [OrtOptions(provider="cuda")], runs=1)
     with (
         pytest.raises(DeviceMissing, match="CUDA"),
         open_session(_chain(tmp_path, 64).model, OrtOptions(provider="cuda")),
@@ -99,7 +99,7 @@ def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
 def test_running_out_of_memory_is_reported_and_survived(tmp_path: Path) -> None:
     """One process hits its limit; the other's figures stand, the parent goes on."""
     small, large = _chain(tmp_path, 64), _chain(tmp_path, 1024, layers=4, channels=64)
-    found = measure([small, large], OrtOptions(threads=1), runs=1, memory_limit=700 * MIB)
+    found = measure([small, large], [OrtOptions(threads=1)] * 2, runs=1, memory_limit=700 * MIB)
     assert found[0].error == ""
     assert found[1].error
     assert found[1].peak_bytes is None
@@ -111,7 +111,7 @@ def test_a_crash_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.Mo
     script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
     script.chmod(0o755)
     monkeypatch.setattr("engines.child.sys.executable", str(script))
-    found: list[Measurement] = measure([_chain(tmp_path, 64)], OrtOptions(), runs=1)
+    found: list[Measurement] = measure([_chain(tmp_path, 64)], [OrtOptions()], runs=1)
     assert "SIGKILL" in found[0].error
 
 

@@ -408,13 +408,15 @@ def _tensorrt(model: Path, inputs: Path | None, runs: int) -> Found:
 def _cuda(model: Path, inputs: Path | None, runs: int) -> Found:
     assert inputs is not None
     # One model at a time: two at once might not fit where each does.
-    result = measure([Job(model, inputs)], OrtOptions(provider="cuda"), runs=runs)[0]
+    # In one process each: on a GPU opening a session searches algorithms anew, which takes long.
+    options = [OrtOptions(provider="cuda")]
+    result = measure([Job(model, inputs)], options, runs=runs, processes=1)[0]
     return _of_onnxruntime(result, cuda_device())
 
 
 def _cpu(model: Path, inputs: Path | None, runs: int) -> Found:
     assert inputs is not None
-    result = measure([Job(model, inputs)], OrtOptions(), runs=runs)[0]
+    result = measure([Job(model, inputs)], [OrtOptions()], runs=runs, processes=1)[0]
     return _of_onnxruntime(result, result.device)
 
 
