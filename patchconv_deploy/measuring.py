@@ -166,12 +166,10 @@ def tune_onnxruntime(
                 memory_limit=memory_limit,
             )
             chosen = best(results)
-            tuned.append(
-                [
-                    dataclasses.replace(result, note="best") if result is chosen else result
-                    for result in results
-                ]
-            )
+            if chosen is not None:
+                text = f"best: {_spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
+                results[results.index(chosen)] = dataclasses.replace(chosen, note=text)
+            tuned.append(results)
     return tuned
 
 
@@ -354,18 +352,16 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
     if differing:
-        table.add_column("options", overflow="fold")
+        table.add_column("options", no_wrap=True)
     for name in ("peak MiB", *(["least"] if several else []), "x first", "arena MiB", "x first"):
         table.add_column(name, justify="right")
     for name in ("median s", "min .. max", "x first"):
         table.add_column(name, justify="right")
-    if any(result.note for result in results):
-        table.add_column("")
     first = results[0]
     for result in results:
         cells = [escape(result.model)]
         if differing:
-            cells.append(", ".join(f"{name}={result.options[name]}" for name in differing))
+            cells.append(_spelled(result, differing))
         if result.error or result.latency_s is None:
             table.add_row(*cells, "[red]failed[/]")
             continue
@@ -380,9 +376,11 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
             f"{result.latency_s.median:.3f}",
             f"{result.latency_s.min:.3f} .. {result.latency_s.max:.3f}",
             "-" if result.ratio is None else f"{result.ratio.median:.2f}",
-            *([escape(result.note)] if result.note else []),
         )
     console.print(table)
+    for result in results:
+        if result.note:
+            console.print(f"[yellow]note:[/] {escape(f'{result.model}: {result.note}')}")
     found = next((result for result in results if not result.error), None)
     if found is None:
         return
@@ -406,8 +404,11 @@ def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
     idle = ("cudnn", "arena_extend") if options["provider"] == "cpu" else ()
     names = [name for name in options if not name.startswith(idle)]
     differing = [n for n in names if any(r.options[n] != options[n] for r in results)]
-    shared = ", ".join(f"{name}={options[name]}" for name in names if name not in differing)
-    return shared, differing
+    return _spelled(results[0], [name for name in names if name not in differing]), differing
+
+
+def _spelled(result: Measurement, names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={result.options[name]}" for name in names)
 
 
 def _over(value: int | None, reference: int | None) -> str:

@@ -22,6 +22,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import patchconv_deploy
+from engines.child import Child
 from patchconv_deploy import (
     ModelError,
     OptionError,
@@ -173,6 +174,7 @@ BAD = {
     "at most 4096": ["{model}", "--splits", "1000000"],
     "not in the range": ["{model}", "--seed", "-1"],
     "no such folder ": ["{model}", "--report", "{folder}/none/r.json"],
+    "--verify-timeout": ["{model}", "--verify-timeout", "0"],
     "must be 0 or more": ["{model}", "--min-elements", "-1"],
     "onnx knows opsets": ["{model}", "--upgrade-opset", "999"],
 }
@@ -335,6 +337,43 @@ def test_a_killed_runtime_is_reported_not_fatal(
     assert "SIGKILL" in result.report.verification["reason"]
     assert result.path is not None
     assert result.path.exists()
+
+
+def test_a_slow_original_is_not_verified(path: Path) -> None:
+    """Past its time limit it is stopped: the file is written, the reason says how to allow more."""
+    result = rewrite(path, min_elements=0, timeout_s=0.001)
+    assert not result.report.verification["ran"]
+    reason = result.report.verification["reason"]
+    assert "original model: no answer within 0.001 s; allow more with --verify-timeout" in reason
+    assert result.path is not None
+    assert any("not verified" in warning for warning in result.report.warnings)
+
+
+def test_a_hanging_result_is_a_failure(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original ran and the rewritten model does not come back: nothing is written."""
+    real = Child.ask
+
+    def slow(child: Child, do: str, **command: Any) -> dict[str, Any]:
+        if do == "rewritten":
+            assert command["time_limit_s"] >= 1800
+            command["time_limit_s"] = 0.0001
+        return real(child, do, **command)
+
+    monkeypatch.setattr(Child, "ask", slow)
+    with pytest.raises(VerificationError, match="rewritten model does not run: no answer within"):
+        rewrite(path, min_elements=0)
+    assert list(_files(path.parent)) == ["model.onnx"]
+
+
+def test_unknown_keywords_are_refused(path: Path) -> None:
+    """A misspelt keyword is named, by both functions; nothing is written."""
+    misspelt: dict[str, Any] = {"spilts": 3}
+    only_of_rewrite: dict[str, Any] = {"dry_run": True}
+    with pytest.raises(TypeError, match="unknown keyword 'spilts'"):
+        rewrite(path, **misspelt)
+    with pytest.raises(TypeError, match="unknown keyword 'dry_run'"):
+        convert_model(path, **only_of_rewrite)
+    assert list(_files(path.parent)) == ["model.onnx"]
 
 
 def test_a_model_that_does_not_fit_is_not_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
