@@ -57,14 +57,7 @@ class _Worker:
         self._output_bytes: Callable[[], int] = int
 
     def open(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        options = OrtOptions(**job["options"])
-        # Imported before the limit: the model is to be what does not fit, not the runtime.
-        check_provider(options)
-        limit = job.get("memory_limit")
-        if limit:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        with np.load(job["inputs"], allow_pickle=False) as data:
-            self._feeds = {name: data[name] for name in data.files}
+        options, self._feeds = _begin(job)
         prepare = self._prepare_cpu if options.provider == "cpu" else self._prepare_gpu
         session = prepare(Path(job["model"]), options)
         gc.collect()
@@ -119,12 +112,22 @@ class _Worker:
 
     def profile(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Run in a profiled session, for the runtime's own figure."""
-        with np.load(job["inputs"], allow_pickle=False) as data:
-            feeds = {name: data[name] for name in data.files}
-        options = OrtOptions(**job["options"])
+        options, feeds = _begin(job)
         folder = Path(job["folder"])
         peak = runtime_peak(Path(job["model"]), options, feeds, job["runs"], folder)
         return {"runtime_peak_bytes": peak}
+
+
+def _begin(job: Mapping[str, Any]) -> tuple[OrtOptions, dict[str, np.ndarray[Any, Any]]]:
+    """Return options and inputs, with the process's memory limited."""
+    options = OrtOptions(**job["options"])
+    # Imported before the limit: the model is to be what does not fit, not the runtime.
+    check_provider(options)
+    limit = job.get("memory_limit")
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with np.load(job["inputs"], allow_pickle=False) as data:
+        return options, {name: data[name] for name in data.files}
 
 
 def main() -> int:

@@ -45,6 +45,7 @@ class TensorRTResult:
         latency_s: Measured: seconds per run, by CUDA events.
         date: When, UTC.
         error: Why there are no figures; empty if there are.
+        note: What a caller has to say about it.
     """
 
     model: str
@@ -63,6 +64,7 @@ class TensorRTResult:
     latency_s: Spread | None = None
     date: str = ""
     error: str = ""
+    note: str = ""
 
 
 def _now() -> str:

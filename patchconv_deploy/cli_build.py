@@ -170,6 +170,8 @@ def build_command(
     )
     if not out.absolute().parent.is_dir():
         raise click.UsageError(f"-o {out}: no such folder {out.parent}")
+    if out.is_dir():
+        raise click.UsageError(f"-o {out}: is a folder; name a file")
     if out.exists() and (not force or out.resolve() == model.resolve()):
         raise click.UsageError(f"-o {out}: exists already; pass --force to overwrite it")
     free = set(free_inputs(load(model).model))

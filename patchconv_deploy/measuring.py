@@ -7,8 +7,9 @@ import itertools
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from rich.console import Console
@@ -20,7 +21,8 @@ from engines.measure import PROCESSES, Job, Measurement, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
 from engines.onnxruntime_engine import OrtOptions, check_provider
 from engines.tensorrt_build import load_module
-from engines.tensorrt_options import BuildOptions
+from engines.tensorrt_options import BuildOptions, Profile
+from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
 from patchconv_deploy.session_options import recommended_options
@@ -36,7 +38,6 @@ __all__ = [
     "measure_onnxruntime",
     "measure_with_tensorrt",
     "measurement_json",
-    "model_inputs",
     "print_measurements",
     "print_results",
     "print_tensorrt",
@@ -46,42 +47,76 @@ __all__ = [
 
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
+Result: TypeAlias = Measurement | TensorRTResult
+ResultT = TypeVar("ResultT", Measurement, TensorRTResult)
 
-def model_inputs(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 0
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Make seeded inputs for a model file.
 
-    Args:
-        path: The model.
-        shapes: Sizes of inputs with free dimensions; what is still free after that counts as
-            batch 1 and the nominal number of rows and columns.
-        seed: Seed of the random numbers.
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What measuring needs to know of a model.
 
-    Raises:
-        ModelError: The file is no model.
-        OptionError: A shape does not fit it.
+    Attributes:
+        job: The model and the file of its inputs.
+        arrays: The inputs.
+        free: Inputs with free dimensions.
+        metadata: The model's.
+        note: What free dimensions were taken as, where nobody said.
+    """
+
+    job: Job
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    free: frozenset[str]
+    metadata: Mapping[str, str]
+    note: str
+
+
+def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> _Prepared:
+    """Make seeded inputs for a model, and write them to a file.
+
+    What is still free when ``shapes`` are put in counts as batch 1 and the nominal number of rows
+    and columns.
     """
     loaded = load(path)
     slim = skeleton(loaded)
     known = {value.name for value in slim.graph.input}
+    free = frozenset(free_inputs(slim))
     fix_shapes(slim, {name: shape for name, shape in shapes.items() if name in known})
     fix_shapes(slim, nominal_shapes(slim) if free_inputs(slim) else {})
-    return make_inputs(loaded.model, infer(slim), {}, seed)
+    arrays = make_inputs(loaded.model, infer(slim), {}, seed)
+    save_inputs(file, arrays)
+    taken = sorted((free & arrays.keys()) - shapes.keys())
+    sizes = " ".join(f"{name}:{'x'.join(map(str, arrays[name].shape))}" for name in taken)
+    note = f"free dimensions taken as {sizes}; give --shape for others" if taken else ""
+    metadata = {entry.key: entry.value for entry in loaded.model.metadata_props}
+    return _Prepared(Job(path, file), arrays, free, metadata, note)
 
 
 @contextmanager
-def _jobs(
+def _prepared(
     models: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], seed: int
-) -> Iterator[list[Job]]:
-    """Write seeded inputs of each model to files that are there as long as the context."""
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-        jobs = []
-        for number, model in enumerate(models):
-            file = Path(name) / f"inputs_{number}.npz"
-            save_inputs(file, model_inputs(model, shapes, seed))
-            jobs.append(Job(model, file))
-        yield jobs
+) -> Iterator[list[_Prepared]]:
+    """Prepare models; the files of their inputs are there as long as the context.
+
+    Raises:
+        ModelError: A file is no model.
+        OptionError: A shape does not fit.
+        UsageError: No model has an input of that name.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as folder:
+        made = [
+            _prepare(model, Path(folder) / f"inputs_{number}.npz", shapes, seed)
+            for number, model in enumerate(models)
+        ]
+        names = sorted({name for one in made for name in one.arrays})
+        for name in shapes.keys() - set(names):
+            raise UsageError(
+                f"--shape {name}: there is no such input; the inputs are {', '.join(names)}"
+            )
+        yield made
+
+
+def _noted(result: ResultT, note: str) -> ResultT:
+    return dataclasses.replace(result, note=note)
 
 
 def measure_onnxruntime(
@@ -111,18 +146,18 @@ def measure_onnxruntime(
     Raises:
         UsageError: What a model recommends is not understood.
     """
-    each, notes = [options] * len(models), [""] * len(models)
-    if recommended:
-        found = [recommended_options(path, load(path).model, options) for path in models]
-        each = [one or options for one in found]
-        notes = [
-            "recommends no session options: at defaults" if one is None else "" for one in found
-        ]
-    with _jobs(models, shapes, seed) as jobs:
+    with _prepared(models, shapes, seed) as prepared:
+        each, notes = [options] * len(models), [one.note for one in prepared]
+        if recommended:
+            for number, one in enumerate(prepared):
+                found = recommended_options(one.job.model, one.metadata, options)
+                each[number] = found or options
+                if found is None:
+                    none = "recommends no session options: at defaults"
+                    notes[number] = "; ".join(filter(None, (none, one.note)))
+        jobs = [one.job for one in prepared]
         results = measure(jobs, each, runs=runs, processes=processes, memory_limit=memory_limit)
-    return [
-        dataclasses.replace(result, note=note) for result, note in zip(results, notes, strict=True)
-    ]
+    return [_noted(result, note) for result, note in zip(results, notes, strict=True)]
 
 
 def tune_onnxruntime(
@@ -156,10 +191,10 @@ def tune_onnxruntime(
         for reuse, pattern in itertools.product((True, False), repeat=2)
     ]
     tuned = []
-    with _jobs(models, shapes, seed) as jobs:
-        for job in jobs:
+    with _prepared(models, shapes, seed) as prepared:
+        for one in prepared:
             results = measure(
-                [job] * len(pairs),
+                [one.job] * len(pairs),
                 pairs,
                 runs=runs,
                 processes=processes,
@@ -168,7 +203,8 @@ def tune_onnxruntime(
             chosen = best(results)
             if chosen is not None:
                 text = f"best: {_spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
-                results[results.index(chosen)] = dataclasses.replace(chosen, note=text)
+                text = "; ".join(filter(None, (text, one.note)))
+                results[results.index(chosen)] = _noted(chosen, text)
             tuned.append(results)
     return tuned
 
@@ -202,18 +238,14 @@ def measure_with_tensorrt(
         runs: Timed runs of each.
         seed: Seed of the inputs.
     """
-    arrays = [model_inputs(model, shapes, seed) for model in models]
-    options = [
-        BuildOptions(profiles=_profiles(model, made))
-        for model, made in zip(models, arrays, strict=True)
-    ]
-    if engine == "tensorrt-rtx":
-        return plan_tensorrt(models, options, engine)
-    with _jobs(models, shapes, seed) as jobs:
-        return measure_tensorrt(jobs, options, runs=runs, engine=engine)
-
-
-Result: TypeAlias = Measurement | TensorRTResult
+    with _prepared(models, shapes, seed) as prepared:
+        options = [BuildOptions(profiles=_profiles(each)) for each in prepared]
+        if engine == "tensorrt-rtx":
+            results = plan_tensorrt(models, options, engine)
+        else:
+            jobs = [each.job for each in prepared]
+            results = measure_tensorrt(jobs, options, runs=runs, engine=engine)
+        return [_noted(result, one.note) for result, one in zip(results, prepared, strict=True)]
 
 
 def check_engine(engine: str) -> None:
@@ -266,16 +298,9 @@ def print_results(results: Sequence[Result], console: Console) -> None:
         print_measurements([r for r in results if isinstance(r, Measurement)], console)
 
 
-def _profiles(
-    model: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
-) -> tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...]:
-    free = free_inputs(load(model).model)
-    profile = {
-        name: (array.shape, array.shape, array.shape)
-        for name, array in arrays.items()
-        if name in free
-    }
-    return (profile,) if profile else ()
+def _profiles(prepared: _Prepared) -> tuple[Profile, ...]:
+    shapes = {name: prepared.arrays[name].shape for name in prepared.free & prepared.arrays.keys()}
+    return ({name: (shape, shape, shape) for name, shape in shapes.items()},) if shapes else ()
 
 
 def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
@@ -303,11 +328,12 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
             cells += [
                 mebibytes(result.peak_bytes),
                 _over(result.peak_bytes, first.peak_bytes),
-                f"{result.latency_s.median:.4f}",
+                _seconds(result.latency_s.median),
                 "-" if base is None else f"{result.latency_s.median / base:.2f}",
             ]
         table.add_row(escape(result.model), *cells)
     console.print(table)
+    _print_notes(results, console)
     found = next((result for result in results if not result.error), first)
     how = (
         "planned by the builder, nothing was run"
@@ -373,14 +399,12 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
             _over(result.peak_bytes, first.peak_bytes),
             mebibytes(result.runtime_peak_bytes) if result.runtime_peak_bytes else "-",
             _over(result.runtime_peak_bytes, first.runtime_peak_bytes),
-            f"{result.latency_s.median:.3f}",
-            f"{result.latency_s.min:.3f} .. {result.latency_s.max:.3f}",
+            _seconds(result.latency_s.median),
+            f"{_seconds(result.latency_s.min)} .. {_seconds(result.latency_s.max)}",
             "-" if result.ratio is None else f"{result.ratio.median:.2f}",
         )
     console.print(table)
-    for result in results:
-        if result.note:
-            console.print(f"[yellow]note:[/] {escape(f'{result.model}: {result.note}')}")
+    _print_notes(results, console)
     found = next((result for result in results if not result.error), None)
     if found is None:
         return
@@ -409,6 +433,18 @@ def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
 
 def _spelled(result: Measurement, names: Sequence[str]) -> str:
     return ", ".join(f"{name}={result.options[name]}" for name in names)
+
+
+def _print_notes(results: Sequence[Result], console: Console) -> None:
+    for result in results:
+        if result.note:
+            console.print(
+                f"[yellow]note:[/] {escape(f'{result.model}: {result.note}')}", highlight=False
+            )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
 
 
 def _over(value: int | None, reference: int | None) -> str:

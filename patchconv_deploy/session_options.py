@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Mapping
 from pathlib import Path
-
-import onnx
 
 from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.errors import UsageError
@@ -22,23 +21,22 @@ METADATA_KEY = "patchconv.session_options"
 
 
 def recommended_options(
-    path: Path, model: onnx.ModelProto, options: OrtOptions
+    path: Path, metadata: Mapping[str, str], options: OrtOptions
 ) -> OrtOptions | None:
     """Return options with those that a model recommends put in; None where it recommends none.
 
     Args:
         path: The model's file, for messages.
-        model: The model.
+        metadata: Its metadata.
         options: What holds for all that the model says nothing of.
 
     Raises:
         UsageError: The entry is no JSON object of known names to true or false.
     """
-    text = next((each.value for each in model.metadata_props if each.key == METADATA_KEY), None)
-    if text is None:
+    if METADATA_KEY not in metadata:
         return None
     try:
-        entry = json.loads(text)
+        entry = json.loads(metadata[METADATA_KEY])
     except (ValueError, RecursionError):
         entry = None
     known = f"a JSON object of {', '.join(SESSION_OPTIONS)} to true or false"

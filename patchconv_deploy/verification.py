@@ -340,5 +340,6 @@ def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:
     """
     if path is not None:
         if not path.is_file():
-            raise UsageError(f"--inputs {path}: no such file")
+            why = "is a folder" if path.is_dir() else "no such file"
+            raise UsageError(f"--inputs {path}: {why}")
         load_inputs(path, model)

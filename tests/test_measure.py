@@ -156,6 +156,8 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         (["{model}", "--json", "{missing}/x.json"], 2, "no such folder"),
         (["{model}", "--provider", "cuda"], 2, "CUDA"),
         (["{missing}"], 2, "no such file"),
+        (["{folder}"], 2, "is a folder"),
+        (["{model}", "--shape", "z:1x3x9x9"], 2, "no such input; the inputs are x"),
         (["{model}", "--shape", "x:1x3x9x9"], 2, "fixed to"),
         (["{model}", "--memory-limit", "much"], 2, "not a size"),
         (["{broken}"], 1, "failed"),
@@ -169,11 +171,33 @@ def test_failures_have_their_exit_codes(
     broken = onnx.load(model)
     broken.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(broken, tmp_path / "broken.onnx")
-    names = {"model": model, "missing": tmp_path / "none.onnx", "broken": tmp_path / "broken.onnx"}
+    names = {
+        "folder": tmp_path,
+        "model": model,
+        "missing": tmp_path / "none.onnx",
+        "broken": tmp_path / "broken.onnx",
+    }
     done = _command(*(argument.format(**names) for argument in arguments))
     assert done.returncode == code
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
+def test_sizes_nobody_gave_are_said(tmp_path: Path, engine: str) -> None:
+    """Free dimensions count as a plausible size, and the table says which."""
+    if engine == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    model = onnx.load(_chain(tmp_path, 64).model)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "rows"
+    path = tmp_path / "free.onnx"
+    onnx.save(model, path)
+    runs = ["--runs", "1", "--processes", "1"] if engine == "onnxruntime" else []
+    done = _command(path, "--engine", engine, *runs)
+    assert f"note: {path}: free dimensions taken as x:1x3x512x64; give --shape" in done.stdout
+    done = _command(path, "--engine", engine, "--shape", "x:1x3x80x64", *runs)
+    assert "note:" not in done.stdout
+    assert done.returncode == 0
 
 
 def _recommending(folder: Path, entry: str) -> Path:
