@@ -28,7 +28,7 @@ from engines.cuda import cuda_device
 from engines.errors import DeviceMissing, EngineError, EngineMissing, LoadError, RunError
 from engines.onnxruntime_engine import OrtOptions
 
-__all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure"]
+__all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure", "now"]
 
 _MODULE = "engines.measure_child"
 # Enough to meet most orders that a runtime may put independent patches in.
@@ -122,6 +122,11 @@ def cpu_name() -> str:
     except OSError:
         pass
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
+
+
+def now() -> str:
+    """Return the date and time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def measure(
@@ -247,7 +252,7 @@ class _Task:
             "model": self._job["model"],
             "device": cpu_name() if options["provider"] == "cpu" else cuda_device(),
             "options": options,
-            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+            "date": now(),
             "version": self._opened.get("version", ""),
             "providers": tuple(self._opened.get("providers", ())),
         }

@@ -77,9 +77,11 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def _command(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def _command(
+    *arguments: str | Path, do: str = "rewrite", **options: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "patchconv_deploy", "rewrite", *map(str, arguments)],
+        [sys.executable, "-m", "patchconv_deploy", do, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -178,6 +180,34 @@ BAD = {
     "must be 0 or more": ["{model}", "--min-elements", "-1"],
     "onnx knows opsets": ["{model}", "--upgrade-opset", "999"],
 }
+
+
+BAD_BUILD = {
+    "is a folder": ["{model}", "-o", "{folder}", "--force"],
+    "exists already": ["{model}", "-o", "{garbage}"],
+    "never overwritten": ["{model}", "-o", "{model}", "--force"],
+    "no such folder": ["{model}", "-o", "{folder}/m.plan", "--timingCacheFile", "{folder}/no/c"],
+    "name the same file": ["{model}", "-o", "{folder}/m", "--json", "{folder}/m"],
+    "no NVIDIA": ["{model}", "-o", "{folder}/m", "--exportLayerInfo", "{folder}/l"],
+    "not an ONNX model": ["{garbage}", "-o", "{folder}/m.plan"],
+    "not of the form": ["{model}", "-o", "{folder}/m.plan", "--optShapes", "x"],
+}
+
+
+@pytest.mark.parametrize("words", list(BAD_BUILD))
+def test_a_bad_build_ends_in_one_line_and_no_file(path: Path, words: str) -> None:
+    """Exit code 2, whatever engine is installed; nothing written or changed."""
+    garbage = path.parent / "garbage.onnx"
+    garbage.write_bytes(b"\x08\x07 this is no model")
+    names = {"model": path, "garbage": garbage, "folder": path.parent}
+    before = _files(path.parent)
+    done = _command(*(a.format(**names) for a in BAD_BUILD[words]), do="build")
+    if words == "no NVIDIA" and done.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert _files(path.parent) == before
 
 
 @pytest.mark.parametrize("words", list(BAD))
