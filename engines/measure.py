@@ -110,6 +110,10 @@ class Measurement:
     error: str = ""
     note: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        return asdict(self)
+
 
 def cpu_name() -> str:
     """Return the processor's name and its number of cores in use."""

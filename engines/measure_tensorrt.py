@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,15 @@ class TensorRTResult:
     error: str = ""
     note: str = ""
 
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data; a plan has no measured figures, not even empty ones."""
+        data = asdict(self)
+        if self.kind == "planned":
+            for name in (*_MEASURED, "latency_s"):
+                if name != "device":
+                    del data[name]
+        return data
+
 
 def _planned(model: Path, options: BuildOptions, engine: str, plan: Path | None) -> dict[str, Any]:
     with child_process(_MODULE) as child:
@@ -134,7 +143,8 @@ def plan_tensorrt(
             results.append(TensorRTResult(**common, date=now(), error=str(error)))
             continue
         figures = {name: found[name] for name in _SHARED}
-        results.append(TensorRTResult(**common, **figures, date=now()))
+        note = "; ".join(found["notes"])
+        results.append(TensorRTResult(**common, **figures, date=now(), note=note))
     return results
 
 
@@ -185,6 +195,7 @@ def measure_tensorrt(
                 **figures,
                 latency_s=Spread.of(found["seconds"]),
                 date=now(),
+                note="; ".join(built["notes"]),
             )
         )
     return results

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from engines.measure import PROCESSES
-from engines.onnxruntime_engine import PROVIDERS, OrtOptions
+from engines.onnxruntime_engine import PROVIDERS, SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.cli_types import (
     ShapeType,
     SizeType,
@@ -132,9 +132,7 @@ def measure_command(
     The first model is what the others are compared with.
     """
     check_json_target("--json", json_file)
-    _check_fits(context, engine, provider)
-    if tune and recommended:
-        raise click.UsageError("--tune and --recommended exclude each other")
+    _check_fits(context, engine, provider, tune)
     console = stdout_console()
     options = OrtOptions(
         provider=provider,
@@ -170,7 +168,7 @@ def measure_command(
         sys.exit(1)
 
 
-def _check_fits(context: click.Context, engine: str, provider: str) -> None:
+def _check_fits(context: click.Context, engine: str, provider: str, tune: bool) -> None:
     """Refuse options that were given and mean nothing here; what is ignored misleads.
 
     Raises:
@@ -184,5 +182,7 @@ def _check_fits(context: click.Context, engine: str, provider: str) -> None:
             raise click.UsageError(f"{parameter.opts[0]} means nothing to --engine {engine}")
         if engine == "tensorrt-rtx" and name == "runs":
             raise click.UsageError("--runs means nothing to --engine tensorrt-rtx: nothing is run")
+        if tune and name in ("recommended", *SESSION_OPTIONS.values()):
+            raise click.UsageError(f"{parameter.opts[0]} and --tune exclude each other")
         if provider == "cpu" and name.startswith(("cudnn", "arena_extend")):
             raise click.UsageError(f"{parameter.opts[0]} means nothing to --provider cpu")

@@ -115,8 +115,8 @@ def _prepared(
         yield made
 
 
-def _noted(result: ResultT, note: str) -> ResultT:
-    return dataclasses.replace(result, note=note)
+def _noted(result: ResultT, *notes: str) -> ResultT:
+    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, *notes))))
 
 
 def measure_onnxruntime(
@@ -147,17 +147,22 @@ def measure_onnxruntime(
         UsageError: What a model recommends is not understood.
     """
     with _prepared(models, shapes, seed) as prepared:
-        each, notes = [options] * len(models), [one.note for one in prepared]
-        if recommended:
-            for number, one in enumerate(prepared):
-                found = recommended_options(one.job.model, one.metadata, options)
-                each[number] = found or options
-                if found is None:
-                    none = "recommends no session options: at defaults"
-                    notes[number] = "; ".join(filter(None, (none, one.note)))
-        jobs = [one.job for one in prepared]
-        results = measure(jobs, each, runs=runs, processes=processes, memory_limit=memory_limit)
-    return [_noted(result, note) for result, note in zip(results, notes, strict=True)]
+        found = [
+            recommended_options(one.job.model, one.metadata, options) if recommended else None
+            for one in prepared
+        ]
+        results = measure(
+            [one.job for one in prepared],
+            [each or options for each in found],
+            runs=runs,
+            processes=processes,
+            memory_limit=memory_limit,
+        )
+    none = "recommends no session options: at defaults"
+    return [
+        _noted(result, none if recommended and each is None else "", one.note)
+        for result, each, one in zip(results, found, prepared, strict=True)
+    ]
 
 
 def tune_onnxruntime(
@@ -203,8 +208,7 @@ def tune_onnxruntime(
             chosen = best(results)
             if chosen is not None:
                 text = f"best: {_spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
-                text = "; ".join(filter(None, (text, one.note)))
-                results[results.index(chosen)] = _noted(chosen, text)
+                results[results.index(chosen)] = _noted(chosen, text, one.note)
             tuned.append(results)
     return tuned
 
@@ -350,7 +354,7 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
 
 def measurement_json(results: Sequence[Result]) -> dict[str, Any]:
     """Return measurements as JSON-ready data; sizes in bytes, times in seconds."""
-    return {"results": [dataclasses.asdict(result) for result in results]}
+    return {"results": [result.as_json() for result in results]}
 
 
 def tuning_json(tuned: Sequence[Sequence[Measurement]]) -> dict[str, Any]:

@@ -153,6 +153,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
         (["{model}", "--engine", "tensorrt-rtx", "--runs", "2"], 2, "nothing is run"),
         (["{model}", "--cudnn-algo-search", "DEFAULT"], 2, "nothing to --provider cpu"),
         (["{model}", "--tune", "--recommended"], 2, "exclude each other"),
+        (["{model}", "--tune", "--no-mem-reuse"], 2, "--mem-reuse and --tune exclude"),
         (["{model}", "--json", "{missing}/x.json"], 2, "no such folder"),
         (["{model}", "--provider", "cuda"], 2, "CUDA"),
         (["{missing}"], 2, "no such file"),
@@ -292,3 +293,5 @@ def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
     key = "peak_bytes" if engine == "onnxruntime" else "planned_activation_bytes"
     assert [row["engine"] for row in rows] == [engine] * 2
     assert all(row[key] > 0 for row in rows)
+    # A plan holds no figure that looks measured.
+    assert all(("peak_bytes" in row) == (engine == "onnxruntime") for row in rows)
