@@ -448,7 +448,7 @@ def _print_notes(results: Sequence[Result], console: Console) -> None:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3f}" if value >= 1 else f"{value:.3g}"
+    return f"{value:.3f}" if value >= 1 else f"{value:#.3g}"
 
 
 def _over(value: int | None, reference: int | None) -> str:
