@@ -203,7 +203,9 @@ class Fragment:
         """
         nodes, constants = body.export()
         going, still = f"{body.base}/going", f"{body.base}/still_going"
-        nodes.append(onnx.helper.make_node("Identity", [going], [still], name=still))
+        # Made here, not passed on: TensorRT knows no condition where none is given.
+        true = onnx.helper.make_tensor(still, onnx.TensorProto.BOOL, [], [True])
+        nodes.append(onnx.helper.make_node("Constant", [], [still], name=still, value=true))
         graph = onnx.helper.make_graph(
             nodes,
             body.base,
