@@ -202,19 +202,33 @@ class Fragment:
             Per result all rounds' tensors, stacked along a new first dimension.
         """
         nodes, constants = body.export()
-        going, still = f"{body.base}/going", f"{body.base}/still_going"
+        # A condition that is always true is left out: TensorRT takes none. Before opset 11 a Loop
+        # must have a state.
+        kept = [("going", "still_going", onnx.TensorProto.BOOL, [])]
+        if self.opset < 11:
+            kept.append(("state", "same_state", onnx.TensorProto.INT64, [1]))
+        states = [[f"{body.base}/{name}" for name in names] for *names, _, _ in kept]
         # Made here, not passed on: TensorRT knows no condition where none is given.
-        true = onnx.helper.make_tensor(still, onnx.TensorProto.BOOL, [], [True])
-        nodes.append(onnx.helper.make_node("Constant", [], [still], name=still, value=true))
+        true = onnx.helper.make_tensor("going", onnx.TensorProto.BOOL, [], [True])
+        nodes.append(onnx.helper.make_node("Constant", [], [states[0][1]], value=true))
+        for before, after in states[1:]:
+            nodes.append(onnx.helper.make_node("Identity", [before], [after], name=after))
+        befores, afters = (
+            [
+                onnx.helper.make_tensor_value_info(names[at], kind, dims)
+                for names, (*_, kind, dims) in zip(states, kept, strict=True)
+            ]
+            for at in (0, 1)
+        )
         graph = onnx.helper.make_graph(
             nodes,
             body.base,
             [
                 onnx.helper.make_tensor_value_info(step.name, onnx.TensorProto.INT64, []),
-                onnx.helper.make_tensor_value_info(going, onnx.TensorProto.BOOL, []),
+                *befores,
             ],
             [
-                onnx.helper.make_tensor_value_info(still, onnx.TensorProto.BOOL, []),
+                *afters,
                 *(
                     onnx.helper.make_tensor_value_info(tensor.name, kind, dims)
                     for tensor, dims, kind in results
@@ -223,14 +237,17 @@ class Fragment:
         )
         self._inner.update(constants)
         rounds = gs.Constant(self.names.shared(np.asarray(count)), np.asarray(count, np.int64))
-        # A condition that is always true is left out: TensorRT takes none.
         inputs: list[gs.Tensor] = [rounds, gs.Variable("")]
         outputs = [gs.Variable(self._name(f"loop/{k}")) for k in range(len(results))]
         for tensor, size in zip(outputs, sizes, strict=True):
             self.sizes[tensor.name] = self.sizes[f"{tensor.name}/rounds"] = size
         self.sizes.update(body.sizes)
+        final = [gs.Variable(self._name(f"loop/{name}")) for _, name, *_ in kept[1:]]
+        for tensor in final:
+            self.sizes[tensor.name] = self.sizes[f"{tensor.name}/rounds"] = 0
+        inputs += [self.ints([0]) for _ in final]
         self._nodes.append(
-            gs.Node(op="Loop", name=self._name("loop"), inputs=inputs, outputs=outputs)
+            gs.Node(op="Loop", name=self._name("loop"), inputs=inputs, outputs=[*final, *outputs])
         )
         self._bodies[len(self._nodes) - 1] = (graph, body)
         return outputs

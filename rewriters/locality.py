@@ -24,6 +24,7 @@ __all__ = ["AXES", "Facts", "Locality", "find_locality", "record_of", "tiled_axi
 
 # Spatial axes by name, counted from the last dimension; a 1-D Conv's only one answers to all.
 AXES = {"width": 1, "height": 2, "depth": 3}
+_RANKLESS = "the rank of its output is unknown"
 _UNKNOWN = "the table of operators does not have it"
 
 
@@ -117,6 +118,8 @@ def find_locality(facts: Facts, axis_name: str | int) -> Locality:
             return BARRIERS.get(node.op_type, _UNKNOWN)
         if not shapes.doubtful.isdisjoint((*node.input, *node.output)):
             return "runtimes disagree on the size of what it reads or makes"
+        if any(name and len(shapes.dims.get(name, ())) <= axis for name in node.output):
+            return _RANKLESS
         if position not in records:
             records[position] = record_of(facts, position)
         return TABLE[node.op_type](records[position], axis)

@@ -266,7 +266,8 @@ def _hide_doubtful(model: onnx.ModelProto, plain: Shapes) -> bool:
             if node.op_type == "Constant" and attribute.name == "value":
                 constants[node.output[0]] = attribute.t
         dims = plain.dims.get(node.input[0]) if node.input else None
-        if _is_doubtful(node, attributes(node), dims, constants):
+        flat = node.op_type == "ConvTranspose" and len(plain.dims.get(node.output[0], "123")) < 3
+        if flat or _is_doubtful(node, attributes(node), dims, constants):
             node.domain, hidden = UNKNOWN_DOMAIN, True
     if hidden:
         model.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
