@@ -40,6 +40,11 @@ class Engine:
     target: Target
     lowering: Lowering
 
+    @property
+    def in_place(self) -> frozenset[str]:
+        """Operators whose result, as a rule, needs no bytes beside those of their first input."""
+        return self.target.views | self.target.overwrites.keys() | self.lowering.activations
+
 
 # Kernels that may write over their first input (ONNX Runtime's MayInplace), and the Convs that add
 # their fourth input to the result in place. Add, Mul and most others are not among them.
@@ -152,27 +157,43 @@ def read(graph: onnx.GraphProto, shapes: Shapes) -> Model:
     weights |= {sparse.values.name for sparse in graph.sparse_initializer}
     constants = set(weights)
     values = dict(_values(graph.initializer))
-    nodes = []
-    for node in graph.node:
+    dims = dict(shapes.dims)
+    bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
+    nodes: list[Node] = []
+
+    def add(node: onnx.NodeProto) -> None:
         reads = (*node.input, *captured(node))
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
         if all(name in constants for name in reads if name):
             constants.update(node.output)
         if node.op_type == "Constant":
             values.update(_values([a.t for a in node.attribute if a.HasField("t")], node.output[0]))
-        nodes.append(
-            Node(
-                node_label(node),
-                domain + node.op_type,
-                reads,
-                tuple(node.output),
-                attributes(node),
-            )
-        )
-    bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
+        if node.op_type == "Loop" and not shapes.dims.keys().isdisjoint(node.output):
+            reads += unroll(node)
+        label, op_type = node_label(node), domain + node.op_type
+        nodes.append(Node(label, op_type, reads, tuple(node.output), attributes(node)))
+
+    def unroll(node: onnx.NodeProto) -> tuple[str, ...]:
+        """Let one round of a Loop stand for all; what all made is kept until it is joined."""
+        body = next((a.g for a in node.attribute if a.name == "body"), onnx.GraphProto())
+        for inner in body.node:
+            add(inner)
+        states = len(node.input) - 2
+        results = [value.name for value in body.output][1 + max(states, 0) :]
+        kept = []
+        for result, stacked in zip(results, node.output[max(states, 0) :], strict=False):
+            name = f"{stacked}/rounds"
+            kept.append(name)
+            if stacked in dims and stacked in bits:
+                dims[name], bits[name] = dims[stacked], bits[stacked]
+            nodes.append(Node(name, "patchconv:Rounds", (result,), (name,)))
+        return tuple(kept)
+
+    for node in graph.node:
+        add(node)
     return Model(
         tuple(nodes),
-        Tensors(shapes.dims, bits, constants, values),
+        Tensors(dims, bits, constants, values),
         tuple(value.name for value in graph.input if value.name not in weights),
         tuple(value.name for value in graph.output),
     )

@@ -9,8 +9,10 @@ from functools import cached_property
 import onnx
 import onnx.version_converter
 
+from rewriters.activation import predict, profile
 from rewriters.constants import Constants
 from rewriters.errors import OptionError
+from rewriters.fragment import Fragment, sorted_by
 from rewriters.graph import Index, captured, check, index, node_label, opset_of
 from rewriters.locality import Facts
 from rewriters.memory import Peak, Step, peak
@@ -31,6 +33,7 @@ class Analysis:
         steps: The nodes in file order, as the memory model reads them.
         inputs: Inputs of the graph that are no weights.
         bytes: Bytes of every activation, None where unknown.
+        slim: The model without its weights.
     """
 
     facts: Facts
@@ -39,6 +42,7 @@ class Analysis:
     steps: tuple[Step, ...]
     inputs: tuple[str, ...]
     bytes: Mapping[str, int | None]
+    slim: onnx.ModelProto
 
     @property
     def index(self) -> Index:
@@ -50,14 +54,80 @@ class Analysis:
         """Whether sizes had to be assumed."""
         return self.sizing is not self.facts.shapes
 
-    def peak(self, steps: Sequence[Step], more: Mapping[str, int | None]) -> Peak:
-        """Return the predicted peak of an execution order.
+    @cached_property
+    def ideal_peak(self) -> Peak:
+        """The most bytes alive over the file's order, inputs and outputs included."""
+        return peak(self.steps, self.bytes, inputs=self.inputs, outputs=self.index.outputs)
+
+    def graph(self, order: Sequence[int | Fragment]) -> tuple[onnx.GraphProto, Shapes]:
+        """Return an arrangement of the graph with its shapes, without its weights.
 
         Args:
-            steps: The nodes.
-            more: Bytes of tensors the model did not have before.
+            order: Nodes by position, and fragments.
         """
-        return peak(steps, {**self.bytes, **more}, inputs=self.inputs, outputs=self.index.outputs)
+        graph = onnx.GraphProto()
+        slim = self.slim.graph
+        graph.input.extend(slim.input)
+        graph.output.extend(slim.output)
+        graph.initializer.extend(slim.initializer)
+        graph.sparse_initializer.extend(slim.sparse_initializer)
+        dims, elements = dict(self.sizing.dims), dict(self.sizing.elements)
+        constants: dict[str, onnx.TensorProto] = {}
+        for item in order:
+            if isinstance(item, Fragment):
+                nodes, used = item.export()
+                graph.node.extend(nodes)
+                constants.update(used)
+                for name, (shape, kind) in item.shapes.items():
+                    dims[name], elements[name] = shape, kind
+            else:
+                graph.node.append(slim.node[item])
+        graph.initializer.extend(constants.values())
+        return graph, Shapes(dims, elements)
+
+    def run(self, engine: str) -> tuple[list[int], dict[int, int]]:
+        """Return the order in which an engine runs the nodes, and what is alive meanwhile.
+
+        Args:
+            engine: A key of `rewriters.activation.ENGINES`.
+
+        Returns:
+            Positions of all nodes in an order they can run in, as the engine's as can be; and by
+            position the bytes alive, for nodes that are not fused into others.
+        """
+        nodes = self.slim.graph.node
+        labels = {node_label(node): at for at, node in enumerate(nodes)}
+        alive: dict[int, int] = {}
+        turn: dict[int, int] = {}
+        for number, (label, size) in enumerate(profile(*self.graph(range(len(nodes))), engine)):
+            at = labels.get(label)
+            if at is None:
+                # A step that an engine adds is called after the tensor it copies.
+                at = self.index.producer.get(label.split(" (")[0])
+            if at is not None:
+                alive[at] = max(alive.get(at, 0), size)
+                turn.setdefault(at, number)
+        makers = self.index.producer
+        before = [
+            {makers[name] for name in step.reads if name in makers} - {at}
+            for at, step in enumerate(self.steps)
+        ]
+        last = 0
+        for at in range(len(nodes)):
+            # What is fused runs with the last of what it reads.
+            last = max((turn[other] for other in before[at]), default=last)
+            turn.setdefault(at, last)
+        return sorted_by(before, lambda at: (turn[at], at)), alive
+
+    def predict(self, order: Sequence[int | Fragment] | None, engine: str) -> Peak:
+        """Return the predicted peak on an engine (`rewriters.activation`).
+
+        Args:
+            order: An arrangement of the graph, None for the graph as it is.
+            engine: A key of `rewriters.activation.ENGINES`.
+        """
+        nodes = range(len(self.slim.graph.node)) if order is None else order
+        return predict(*self.graph(nodes), engine)
 
 
 def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
@@ -120,4 +190,4 @@ def analyse(
     activations = [*inputs, *(name for step in steps for name in step.makes)]
     sizes = {name: sizing.bytes(name) for name in activations if name not in found.constants}
     certain = Facts(found, opset_of(model), facts, Constants(slim, found, facts))
-    return Analysis(certain, sizing, assumed, tuple(steps), inputs, sizes)
+    return Analysis(certain, sizing, assumed, tuple(steps), inputs, sizes, slim)

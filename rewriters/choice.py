@@ -61,24 +61,26 @@ class Candidates:
         """The most bytes alive where nothing is cut, as the search counts them."""
         return max(self.spaces[0].plain_peaks, default=0)
 
-    def choose(self, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
-        """Return the plan of least work under a budget, or of least peak where there is none.
+    def choose(self, limits: Limits, labels: Mapping[int, str]) -> list[Chosen]:
+        """Return plans of least work under a budget, or of least peak where there is none.
 
         Args:
             limits: What to keep.
             labels: Names of the nodes.
 
         Returns:
-            The plan, None if the budget cannot be met.
+            The best plan of each order of the nodes, the best of all first; none where the budget
+            cannot be met.
         """
-        best: Chosen | None = None
-        for space in self.spaces:
-            found = self._choose(space, limits, labels)
-            if found is None:
-                continue
-            if best is None or _better(found.plan, best.plan, limits):
-                best = found
-        return best
+        found = [self._choose(space, limits, labels) for space in self.spaces]
+        plans = {chosen.plan.spans: chosen for chosen in found if chosen is not None}
+        return sorted(
+            plans.values(),
+            key=lambda chosen: (
+                chosen.plan.cost if limits.budget < inf else chosen.plan.peak,
+                chosen.plan.cost,
+            ),
+        )
 
     def _choose(self, space: Space, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
         for _ in range(_MOST_TRIES):
@@ -116,19 +118,11 @@ class Candidates:
         return found
 
 
-def _better(plan: Plan, than: Plan, limits: Limits) -> bool:
-    """Tell whether a plan is better: less work under a budget, else a notably lower peak."""
-    if limits.budget < inf:
-        return plan.cost < than.cost
-    return plan.peak < 0.95 * than.peak
-
-
 def candidates_of(
     analysis: Analysis,
     axis_name: str | int,
     kept: frozenset[int],
-    *,
-    count_inputs: bool,
+    engine: str,
 ) -> Candidates:
     """Find everything there is to choose from.
 
@@ -136,7 +130,7 @@ def candidates_of(
         analysis: The model.
         axis_name: "height", "width", "depth" or a dimension of the tensor.
         kept: Positions of nodes that are to be left as they are.
-        count_inputs: Whether the graph's inputs count as memory.
+        engine: A key of `rewriters.activation.ENGINES`.
     """
     facts = analysis.facts
     locality = find_locality(facts, axis_name)
@@ -153,5 +147,5 @@ def candidates_of(
         and all(facts.constants.array(name) is not None for name in node.output if name)
     }
     links = {at: link for at, link in locality.links.items() if at not in kept | constant}
-    found = list(spaces(analysis, links, constant | known, inputs=count_inputs))
+    found = list(spaces(analysis, links, constant | known, engine))
     return Candidates(analysis, links, locality.reasons, found, [])

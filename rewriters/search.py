@@ -29,6 +29,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, inf
 
+from rewriters.activation import ENGINES
 from rewriters.analysis import Analysis
 from rewriters.geometry import Rows
 from rewriters.operators import RowLocal
@@ -48,6 +49,8 @@ _SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80,
 _MOST_CUTS = 56
 # Steps by which windows are taller than the whole while wrong rows are counted.
 _TALL = 1 << 22
+# How far above the least peak a plan of less work may be.
+_SLACK = 1.1
 # Long-lived tensors that are tried to be made twice.
 _MOST_REPEATS = 6
 
@@ -161,14 +164,18 @@ class Space:
 
     Args:
         laid: The nodes in order.
+        excess: Bytes an engine has alive while a node runs, by position, beyond those counted
+            here: what it copies and lays out anew.
+        stages: Find the regions there are.
     """
 
-    def __init__(self, laid: Program) -> None:
+    def __init__(self, laid: Program, excess: Mapping[int, int], *, stages: bool = True) -> None:
         self.program = laid
+        self.excess = excess
         # Places between which no region may lie: it was found not to be provable.
         self.forbidden: set[tuple[int, int]] = set()
         self.segments: dict[int, list[_Segment]] = {}
-        for begin, end in self._runs():
+        for begin, end in self._runs() if stages else ():
             cuts = self._cuts(begin, end)
             for at in cuts[:-1]:
                 for segment in self._grow(at, end, cuts):
@@ -329,8 +336,30 @@ class Space:
             made = sum(self.program.tensors[number].bytes for number in occurrence.makes)
             if occurrence.takes_over >= 0:
                 made = 0
-            peaks.append(self.program.live[place] + made)
+            there = self.program.live[place] + made
+            peaks.append(there + self.excess.get(occurrence.node, 0))
         return peaks
+
+    @cached_property
+    def bound(self) -> int:
+        """Bytes below which no plan goes: what nodes that cannot be cut read and make at once."""
+        program = self.program
+        whole = [
+            sum(program.tensors[number].bytes for number in {*o.reads, *o.makes} - {o.takes_over})
+            for o in program.occurrences
+            if o.link is None
+        ]
+        end = len(program.occurrences)
+        outputs = sum(t.bytes for t in program.tensors if t.last_use >= end)
+        return max([outputs, *whole])
+
+    def too_large(self, most: int) -> bool:
+        """Tell whether a tensor between nodes has more elements than that."""
+        return any(t.elements > most and t.made_at >= 0 for t in self.program.tensors)
+
+    def helpless(self, most: int) -> list[str]:
+        """Return tensors of more elements that no tiling makes smaller."""
+        return [t.name for t in self.program.tensors if t.elements > most and t.exempt]
 
     def plan(self, limits: Limits) -> Plan | None:
         """Return the plan of least extra work that keeps the limits, None if there is none.
@@ -410,22 +439,23 @@ class Space:
         found = self.plan(replace(limits, budget=high))
         if found is None:
             return None
-        # The peak of a plan is a sum of whole tensors: a thousandth is near enough.
-        while high - low > high / 1000:
+        # The peak of a plan is a sum of whole tensors: a hundredth is near enough.
+        while high - low > high / 100:
             middle = (low + high) / 2
             plan = self.plan(replace(limits, budget=middle))
             if plan is None:
                 low = middle
             else:
                 found, high = plan, min(middle, float(plan.peak))
-        return found
+        # Much simpler plans are often a little above the least.
+        return self.plan(replace(limits, budget=_SLACK * high)) or found
 
 
 # --- orders -------------------------------------------------------------------------------------
 
 
 def spaces(
-    analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], *, inputs: bool
+    analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], engine: str
 ) -> Iterator[Space]:
     """Yield the nodes in their own order, then with long-lived tensors made twice.
 
@@ -433,19 +463,37 @@ def spaces(
         analysis: The model.
         links: Row-local nodes that may be in a region.
         skipped: Nodes that compute constants.
-        inputs: Whether the graph's inputs count as memory.
+        engine: A key of `rewriters.activation.ENGINES`.
     """
-    order = [(at, False) for at in range(len(analysis.steps)) if at not in skipped]
-    laid = program(analysis, links, order, count_inputs=inputs)
-    yield Space(laid)
+    counted = ENGINES[engine]
+    run, alive = analysis.run(engine)
+    orders = [run] if run == sorted(run) else [run, sorted(run)]
+    laid = [
+        program(analysis, links, [(at, False) for at in order if at not in skipped], engine=counted)
+        for order in orders
+    ]
+    excess = _excess(laid[0], alive)
+    found = [Space(base, excess) for base in laid]
+    yield from found
+    free = Limits()
+    base = min(found, key=lambda space: plan.peak if (plan := space.least_peak(free)) else inf)
     chosen: list[int] = []
-    for number in _long_lived(laid):
+    for number in _long_lived(base.program):
         chosen.append(number)
-        again = _repeated(laid, chosen)
+        again = _repeated(base.program, chosen)
         if again is None:
             chosen.pop()
             continue
-        yield Space(program(analysis, links, again, count_inputs=inputs))
+        yield Space(program(analysis, links, again, engine=counted), excess)
+
+
+def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
+    """Return what an engine has alive beyond the bytes of tensors, by position of the node."""
+    peaks = Space(laid, {}, stages=False).plain_peaks
+    return {
+        occurrence.node: max(0, alive.get(occurrence.node, 0) - peak)
+        for occurrence, peak in zip(laid.occurrences, peaks, strict=True)
+    }
 
 
 def _long_lived(laid: Program) -> list[int]:

@@ -14,19 +14,12 @@ from math import gcd, lcm, prod
 
 import onnx
 
+from rewriters.activation import Engine
 from rewriters.analysis import Analysis
 from rewriters.operators import RowLocal
 from rewriters.work import node_work
 
 __all__ = ["Occurrence", "Program", "Tensor", "program"]
-
-# A convolution's activation is computed in place by every runtime in view, as is any function of
-# one number whose input dies there.
-_IN_PLACE = frozenset(
-    "Abs BatchNormalization Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu "
-    "Log Mish Neg PRelu Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Swish Tanh "
-    "ThresholdedRelu Add Sub Mul Div Reshape Squeeze Unsqueeze Identity Dropout Flatten".split()
-)
 
 
 @dataclass(slots=True)
@@ -106,7 +99,7 @@ def program(
     links: Mapping[int, RowLocal],
     order: Sequence[tuple[int, bool]],
     *,
-    count_inputs: bool,
+    engine: Engine,
 ) -> Program:
     """Lay out nodes in an order.
 
@@ -114,7 +107,7 @@ def program(
         analysis: The model.
         links: Row-local nodes that may be in a region.
         order: Positions of the nodes, and whether each repeats an earlier one.
-        count_inputs: Whether the graph's inputs count as memory.
+        engine: How memory is counted.
     """
     facts, index, sizing = analysis.facts, analysis.index, analysis.sizing
     graph = facts.graph
@@ -128,7 +121,7 @@ def program(
         return latest[name]
 
     for name in analysis.inputs:
-        new(name, -1, (analysis.bytes.get(name) or 0) if count_inputs else 0)
+        new(name, -1, (analysis.bytes.get(name) or 0) if engine.target.counts_inputs else 0)
     occurrences: list[Occurrence] = []
     for place, (position, again) in enumerate(order):
         node, link = graph.node[position], links.get(position)
@@ -178,7 +171,7 @@ def program(
     for name in index.outputs:
         if name in latest:
             tensors[latest[name]].last_use = len(occurrences)
-    _share(graph.node, occurrences, tensors)
+    _share(graph.node, occurrences, tensors, engine.in_place)
     _step(occurrences, tensors)
     whole = {n for o in occurrences if o.link is None for n in (*o.reads, *o.makes)}
     for number, tensor in enumerate(tensors):
@@ -188,11 +181,14 @@ def program(
 
 
 def _share(
-    nodes: Sequence[onnx.NodeProto], occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]
+    nodes: Sequence[onnx.NodeProto],
+    occurrences: Sequence[Occurrence],
+    tensors: Sequence[Tensor],
+    in_place: Collection[str],
 ) -> None:
     """Let a node that works in place take over the bytes of an input that dies there."""
     for place, occurrence in enumerate(occurrences):
-        if nodes[occurrence.node].op_type not in _IN_PLACE or len(occurrence.makes) != 1:
+        if nodes[occurrence.node].op_type not in in_place or len(occurrence.makes) != 1:
             continue
         size = tensors[occurrence.makes[0]].bytes
         for number in occurrence.reads:
