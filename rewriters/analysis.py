@@ -112,11 +112,9 @@ class Analysis:
             {makers[name] for name in step.reads if name in makers} - {at}
             for at, step in enumerate(self.steps)
         ]
-        last = 0
         for at in range(len(nodes)):
             # What is fused runs with the last of what it reads.
-            last = max((turn[other] for other in before[at]), default=last)
-            turn.setdefault(at, last)
+            turn.setdefault(at, max((turn[other] for other in before[at]), default=0))
         return sorted_by(before, lambda at: (turn[at], at)), alive
 
     def predict(self, order: Sequence[int | Fragment] | None, engine: str) -> Peak:

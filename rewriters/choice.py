@@ -23,6 +23,8 @@ __all__ = ["Candidates", "Chosen", "candidates_of"]
 logger = logging.getLogger(__name__)
 
 _MOST_TRIES = 40
+# Much simpler plans are often a little above the least peak.
+_SLACK = 1.1
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class Chosen:
     Attributes:
         plan: The search's plan: its work and peak as the search counts them.
         regions: The same as regions.
+        order: Name of the order of the nodes it was made for.
     """
 
     plan: Plan
     regions: tuple[RegionPlan, ...]
+    order: str
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,7 @@ class Candidates:
 
     def _choose(self, space: Space, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
         for _ in range(_MOST_TRIES):
-            plan = space.least_peak(limits) if limits.budget == inf else space.plan(limits)
+            plan = space.least_peak(limits, _SLACK) if limits.budget == inf else space.plan(limits)
             if plan is None:
                 return None
             regions = []
@@ -97,7 +101,7 @@ class Candidates:
                 else:
                     regions.append(made)
             if len(regions) == len(plan.stages):
-                return Chosen(plan, tuple(regions))
+                return Chosen(plan, tuple(regions), space.order)
         return None
 
     def _prove(

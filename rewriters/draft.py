@@ -80,13 +80,18 @@ def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, ba
 
 
 def ordered(
-    analysis: Analysis, drafts: Sequence[Draft], *, sized: bool = False
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    turns: Sequence[int] | None = None,
+    *,
+    sized: bool = False,
 ) -> list[int | Fragment] | None:
     """Arrange drafts in the graph; Shape nodes of tensors that are gone become constants.
 
     Args:
         analysis: The model.
         drafts: Its regions.
+        turns: When each node is wanted to run, by position; None for the order of the file.
         sized: Take the fragments at assumed sizes.
 
     Returns:
@@ -99,7 +104,7 @@ def ordered(
             return None
         fragments[entry.place] = fragment
     fragments |= _folded(analysis, fragments)
-    return arrange(analysis.index, fragments)
+    return arrange(analysis.index, fragments, turns)
 
 
 def _folded(analysis: Analysis, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
@@ -120,13 +125,19 @@ def _folded(analysis: Analysis, fragments: Mapping[int, Fragment]) -> dict[int, 
     return found
 
 
-def predict(analysis: Analysis, drafts: Sequence[Draft], engine: str) -> Peak | None:
+def predict(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    engine: str,
+    turns: Sequence[int] | None = None,
+) -> Peak | None:
     """Return the predicted peak of the model with these regions, None if sizes are unknown.
 
     Args:
         analysis: The model.
         drafts: Its regions.
         engine: A key of `rewriters.activation.ENGINES`.
+        turns: When each node is wanted to run, by position; None for the order of the file.
     """
-    order = ordered(analysis, drafts, sized=True)
+    order = ordered(analysis, drafts, turns, sized=True)
     return None if order is None else analysis.predict(order, engine)

@@ -377,7 +377,9 @@ def fold(position: int, node: onnx.NodeProto, value: Any, like: Fragment) -> Fra
     return made
 
 
-def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragment] | None:
+def arrange(
+    index: Index, fragments: Mapping[int, Fragment], turns: Sequence[int] | None = None
+) -> list[int | Fragment] | None:
     """Return the graph's nodes, by position, with fragments in place of what they make.
 
     Nodes that only served what a fragment makes now are left out. The order is the graph's own,
@@ -386,6 +388,9 @@ def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragm
     Args:
         index: The graph.
         fragments: Per position the fragment that stands there.
+        turns: Per position when the node is wanted to run. ONNX Runtime walks from the results to
+            what they need, and of two operands makes the one that stands later in the file first:
+            so what runs late stands early.
 
     Returns:
         The new order, None if the fragments depend on each other in a circle.
@@ -407,11 +412,13 @@ def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragm
             items[position, 0] = position
         if position in fragments:
             items[position, 1] = fragments[position]
-    return _sorted(index, items)
+    return _sorted(index, items, turns)
 
 
 def _sorted(
-    index: Index, items: Mapping[tuple[int, int], int | Fragment]
+    index: Index,
+    items: Mapping[tuple[int, int], int | Fragment],
+    turns: Sequence[int] | None,
 ) -> list[int | Fragment] | None:
     """Sort topologically, as close to the order of the keys as can be."""
 
@@ -427,7 +434,10 @@ def _sorted(
         {maker[name] for name in ends(items[key])[0] if name in maker} - {at}
         for at, key in enumerate(keys)
     ]
-    order = sorted_by(before, lambda at: keys[at])
+    if turns is None:
+        order = sorted_by(before, lambda at: keys[at])
+    else:
+        order = sorted_by(before, lambda at: (-turns[keys[at][0]], -keys[at][1]))
     return [items[keys[at]] for at in order] if len(order) == len(items) else None
 
 

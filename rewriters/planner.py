@@ -25,6 +25,7 @@ __all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_data", "plan_region", "r
 # Metadata entry that holds the plan of a rewritten model.
 METADATA_KEY = "patchconv.plan"
 FORMS = ("batch", "sequential", "fused", "loop")
+ORDERS = ("file", "engine", "late")
 _VERSION = 2
 # Patches times heights to prove where the height is unknown: a second or so.
 _MOST_EFFORT = 200_000
@@ -135,12 +136,13 @@ def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | Non
 
 
 def plan_data(
-    axis: str | int, entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]
+    axis: str | int, order: str, entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]
 ) -> dict[str, Any]:
     """Return the plan of a model as data for JSON, readable and editable.
 
     Args:
         axis: The axis that is cut, as the user named it.
+        order: Name of the order that the nodes stand in.
         entries: Regions with their form and the labels of their nodes.
     """
     regions: list[dict[str, Any]] = []
@@ -156,7 +158,7 @@ def plan_data(
             entry["trim"] = plan.tiling.trim
             entry["seams"] = list(plan.tiling.seams())
         regions.append(entry)
-    return {"version": _VERSION, "axis": axis, "regions": regions}
+    return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}
 
 
 def read_plan(text: str) -> dict[str, Any]:
@@ -171,7 +173,9 @@ def read_plan(text: str) -> dict[str, Any]:
         raise OptionError(f"--plan: not JSON: {error}") from error
     if not isinstance(data, dict) or data.get("version") != _VERSION:
         raise OptionError(f"--plan: not a plan of version {_VERSION}")
-    axis, regions = data.get("axis"), data.get("regions")
+    axis, regions, order = data.get("axis"), data.get("regions"), data.get("order", "file")
+    if order not in ORDERS:
+        raise OptionError(f"--plan: order must be one of {', '.join(ORDERS)}")
     if not isinstance(axis, str | int) or (isinstance(axis, str) and axis not in AXES):
         raise OptionError("--plan: axis must be height, width, depth or a dimension")
     if not isinstance(regions, list):
@@ -188,4 +192,4 @@ def read_plan(text: str) -> dict[str, Any]:
             raise OptionError(
                 f"--plan: region {number}: form must be one of {', '.join(FORMS)}, splits 2 or more"
             )
-    return {"axis": axis, "regions": regions}
+    return {"axis": axis, "order": order, "regions": regions}

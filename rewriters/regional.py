@@ -21,7 +21,7 @@ from rewriters.locality import find_locality
 from rewriters.memory import Peak
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
-from rewriters.search import Limits
+from rewriters.search import Limits, turns_of
 
 __all__ = ["Candidate", "Regional", "apply_plan", "cut_regions", "pareto"]
 
@@ -54,6 +54,7 @@ class Candidate:
         recompute: Work after over before.
         fits: It keeps the budget.
         taken: It is the one that was taken.
+        order: Name of the order of the nodes, `rewriters.search.turns_of`.
     """
 
     form: str
@@ -63,6 +64,7 @@ class Candidate:
     recompute: float
     fits: bool
     taken: bool = False
+    order: str = "file"
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ class Regional:
         forms: Per form that was weighed the same regions in it.
         weighed: Every candidate's figures.
         recompute: Work after over before.
+        order: Name of the order of the nodes.
         refused: Regions that the search wanted and that could not be proven.
         links: Positions of the row-local nodes.
         reasons: Why other nodes are not, by position.
@@ -83,6 +86,7 @@ class Regional:
     forms: Mapping[str, tuple[Draft, ...]]
     weighed: tuple[Candidate, ...]
     recompute: float
+    order: str
     refused: tuple[Refusal, ...]
     links: Collection[int]
     reasons: Mapping[int, str]
@@ -129,6 +133,7 @@ def cut_regions(
         forms=forms,
         weighed=tuple(search.weighed),
         recompute=1.0 if taken is None else taken.chosen.plan.recompute,
+        order="file" if taken is None else taken.candidate.order,
         refused=tuple(found.refused),
         links=found.links.keys(),
         reasons=found.reasons,
@@ -158,6 +163,7 @@ class _Search:
 
     def __post_init__(self) -> None:
         self.weighed: list[Candidate] = []
+        self.turns: dict[str, list[int] | None] = {}
         self.names = NameScheme.avoiding(self.analysis.index.names)
 
     def least(self, limits: Limits, *, always: bool, budget: float = inf) -> _Taken | None:
@@ -195,6 +201,10 @@ class _Search:
             found = predict(self.analysis, drafts, self.engine)
             if found is None:
                 continue
+            steered = predict(self.analysis, drafts, self.engine, self._turns(chosen.order))
+            order = "file"
+            if steered is not None and steered.bytes < _GAIN * found.bytes:
+                found, order = steered, chosen.order
             forms[form] = drafts
             figures[form] = Candidate(
                 form,
@@ -203,6 +213,7 @@ class _Search:
                 found.bytes,
                 chosen.plan.recompute,
                 found.bytes <= budget,
+                order=order,
             )
             self.weighed.append(figures[form])
         fitting = [candidate for candidate in figures.values() if candidate.fits]
@@ -212,6 +223,11 @@ class _Search:
         if budget == inf and fitting[-1].peak < _LOOP_SAVES * taken.peak:
             taken = fitting[-1]
         return _Taken(chosen, forms[taken.form], forms, taken.peak, taken)
+
+    def _turns(self, order: str) -> list[int] | None:
+        if order not in self.turns:
+            self.turns[order] = turns_of(self.analysis, order, self.engine)
+        return self.turns[order]
 
     def within_budget(self) -> _Taken:
         """Return the plan of least work that keeps the budget on the engine.
@@ -240,7 +256,8 @@ class _Search:
         smallest, there = self.plain.bytes, self.plain
         if least is not None and least.peak < smallest:
             smallest = least.peak
-            there = predict(self.analysis, least.drafts, self.engine) or self.plain
+            turns = self._turns(least.candidate.order)
+            there = predict(self.analysis, least.drafts, self.engine, turns) or self.plain
         bound = self.found.spaces[0].bound
         held = ", ".join(f"{name} ({_mib(size)} MiB)" for name, size in there.alive[:3])
         return (

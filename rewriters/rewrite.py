@@ -41,7 +41,7 @@ from rewriters.regions import (
     region_size,
     select,
 )
-from rewriters.search import Limits
+from rewriters.search import Limits, turns_of
 from rewriters.shapes import Shapes, fix_shapes
 from rewriters.single import SINGLE_FORMS, cut_singles
 
@@ -303,6 +303,7 @@ class _Decision:
         peaks: Per place of a region and form the predicted peak of the region alone.
         weighed: Plans that were weighed.
         recompute: Work after over before.
+        order: Name of the order of the nodes, `rewriters.search.turns_of`.
     """
 
     drafts: Sequence[Draft]
@@ -311,6 +312,7 @@ class _Decision:
     peaks: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     weighed: tuple[Candidate, ...] = ()
     recompute: float | None = None
+    order: str = "file"
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -347,25 +349,27 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
 
     decided = _decide(analysis, options, engine, labels, sizes, report)
     refused = (*decided.refused, *_in_bodies(model))
-    order = ordered(analysis, decided.drafts)
+    turns = turns_of(analysis, decided.order, engine)
+    order = ordered(analysis, decided.drafts, turns)
     unchanged = replace(unchanged, refused=refused, weighed=decided.weighed)
     if not decided.drafts or order is None:
         return unchanged
-    after = predict(analysis, decided.drafts, engine)
+    after = predict(analysis, decided.drafts, engine, turns)
     by_form = {
         form: found.bytes
         for form, drafts in decided.forms.items()
-        if (found := predict(analysis, drafts, engine)) is not None
+        if (found := predict(analysis, drafts, engine, turns)) is not None
     }
     defaults = None
     if options.target == "onnxruntime":
-        usual = predict(analysis, decided.drafts, "onnxruntime")
+        usual = predict(analysis, decided.drafts, "onnxruntime", turns)
         if usual is not None:
             defaults = analysis.predict(None, "onnxruntime").bytes, usual.bytes
     report("splicing", 0, 1)
     done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
     plan = plan_data(
         options.axis if options.plan is None else options.plan["axis"],
+        decided.order,
         [(e.plan, e.form, r.nodes) for e, r in zip(decided.drafts, done, strict=True)],
     )
     remaining = {
@@ -411,7 +415,8 @@ def _decide(
             (), [Refusal(labels[at], reason, "opset-too-old") for at in candidates(facts.graph)]
         )
     if options.plan is not None:
-        return _Decision(apply_plan(analysis, options.plan, labels), ())
+        drafts = apply_plan(analysis, options.plan, labels)
+        return _Decision(drafts, (), order=options.plan["order"])
     if not options.by_region:
         found = cut_singles(
             analysis,
@@ -442,7 +447,14 @@ def _decide(
         else:
             reason = cut.reasons.get(at, "where its rows are is unknown")
             refused.append(Refusal(labels[at], reason, "not-provable"))
-    return _Decision(cut.drafts, refused, cut.forms, weighed=cut.weighed, recompute=cut.recompute)
+    return _Decision(
+        cut.drafts,
+        refused,
+        cut.forms,
+        weighed=cut.weighed,
+        recompute=cut.recompute,
+        order=cut.order,
+    )
 
 
 def _kept(

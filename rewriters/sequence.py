@@ -6,6 +6,7 @@ late user. What a node reads is then the latest version made before it.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,7 @@ from rewriters.analysis import Analysis
 from rewriters.operators import RowLocal
 from rewriters.work import node_work
 
-__all__ = ["Occurrence", "Program", "Tensor", "program"]
+__all__ = ["Occurrence", "Program", "Tensor", "late_order", "program"]
 
 
 @dataclass(slots=True)
@@ -178,6 +179,39 @@ def program(
         outside = tensor.made_at < 0 or tensor.last_use >= len(occurrences)
         tensor.exempt = outside or number in whole
     return Program(occurrences, tensors, _live(len(occurrences), tensors))
+
+
+def late_order(analysis: Analysis) -> list[int]:
+    """Return an order in which nodes that make more than they read run as late as they can.
+
+    Backwards from the end: of the nodes whose users all stand, the one that sets most bytes free
+    comes next. A Resize then runs right before its user, where both can be in one region.
+    """
+    index, steps, sizes = analysis.index, analysis.steps, analysis.bytes
+    users = [
+        {user for name in step.makes for user in index.users.get(name, ())} - {at}
+        for at, step in enumerate(steps)
+    ]
+    waiting = [len(others) for others in users]
+    alive = {name for name in index.outputs if sizes.get(name)}
+
+    def rank(at: int) -> tuple[int, int]:
+        made = sum(sizes.get(name) or 0 for name in steps[at].makes)
+        read = sum(sizes.get(name) or 0 for name in {*steps[at].reads} - alive)
+        return read - made, -at
+
+    ready = [(rank(at), at) for at, count in enumerate(waiting) if count == 0]
+    heapq.heapify(ready)
+    order = []
+    while ready:
+        _, at = heapq.heappop(ready)
+        order.append(at)
+        alive.update(name for name in steps[at].reads if sizes.get(name))
+        for maker in {index.producer[n] for n in steps[at].reads if n in index.producer} - {at}:
+            waiting[maker] -= 1
+            if not waiting[maker]:
+                heapq.heappush(ready, (rank(maker), maker))
+    return order[::-1]
 
 
 def _share(
