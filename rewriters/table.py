@@ -473,6 +473,15 @@ def _normalize(record: Record, axis: int) -> RowLocal | str:
         return "an output besides the first is used"
     if axis >= record.attributes.get("axis", -1) % len(shape):
         return "it normalises over the tiled axis"
+    for index in range(1, len(record.shapes)):
+        scale = record.shape(index)
+        if index in record.absent:
+            continue
+        if scale is None:
+            return "the rank of its scale is unknown"
+        at = axis - (len(shape) - len(scale))
+        if at >= 0 and scale[at] != 1:
+            return "its scale is not the same in all rows"
     return _same(axis)
 
 
