@@ -321,10 +321,10 @@ def _to_depth(g: Graph) -> bool:
 def _pad(g: Graph) -> bool:
     x = g.pick()
     mode = g.one_of("constant", "edge", "reflect")
-    least = -1 if mode == "constant" else 0
-    begin, end = g.draw(least, 3), g.draw(least, 3)
+    begin, end = g.draw(-2, 4), g.draw(-2, 4)
     rows = x.rows + begin + end
-    if not _LEAST <= rows <= _MOST or max(begin, end) >= x.rows:
+    left = x.rows + min(begin, 0) + min(end, 0)
+    if not _LEAST <= rows <= _MOST or max(begin, end) >= left:
         return False
     sides = g.pads(begin, end, 0, 0)
     inputs = [x.name, g.const([0, 0, *sides[:2], 0, 0, *sides[2:]])]
