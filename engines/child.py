@@ -2,6 +2,7 @@
 
 A crash or an out-of-memory kill ends that process and not the caller; what it could not answer
 becomes a `RunError` that names the signal. Errors of this package pass through as what they are.
+This is the one place that says how a process ended.
 """
 
 from __future__ import annotations
@@ -11,13 +12,15 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from engines import errors
-from engines.errors import EngineError, RunError
+from engines.errors import EngineError, OutOfMemory, RunError, TimeLimit
 
 __all__ = ["Child", "child_process", "module_command", "serve"]
 
@@ -27,42 +30,67 @@ Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
 class Child:
     """A process that answers commands. Made by `child_process`."""
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
+    def __init__(self, process: subprocess.Popen[str], said: IO[bytes]) -> None:
         self._process = process
+        self._said = said
 
-    def ask(self, do: str, **command: Any) -> dict[str, Any]:
+    def ask(self, do: str, *, time_limit_s: float | None = None, **command: Any) -> dict[str, Any]:
         """Send a command and wait for its answer.
 
         Args:
             do: The verb.
+            time_limit_s: Seconds to wait; then the process is ended. None: for ever.
             **command: What goes with it, as JSON data.
 
         Raises:
-            EngineError: What the process raised; `RunError` if it died.
+            EngineError: What the process raised; `RunError` if it died, `TimeLimit` if it took
+                too long.
         """
         process = self._process
         assert process.stdin is not None
         assert process.stdout is not None
+        late = threading.Event()
+
+        def end() -> None:
+            late.set()
+            process.kill()
+
+        timer = None if time_limit_s is None else threading.Timer(time_limit_s, end)
         try:
+            if timer is not None:
+                timer.start()
             process.stdin.write(json.dumps({"do": do, **command}) + "\n")
             process.stdin.flush()
             line = process.stdout.readline()
         except BrokenPipeError:
             line = ""
+        finally:
+            if timer is not None:
+                timer.cancel()
+        if not line and late.is_set():
+            raise TimeLimit(f"no answer within {time_limit_s:g} s")
         if not line:
-            raise RunError(_obituary(process.wait(), do))
+            raise _obituary(process.wait(), self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise getattr(errors, answer["kind"], EngineError)(answer["error"])
         return answer
 
+    def _last_words(self) -> str:
+        self._said.seek(max(0, self._said.seek(0, os.SEEK_END) - 2000))
+        lines = self._said.read().decode("utf-8", "replace").strip().splitlines()
+        return lines[-1].strip()[:300] if lines else ""
 
-def _obituary(code: int, doing: str) -> str:
-    if code < 0:
-        name = signal.Signals(-code).name
-        hint = " (likely out of memory)" if name in ("SIGKILL", "SIGABRT") else ""
-        return f"the process was ended by {name} during {doing!r}{hint}"
-    return f"the process ended with code {code} during {doing!r}"
+
+def _obituary(code: int, words: str) -> RunError:
+    how = f"the process was ended by {signal.Signals(-code).name}" if code < 0 else ""
+    how = how or f"the process ended with exit code {code}"
+    if code == -signal.SIGKILL:
+        return OutOfMemory(f"{how}, likely for want of memory")
+    # What a C++ program says before it aborts.
+    if "bad_alloc" in words or "MemoryError" in words:
+        return OutOfMemory(f"out of memory: {how}")
+    return RunError(f"{how}: {words}" if words else how)
 
 
 def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
@@ -75,25 +103,29 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
 
 
 @contextmanager
-def child_process(module: str) -> Iterator[Child]:
+def child_process(module: str, *arguments: str) -> Iterator[Child]:
     """Start ``python -m module``, which calls `serve`; it ends with the context."""
-    command, environment = module_command(module)
-    process = subprocess.Popen(
-        command,
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        text=True,
-        env=environment,
-    )
-    try:
-        yield Child(process)
-    finally:
-        for stream in (process.stdin, process.stdout):
-            if stream is not None:
-                stream.close()
-        process.terminate()
-        process.wait()
+    command, environment = module_command(module, *arguments)
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=said,
+            text=True,
+            env=environment,
+        )
+        try:
+            yield Child(process, said)
+        finally:
+            # Not asked politely: it holds nothing, and a runtime deep in a kernel does not hear.
+            process.kill()
+            process.wait()
+            for stream in (process.stdin, process.stdout):
+                # What was not sent any more is of no use to a process that is gone.
+                with suppress(BrokenPipeError):
+                    if stream is not None:
+                        stream.close()
 
 
 def serve(verbs: Mapping[str, Verb]) -> None:
@@ -108,6 +140,11 @@ def serve(verbs: Mapping[str, Verb]) -> None:
         except EngineError as error:
             answer = {"error": str(error), "kind": type(error).__name__}
         except MemoryError:
-            answer = {"error": "out of memory", "kind": "RunError"}
+            answer = {"error": "out of memory", "kind": "OutOfMemory"}
+        except Exception as error:  # noqa: BLE001 - the caller is told, and prints no traceback
+            answer = {
+                "error": " ".join(f"{type(error).__name__}: {error}".split()),
+                "kind": "RunError",
+            }
         answers.write(json.dumps(answer) + "\n")
         answers.flush()

@@ -10,6 +10,8 @@ EngineError
   + BuildError        no engine comes of the model
   |   - WorkspaceError  a layer needs more memory than it may have
   + RunError          the model fails while it runs
+      - OutOfMemory     for want of memory
+      - TimeLimit       it takes longer than it may
 """
 
 from __future__ import annotations
@@ -22,8 +24,10 @@ __all__ = [
     "LoadError",
     "NoKernel",
     "OptionError",
+    "OutOfMemory",
     "ParseError",
     "RunError",
+    "TimeLimit",
     "WorkspaceError",
 ]
 
@@ -82,3 +86,11 @@ class WorkspaceError(BuildError):
 
 class RunError(EngineError):
     """The model fails while it runs."""
+
+
+class OutOfMemory(RunError):  # noqa: N818
+    """There is not enough memory to open or run the model."""
+
+
+class TimeLimit(RunError):  # noqa: N818
+    """The model takes longer than it may."""

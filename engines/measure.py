@@ -2,8 +2,12 @@
 
 All models are open at once, each in its own process, and run in turn, round after round: what
 slows the machine down slows all of them, and the ratio is taken round by round. The peak is the
-process's resident high-water mark above its level before the first run (`engines.memory_probe`);
-the runtime's own figure comes from one more fresh process, since profiling costs time.
+process's resident high-water mark above its level before the first run (`engines.memory_probe`).
+
+A peak depends on where things lie in memory (`engines.addresses`). So each model runs in several
+more processes, each at addresses that are its own and the same every time: the largest peak is
+reported, with all of them beside it, and a repetition finds the same. The runtime's own figure
+comes from as many processes again, since profiling costs time.
 """
 
 from __future__ import annotations
@@ -11,22 +15,24 @@ from __future__ import annotations
 import os
 import platform
 import statistics
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines import errors
-from engines.child import child_process
-from engines.errors import EngineError
+from engines.child import Child, child_process
+from engines.cuda import cuda_device
+from engines.errors import DeviceMissing, EngineError, EngineMissing, LoadError, RunError
 from engines.onnxruntime_engine import OrtOptions
-from engines.tensorrt_build import cuda_device
 
-__all__ = ["Job", "Measurement", "Spread", "cpu_name", "measure"]
+__all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure", "now"]
 
 _MODULE = "engines.measure_child"
+# Enough to meet most orders that a runtime may put independent patches in.
+PROCESSES = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,16 +69,22 @@ class Measurement:
         providers: The providers really in use.
         options: Every option of the session.
         runs: Number of timed runs, after one that is not timed.
-        peak_bytes: Peak above the level before the first run, over all runs: on the CPU the
-            process's resident high-water mark, on a GPU the device's used memory.
-        host_peak_bytes: The resident high-water mark, whatever the device.
+        processes: Number of processes that the peaks are from.
+        fixed_addresses: They had the same addresses as they will have the next time.
+        peak_bytes: Peak above the level before the first run, over all runs and processes: on the
+            CPU the process's resident high-water mark, on a GPU the device's used memory.
+        peaks_bytes: That of each process.
+        host_peak_bytes: The largest resident high-water mark, whatever the device.
         runtime_peak_bytes: The runtime's own figure; None where it keeps none (no arena).
+        runtime_peaks_bytes: That of each process.
         input_bytes: Bytes of all inputs; not in ``peak_bytes``, they are there before.
         output_bytes: Bytes of all outputs; in ``peak_bytes``.
+        timing: How time was taken: "wall clock", or "CUDA events" on a GPU.
         latency_s: Seconds per run.
         ratio: Time over the first model's, round by round.
         date: When, UTC.
         error: Why there are no figures; empty if there are.
+        note: What a caller has to say about it.
     """
 
     model: str
@@ -82,15 +94,25 @@ class Measurement:
     providers: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 0
+    processes: int = 0
+    fixed_addresses: bool = False
     peak_bytes: int | None = None
+    peaks_bytes: tuple[int, ...] = ()
     host_peak_bytes: int | None = None
     runtime_peak_bytes: int | None = None
+    runtime_peaks_bytes: tuple[int, ...] = ()
     input_bytes: int | None = None
     output_bytes: int | None = None
+    timing: str = ""
     latency_s: Spread | None = None
     ratio: Spread | None = None
     date: str = ""
     error: str = ""
+    note: str = ""
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data."""
+        return asdict(self)
 
 
 def cpu_name() -> str:
@@ -106,19 +128,26 @@ def cpu_name() -> str:
     return f"{name}, {len(os.sched_getaffinity(0))} cores"
 
 
+def now() -> str:
+    """Return the date and time, UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def measure(
     jobs: Sequence[Job],
-    options: OrtOptions,
+    options: Sequence[OrtOptions],
     *,
     runs: int = 5,
+    processes: int = PROCESSES,
     memory_limit: int | None = None,
 ) -> list[Measurement]:
     """Measure models under ONNX Runtime, the first as the one others are compared with.
 
     Args:
         jobs: Models and their inputs.
-        options: Session options, the same for all.
+        options: Session options of each.
         runs: Timed runs of each, at least 1; one more comes before, untimed but in the peak.
+        processes: Fresh processes that each one's peak is measured in, at least 1.
         memory_limit: Address space of each process in bytes, None for no limit.
 
     Returns:
@@ -128,84 +157,126 @@ def measure(
         EngineMissing: ONNX Runtime is not installed.
         DeviceMissing: The provider cannot be used here.
     """
-    settings = asdict(options)
-    failed: dict[int, str] = {}
-    opened: dict[int, dict[str, Any]] = {}
-    seconds: dict[int, list[float]] = {number: [] for number in range(len(jobs))}
-    finished: dict[int, dict[str, Any]] = {}
-    with ExitStack() as stack:
-        children = [stack.enter_context(child_process(_MODULE)) for _ in jobs]
-
-        def ask(number: int, **command: Any) -> dict[str, Any] | None:
-            if number in failed:
-                return None
-            try:
-                return children[number].ask(**command)
-            except (errors.EngineMissing, errors.DeviceMissing):
-                raise
-            except EngineError as error:
-                failed[number] = str(error)
-                return None
-
-        for number, job in enumerate(jobs):
-            answer = ask(
-                number,
-                do="open",
-                model=str(job.model),
-                inputs=str(job.inputs),
-                options=settings,
-                memory_limit=memory_limit,
-            )
-            opened[number] = answer or {}
-        for turn in range(runs + 1):
-            for number in range(len(jobs)):
-                answer = ask(number, do="run")
-                if answer is not None and turn:
-                    seconds[number].append(answer["seconds"])
-        for number in range(len(jobs)):
-            finished[number] = ask(number, do="finish") or {}
-    date = datetime.now(UTC).isoformat(timespec="seconds")
-    results = []
-    for number, job in enumerate(jobs):
-        common: dict[str, Any] = {
-            "model": str(job.model),
-            "device": cpu_name() if options.provider == "cpu" else cuda_device(),
-            "options": settings,
-            "date": date,
-            "version": opened[number].get("version", ""),
-            "providers": tuple(opened[number].get("providers", ())),
-        }
-        if number in failed:
-            results.append(Measurement(**common, error=failed[number]))
-            continue
-        figures = {key: finished[number][key] for key in ("peak_bytes", "input_bytes")}
-        pairs = [a / b for a, b in zip(seconds[number], seconds[0], strict=False)]
-        results.append(
-            Measurement(
-                **common,
-                **figures,
-                host_peak_bytes=finished[number]["host_peak_bytes"],
-                output_bytes=finished[number]["output_bytes"],
-                runs=runs,
-                runtime_peak_bytes=_runtime_peak(job, settings, runs),
-                latency_s=Spread.of(seconds[number]),
-                ratio=Spread.of(pairs) if pairs else None,
-            )
+    tasks = [
+        _Task(
+            {
+                "model": str(job.model),
+                "inputs": str(job.inputs),
+                "options": asdict(wanted),
+                "memory_limit": memory_limit,
+            }
         )
-    return results
+        for job, wanted in zip(jobs, options, strict=True)
+    ]
+    with ExitStack() as stack:
+        for task in tasks:
+            with task.noting():
+                task.open(stack, layout=0)
+        for turn in range(runs + 1):
+            for task in tasks:
+                with task.noting():
+                    task.run(timed=turn > 0)
+        for task in tasks:
+            with task.noting():
+                task.finish()
+    for task in tasks:
+        for layout in range(processes):
+            with task.noting(), ExitStack() as stack:
+                # The second run can need more than the first; those after it are like it.
+                if layout:
+                    task.open(stack, layout)
+                    task.run(timed=False)
+                    task.run(timed=False)
+                    task.finish()
+            with task.noting():
+                task.profile(layout, runs=2)
+    return [task.result(tasks[0], runs) for task in tasks]
 
 
-def _runtime_peak(job: Job, settings: Mapping[str, Any], runs: int) -> int | None:
-    with child_process(_MODULE) as child:
+class _Task:
+    """A model that is being measured, and what was found so far."""
+
+    def __init__(self, job: Mapping[str, Any]) -> None:
+        self._job = job
+        self._child: Child | None = None
+        self._opened: Mapping[str, Any] = {}
+        self._finished: list[Mapping[str, Any]] = []
+        self._own: list[int] = []
+        self._error = ""
+        self.seconds: list[float] = []
+
+    @contextmanager
+    def noting(self) -> Iterator[None]:
+        """Note what goes wrong; what is asked of a task that failed is not done."""
         try:
-            answer = child.ask(
-                do="profile",
-                model=str(job.model),
-                inputs=str(job.inputs),
-                options=settings,
-                runs=runs + 1,
-            )
-        except EngineError:
-            return None
-    found: int | None = answer["runtime_peak_bytes"]
-    return found
+            yield
+        except (EngineMissing, DeviceMissing):
+            raise
+        except EngineError as error:
+            self._error = self._error or str(error)
+
+    def _ask(self, do: str, **command: Any) -> dict[str, Any]:
+        if self._error or self._child is None:
+            raise EngineError(self._error)
+        return self._child.ask(do, **command)
+
+    def open(self, stack: ExitStack, layout: int) -> None:
+        """Open the model in a fresh process, which ends with the stack."""
+        if not self._error:
+            self._child = stack.enter_context(child_process(_MODULE, str(layout)))
+            self._opened = self._ask("open", **self._job)
+
+    def run(self, *, timed: bool) -> None:
+        """Run once."""
+        seconds = self._ask("run")["seconds"]
+        if timed:
+            self.seconds.append(seconds)
+
+    def finish(self) -> None:
+        """Take the process's peak."""
+        self._finished.append(self._ask("finish"))
+
+    def profile(self, layout: int, runs: int) -> None:
+        """Take the runtime's own figure, in a fresh process; it may have none."""
+        if self._error:
+            return
+        with (
+            tempfile.TemporaryDirectory(prefix="patchconv-") as folder,
+            child_process(_MODULE, str(layout)) as child,
+            suppress(RunError, LoadError),
+        ):
+            found = child.ask("profile", runs=runs, folder=folder, **self._job)
+            if found["runtime_peak_bytes"] is not None:
+                self._own.append(found["runtime_peak_bytes"])
+
+    def result(self, first: _Task, runs: int) -> Measurement:
+        """Return what was found, beside what was found of the first."""
+        options = self._job["options"]
+        common: dict[str, Any] = {
+            "model": self._job["model"],
+            "device": cpu_name() if options["provider"] == "cpu" else cuda_device(),
+            "options": options,
+            "date": now(),
+            "version": self._opened.get("version", ""),
+            "providers": tuple(self._opened.get("providers", ())),
+        }
+        if self._error:
+            return Measurement(**common, error=self._error)
+        pairs = [a / b for a, b in zip(self.seconds, first.seconds, strict=False)]
+        peaks = tuple(found["peak_bytes"] for found in self._finished)
+        return Measurement(
+            **common,
+            runs=runs,
+            processes=len(peaks),
+            fixed_addresses=self._opened["fixed_addresses"],
+            peak_bytes=max(peaks),
+            peaks_bytes=peaks,
+            host_peak_bytes=max(found["host_peak_bytes"] for found in self._finished),
+            runtime_peak_bytes=max(self._own, default=None),
+            runtime_peaks_bytes=tuple(self._own),
+            input_bytes=self._finished[0]["input_bytes"],
+            output_bytes=self._finished[0]["output_bytes"],
+            timing=self._opened["timing"],
+            latency_s=Spread.of(self.seconds),
+            ratio=Spread.of(pairs) if pairs else None,
+        )

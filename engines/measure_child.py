@@ -1,15 +1,18 @@
-"""The process that one model is measured in: ``python -m engines.measure_child``.
+"""The process that one model is measured in: ``python -m engines.measure_child LAYOUT``.
 
 It reads one JSON command a line and answers each with one JSON line:
 
-    {"do": "open", "model": ..., "engine": ..., "options": {...}, "inputs": FILE.npz}
+    {"do": "open", "model": ..., "options": {...}, "inputs": FILE.npz}
     {"do": "run"}        -> {"seconds": ...}
-    {"do": "finish"}     -> {"peak_bytes": ..., "runtime_peak_bytes": ..., ...}
+    {"do": "finish"}     -> {"peak_bytes": ..., ...}
+    {"do": "profile", ...}  -> {"runtime_peak_bytes": ...}
 
-Between "open" and the first "run" the high-water mark is reset, so the peak is what running adds to
-an open session with its inputs made. On a GPU the peak is the device's used memory above its level
-before the first run, sampled through NVML (`engines.nvml`), and the resident one is reported apart,
-as ``host_peak_bytes``.
+LAYOUT is the number of its memory layout (`engines.addresses`). Between "open" and the first "run"
+the high-water mark is reset, so the peak is what running adds to an open session with its inputs
+made. Time is wall clock around the run. On a GPU it is between two CUDA events on the session's
+stream, inputs and outputs bound to the device, so that no copy is in it; the peak is the device's
+used memory above its level before the first run, sampled through NVML (`engines.nvml`), and the
+resident one is reported apart, as ``host_peak_bytes``.
 """
 
 from __future__ import annotations
@@ -17,20 +20,26 @@ from __future__ import annotations
 import gc
 import resource
 import sys
-import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack, nullcontext
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from engines.addresses import fix_addresses
 from engines.child import serve
+from engines.cuda import Cuda
 from engines.memory_probe import high_water_bytes, reset_high_water, resident_bytes
 from engines.nvml import DeviceMemory, open_device_memory
-from engines.onnxruntime_engine import OrtOptions, Session, open_session, runtime_peak
+from engines.onnxruntime_engine import (
+    OrtOptions,
+    Session,
+    check_provider,
+    open_session,
+    runtime_peak,
+)
 
 __all__ = ["main"]
 
@@ -38,37 +47,58 @@ __all__ = ["main"]
 class _Worker:
     """One model, open from "open" to "finish"."""
 
-    def __init__(self, stack: ExitStack) -> None:
+    def __init__(self, stack: ExitStack, fixed: bool) -> None:
         self._stack = stack
+        self._fixed = fixed
         self._base = 0
-        self._session: Session | None = None
         self._device: DeviceMemory | None = None
         self._feeds: dict[str, np.ndarray[Any, Any]] = {}
-        self._outputs = 0
+        self._time: Callable[[], float] = float
+        self._output_bytes: Callable[[], int] = int
 
     def open(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        limit = job.get("memory_limit")
-        if limit:
-            resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
-        with np.load(job["inputs"], allow_pickle=False) as data:
-            self._feeds = {name: data[name] for name in data.files}
-        options = OrtOptions(**job["options"])
-        self._session = self._stack.enter_context(open_session(Path(job["model"]), options))
-        if options.provider != "cpu":
-            self._device = self._stack.enter_context(open_device_memory())
+        options, self._feeds = _begin(job)
+        prepare = self._prepare_cpu if options.provider == "cpu" else self._prepare_gpu
+        session = prepare(Path(job["model"]), options)
         gc.collect()
         self._base = resident_bytes()
         reset_high_water()
-        return {"providers": self._session.providers, "version": self._session.version}
+        return {
+            "providers": session.providers,
+            "version": session.version,
+            "timing": "wall clock" if options.provider == "cpu" else "CUDA events",
+            "fixed_addresses": self._fixed,
+        }
+
+    def _prepare_cpu(self, model: Path, options: OrtOptions) -> Session:
+        session = self._stack.enter_context(open_session(model, options))
+        size = 0
+
+        def time_run() -> float:
+            nonlocal size
+            begin = time.perf_counter()
+            results = session.run(self._feeds)
+            seconds = time.perf_counter() - begin
+            size = sum(getattr(value, "nbytes", 0) for value in results.values())
+            return seconds
+
+        self._time = time_run
+        self._output_bytes = lambda: size
+        return session
+
+    def _prepare_gpu(self, model: Path, options: OrtOptions) -> Session:
+        cuda = Cuda.load()
+        stream = self._stack.enter_context(cuda.stream())
+        session = self._stack.enter_context(open_session(model, options, stream=stream))
+        bound = session.bind(self._feeds)
+        self._device = self._stack.enter_context(open_device_memory())
+        self._time = lambda: cuda.time(bound.run, stream)[0]
+        self._output_bytes = lambda: sum(array.nbytes for array in bound.fetch())
+        return session
 
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        assert self._session is not None
         with nullcontext() if self._device is None else self._device.run():
-            begin = time.perf_counter()
-            results = self._session.run(self._feeds)
-            seconds = time.perf_counter() - begin
-        self._outputs = sum(getattr(value, "nbytes", 0) for value in results.values())
-        return {"seconds": seconds}
+            return {"seconds": self._time()}
 
     def finish(self, job: Mapping[str, Any]) -> dict[str, Any]:
         host_peak = max(0, high_water_bytes() - self._base)
@@ -77,23 +107,34 @@ class _Worker:
             "host_peak_bytes": host_peak,
             "base_bytes": self._base,
             "input_bytes": sum(array.nbytes for array in self._feeds.values()),
-            "output_bytes": self._outputs,
+            "output_bytes": self._output_bytes(),
         }
 
     def profile(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Run in a profiled session, for the runtime's own figure."""
-        with np.load(job["inputs"], allow_pickle=False) as data:
-            feeds = {name: data[name] for name in data.files}
-        options = OrtOptions(**job["options"])
-        with tempfile.TemporaryDirectory(prefix="patchconv-") as folder:
-            peak = runtime_peak(Path(job["model"]), options, feeds, job["runs"], Path(folder))
-        return {"runtime_peak_bytes": peak, "options": asdict(options)}
+        options, feeds = _begin(job)
+        folder = Path(job["folder"])
+        peak = runtime_peak(Path(job["model"]), options, feeds, job["runs"], folder)
+        return {"runtime_peak_bytes": peak}
+
+
+def _begin(job: Mapping[str, Any]) -> tuple[OrtOptions, dict[str, np.ndarray[Any, Any]]]:
+    """Return options and inputs, with the process's memory limited."""
+    options = OrtOptions(**job["options"])
+    # Imported before the limit: the model is to be what does not fit, not the runtime.
+    check_provider(options)
+    limit = job.get("memory_limit")
+    if limit:
+        resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
+    with np.load(job["inputs"], allow_pickle=False) as data:
+        return options, {name: data[name] for name in data.files}
 
 
 def main() -> int:
     """Serve until standard input ends."""
+    fixed = fix_addresses(int(sys.argv[1]))
     with ExitStack() as stack:
-        worker = _Worker(stack)
+        worker = _Worker(stack, fixed)
         serve(
             {
                 "open": worker.open,

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from engines.child import child_process
 from engines.errors import DeviceMissing, EngineError, EngineMissing
-from engines.measure import Job, Spread
+from engines.measure import Job, Spread, now
 from engines.tensorrt_options import BuildOptions
 
 __all__ = ["TensorRTResult", "measure_tensorrt", "plan_tensorrt"]
@@ -39,12 +38,17 @@ class TensorRTResult:
         planned_scratch_bytes: Largest scratch memory of a layer, as planned.
         weights_bytes: Weights in the plan.
         build_s: Seconds of the build.
+        skipped_tactics: Tactics that asked for more workspace than allowed: layer and bytes.
+        device_memory_bytes: Measured: context memory as the engine says, its largest profile's.
+        device_memory_per_profile_bytes: Measured: the same of each profile.
+        layer_information: Measured: the engine inspector's, per layer.
         peak_bytes: Measured: most the allocator had out while running, without the weights.
         peak_with_weights_bytes: Measured: the same with them.
         io_bytes: Measured: inputs and outputs, counted apart.
         latency_s: Measured: seconds per run, by CUDA events.
         date: When, UTC.
         error: Why there are no figures; empty if there are.
+        note: What a caller has to say about it.
     """
 
     model: str
@@ -57,16 +61,26 @@ class TensorRTResult:
     planned_scratch_bytes: int | None = None
     weights_bytes: int | None = None
     build_s: float | None = None
+    skipped_tactics: Sequence[Mapping[str, Any]] = ()
+    device_memory_bytes: int | None = None
+    device_memory_per_profile_bytes: Sequence[int] = ()
+    layer_information: Any = None
     peak_bytes: int | None = None
     peak_with_weights_bytes: int | None = None
     io_bytes: int | None = None
     latency_s: Spread | None = None
     date: str = ""
     error: str = ""
+    note: str = ""
 
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds")
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON-ready data; a plan has no measured figures, not even empty ones."""
+        data = asdict(self)
+        if self.kind == "planned":
+            for name in (*_MEASURED, "latency_s"):
+                if name != "device":
+                    del data[name]
+        return data
 
 
 def _planned(model: Path, options: BuildOptions, engine: str, plan: Path | None) -> dict[str, Any]:
@@ -88,6 +102,16 @@ _SHARED = (
     "weights_bytes",
     "planned_activation_bytes",
     "planned_scratch_bytes",
+    "skipped_tactics",
+)
+_MEASURED = (
+    "device",
+    "peak_bytes",
+    "peak_with_weights_bytes",
+    "io_bytes",
+    "device_memory_bytes",
+    "device_memory_per_profile_bytes",
+    "layer_information",
 )
 
 
@@ -116,10 +140,11 @@ def plan_tensorrt(
         except (EngineMissing, DeviceMissing):
             raise
         except EngineError as error:
-            results.append(TensorRTResult(**common, date=_now(), error=str(error)))
+            results.append(TensorRTResult(**common, date=now(), error=str(error)))
             continue
         figures = {name: found[name] for name in _SHARED}
-        results.append(TensorRTResult(**common, **figures, date=_now()))
+        note = "; ".join(found["notes"])
+        results.append(TensorRTResult(**common, **figures, date=now(), note=note))
     return results
 
 
@@ -160,18 +185,17 @@ def measure_tensorrt(
             except (EngineMissing, DeviceMissing):
                 raise
             except EngineError as error:
-                results.append(TensorRTResult(**common, date=_now(), error=str(error)))
+                results.append(TensorRTResult(**common, date=now(), error=str(error)))
                 continue
-        figures = {name: built[name] for name in _SHARED} | {"device": found["device"]}
+        figures = {name: built[name] for name in _SHARED}
+        figures |= {name: found[name] for name in _MEASURED}
         results.append(
             TensorRTResult(
                 **common,
                 **figures,
-                peak_bytes=found["peak_bytes"],
-                peak_with_weights_bytes=found["peak_with_weights_bytes"],
-                io_bytes=found["io_bytes"],
                 latency_s=Spread.of(found["seconds"]),
-                date=_now(),
+                date=now(),
+                note="; ".join(built["notes"]),
             )
         )
     return results

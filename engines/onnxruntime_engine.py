@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,14 +20,38 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import DeviceMissing, EngineMissing, LoadError, NoKernel, RunError
+from engines.errors import (
+    DeviceMissing,
+    EngineMissing,
+    LoadError,
+    NoKernel,
+    OutOfMemory,
+    RunError,
+)
 
-__all__ = ["PROVIDERS", "OrtOptions", "Session", "installed", "open_session", "runtime_peak"]
+__all__ = [
+    "PROVIDERS",
+    "SESSION_OPTIONS",
+    "Bound",
+    "OrtOptions",
+    "Session",
+    "check_provider",
+    "installed",
+    "open_session",
+    "runtime_peak",
+]
 
 PROVIDERS: Mapping[str, str] = {
     "cpu": "CPUExecutionProvider",
     "cuda": "CUDAExecutionProvider",
     "tensorrt": "TensorrtExecutionProvider",
+}
+
+# Attribute of onnxruntime.SessionOptions -> field of OrtOptions.
+SESSION_OPTIONS: Mapping[str, str] = {
+    "enable_cpu_mem_arena": "arena",
+    "enable_mem_pattern": "memory_pattern",
+    "enable_mem_reuse": "memory_reuse",
 }
 
 
@@ -39,8 +64,8 @@ class OrtOptions:
         threads: Threads within an operator; 0 leaves it to the runtime.
         arena: Keep freed memory in an arena that grows and is never given back.
         arena_extend_strategy: How the CUDA arena grows: "kNextPowerOfTwo" or "kSameAsRequested".
-        mem_pattern: Reserve one block for all activations from the second run on.
-        mem_reuse: Plan static reuse of buffers.
+        memory_pattern: Reserve one block for all activations from the second run on.
+        memory_reuse: Plan static reuse of buffers.
         cudnn_conv_use_max_workspace: Let cuDNN take as much workspace as it wants.
         cudnn_conv_algo_search: "EXHAUSTIVE", "HEURISTIC" or "DEFAULT".
     """
@@ -49,14 +74,24 @@ class OrtOptions:
     threads: int = 0
     arena: bool = True
     arena_extend_strategy: str = "kNextPowerOfTwo"
-    mem_pattern: bool = True
-    mem_reuse: bool = True
+    memory_pattern: bool = True
+    memory_reuse: bool = True
     cudnn_conv_use_max_workspace: bool = True
     cudnn_conv_algo_search: str = "EXHAUSTIVE"
 
-    def providers(self) -> list[Any]:
-        """Return the providers to ask for, with their options."""
+    def session_options(self) -> dict[str, bool]:
+        """Return the memory options under the names of onnxruntime.SessionOptions."""
+        return {name: getattr(self, field) for name, field in SESSION_OPTIONS.items()}
+
+    def providers(self, stream: int | None = None) -> list[Any]:
+        """Return the providers to ask for, with their options.
+
+        Args:
+            stream: The CUDA stream that a provider of a GPU is to run on; its own if None.
+        """
+        on = {} if stream is None else {"user_compute_stream": str(stream)}
         cuda = {
+            **on,
             "arena_extend_strategy": self.arena_extend_strategy,
             "cudnn_conv_use_max_workspace": "1" if self.cudnn_conv_use_max_workspace else "0",
             "cudnn_conv_algo_search": self.cudnn_conv_algo_search,
@@ -64,7 +99,7 @@ class OrtOptions:
         wanted: dict[str, list[Any]] = {
             "cpu": [PROVIDERS["cpu"]],
             "cuda": [(PROVIDERS["cuda"], cuda)],
-            "tensorrt": [PROVIDERS["tensorrt"], (PROVIDERS["cuda"], cuda)],
+            "tensorrt": [(PROVIDERS["tensorrt"], on), (PROVIDERS["cuda"], cuda)],
         }
         return wanted[self.provider]
 
@@ -74,8 +109,21 @@ def installed() -> bool:
     return importlib.util.find_spec("onnxruntime") is not None
 
 
+_NO_MEMORY = re.compile(
+    r"bad_alloc|failed to allocate memory|available memory of|out of memory|cudaErrorMemoryAlloc",
+    re.IGNORECASE,
+)
+
+
 def _one_line(error: Exception) -> str:
     return " ".join(str(error).split())
+
+
+def _run_error(error: Exception) -> RunError:
+    message = _one_line(error)
+    if _NO_MEMORY.search(message):
+        return OutOfMemory(f"out of memory: {message}")
+    return RunError(message)
 
 
 class Session:
@@ -110,30 +158,71 @@ class Session:
         try:
             results = self._session.run(None, dict(feeds))
         except Exception as error:
-            raise RunError(_one_line(error)) from error
+            raise _run_error(error) from error
         return dict(zip(self.output_names, results, strict=True))
+
+    def bind(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Bound:
+        """Copy inputs to the GPU the session runs on, and let its outputs stay there.
+
+        Args:
+            feeds: One array per input.
+
+        Raises:
+            RunError: There is no room for them.
+        """
+        import onnxruntime as ort
+
+        binding = self._session.io_binding()
+        try:
+            for name, array in feeds.items():
+                # Text stays on the host.
+                device = "cuda" if array.dtype.kind in "biuf" else "cpu"
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device))
+        except Exception as error:
+            raise _run_error(error) from error
+        for output in self._session.get_outputs():
+            binding.bind_output(output.name, "cuda" if output.type.startswith("tensor(") else "cpu")
+        options = ort.RunOptions()
+        # What records events on the stream waits for them itself.
+        options.add_run_config_entry("disable_synchronize_execution_providers", "1")
+        return Bound(self._session, binding, options)
 
     def end_profiling(self) -> Path:
         """Stop profiling and return the file of records."""
         return Path(self._session.end_profiling())
 
 
-@contextmanager
-def open_session(
-    path: Path, options: OrtOptions | None = None, *, profile: Path | None = None
-) -> Iterator[Session]:
-    """Open a model.
+class Bound:
+    """A session with its inputs and outputs on the GPU. Made by `Session.bind`."""
 
-    Args:
-        path: The model file.
-        options: Session options; the runtime's defaults on the CPU if None.
-        profile: Write profiling records under this prefix.
+    def __init__(self, session: Any, binding: Any, options: Any) -> None:
+        self._session = session
+        self._binding = binding
+        self._options = options
+
+    def run(self) -> None:
+        """Put one run on the session's stream, without copies and without waiting.
+
+        Raises:
+            RunError: The model failed.
+        """
+        try:
+            self._session.run_with_iobinding(self._binding, self._options)
+        except Exception as error:
+            raise _run_error(error) from error
+
+    def fetch(self) -> list[np.ndarray[Any, Any]]:
+        """Wait, and copy the outputs to the host, in order; not what is no tensor."""
+        self._binding.synchronize_outputs()
+        return [value.numpy() for value in self._binding.get_outputs() if value.is_tensor()]
+
+
+def check_provider(options: OrtOptions) -> None:
+    """Import ONNX Runtime and see that it has the provider asked for.
 
     Raises:
         EngineMissing: ONNX Runtime is not installed.
-        DeviceMissing: The provider asked for is not the one that would run the model.
-        NoKernel: It has no kernel for an operator at its element type.
-        LoadError: It refuses the model for another reason.
+        DeviceMissing: It is another build of it.
     """
     try:
         import onnxruntime as ort
@@ -141,26 +230,58 @@ def open_session(
         raise EngineMissing(
             "ONNX Runtime is not installed; install patchconv-deploy[cpu]"
         ) from error
-    options = options or OrtOptions()
     wanted = PROVIDERS[options.provider]
     if wanted not in ort.get_available_providers():
         raise DeviceMissing(
             f"this ONNX Runtime has no {wanted}; install patchconv-deploy[gpu] in place of "
             "onnxruntime, on a machine with an NVIDIA GPU"
         )
+
+
+@contextmanager
+def open_session(
+    path: Path,
+    options: OrtOptions | None = None,
+    *,
+    profile: Path | None = None,
+    stream: int | None = None,
+) -> Iterator[Session]:
+    """Open a model.
+
+    Args:
+        path: The model file.
+        options: Session options; the runtime's defaults on the CPU if None.
+        profile: Write profiling records under this prefix.
+        stream: The CUDA stream to run on; the provider's own if None.
+
+    Raises:
+        EngineMissing: ONNX Runtime is not installed.
+        DeviceMissing: The provider asked for is not the one that would run the model.
+        NoKernel: It has no kernel for an operator at its element type.
+        OutOfMemory: It does not fit into memory.
+        LoadError: It refuses the model for another reason.
+    """
+    options = options or OrtOptions()
+    check_provider(options)
+    import onnxruntime as ort
+
+    wanted = PROVIDERS[options.provider]
     session_options = ort.SessionOptions()
     session_options.log_severity_level = 4
     session_options.intra_op_num_threads = options.threads
-    session_options.enable_cpu_mem_arena = options.arena
-    session_options.enable_mem_pattern = options.mem_pattern
-    session_options.enable_mem_reuse = options.mem_reuse
+    for name, value in options.session_options().items():
+        setattr(session_options, name, value)
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile)
     try:
-        session = ort.InferenceSession(str(path), session_options, providers=options.providers())
+        session = ort.InferenceSession(
+            str(path), session_options, providers=options.providers(stream)
+        )
     except Exception as error:
         message = _one_line(error)
+        if _NO_MEMORY.search(message):
+            raise _run_error(error) from error
         missing = "NOT_IMPLEMENTED" in message or "Could not find an implementation" in message
         raise (NoKernel if missing else LoadError)(message) from error
     if wanted not in session.get_providers():

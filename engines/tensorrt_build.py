@@ -22,13 +22,11 @@ samples/common/sampleEngines.cpp.
 
 from __future__ import annotations
 
-import ctypes
 import importlib
 import logging
 import math
 import os
 import re
-import sys
 import tempfile
 import time
 import warnings
@@ -38,6 +36,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.cuda import cuda_device
 from engines.errors import (
     BuildError,
     DeviceMissing,
@@ -57,7 +56,6 @@ __all__ = [
     "TacticRequest",
     "build",
     "collect",
-    "cuda_device",
     "engine_of",
     "load_module",
     "oversized",
@@ -109,38 +107,6 @@ def _label(module: Any) -> str:
 
 def _always_strongly_typed(module: Any) -> bool:
     return engine_of(module) == "tensorrt-rtx" or int(module.__version__.split(".")[0]) >= 11
-
-
-def cuda_device() -> str:
-    """Return the first CUDA device: name, compute capability, memory.
-
-    It asks the driver itself, which is there wherever a GPU is usable, and no CUDA package.
-
-    Raises:
-        DeviceMissing: There is no driver, or no device; the message says which.
-    """
-    try:
-        driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
-    except OSError:
-        raise DeviceMissing("no NVIDIA driver on this machine (libcuda is not there)") from None
-    code = driver.cuInit(0)
-    if code != 0:
-        raise DeviceMissing(f"no usable NVIDIA GPU on this machine (cuInit: error {code})")
-    count, device = ctypes.c_int(), ctypes.c_int()
-    driver.cuDeviceGetCount(ctypes.byref(count))
-    if count.value == 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
-        raise DeviceMissing("no NVIDIA GPU on this machine (the driver is there)")
-    name = ctypes.create_string_buffer(128)
-    major, minor, memory = ctypes.c_int(), ctypes.c_int(), ctypes.c_size_t()
-    driver.cuDeviceGetName(name, len(name), device)
-    # 75 and 76: CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR.
-    driver.cuDeviceGetAttribute(ctypes.byref(major), 75, device)
-    driver.cuDeviceGetAttribute(ctypes.byref(minor), 76, device)
-    driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device)
-    return (
-        f"{name.value.decode()}, compute capability {major.value}.{minor.value}, "
-        f"{memory.value / 2**30:.0f} GiB"
-    )
 
 
 # --- messages -------------------------------------------------------------------------------------

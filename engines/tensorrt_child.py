@@ -16,7 +16,7 @@ import numpy as np
 from engines.child import serve
 from engines.tensorrt_build import build, load_module
 from engines.tensorrt_options import BuildOptions
-from engines.tensorrt_run import engine_memory, open_context, open_engine
+from engines.tensorrt_run import engine_memory, inspect, open_context, open_engine
 
 __all__ = ["main"]
 
@@ -50,6 +50,7 @@ def _measure(job: Mapping[str, Any]) -> dict[str, Any]:
                 "device_memory_bytes": memory.device_memory_bytes,
                 "device_memory_per_profile_bytes": list(memory.profiles),
                 "io_bytes": context.io_bytes,
+                "layer_information": inspect(module, opened.engine),
             }
 
 

@@ -7,15 +7,12 @@
 Peaks are bytes TensorRT asked of the allocator: exact, and without what the driver, the CUDA
 context and cuBLAS take beside them. The bookkeeping (`Ledger`) knows no CUDA.
 
-Nothing here falls back to something else without a GPU: `DeviceMissing` says what is not there.
-
 Source: the TensorRT Python API (IGpuAllocator, IGpuAsyncAllocator, Runtime, ICudaEngine,
-IExecutionContext, EngineInspector) and the CUDA runtime API by way of cuda-python.
+IExecutionContext, EngineInspector).
 """
 
 from __future__ import annotations
 
-import importlib
 import json
 import logging
 from collections.abc import Iterator, Mapping
@@ -25,14 +22,14 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import EngineMissing, LoadError, OptionError, RunError
-from engines.tensorrt_build import collect, cuda_device
+from engines.cuda import Cuda, cuda_device
+from engines.errors import LoadError, OptionError, RunError
+from engines.tensorrt_build import collect
 from engines.tensorrt_options import Shape
 
 __all__ = [
     "Allocator",
     "Context",
-    "Cuda",
     "Engine",
     "EngineMemory",
     "Ledger",
@@ -103,89 +100,6 @@ class Ledger:
         """Begin a new peak at what is allocated now, and return that, in bytes."""
         self.peak_bytes = self.live_bytes
         return self.live_bytes
-
-
-# --- CUDA -----------------------------------------------------------------------------------------
-
-
-class Cuda:
-    """The few calls of the CUDA runtime that are needed, with errors raised. Made by `load`."""
-
-    def __init__(self, runtime: Any) -> None:
-        self._runtime = runtime
-
-    @classmethod
-    def load(cls) -> Cuda:
-        """Load the CUDA runtime.
-
-        Raises:
-            DeviceMissing: There is no driver or no GPU.
-            EngineMissing: cuda-python is not installed.
-        """
-        cuda_device()
-        # Its place since version 12.6, and before that.
-        for name in ("cuda.bindings.runtime", "cuda.cudart"):
-            try:
-                return cls(importlib.import_module(name))
-            except ImportError:
-                continue
-        raise EngineMissing("cuda-python is not installed; pip install cuda-python")
-
-    def _call(self, name: str, *arguments: Any) -> Any:
-        code, *results = getattr(self._runtime, name)(*arguments)
-        if int(code) != 0:
-            raise RunError(f"{name}: CUDA error {int(code)} ({getattr(code, 'name', code)})")
-        return results[0] if results else None
-
-    def malloc(self, size: int) -> int:
-        """Allocate device memory; aligned to 256 bytes."""
-        return int(self._call("cudaMalloc", size))
-
-    def free(self, address: int) -> None:
-        """Release device memory, once the work that uses it is done."""
-        self._call("cudaFree", address)
-
-    def to_device(self, address: int, array: np.ndarray[Any, Any]) -> None:
-        """Copy a contiguous array to the device."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        self._call("cudaMemcpy", address, array.ctypes.data, array.nbytes, kind)
-
-    def to_host(self, array: np.ndarray[Any, Any], address: int) -> None:
-        """Copy from the device into a contiguous array."""
-        kind = self._runtime.cudaMemcpyKind.cudaMemcpyDeviceToHost
-        self._call("cudaMemcpy", array.ctypes.data, address, array.nbytes, kind)
-
-    @contextmanager
-    def stream(self) -> Iterator[int]:
-        """Open a stream."""
-        made = self._call("cudaStreamCreate")
-        try:
-            yield int(made)
-        finally:
-            self._call("cudaStreamDestroy", made)
-
-    def synchronize(self, stream: int) -> None:
-        """Wait for a stream."""
-        self._call("cudaStreamSynchronize", stream)
-
-    @contextmanager
-    def events(self) -> Iterator[tuple[Any, Any]]:
-        """Open two events, begin and end."""
-        begin, end = self._call("cudaEventCreate"), self._call("cudaEventCreate")
-        try:
-            yield begin, end
-        finally:
-            self._call("cudaEventDestroy", begin)
-            self._call("cudaEventDestroy", end)
-
-    def record(self, event: Any, stream: int) -> None:
-        """Record an event on a stream."""
-        self._call("cudaEventRecord", event, stream)
-
-    def seconds(self, begin: Any, end: Any) -> float:
-        """Wait for an event and return the time since an earlier one."""
-        self._call("cudaEventSynchronize", end)
-        return float(self._call("cudaEventElapsedTime", begin, end)) / 1e3
 
 
 # --- the allocator --------------------------------------------------------------------------------
@@ -410,14 +324,7 @@ class Context:
 
     def time_runs(self, runs: int) -> list[float]:
         """Run several times; return the seconds of each, between two events on the stream."""
-        times = []
-        with self.opened.cuda.events() as (begin, end):
-            for _ in range(runs):
-                self.opened.cuda.record(begin, self.stream)
-                self._enqueue()
-                self.opened.cuda.record(end, self.stream)
-                times.append(self.opened.cuda.seconds(begin, end))
-        return times
+        return self.opened.cuda.time(self._enqueue, self.stream, runs)
 
 
 @contextmanager

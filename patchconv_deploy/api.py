@@ -6,17 +6,24 @@ import logging
 import math
 import os
 import tempfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
 
 import onnx
 
 from patchconv_deploy.errors import UsageError, VerificationError
 from patchconv_deploy.report import Report, make_report
 from patchconv_deploy.saving import check_target, external_files, stage
-from patchconv_deploy.verification import Verification, check_inputs, not_run, verify
+from patchconv_deploy.verification import (
+    TIMEOUT_S,
+    Verification,
+    check_inputs,
+    not_run,
+    verify,
+)
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 from rewriters.graph import Loaded, load
 from rewriters.regions import Selection
@@ -26,7 +33,14 @@ from rewriters.shapes import free_inputs
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["RewriteResult", "convert_model", "default_output", "rewrite"]
+__all__ = [
+    "CutKeywords",
+    "RewriteKeywords",
+    "RewriteResult",
+    "convert_model",
+    "default_output",
+    "rewrite",
+]
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
@@ -54,17 +68,77 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{stem}.patched.onnx")
 
 
-def make_options(
-    splits: int,
-    form: str,
-    axis: str | int,
-    min_elements: int | None,
-    include: Sequence[str],
-    exclude: Sequence[str],
-    shapes: Mapping[str, Sequence[int]] | None,
-    upgrade_opset: int | None,
-    allow_custom_ops: bool,
-) -> Options:
+class CutKeywords(TypedDict, total=False):
+    """Keywords of both `rewrite` and `convert_model`.
+
+    Attributes:
+        form: "batch" (windows stacked in the batch dimension), "sequential" (one after the
+            other), or "auto" (default): the one with the lower predicted peak.
+        axis: The axis to cut: "height" (default), "width", "depth", or a dimension of the tensor
+            (>= 2).
+        min_elements: Cut convolutions whose larger side has at least this many elements
+            (channels x height x width; 0: all). Default: those whose input and output are at least
+            half of the predicted peak activation.
+        include: Name patterns (fnmatch); only matches are cut, large or not.
+        exclude: Name patterns that are never cut.
+        shapes: Per input the shape to fix its free dimensions to.
+        upgrade_opset: Convert the model to this opset first.
+        allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
+        verify: Run original and result on the same inputs in a child process and compare
+            (default). `convert_model` skips it, with a log message, where a model that is no file
+            cannot run (no runtime, or weights that lie elsewhere).
+        force: Overwrite an existing output file.
+    """
+
+    form: str
+    axis: str | int
+    min_elements: int | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    shapes: Mapping[str, Sequence[int]] | None
+    upgrade_opset: int | None
+    allow_custom_ops: bool
+    verify: bool
+    force: bool
+
+
+class RewriteKeywords(CutKeywords, total=False):
+    """Keywords of `rewrite` alone.
+
+    Attributes:
+        share_weights: Refer to the original's external weight files instead of copying them.
+        rtol: Tolerance relative to an output's spread; by element type by default.
+        atol: Absolute tolerance, added; by element type by default.
+        seed: Seed of the inputs, 0 by default.
+        inputs: An .npz file with inputs to verify on.
+        timeout_s: Seconds that verification may take to run the original, 1800 by default; the
+            result may take as long, or ten times what the original took.
+        dry_run: Do everything but run and write.
+        progress: Called with (what, done, total) from time to time.
+    """
+
+    share_weights: bool
+    rtol: float | None
+    atol: float | None
+    seed: int
+    inputs: str | os.PathLike[str] | None
+    timeout_s: float
+    dry_run: bool
+    progress: Progress | None
+
+
+def _check_known(keywords: Mapping[str, object], known: type) -> None:
+    """Refuse what a type checker would have refused.
+
+    Raises:
+        TypeError: A keyword is unknown.
+    """
+    names: frozenset[str] = known.__optional_keys__  # type: ignore[attr-defined]
+    for name in keywords.keys() - names:
+        raise TypeError(f"unknown keyword {name!r}; there are {', '.join(sorted(names))}")
+
+
+def _make_options(splits: int, keywords: CutKeywords) -> Options:
     """Return the rewriter's options from keywords.
 
     Raises:
@@ -73,17 +147,17 @@ def make_options(
     """
     if not isinstance(splits, int):
         raise UsageError(f"splits is {splits!r}; it must be a whole number")
-    include, exclude = (
-        (patterns,) if isinstance(patterns, str) else patterns for patterns in (include, exclude)
-    )
+    patterns = (keywords.get("include", ()), keywords.get("exclude", ()))
+    include, exclude = ((each,) if isinstance(each, str) else tuple(each) for each in patterns)
+    shapes = keywords.get("shapes") or {}
     return Options(
         splits=splits,
-        form=form,
-        axis=axis,
-        selection=Selection(min_elements, tuple(include), tuple(exclude)),
-        shapes={name: tuple(shape) for name, shape in (shapes or {}).items()},
-        upgrade_opset=upgrade_opset,
-        allow_custom_ops=allow_custom_ops,
+        form=keywords.get("form", "auto"),
+        axis=keywords.get("axis", "height"),
+        selection=Selection(keywords.get("min_elements"), include, exclude),
+        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        upgrade_opset=keywords.get("upgrade_opset"),
+        allow_custom_ops=keywords.get("allow_custom_ops", False),
     )
 
 
@@ -92,23 +166,7 @@ def rewrite(
     out: str | os.PathLike[str] | None = None,
     *,
     splits: int = 4,
-    form: str = "auto",
-    axis: str | int = "height",
-    min_elements: int | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    upgrade_opset: int | None = None,
-    allow_custom_ops: bool = False,
-    share_weights: bool = False,
-    verify: bool = True,
-    rtol: float | None = None,
-    atol: float | None = None,
-    seed: int = 0,
-    inputs: str | os.PathLike[str] | None = None,
-    force: bool = False,
-    dry_run: bool = False,
-    progress: Progress | None = None,
+    **keywords: Unpack[RewriteKeywords],
 ) -> RewriteResult:
     """Rewrite a model file: the large convolutions run patch by patch, the numbers stay the same.
 
@@ -116,26 +174,7 @@ def rewrite(
         path: The model's file.
         out: The file to write; ``MODEL.patched.onnx`` beside it if None.
         splits: Patches per convolution, at least 1.
-        form: "batch" (windows stacked in the batch dimension), "sequential" (one after the
-            other), or "auto": the one with the lower predicted peak.
-        axis: The axis to cut: "height", "width", "depth", or a dimension of the tensor (>= 2).
-        min_elements: Cut convolutions whose larger side has at least this many elements
-            (channels x height x width; 0: all). None: those whose input and output are at least
-            half of the predicted peak activation.
-        include: Name patterns (fnmatch); only matches are cut, large or not.
-        exclude: Name patterns that are never cut.
-        shapes: Per input the shape to fix its free dimensions to.
-        upgrade_opset: Convert the model to this opset first.
-        allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
-        share_weights: Refer to the original's external weight files instead of copying them.
-        verify: Run original and result on the same inputs in a child process and compare.
-        rtol: Tolerance relative to an output's spread; by element type if None.
-        atol: Absolute tolerance, added; by element type if None.
-        seed: Seed of the inputs.
-        inputs: An .npz file with inputs to verify on.
-        force: Overwrite an existing output file.
-        dry_run: Do everything but run and write.
-        progress: Called with (what, done, total) from time to time.
+        **keywords: See `CutKeywords` and `RewriteKeywords`.
 
     Returns:
         The written file, the report, and the outcome.
@@ -148,31 +187,27 @@ def rewrite(
 
     Source of the method: PatchConv (https://github.com/mit-han-lab/patch_conv).
     """
-    for name, value in (("rtol", rtol), ("atol", atol)):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"{name} is {value}; it must be a finite number, 0 or more")
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; it must be 0 or more")
+    _check_known(keywords, RewriteKeywords)
+    _check_numbers(keywords)
     source = Path(path)
     target = default_output(source) if out is None else Path(out)
-    options = make_options(
-        splits, form, axis, min_elements, include, exclude, shapes, upgrade_opset, allow_custom_ops
-    )
+    options = _make_options(splits, keywords)
     loaded = load(source)
+    dry_run = keywords.get("dry_run", False)
     if not dry_run:
+        force = keywords.get("force", False)
         check_target(target, [source, *external_files(loaded)], force=force)
-    given = None if inputs is None else Path(inputs)
-    check_inputs(given, loaded.model)
+    inputs = keywords.get("inputs")
+    check_inputs(None if inputs is None else Path(inputs), loaded.model)
     free = free_inputs(loaded.model)
-    outcome = rewrite_model(loaded, options, progress)
+    outcome = rewrite_model(loaded, options, keywords.get("progress"))
     if dry_run:
         checked = not_run("dry run", declined=True)
         report = make_report(outcome, options, checked, source=source, source_free=free)
         return RewriteResult(None, report, outcome)
-    with stage(outcome.model, loaded.folder, target, share_weights=share_weights) as staged:
-        checked = _verify_staged(
-            source, staged.path, outcome, options, verify, seed, rtol, atol, given, progress
-        )
+    share = keywords.get("share_weights", False)
+    with stage(outcome.model, loaded.folder, target, share_weights=share) as staged:
+        checked = _verify_staged(source, staged.path, outcome, options, keywords)
         written = None if checked.passed is False else target
         report = make_report(
             outcome, options, checked, source=source, out=written, source_free=free
@@ -187,43 +222,47 @@ def rewrite(
     return RewriteResult(target, report, outcome)
 
 
+def _check_numbers(keywords: RewriteKeywords) -> None:
+    for name, value in (("rtol", keywords.get("rtol")), ("atol", keywords.get("atol"))):
+        if value is not None and not (math.isfinite(value) and value >= 0):
+            raise UsageError(f"{name} is {value}; it must be a finite number, 0 or more")
+    seed, timeout_s = keywords.get("seed", 0), keywords.get("timeout_s", TIMEOUT_S)
+    if seed < 0:
+        raise UsageError(f"seed is {seed}; it must be 0 or more")
+    if not 0 < timeout_s <= threading.TIMEOUT_MAX:
+        raise UsageError(f"the time limit is {timeout_s} s; it must be more than 0")
+
+
 def _verify_staged(
-    source: Path,
-    staged: Path,
-    outcome: Outcome,
-    options: Options,
-    wanted: bool,
-    seed: int,
-    rtol: float | None,
-    atol: float | None,
-    inputs: Path | None,
-    progress: Progress | None,
+    source: Path, staged: Path, outcome: Outcome, options: Options, keywords: RewriteKeywords
 ) -> Verification:
-    if not wanted:
+    if not keywords.get("verify", True):
         return not_run("not asked for", declined=True)
     if not outcome.rewritten:
         return not_run("nothing was changed", declined=True)
+    progress, inputs = keywords.get("progress"), keywords.get("inputs")
     if progress is not None:
         progress("verifying", 0, 1)
-    return verify(source, staged, outcome, options, seed=seed, rtol=rtol, atol=atol, inputs=inputs)
+    return verify(
+        source,
+        staged,
+        outcome,
+        options,
+        seed=keywords.get("seed", 0),
+        rtol=keywords.get("rtol"),
+        atol=keywords.get("atol"),
+        inputs=None if inputs is None else Path(inputs),
+        timeout_s=keywords.get("timeout_s", TIMEOUT_S),
+    )
 
 
 def convert_model(
     model: ModelT,
     splits: int = 4,
     *,
-    form: str = "auto",
-    axis: str | int = "height",
-    min_elements: int | None = None,
-    include: Sequence[str] = (),
-    exclude: Sequence[str] = (),
-    shapes: Mapping[str, Sequence[int]] | None = None,
-    upgrade_opset: int | None = None,
-    allow_custom_ops: bool = False,
-    verify: bool = True,
     out: str | os.PathLike[str] | None = None,
-    force: bool = False,
     example_inputs: Sequence[torch.Tensor] | torch.Tensor | None = None,
+    **keywords: Unpack[CutKeywords],
 ) -> ModelT | onnx.ModelProto:
     """Rewrite a model and return the same kind.
 
@@ -232,45 +271,20 @@ def convert_model(
             `onnx.ModelProto`, an `onnx_graphsurgeon.Graph`, or a `torch.nn.Module` (exported
             with ``example_inputs``; the result is a ModelProto). It is not changed.
         splits: Patches per convolution.
-        form: As in `rewrite`, like all other keywords.
-        axis: The axis to cut.
-        min_elements: Least size of a convolution to cut.
-        include: Name patterns to cut.
-        exclude: Name patterns not to cut.
-        shapes: Shapes to fix free dimensions to.
-        upgrade_opset: Convert the model to this opset first.
-        allow_custom_ops: Let unknown operators pass.
-        verify: Run original and result and compare; skipped, with a log message, where the
-            model cannot run (no runtime, or weights that lie elsewhere).
         out: For a path: the file to write.
-        force: For a path: overwrite an existing output file.
         example_inputs: Inputs to export a torch module with.
+        **keywords: See `CutKeywords`.
 
     Raises:
         RewriterError: The model is not valid, or an option does not fit it.
         UsageError: The model is of no known kind.
         VerificationError: The result does not compute the same.
     """
+    _check_known(keywords, CutKeywords)
     if isinstance(model, (str, os.PathLike)):
-        result = rewrite(
-            model,
-            out,
-            force=force,
-            splits=splits,
-            form=form,
-            axis=axis,
-            min_elements=min_elements,
-            include=include,
-            exclude=exclude,
-            shapes=shapes,
-            upgrade_opset=upgrade_opset,
-            allow_custom_ops=allow_custom_ops,
-            verify=verify,
-        )
+        result = rewrite(model, out, splits=splits, **keywords)
         return type(model)(str(result.path))  # type: ignore[call-arg]
-    options = make_options(
-        splits, form, axis, min_elements, include, exclude, shapes, upgrade_opset, allow_custom_ops
-    )
+    options, verify = _make_options(splits, keywords), keywords.get("verify", True)
     if isinstance(model, onnx.ModelProto):
         return _convert_proto(model, options, verify)
     if is_graphsurgeon(model):

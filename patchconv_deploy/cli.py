@@ -29,15 +29,17 @@ from patchconv_deploy.cli_types import (
     stdout_console,
     write_text,
 )
-from patchconv_deploy.errors import PatchConvError, VerificationError
+from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationError
 from patchconv_deploy.measuring import (
     ENGINES,
     Result,
+    check_engine,
     measure_models,
     measurement_json,
     print_results,
 )
 from patchconv_deploy.report import Report, print_report
+from patchconv_deploy.verification import TIMEOUT_S
 from rewriters.errors import RewriterError
 
 __all__ = ["main", "main_rewrite"]
@@ -101,6 +103,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
 )
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify on (.npz).")
+@click.option(
+    "--verify-timeout",
+    type=click.FloatRange(0, 1e7, min_open=True),
+    default=TIMEOUT_S,
+    show_default=True,
+    metavar="SECONDS",
+    help="How long verification may run the original.",
+)
 @click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
 @click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
@@ -133,6 +143,7 @@ def rewrite_command(
     atol: float | None,
     seed: int,
     inputs: Path | None,
+    verify_timeout: float,
     upgrade_opset: int | None,
     share_weights: bool,
     allow_custom_ops: bool,
@@ -146,6 +157,8 @@ def rewrite_command(
     check_json_target("--report", report)
     if report is not None and report.resolve() == (out or default_output(model)).resolve():
         raise click.UsageError(f"--report {report}: this is the output's own file")
+    if measured:
+        check_engine(engine)
     logging.basicConfig(
         level=logging.DEBUG if verbose else logging.ERROR,
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
@@ -170,13 +183,19 @@ def rewrite_command(
             atol=atol,
             seed=seed,
             inputs=inputs,
+            timeout_s=verify_timeout,
             force=force,
             dry_run=dry_run,
             progress=progress,
         )
     results: Sequence[Result] = ()
     if measured and result.path is not None:
-        results = measure_models([model, result.path], engine, shapes=dict(shapes), seed=seed)
+        try:
+            results = measure_models([model, result.path], engine, shapes=dict(shapes), seed=seed)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{result.path} was written; measuring was interrupted") from None
+        except EngineError as error:
+            raise PatchConvError(f"{result.path} was written, but not measured: {error}") from error
         result.report.data["measured"] = measurement_json(results)["results"]
     try:
         _write_report(report, result.report)
@@ -193,6 +212,9 @@ def rewrite_command(
     except OSError as error:
         written = f"{result.path} was written, but " if result.path else ""
         raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
+    failed = "; ".join(f"{each.model}: {each.error}" for each in results if each.error)
+    if failed:
+        raise PatchConvError(f"{result.path} was written, but not measured: {failed}")
 
 
 def _write_report(path: Path | None, report: Report) -> None:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from pathlib import Path
 
 import click
 from rich.markup import escape
 
+from engines.cuda import Cuda
+from engines.measure import now
 from engines.tensorrt_build import build, load_module
 from engines.tensorrt_options import (
     HARDWARE_LEVELS,
@@ -18,8 +21,10 @@ from engines.tensorrt_options import (
     Shape,
     trtexec_command,
 )
+from engines.tensorrt_run import inspect, open_engine
 from patchconv_deploy.cli_types import check_json_target, stdout_console, write_bytes, write_text
 from patchconv_deploy.report import mebibytes
+from patchconv_deploy.saving import check_target, external_files
 from rewriters.graph import load
 from rewriters.shapes import free_inputs
 
@@ -120,6 +125,12 @@ def _profile(least: str, opt: str, most: str) -> tuple[Profile, ...]:
     "--profilingVerbosity", "verbosity", type=click.Choice(list(VERBOSITIES)), default="detailed"
 )
 @click.option("--computeCapability", "capability", default="SM80", help="For tensorrt-rtx.")
+@click.option(
+    "--exportLayerInfo",
+    "layer_info",
+    type=click.Path(path_type=Path),
+    help="Write what the engine inspector says of each layer, as JSON; opens the plan on the GPU.",
+)
 @click.option("--force", is_flag=True, help="Overwrite an existing plan.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
 def build_command(
@@ -144,12 +155,18 @@ def build_command(
     refit: bool,
     verbosity: str,
     capability: str,
+    layer_info: Path | None,
     force: bool,
     json_file: Path | None,
 ) -> None:
     """Build a TensorRT plan from MODEL; options are named as trtexec's."""
     logging.basicConfig(level=logging.ERROR)
     check_json_target("--json", json_file)
+    check_json_target("--exportLayerInfo", layer_info)
+    if timing_cache is not None and not timing_cache.absolute().parent.is_dir():
+        raise click.UsageError(
+            f"--timingCacheFile {timing_cache}: no such folder {timing_cache.parent}"
+        )
     options = BuildOptions(
         profiles=_profile(min_shapes, opt_shapes, max_shapes),
         mem_pool_size=parse_pools(pools),
@@ -168,22 +185,38 @@ def build_command(
         profiling_verbosity=verbosity,
         compute_capability=capability,
     )
-    if not out.absolute().parent.is_dir():
-        raise click.UsageError(f"-o {out}: no such folder {out.parent}")
-    if out.exists() and (not force or out.resolve() == model.resolve()):
-        raise click.UsageError(f"-o {out}: exists already; pass --force to overwrite it")
-    free = set(free_inputs(load(model).model))
+    loaded = load(model)
+    check_target(out, [model, *external_files(loaded)], force=force)
+    written = [path.resolve() for path in (out, json_file, layer_info) if path is not None]
+    if len(set(written)) < len(written):
+        raise click.UsageError("-o, --json and --exportLayerInfo name the same file")
+    if layer_info is not None:
+        # Before the build, which may take long.
+        Cuda.load()
+    free = set(free_inputs(loaded.model))
     missing = free - {name for profile in options.profiles for name in profile}
     if missing:
         raise click.UsageError(
             f"input {min(missing)!r} has free dimensions; give its sizes with --optShapes (and "
             "--minShapes, --maxShapes)"
         )
-    result = build(model, options, load_module(engine))
+    module = load_module(engine)
+    result = build(model, options, module)
     write_bytes(out, result.plan)
     command = trtexec_command(options, model, out)
+    if layer_info is not None:
+        command += f" --exportLayerInfo={shlex.quote(str(layer_info))}"
+        with open_engine(result.plan, module) as opened:
+            text = json.dumps(inspect(module, opened.engine), indent=2)
+        write_text(layer_info, text + "\n")
     if json_file is not None:
-        data = {"model": str(model), "plan": str(out), "trtexec": command, **result.as_json()}
+        data = {
+            "model": str(model),
+            "plan": str(out),
+            "trtexec": command,
+            "date": now(),
+            **result.as_json(),
+        }
         write_text(json_file, json.dumps({"results": [data]}, indent=2) + "\n")
     console = stdout_console()
     console.print(

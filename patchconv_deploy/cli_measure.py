@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 
-from engines.onnxruntime_engine import PROVIDERS, OrtOptions
+from engines.measure import PROCESSES
+from engines.onnxruntime_engine import PROVIDERS, SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.cli_types import (
     ShapeType,
     SizeType,
@@ -16,9 +19,20 @@ from patchconv_deploy.cli_types import (
     stdout_console,
     write_text,
 )
-from patchconv_deploy.measuring import ENGINES, measure_models, measurement_json, print_results
+from patchconv_deploy.measuring import (
+    ENGINES,
+    Result,
+    measure_onnxruntime,
+    measure_with_tensorrt,
+    measurement_json,
+    print_results,
+    tune_onnxruntime,
+    tuning_json,
+)
 
 __all__ = ["measure_command"]
+
+_EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_file"})
 
 
 @click.command("measure", context_settings={"help_option_names": ["-h", "--help"]})
@@ -38,6 +52,13 @@ __all__ = ["measure_command"]
     "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each."
 )
 @click.option(
+    "--processes",
+    type=click.IntRange(1, 100),
+    default=PROCESSES,
+    show_default=True,
+    help="Fresh processes that each peak is the largest of.",
+)
+@click.option(
     "--threads", type=click.IntRange(0, 1024), default=0, help="Threads; 0: the runtime's choice."
 )
 @click.option("--arena/--no-arena", default=True, show_default=True, help="Keep freed memory.")
@@ -50,12 +71,14 @@ __all__ = ["measure_command"]
 )
 @click.option(
     "--mem-pattern/--no-mem-pattern",
+    "memory_pattern",
     default=True,
     show_default=True,
     help="Reserve one block for all activations from the second run on.",
 )
 @click.option(
     "--mem-reuse/--no-mem-reuse",
+    "memory_reuse",
     default=True,
     show_default=True,
     help="Plan static reuse of buffers.",
@@ -71,22 +94,37 @@ __all__ = ["measure_command"]
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
 )
 @click.option("--memory-limit", type=SizeType(), help="Address space of each measuring process.")
+@click.option(
+    "--recommended",
+    is_flag=True,
+    help="Run each model with the session options it recommends in its metadata.",
+)
+@click.option(
+    "--tune",
+    is_flag=True,
+    help="Run each model with and without memory reuse and memory pattern; show the best.",
+)
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
+@click.pass_context
 def measure_command(
+    context: click.Context,
     models: tuple[Path, ...],
     engine: str,
     provider: str,
     shapes: tuple[tuple[str, tuple[int, ...]], ...],
     runs: int,
+    processes: int,
     threads: int,
     arena: bool,
     arena_extend_strategy: str,
-    mem_pattern: bool,
-    mem_reuse: bool,
+    memory_pattern: bool,
+    memory_reuse: bool,
     cudnn_max_workspace: bool,
     cudnn_algo_search: str,
     seed: int,
     memory_limit: int | None,
+    recommended: bool,
+    tune: bool,
     json_file: Path | None,
 ) -> None:
     """Measure MODELS side by side: peak memory and time, each in a fresh process.
@@ -94,28 +132,57 @@ def measure_command(
     The first model is what the others are compared with.
     """
     check_json_target("--json", json_file)
+    _check_fits(context, engine, provider, tune)
     console = stdout_console()
     options = OrtOptions(
         provider=provider,
         threads=threads,
         arena=arena,
         arena_extend_strategy=arena_extend_strategy,
-        mem_pattern=mem_pattern,
-        mem_reuse=mem_reuse,
+        memory_pattern=memory_pattern,
+        memory_reuse=memory_reuse,
         cudnn_conv_use_max_workspace=cudnn_max_workspace,
         cudnn_conv_algo_search=cudnn_algo_search,
     )
-    results = measure_models(
-        models,
-        engine,
-        shapes=dict(shapes),
-        runs=runs,
-        seed=seed,
-        options=options,
-        memory_limit=memory_limit,
-    )
+    common: dict[str, Any] = {"shapes": dict(shapes), "runs": runs, "seed": seed}
+    tables: Sequence[Sequence[Result]]
+    if engine != "onnxruntime":
+        tables = [measure_with_tensorrt(models, engine, **common)]
+        data = measurement_json(tables[0])
+    else:
+        common |= {"processes": processes, "memory_limit": memory_limit}
+        if tune:
+            tuned = tune_onnxruntime(models, options, **common)
+            tables, data = tuned, tuning_json(tuned)
+        else:
+            tables = [measure_onnxruntime(models, options, recommended=recommended, **common)]
+            data = measurement_json(tables[0])
     if json_file is not None:
-        write_text(json_file, json.dumps(measurement_json(results), indent=2) + "\n")
-    print_results(results, console)
-    if any(result.error for result in results):
+        write_text(json_file, json.dumps(data, indent=2) + "\n")
+    for table in tables:
+        print_results(table, console)
+    failed = [result for table in tables for result in table if result.error]
+    for result in failed:
+        click.echo(f"error: {result.model}: {result.error}", err=True)
+    if failed:
         sys.exit(1)
+
+
+def _check_fits(context: click.Context, engine: str, provider: str, tune: bool) -> None:
+    """Refuse options that were given and mean nothing here; what is ignored misleads.
+
+    Raises:
+        click.UsageError: It names the option.
+    """
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if context.get_parameter_source(name) != click.core.ParameterSource.COMMANDLINE:
+            continue
+        if engine != "onnxruntime" and name not in _EVERY_ENGINE:
+            raise click.UsageError(f"{parameter.opts[0]} means nothing to --engine {engine}")
+        if engine == "tensorrt-rtx" and name == "runs":
+            raise click.UsageError("--runs means nothing to --engine tensorrt-rtx: nothing is run")
+        if tune and name in ("recommended", *SESSION_OPTIONS.values()):
+            raise click.UsageError(f"{parameter.opts[0]} and --tune exclude each other")
+        if provider == "cpu" and name.startswith(("cudnn", "arena_extend")):
+            raise click.UsageError(f"{parameter.opts[0]} means nothing to --provider cpu")

@@ -2,6 +2,7 @@
 
 PatchConvError (1)
   + UsageError (2)         an argument is wrong, or does not fit the files
+  + Interrupted (130)      Ctrl-C, after a file was written
   + VerificationError (1)  the rewritten model does not compute the same
 """
 
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from patchconv_deploy.report import Report
 
-__all__ = ["PatchConvError", "UsageError", "VerificationError"]
+__all__ = ["Interrupted", "PatchConvError", "UsageError", "VerificationError"]
 
 
 class PatchConvError(Exception):
@@ -25,6 +26,12 @@ class UsageError(PatchConvError):
     """An argument is wrong, or does not fit the files."""
 
     exit_code = 2
+
+
+class Interrupted(PatchConvError):  # noqa: N818 - no error, and named as the shell names it
+    """The work was interrupted after a file was written."""
+
+    exit_code = 130
 
 
 class VerificationError(PatchConvError):

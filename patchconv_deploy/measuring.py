@@ -3,62 +3,120 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engines.measure import Job, Measurement, measure
+from engines.cuda import cuda_device
+from engines.measure import PROCESSES, Job, Measurement, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
-from engines.onnxruntime_engine import OrtOptions
-from engines.tensorrt_options import BuildOptions
+from engines.onnxruntime_engine import OrtOptions, check_provider
+from engines.tensorrt_build import load_module
+from engines.tensorrt_options import BuildOptions, Profile
+from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
+from patchconv_deploy.session_options import recommended_options
 from rewriters.graph import load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
 
 __all__ = [
     "ENGINES",
     "Result",
+    "best",
+    "check_engine",
     "measure_models",
     "measure_onnxruntime",
     "measure_with_tensorrt",
     "measurement_json",
-    "model_inputs",
     "print_measurements",
     "print_results",
     "print_tensorrt",
+    "tune_onnxruntime",
+    "tuning_json",
 ]
 
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
+Result: TypeAlias = Measurement | TensorRTResult
+ResultT = TypeVar("ResultT", Measurement, TensorRTResult)
 
-def model_inputs(
-    path: Path, shapes: Mapping[str, tuple[int, ...]], seed: int = 0
-) -> dict[str, np.ndarray[Any, Any]]:
-    """Make seeded inputs for a model file.
 
-    Args:
-        path: The model.
-        shapes: Sizes of inputs with free dimensions; what is still free after that counts as
-            batch 1 and the nominal number of rows and columns.
-        seed: Seed of the random numbers.
+@dataclass(frozen=True, slots=True)
+class _Prepared:
+    """What measuring needs to know of a model.
 
-    Raises:
-        ModelError: The file is no model.
-        OptionError: A shape does not fit it.
+    Attributes:
+        job: The model and the file of its inputs.
+        arrays: The inputs.
+        free: Inputs with free dimensions.
+        metadata: The model's.
+        note: What free dimensions were taken as, where nobody said.
+    """
+
+    job: Job
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    free: frozenset[str]
+    metadata: Mapping[str, str]
+    note: str
+
+
+def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> _Prepared:
+    """Make seeded inputs for a model, and write them to a file.
+
+    What is still free when ``shapes`` are put in counts as batch 1 and the nominal number of rows
+    and columns.
     """
     loaded = load(path)
     slim = skeleton(loaded)
     known = {value.name for value in slim.graph.input}
+    free = frozenset(free_inputs(slim))
     fix_shapes(slim, {name: shape for name, shape in shapes.items() if name in known})
     fix_shapes(slim, nominal_shapes(slim) if free_inputs(slim) else {})
-    return make_inputs(loaded.model, infer(slim), {}, seed)
+    arrays = make_inputs(loaded.model, infer(slim), {}, seed)
+    save_inputs(file, arrays)
+    taken = sorted((free & arrays.keys()) - shapes.keys())
+    sizes = " ".join(f"{name}:{'x'.join(map(str, arrays[name].shape))}" for name in taken)
+    note = f"free dimensions taken as {sizes}; give --shape for others" if taken else ""
+    metadata = {entry.key: entry.value for entry in loaded.model.metadata_props}
+    return _Prepared(Job(path, file), arrays, free, metadata, note)
+
+
+@contextmanager
+def _prepared(
+    models: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], seed: int
+) -> Iterator[list[_Prepared]]:
+    """Prepare models; the files of their inputs are there as long as the context.
+
+    Raises:
+        ModelError: A file is no model.
+        OptionError: A shape does not fit.
+        UsageError: No model has an input of that name.
+    """
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as folder:
+        made = [
+            _prepare(model, Path(folder) / f"inputs_{number}.npz", shapes, seed)
+            for number, model in enumerate(models)
+        ]
+        names = sorted({name for one in made for name in one.arrays})
+        for name in shapes.keys() - set(names):
+            raise UsageError(
+                f"--shape {name}: there is no such input; the inputs are {', '.join(names)}"
+            )
+        yield made
+
+
+def _noted(result: ResultT, *notes: str) -> ResultT:
+    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, *notes))))
 
 
 def measure_onnxruntime(
@@ -67,8 +125,10 @@ def measure_onnxruntime(
     *,
     shapes: Mapping[str, tuple[int, ...]],
     runs: int,
+    processes: int = PROCESSES,
     seed: int = 0,
     memory_limit: int | None = None,
+    recommended: bool = False,
 ) -> list[Measurement]:
     """Measure model files side by side on seeded inputs.
 
@@ -77,16 +137,92 @@ def measure_onnxruntime(
         options: Session options.
         shapes: Sizes of inputs with free dimensions.
         runs: Timed runs of each.
+        processes: Fresh processes that each one's peak is measured in.
         seed: Seed of the inputs.
         memory_limit: Address space of each measuring process, bytes.
+        recommended: Put in the options that a model recommends for itself; one that recommends
+            none says so in its ``note``.
+
+    Raises:
+        UsageError: What a model recommends is not understood.
     """
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-        jobs = []
-        for number, model in enumerate(models):
-            file = Path(name) / f"inputs_{number}.npz"
-            save_inputs(file, model_inputs(model, shapes, seed))
-            jobs.append(Job(model, file))
-        return measure(jobs, options, runs=runs, memory_limit=memory_limit)
+    with _prepared(models, shapes, seed) as prepared:
+        found = [
+            recommended_options(one.job.model, one.metadata, options) if recommended else None
+            for one in prepared
+        ]
+        results = measure(
+            [one.job for one in prepared],
+            [each or options for each in found],
+            runs=runs,
+            processes=processes,
+            memory_limit=memory_limit,
+        )
+    none = "recommends no session options: at defaults"
+    return [
+        _noted(result, none if recommended and each is None else "", one.note)
+        for result, each, one in zip(results, found, prepared, strict=True)
+    ]
+
+
+def tune_onnxruntime(
+    models: Sequence[Path],
+    options: OrtOptions,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int,
+    processes: int = PROCESSES,
+    seed: int = 0,
+    memory_limit: int | None = None,
+) -> list[list[Measurement]]:
+    """Measure each model under the four pairs of memory reuse and memory pattern, arena on.
+
+    The four run in turn, so that their times can be compared; one model comes after the other.
+
+    Args:
+        models: The files.
+        options: Session options; the three named ones are overridden.
+        shapes: Sizes of inputs with free dimensions.
+        runs: Timed runs of each.
+        processes: Fresh processes that each peak is measured in.
+        seed: Seed of the inputs.
+        memory_limit: Address space of each measuring process, bytes.
+
+    Returns:
+        Per model four results, the runtime's defaults first; the best one says so in ``note``.
+    """
+    pairs = [
+        dataclasses.replace(options, arena=True, memory_reuse=reuse, memory_pattern=pattern)
+        for reuse, pattern in itertools.product((True, False), repeat=2)
+    ]
+    tuned = []
+    with _prepared(models, shapes, seed) as prepared:
+        for one in prepared:
+            results = measure(
+                [one.job] * len(pairs),
+                pairs,
+                runs=runs,
+                processes=processes,
+                memory_limit=memory_limit,
+            )
+            chosen = best(results)
+            if chosen is not None:
+                text = f"best: {_spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
+                results[results.index(chosen)] = _noted(chosen, text, one.note)
+            tuned.append(results)
+    return tuned
+
+
+def best(results: Sequence[Measurement]) -> Measurement | None:
+    """Return the fastest of those whose peak is within 2 % of the lowest; None if all failed."""
+    ran = [
+        (result.peak_bytes, result.latency_s.median, result)
+        for result in results
+        if result.peak_bytes is not None and result.latency_s is not None
+    ]
+    lowest = min((peak for peak, _, _ in ran), default=0)
+    fast = [(seconds, result) for peak, seconds, result in ran if peak <= 1.02 * lowest]
+    return min(fast, key=lambda pair: pair[0])[1] if fast else None
 
 
 def measure_with_tensorrt(
@@ -106,23 +242,29 @@ def measure_with_tensorrt(
         runs: Timed runs of each.
         seed: Seed of the inputs.
     """
-    arrays = [model_inputs(model, shapes, seed) for model in models]
-    options = [
-        BuildOptions(profiles=_profiles(model, made))
-        for model, made in zip(models, arrays, strict=True)
-    ]
-    if engine == "tensorrt-rtx":
-        return plan_tensorrt(models, options, engine)
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-        jobs = []
-        for number, (model, made) in enumerate(zip(models, arrays, strict=True)):
-            file = Path(name) / f"inputs_{number}.npz"
-            save_inputs(file, made)
-            jobs.append(Job(model, file))
-        return measure_tensorrt(jobs, options, runs=runs, engine=engine)
+    with _prepared(models, shapes, seed) as prepared:
+        options = [BuildOptions(profiles=_profiles(each)) for each in prepared]
+        if engine == "tensorrt-rtx":
+            results = plan_tensorrt(models, options, engine)
+        else:
+            jobs = [each.job for each in prepared]
+            results = measure_tensorrt(jobs, options, runs=runs, engine=engine)
+        return [_noted(result, one.note) for result, one in zip(results, prepared, strict=True)]
 
 
-Result: TypeAlias = Measurement | TensorRTResult
+def check_engine(engine: str) -> None:
+    """See, before any work, that an engine is there for the default provider.
+
+    Raises:
+        EngineMissing: It is not installed.
+        DeviceMissing: It needs a GPU, and there is none.
+    """
+    if engine == "onnxruntime":
+        check_provider(OrtOptions())
+        return
+    load_module(engine)
+    if engine == "tensorrt":
+        cuda_device()
 
 
 def measure_models(
@@ -132,10 +274,8 @@ def measure_models(
     shapes: Mapping[str, tuple[int, ...]],
     runs: int = 5,
     seed: int = 0,
-    options: OrtOptions | None = None,
-    memory_limit: int | None = None,
 ) -> Sequence[Result]:
-    """Measure, or for TensorRT for RTX plan, model files side by side.
+    """Measure, or for TensorRT for RTX plan, model files side by side, at default options.
 
     Args:
         models: The files; the first is what the others are compared with.
@@ -143,22 +283,13 @@ def measure_models(
         shapes: Sizes of inputs with free dimensions.
         runs: Timed runs of each.
         seed: Seed of the inputs.
-        options: Session options of ONNX Runtime.
-        memory_limit: Address space of each process that measures ONNX Runtime, bytes.
 
     Raises:
         EngineMissing: The engine is not installed.
         DeviceMissing: It needs a GPU, and there is none.
     """
     if engine == "onnxruntime":
-        return measure_onnxruntime(
-            models,
-            options or OrtOptions(),
-            shapes=shapes,
-            runs=runs,
-            seed=seed,
-            memory_limit=memory_limit,
-        )
+        return measure_onnxruntime(models, OrtOptions(), shapes=shapes, runs=runs, seed=seed)
     return measure_with_tensorrt(models, engine, shapes=shapes, runs=runs, seed=seed)
 
 
@@ -171,16 +302,9 @@ def print_results(results: Sequence[Result], console: Console) -> None:
         print_measurements([r for r in results if isinstance(r, Measurement)], console)
 
 
-def _profiles(
-    model: Path, arrays: Mapping[str, np.ndarray[Any, Any]]
-) -> tuple[dict[str, tuple[tuple[int, ...], tuple[int, ...], tuple[int, ...]]], ...]:
-    free = free_inputs(load(model).model)
-    profile = {
-        name: (array.shape, array.shape, array.shape)
-        for name, array in arrays.items()
-        if name in free
-    }
-    return (profile,) if profile else ()
+def _profiles(prepared: _Prepared) -> tuple[Profile, ...]:
+    shapes = {name: prepared.arrays[name].shape for name in prepared.free & prepared.arrays.keys()}
+    return ({name: (shape, shape, shape) for name, shape in shapes.items()},) if shapes else ()
 
 
 def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
@@ -195,7 +319,7 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
     first = results[0]
     for result in results:
         if result.error:
-            table.add_row(escape(result.model), f"[red]failed[/]: {escape(result.error)}")
+            table.add_row(escape(result.model), "[red]failed[/]")
             continue
         cells = [
             mebibytes(result.planned_activation_bytes),
@@ -208,11 +332,12 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
             cells += [
                 mebibytes(result.peak_bytes),
                 _over(result.peak_bytes, first.peak_bytes),
-                f"{result.latency_s.median:.4f}",
+                _seconds(result.latency_s.median),
                 "-" if base is None else f"{result.latency_s.median / base:.2f}",
             ]
         table.add_row(escape(result.model), *cells)
     console.print(table)
+    _print_notes(results, console)
     found = next((result for result in results if not result.error), first)
     how = (
         "planned by the builder, nothing was run"
@@ -229,52 +354,101 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
 
 def measurement_json(results: Sequence[Result]) -> dict[str, Any]:
     """Return measurements as JSON-ready data; sizes in bytes, times in seconds."""
-    return {"results": [dataclasses.asdict(result) for result in results]}
+    return {"results": [result.as_json() for result in results]}
+
+
+def tuning_json(tuned: Sequence[Sequence[Measurement]]) -> dict[str, Any]:
+    """Return what `tune_onnxruntime` found as JSON-ready data, the best of each model apart."""
+    chosen = [best(results) for results in tuned]
+    return {
+        **measurement_json([result for results in tuned for result in results]),
+        "best": [
+            {
+                "model": one.model,
+                "session_options": OrtOptions(**one.options).session_options(),
+                "peak_bytes": one.peak_bytes,
+                "latency_s": None if one.latency_s is None else dataclasses.asdict(one.latency_s),
+            }
+            for one in chosen
+            if one is not None
+        ],
+    }
 
 
 def print_measurements(results: Sequence[Measurement], console: Console) -> None:
     """Print one row a model, each beside the first."""
+    shared, differing = _options(results)
+    several = any(result.processes > 1 for result in results)
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("model", overflow="fold")
-    for name in ("peak MiB", "x first", "arena MiB", "x first"):
+    if differing:
+        table.add_column("options", no_wrap=True)
+    for name in ("peak MiB", *(["least"] if several else []), "x first", "arena MiB", "x first"):
         table.add_column(name, justify="right")
     for name in ("median s", "min .. max", "x first"):
         table.add_column(name, justify="right")
     first = results[0]
     for result in results:
+        cells = [escape(result.model)]
+        if differing:
+            cells.append(_spelled(result, differing))
         if result.error or result.latency_s is None:
-            table.add_row(escape(result.model), f"[red]failed[/]: {escape(result.error)}")
+            table.add_row(*cells, "[red]failed[/]")
             continue
+        cells.append(mebibytes(result.peak_bytes))
+        if several:
+            cells.append(mebibytes(min(result.peaks_bytes)))
         table.add_row(
-            escape(result.model),
-            mebibytes(result.peak_bytes),
+            *cells,
             _over(result.peak_bytes, first.peak_bytes),
             mebibytes(result.runtime_peak_bytes) if result.runtime_peak_bytes else "-",
             _over(result.runtime_peak_bytes, first.runtime_peak_bytes),
-            f"{result.latency_s.median:.3f}",
-            f"{result.latency_s.min:.3f} .. {result.latency_s.max:.3f}",
+            _seconds(result.latency_s.median),
+            f"{_seconds(result.latency_s.min)} .. {_seconds(result.latency_s.max)}",
             "-" if result.ratio is None else f"{result.ratio.median:.2f}",
         )
     console.print(table)
-    found = next((result for result in results if not result.error), first)
-    if found.error:
+    _print_notes(results, console)
+    found = next((result for result in results if not result.error), None)
+    if found is None:
         return
-    # Options of other providers say nothing about a run on the CPU.
-    on_cpu = found.options["provider"] == "cpu"
-    shown = ", ".join(
-        f"{name}={value}"
-        for name, value in found.options.items()
-        if not (on_cpu and name.startswith(("cudnn", "arena_extend")))
-    )
+    fixed = "fixed" if found.fixed_addresses else "random"
     console.print(
         f"ONNX Runtime {found.version}, {', '.join(found.providers)}; {found.device}; "
-        f"{found.runs} runs; {shown}; {found.date}",
+        f"{found.runs} runs, {found.timing}; largest peak of {found.processes} processes, "
+        f"{fixed} addresses; {shared}; {found.date}",
         style="dim",
         highlight=False,
     )
     sizes = {result.input_bytes for result in results if not result.error}
     if len(sizes) > 1:
         console.print("[yellow]note:[/] the models ran on inputs of different sizes; fix --shape")
+
+
+def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
+    """Return the options that all results share, spelled out, and the names of the others."""
+    options = results[0].options
+    # Options of other providers say nothing about a run on the CPU.
+    idle = ("cudnn", "arena_extend") if options["provider"] == "cpu" else ()
+    names = [name for name in options if not name.startswith(idle)]
+    differing = [n for n in names if any(r.options[n] != options[n] for r in results)]
+    return _spelled(results[0], [name for name in names if name not in differing]), differing
+
+
+def _spelled(result: Measurement, names: Sequence[str]) -> str:
+    return ", ".join(f"{name}={result.options[name]}" for name in names)
+
+
+def _print_notes(results: Sequence[Result], console: Console) -> None:
+    for result in results:
+        if result.note:
+            console.print(
+                f"[yellow]note:[/] {escape(f'{result.model}: {result.note}')}", highlight=False
+            )
+
+
+def _seconds(value: float) -> str:
+    return f"{value:.3f}" if value >= 1 else f"{value:#.3g}"
 
 
 def _over(value: int | None, reference: int | None) -> str:

@@ -10,12 +10,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
-import signal
-import subprocess
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -25,7 +23,8 @@ import numpy as np
 import onnx
 import psutil
 
-from engines.child import module_command
+from engines.child import child_process
+from engines.errors import EngineError, TimeLimit
 from engines.onnxruntime_engine import installed
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import load_inputs, make_inputs, save_inputs
@@ -36,7 +35,7 @@ from rewriters.graph import Loaded, load, skeleton
 from rewriters.rewrite import Options, Outcome, analyse_memory, rewrite_model
 from rewriters.shapes import fix_shapes, infer, nominal_shapes
 
-__all__ = ["Verification", "not_run", "verify"]
+__all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +45,9 @@ _SPATIAL = (64, 96, 128, 224, 256, 48, 32, 512)
 # A runtime's arena grows by powers of two and keeps what it has: measured peaks reach twice the
 # live bytes.
 _ARENA = 2.2
+# Seconds a model may take to be opened and run, and how much longer the rewritten one may take.
+TIMEOUT_S = 1800.0
+_SLOWER = 10
 _REFERENCE_BYTES = 64 << 20
 _INTEGER_CONVS = frozenset({"QLinearConv", "ConvInteger"})
 
@@ -107,6 +109,7 @@ def verify(
     rtol: float | None = None,
     atol: float | None = None,
     inputs: Path | None = None,
+    timeout_s: float = TIMEOUT_S,
 ) -> Verification:
     """Run both models and compare.
 
@@ -119,6 +122,8 @@ def verify(
         rtol: Tolerance relative to an output's spread; by element type if None.
         atol: Absolute tolerance, added; by element type if None.
         inputs: An .npz file of inputs to use instead.
+        timeout_s: Seconds that the original may take to be opened and run twice; the rewritten
+            model may take as long, or ten times what the original took.
 
     Raises:
         UsageError: The given inputs do not fit the model.
@@ -145,7 +150,15 @@ def verify(
             "rtol": rtol,
             "atol": atol,
         }
-        found = _run(original, rewritten, arrays, case.peak, job, None if inputs else seed)
+        try:
+            found = _run(
+                (original, rewritten), arrays, case.peak, job, None if inputs else seed, timeout_s
+            )
+        except TimeLimit as error:
+            return not_run(
+                f"the original model: {error}; allow more with --verify-timeout, or verify a copy "
+                "with smaller fixed shapes"
+            )
         if found.ran and not (found.passed and found.faint):
             return found
         # Outputs near zero prove little: another size may say more, and else this stands.
@@ -228,12 +241,12 @@ def _seams(
 
 
 def _run(
-    original: Path,
-    rewritten: Path,
+    models: tuple[Path, Path],
     arrays: Mapping[str, Array],
     peak: int | None,
-    job: dict[str, Any],
+    job: Mapping[str, Any],
     seed: int | None,
+    timeout_s: float,
 ) -> Verification:
     shapes = {name: tuple(array.shape) for name, array in arrays.items()}
 
@@ -241,7 +254,8 @@ def _run(
         error = result.get("error")
         if error is not None:
             ran = error["stage"] == "rewritten"
-            reason = f"the {error['stage']} model does not run: {error['message']}"
+            what = "comparison" if error["stage"] == "compare" else f"{error['stage']} model"
+            reason = f"the {what} does not run: {error['message']}"
             return Verification(ran, False if ran else None, reason, via, seed, shapes)
         outputs = tuple(result["outputs"])
         bad = [o for o in outputs if o["passed"] is False]
@@ -253,25 +267,54 @@ def _run(
     with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
         folder = Path(name)
         save_inputs(folder / "inputs.npz", arrays)
-        job = {**job, "inputs": str(folder / "inputs.npz"), "evaluator": "onnxruntime"}
-        result = _child({**job, "original": str(original), "rewritten": str(rewritten)}, folder)
+        file = folder / "inputs.npz"
+        result = _run_pair(models, file, "onnxruntime", job, timeout_s)
         if not _lacks_kernel(result):
             return verdict(result, "ONNX Runtime, CPU")
         logger.info("ONNX Runtime has no kernel for the type: %s", result["error"]["message"])
-        twins = _twins((original, rewritten), folder)
+        twins = _twins(models, folder)
         floats = {
             key: array.astype(np.float32) if array.dtype == np.float64 else array
             for key, array in arrays.items()
         }
-        save_inputs(folder / "inputs.npz", floats)
-        twin_job = {**job, "original": twins[0], "rewritten": twins[1]}
-        result = _child(twin_job, folder)
-        if "error" not in result or result["error"]["stage"] == "rewritten":
+        save_inputs(file, floats)
+        result = _run_pair(twins, file, "onnxruntime", job, timeout_s)
+        if "error" not in result or result["error"]["stage"] != "original":
             return verdict(result, "ONNX Runtime, CPU, on float32 twins of both models")
         if peak is None or peak > _REFERENCE_BYTES:
             return verdict(result, "")
-        result = _child({**twin_job, "evaluator": "reference"}, folder)
+        result = _run_pair(twins, file, "reference", job, timeout_s)
         return verdict(result, "the reference evaluator of onnx, on float32 twins of both models")
+
+
+def _run_pair(
+    models: tuple[Path, Path],
+    inputs: Path,
+    evaluator: str,
+    job: Mapping[str, Any],
+    timeout_s: float,
+) -> dict[str, Any]:
+    """Run original and rewritten model in a process of their own, and compare.
+
+    Raises:
+        TimeLimit: The original takes longer than it may.
+    """
+    stage = "original"
+    common = {"inputs": str(inputs), "evaluator": evaluator}
+    try:
+        with child_process("patchconv_deploy.verify_child") as child:
+            begin = time.monotonic()
+            child.ask(stage, time_limit_s=timeout_s, path=str(models[0]), **common)
+            allowed = max(timeout_s, _SLOWER * (time.monotonic() - begin))
+            stage = "rewritten"
+            child.ask(stage, time_limit_s=allowed, path=str(models[1]), **common)
+            stage = "compare"
+            return child.ask(stage, **job)
+    except EngineError as error:
+        if stage == "original" and isinstance(error, TimeLimit):
+            raise
+        kind = type(error).__name__
+        return {"error": {"stage": stage, "kind": kind, "message": str(error)}}
 
 
 def _lacks_kernel(result: Mapping[str, Any]) -> bool:
@@ -282,46 +325,11 @@ def _lacks_kernel(result: Mapping[str, Any]) -> bool:
     return error["kind"] == "NoKernel" or "Unexpected input data type" in error["message"]
 
 
-def _twins(paths: Sequence[Path], folder: Path) -> list[str]:
-    written = []
-    for number, path in enumerate(paths):
-        loaded = load(path)
-        twin = float32_twin(loaded.model, path.parent)
-        target = folder / f"twin_{number}.onnx"
-        target.write_bytes(twin.SerializeToString())
-        written.append(str(target))
-    return written
-
-
-def _child(job: Mapping[str, Any], folder: Path) -> dict[str, Any]:
-    """Run a job in a process of its own."""
-    job_file, result_file, stage_file = (folder / f"{n}.json" for n in ("job", "result", "stage"))
-    result_file.unlink(missing_ok=True)
-    stage_file.write_text("original")
-    job_file.write_text(json.dumps(job))
-    command, environment = module_command(
-        "patchconv_deploy.verify_child", str(job_file), str(result_file), str(stage_file)
-    )
-    done = subprocess.run(
-        command,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        env=environment,
-        check=False,
-    )
-    if done.returncode == 0 and result_file.exists():
-        result: dict[str, Any] = json.loads(result_file.read_text())
-        return result
-    if done.returncode < 0:
-        name = signal.Signals(-done.returncode).name
-        message = f"the process was ended by {name}" + (
-            ", likely for want of memory" if name == "SIGKILL" else ""
-        )
-    else:
-        lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
-        message = lines[-1] if lines else f"exit code {done.returncode}"
-    return {"error": {"stage": stage_file.read_text(), "kind": "Crash", "message": message}}
+def _twins(models: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
+    twins = folder / "original.onnx", folder / "rewritten.onnx"
+    for path, target in zip(models, twins, strict=True):
+        target.write_bytes(float32_twin(load(path).model, path.parent).SerializeToString())
+    return twins
 
 
 def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:
@@ -332,5 +340,6 @@ def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:
     """
     if path is not None:
         if not path.is_file():
-            raise UsageError(f"--inputs {path}: no such file")
+            why = "is a folder" if path.is_dir() else "no such file"
+            raise UsageError(f"--inputs {path}: {why}")
         load_inputs(path, model)

@@ -1,15 +1,15 @@
 """The process that runs both models and compares them: ``python -m patchconv_deploy.verify_child``.
 
-A crash or an out-of-memory kill of a runtime ends this process and not the caller. It reads a
-job (JSON) and writes a result (JSON) and the stage it is in, at paths given as arguments:
+It answers (`engines.child`), in this order; which one it dies at tells which model it was:
 
-    job     original, rewritten, inputs (.npz), seams, exact_integers, rtol, atol, evaluator
-    result  outputs [...] or error {stage: original|rewritten, kind, message}
+    {"do": "original", "path": ..., "inputs": FILE.npz, "evaluator": "onnxruntime" | "reference"}
+    {"do": "rewritten", ...}
+    {"do": "compare", "seams": [...], "exact_integers": ..., "rtol": ..., "atol": ...}
+        -> {"outputs": [...]}
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import EngineError, RunError
+from engines.child import serve
+from engines.errors import RunError
 from engines.onnxruntime_engine import open_session
 from patchconv_deploy.comparison import Seam, compare_output
 
@@ -58,50 +59,60 @@ def _flat(results: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     return flat
 
 
-def verify(job: Mapping[str, Any], stage_file: Path) -> dict[str, Any]:
-    """Run a job and return its result; ``stage_file`` tells how far it came if it is killed."""
+class _Worker:
+    """What the models gave, until it is compared."""
+
+    def __init__(self) -> None:
+        self._reference: dict[str, np.ndarray[Any, Any]] = {}
+        self._again: dict[str, np.ndarray[Any, Any]] = {}
+        self._other: dict[str, np.ndarray[Any, Any]] = {}
+
+    def original(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the original twice: its own noise shows."""
+        feeds = _feeds(job)
+        with _open(job["path"], job["evaluator"]) as run:
+            self._reference = _flat(run(feeds))
+            self._again = _flat(run(feeds))
+        return {}
+
+    def rewritten(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Run the rewritten model once."""
+        with _open(job["path"], job["evaluator"]) as run:
+            self._other = _flat(run(_feeds(job)))
+        if list(self._reference) != list(self._other):
+            raise RunError(f"outputs {list(self._reference)} became {list(self._other)}")
+        return {}
+
+    def compare(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Compare what they gave."""
+        seams = [Seam(seam["axis"], seam["rows"], tuple(seam["at"])) for seam in job["seams"]]
+        outputs = [
+            compare_output(
+                name,
+                reference,
+                self._again[name],
+                self._other[name],
+                seams=seams,
+                exact_integers=job["exact_integers"],
+                rtol=job["rtol"],
+                atol=job["atol"],
+            )
+            for name, reference in self._reference.items()
+        ]
+        return {"outputs": [asdict(output) for output in outputs]}
+
+
+def _feeds(job: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
     with np.load(job["inputs"], allow_pickle=False) as data:
-        feeds = {name: data[name] for name in data.files}
-    stage = "original"
-    stage_file.write_text(stage)
-    try:
-        with _open(job["original"], job["evaluator"]) as run:
-            reference = _flat(run(feeds))
-            again = _flat(run(feeds))
-        stage = "rewritten"
-        stage_file.write_text(stage)
-        with _open(job["rewritten"], job["evaluator"]) as run:
-            other = _flat(run(feeds))
-    except EngineError as error:
-        kind = type(error).__name__
-        return {"error": {"stage": stage, "kind": kind, "message": str(error)}}
-    if list(reference) != list(other):
-        message = f"outputs {list(reference)} became {list(other)}"
-        return {"error": {"stage": "rewritten", "kind": "Outputs", "message": message}}
-    seams = [Seam(seam["axis"], seam["rows"], tuple(seam["at"])) for seam in job["seams"]]
-    outputs = [
-        compare_output(
-            name,
-            reference[name],
-            again[name],
-            other[name],
-            seams=seams,
-            exact_integers=job["exact_integers"],
-            rtol=job["rtol"],
-            atol=job["atol"],
-        )
-        for name in reference
-    ]
-    return {"outputs": [asdict(output) for output in outputs]}
+        return {name: data[name] for name in data.files}
 
 
-def main(arguments: list[str]) -> int:
-    """Read the job, write the result."""
-    job_path, result_path, stage_path = arguments
-    job = json.loads(Path(job_path).read_text())
-    Path(result_path).write_text(json.dumps(verify(job, Path(stage_path))))
+def main() -> int:
+    """Serve until standard input ends."""
+    worker = _Worker()
+    serve({"original": worker.original, "rewritten": worker.rewritten, "compare": worker.compare})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

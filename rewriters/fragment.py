@@ -208,7 +208,10 @@ class Fragment:
         if self.opset < 11:
             kept.append(("state", "same_state", onnx.TensorProto.INT64, [1]))
         states = [[f"{body.base}/{name}" for name in names] for *names, _, _ in kept]
-        for before, after in states:
+        # Made here, not passed on: TensorRT knows no condition where none is given.
+        true = onnx.helper.make_tensor("going", onnx.TensorProto.BOOL, [], [True])
+        nodes.append(onnx.helper.make_node("Constant", [], [states[0][1]], value=true))
+        for before, after in states[1:]:
             nodes.append(onnx.helper.make_node("Identity", [before], [after], name=after))
         befores, afters = (
             [

@@ -69,7 +69,7 @@ def load(path: Path) -> Loaded:
         ExternalDataError: An external weight file is missing, too short, or outside the folder.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: no such file")
+        raise ModelError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
     try:
         size = path.stat().st_size
         if size > _PROTOBUF_LIMIT:

@@ -1,39 +1,125 @@
-"""Predicted activation memory: live ranges over an execution order.
+"""Predicted activation memory: an execution order, buffers that live in it, an allocator.
 
-A tensor lives from the step that makes it to its last use; graph inputs live from the start, graph
-outputs to the end. Views (Reshape, Squeeze, ...) own no bytes. Weights are not activations. The
-peak is the largest sum of live bytes; it is a prediction from shapes, not a measurement: no
-workspace, no fusion, no reuse strategy of a runtime is in it.
+    order      the sequence in which the engine runs the steps
+    buffers    which tensors share bytes: views, results written over a dying input, and, where the
+               engine plans it, a freed buffer taken by a tensor of the same shape
+    allocator  what those buffers cost: their plain sum, an arena whose regions double, or one block
+               with an offset for each
+
+What differs between engines is data: a `Target`. Steps are those the engine runs: what its
+optimisers fuse, fold and insert is applied before (`rewriters.lowering`). A tensor lives from the
+step that makes it to its last use. Weights are not activations.
+
+`IDEAL` knows no engine: file order, plain sum, inputs alive from the start, outputs to the end.
+
+Sources: the public allocation planner, memory pattern planner and arena of ONNX Runtime, and its
+profile (``mem_in_use_peak``), read and measured with version 1.32; plans of TensorRT for RTX 1.7.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_left, insort
+from collections import Counter
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from enum import Enum
 
-__all__ = ["VIEWS", "Peak", "Step", "peak"]
+__all__ = [
+    "IDEAL",
+    "VIEWS",
+    "Allocator",
+    "Peak",
+    "Step",
+    "Target",
+    "execution_order",
+    "peak",
+    "timeline",
+]
 
 # Operators whose output shares its first input's bytes on every runtime in view.
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
+# Tensors named in `Peak.alive`.
+_NAMED = 8
+
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One node of an execution order: the tensors it reads and makes."""
+    """One node of an execution order: the tensors it reads and makes.
+
+    Attributes:
+        label: Its name.
+        op_type: Its operator; tables of a `Target` are looked up by it.
+        reads: Tensors it reads.
+        makes: Tensors it makes.
+        workspace: Bytes it needs while it runs, beside what it reads and makes.
+    """
 
     label: str
     op_type: str
     reads: tuple[str, ...]
     makes: tuple[str, ...]
+    workspace: int = 0
+
+
+class Allocator(Enum):
+    """How buffers cost memory."""
+
+    SUM = "sum"
+    ARENA = "arena"
+    OFFSETS = "offsets"
+
+
+@dataclass(frozen=True)
+class Target:
+    """How an engine orders steps and holds their tensors.
+
+    Attributes:
+        name: What people call it.
+        depth_first: The order is a walk from the results to what they need, the newest step
+            first; otherwise the steps run as they stand.
+        views: Operators whose first output is their first input's bytes.
+        overwrites: Per operator, positions of inputs whose bytes its first output takes over where
+            the input dies there and has the output's shape.
+        reuse: A freed buffer is taken by a later tensor of the same shape, and lives on until that
+            one's last use.
+        pattern: From the second run on one block holds all buffers but outputs and workspaces.
+        allocator: What buffers cost.
+        granule: Sizes are rounded up to multiples of it, bytes.
+        counts_inputs: Graph inputs are part of the figure.
+        counts_outputs: Graph outputs are part of the figure.
+    """
+
+    name: str
+    depth_first: bool = False
+    views: frozenset[str] = VIEWS
+    overwrites: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    reuse: bool = False
+    pattern: bool = False
+    allocator: Allocator = Allocator.SUM
+    granule: int = 1
+    counts_inputs: bool = True
+    counts_outputs: bool = True
+
+
+IDEAL = Target("ideal")
 
 
 @dataclass(frozen=True, slots=True)
 class Peak:
-    """The largest sum of live bytes, the node where it occurs, and what could not be counted."""
+    """The largest figure of a run, and what makes it.
+
+    Attributes:
+        bytes: The peak.
+        at: Label of the step with the most live bytes; "" if that is before the first.
+        unknown: Activations of unknown size, counted as nothing.
+        alive: The largest tensors alive at that step, with their bytes, largest first.
+    """
 
     bytes: int
     at: str
     unknown: int
+    alive: tuple[tuple[str, int], ...] = field(default=(), compare=False)
 
 
 def peak(
@@ -42,56 +128,347 @@ def peak(
     *,
     inputs: Iterable[str],
     outputs: Collection[str],
+    target: Target = IDEAL,
+    shapes: Mapping[str, Hashable] | None = None,
+    resident: int = 0,
 ) -> Peak:
-    """Return the peak of an execution order, in bytes; linear in the steps.
+    """Return the peak of a graph; n log n in the steps, as a rule linear.
 
     Args:
-        steps: The nodes in execution order.
+        steps: The nodes, in the file's order.
         sizes: Bytes per activation. A tensor that is missing is a weight and costs nothing; None
             is an activation of unknown size, counted in `Peak.unknown`.
-        inputs: Tensors alive from the start.
-        outputs: Tensors alive to the end.
+        inputs: Graph inputs.
+        outputs: Graph outputs.
+        target: The engine.
+        shapes: What must be equal for two tensors to share a buffer; their bytes where missing.
+        resident: Bytes held throughout, such as weights the engine packs anew.
     """
-    owner: dict[str, str] = {}
-    last: dict[str, int] = {}
+    run = _Run(steps, sizes, tuple(inputs), outputs, target, shapes or {})
+    live, at, alive = run.highest()
+    figure = live
+    if target.allocator is Allocator.ARENA:
+        figure = run.arena_peak()
+    elif target.allocator is Allocator.OFFSETS:
+        figure = run.block(workspaces=True)
+    return Peak(figure + resident, at, run.unknown, alive)
 
-    def root(name: str) -> str:
-        return owner.get(name, name)
 
-    for position, step in enumerate(steps):
-        if step.op_type in VIEWS and step.reads and step.reads[0] in sizes:
-            owner[step.makes[0]] = root(step.reads[0])
-        for name in (*step.reads, *step.makes):
-            last[root(name)] = position
-    for name in outputs:
-        last[root(name)] = len(steps)
+def timeline(
+    steps: Sequence[Step],
+    sizes: Mapping[str, int | None],
+    *,
+    inputs: Iterable[str],
+    outputs: Collection[str],
+    target: Target = IDEAL,
+    shapes: Mapping[str, Hashable] | None = None,
+) -> list[tuple[str, int]]:
+    """Return (label, live bytes while it runs) of every step, in execution order.
 
-    ends: dict[int, list[str]] = {}
-    for name, position in last.items():
-        ends.setdefault(position, []).append(name)
-    alive = 0
-    unknown = 0
-    seen: set[str] = set()
+    Live bytes are the plain sum of what is held, so their largest can be below `Peak.bytes`, which
+    has the allocator's waste in it. The arguments are those of `peak`.
+    """
+    run = _Run(steps, sizes, tuple(inputs), outputs, target, shapes or {})
+    return run.live()
 
-    def begin(name: str) -> int:
-        nonlocal unknown
-        name = root(name)
-        if name in seen or name not in sizes:
-            return 0
-        seen.add(name)
-        size = sizes[name]
-        unknown += size is None
-        return size or 0
 
-    for name in inputs:
-        alive += begin(name)
-    best, at = alive, ""
-    for position, step in enumerate(steps):
-        for name in step.makes:
-            alive += begin(name)
-        if alive > best:
-            best, at = alive, step.label
-        for name in ends.get(position, ()):
-            if name in seen:
-                alive -= sizes[name] or 0
-    return Peak(best, at, unknown)
+def execution_order(steps: Sequence[Step], *, depth_first: bool) -> list[Step]:
+    """Return the steps as they are run.
+
+    Depth first: from the steps that nothing reads, the last one first; of the steps that make a
+    step's inputs the last one first. A step runs when all it needs have run.
+    """
+    if not depth_first:
+        return list(steps)
+    maker = {name: number for number, step in enumerate(steps) for name in step.makes}
+    needs = [sorted({maker[name] for name in step.reads if name in maker}) for step in steps]
+    needed = {number for each in needs for number in each}
+    stack = [number for number in range(len(steps)) if number not in needed]
+    entered = [False] * len(steps)
+    result = []
+    while stack:
+        number = stack.pop()
+        if number < 0:
+            result.append(steps[~number])
+        elif not entered[number]:
+            entered[number] = True
+            stack.append(~number)
+            stack.extend(n for n in needs[number] if not entered[n])
+    return result
+
+
+class _Run:
+    """One graph laid out for one target: its order, its buffers, when each begins and ends.
+
+    A buffer is known by the tensor that it was made for.
+    """
+
+    def __init__(
+        self,
+        steps: Sequence[Step],
+        sizes: Mapping[str, int | None],
+        inputs: tuple[str, ...],
+        outputs: Collection[str],
+        target: Target,
+        shapes: Mapping[str, Hashable],
+    ) -> None:
+        self.steps = execution_order(steps, depth_first=target.depth_first)
+        self._sizes = sizes
+        self._target = target
+        self._shapes = shapes
+        self._counted_inputs = inputs if target.counts_inputs else ()
+        self._outputs = set(outputs)
+        self.unknown = 0
+        self._assign(inputs)
+
+    def _size(self, name: str) -> int:
+        granule = self._target.granule
+        return -(-(self._sizes.get(name) or 0) // granule) * granule
+
+    def _shape(self, name: str) -> Hashable:
+        return self._shapes.get(name, self._sizes.get(name))
+
+    def _assign(self, inputs: tuple[str, ...]) -> None:
+        """Give every tensor its buffer, and every buffer its first and last step."""
+        target, sizes = self._target, self._sizes
+        # A tensor is held once by each reader, by the step that makes it, and by the caller.
+        held = Counter(name for step in self.steps for name in (*step.reads, *step.makes))
+        held.update(inputs)
+        held.update(self._outputs)
+        owner: dict[str, str] = {}
+        free: dict[Hashable, list[str]] = {}
+        begins: list[list[str]] = [[] for _ in self.steps]
+        last: dict[str, int] = {}
+        known = set(inputs)
+        caller = set(inputs) | self._outputs
+        self.unknown = sum(sizes[n] is None for n in set(inputs) if n in sizes)
+        for number, step in enumerate(self.steps):
+            for position, name in enumerate(step.makes):
+                if name not in sizes or name in known:
+                    continue
+                known.add(name)
+                taken = None
+                if position == 0:
+                    taken = self._over(step, name, owner, held)
+                if taken is None and target.reuse and name not in self._outputs and sizes[name]:
+                    candidates = free.get(self._shape(name))
+                    taken = candidates.pop() if candidates else None
+                if taken is None:
+                    begins[number].append(name)
+                    self.unknown += sizes[name] is None
+                else:
+                    owner[name] = taken
+                    held[taken] += held[name]
+            for name in (*step.reads, *step.makes):
+                root = owner.get(name, name)
+                if root not in known:
+                    continue
+                last[root] = number
+                held[root] -= 1
+                if not held[root] and root not in caller and target.reuse:
+                    free.setdefault(self._shape(root), []).append(root)
+        # A view of an output, and an output that is a view, are the output's bytes.
+        for name in self._outputs:
+            if name in known:
+                last[owner.get(name, name)] = len(self.steps)
+        self._begins = begins
+        self._ends: list[list[str]] = [[] for _ in self.steps]
+        for name, number in last.items():
+            if number < len(self.steps):
+                self._ends[number].append(name)
+
+    def _over(
+        self, step: Step, name: str, owner: Mapping[str, str], held: Mapping[str, int]
+    ) -> str | None:
+        """Return the buffer that a step's first result shares with an input, None if there is none.
+
+        An engine that hands outputs to the caller copies where an output is a view.
+        """
+        target, sizes = self._target, self._sizes
+        if not target.counts_inputs and name in self._outputs:
+            return None
+        if step.op_type in target.views and step.reads and step.reads[0] in sizes:
+            return owner.get(step.reads[0], step.reads[0])
+        for position in target.overwrites.get(step.op_type, ()):
+            if position < len(step.reads) and step.reads[position] in sizes:
+                read = step.reads[position]
+                root = owner.get(read, read)
+                if held[root] == 1 and self._shape(read) == self._shape(name):
+                    return root
+        return None
+
+    def _counts(self, name: str) -> bool:
+        return self._target.counts_outputs or name not in self._outputs
+
+    def live(self) -> list[tuple[str, int]]:
+        """Return the live bytes at every step."""
+        alive = sum(self._size(n) for n in dict.fromkeys(self._counted_inputs))
+        held = set(self._counted_inputs)
+        result = []
+        for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
+            for name in begins:
+                if self._counts(name):
+                    held.add(name)
+                    alive += self._size(name)
+            result.append((step.label, alive + step.workspace))
+            for name in ends:
+                if name in held:
+                    alive -= self._size(name)
+        return result
+
+    def highest(self) -> tuple[int, str, tuple[tuple[str, int], ...]]:
+        """Return the most live bytes, the step they occur at, and the largest tensors alive."""
+        start = sum(self._size(n) for n in dict.fromkeys(self._counted_inputs))
+        best, where = start, -1
+        for number, (_, alive) in enumerate(self.live()):
+            if alive > best:
+                best, where = alive, number
+        held = dict.fromkeys(self._counted_inputs)
+        for number in range(where + 1):
+            held.update(dict.fromkeys(n for n in self._begins[number] if self._counts(n)))
+            if number < where:
+                for name in self._ends[number]:
+                    held.pop(name, None)
+        named = sorted(((n, self._size(n)) for n in held), key=lambda item: -item[1])[:_NAMED]
+        label = self.steps[where].label if where >= 0 else ""
+        return best, label, tuple(item for item in named if item[1])
+
+    def block(self, *, workspaces: bool = False) -> int:
+        """Return the size of one block that holds all buffers but outputs, best fit first.
+
+        Args:
+            workspaces: Workspaces are in the block too.
+        """
+        placed: list[tuple[int, int, str]] = []
+        where: dict[str, tuple[int, int, str]] = {}
+        top = 0
+
+        def place(name: str, size: int) -> None:
+            nonlocal top
+            best, waste, cursor = -1, -1, 0
+            for begin, end, _ in placed:
+                gap = begin - cursor
+                if gap >= size and (waste < 0 or gap - size < waste):
+                    best, waste = cursor, gap - size
+                cursor = max(cursor, end)
+            if best < 0:
+                best = cursor
+            where[name] = (best, best + size, name)
+            insort(placed, where[name])
+            top = max(top, best + size)
+
+        def take(name: str) -> None:
+            entry = where.pop(name, None)
+            if entry is not None:
+                del placed[bisect_left(placed, entry)]
+
+        for number, (begins, ends) in enumerate(zip(self._begins, self._ends, strict=True)):
+            for name in begins:
+                if name not in self._outputs and self._size(name):
+                    place(name, self._size(name))
+            if workspaces and self.steps[number].workspace:
+                place("", self.steps[number].workspace)
+                take("")
+            for name in ends:
+                take(name)
+        return top
+
+    def arena_peak(self) -> int:
+        """Return the most an arena has in use over two runs."""
+        arena = _Arena()
+        self._run_in(arena, set())
+        block = 0
+        if self._target.pattern:
+            block = self.block()
+        if block:
+            arena.take("", block)
+            self._run_in(arena, {n for begins in self._begins for n in begins} - self._outputs)
+        else:
+            self._run_in(arena, set())
+        return arena.peak
+
+    def _run_in(self, arena: _Arena, elsewhere: Collection[str]) -> None:
+        """Run once; tensors ``elsewhere`` are not the arena's."""
+        held = set()
+        for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
+            for name in begins:
+                if name not in elsewhere and self._size(name):
+                    arena.take(name, self._size(name))
+                    held.add(name)
+            if step.workspace:
+                arena.take("workspace of the step", step.workspace)
+                arena.give("workspace of the step")
+            for name in ends:
+                if name in held:
+                    arena.give(name)
+                    held.discard(name)
+        for name in held:
+            arena.give(name)
+
+
+class _Arena:
+    """ONNX Runtime's arena: best fit in regions that double; a chunk is split where half is left.
+
+    What is in use are whole chunks, so a chunk of up to twice what was asked for counts whole.
+    """
+
+    _GRANULE = 256
+    _FIRST_REGION = 1 << 20
+    _MOST_WASTE = 128 << 20
+
+    def __init__(self) -> None:
+        self.peak = 0
+        self._in_use = 0
+        self._next_region = self._FIRST_REGION
+        self._top = 0
+        # Free chunks by size then address, and by address; regions never touch.
+        self._free: list[tuple[int, int]] = []
+        self._free_at: dict[int, int] = {}
+        self._free_end: dict[int, int] = {}
+        self._taken: dict[str, tuple[int, int]] = {}
+
+    def _insert(self, begin: int, size: int) -> None:
+        insort(self._free, (size, begin))
+        self._free_at[begin] = size
+        self._free_end[begin + size] = begin
+
+    def _remove(self, begin: int) -> int:
+        size = self._free_at.pop(begin)
+        del self._free_end[begin + size]
+        del self._free[bisect_left(self._free, (size, begin))]
+        return size
+
+    def take(self, name: str, size: int) -> None:
+        """Allocate."""
+        size = -(-size // self._GRANULE) * self._GRANULE
+        found = bisect_left(self._free, (size, -1))
+        if found == len(self._free):
+            grown = False
+            while self._next_region < size:
+                self._next_region *= 2
+                grown = True
+            self._insert(self._top, self._next_region)
+            self._top += self._next_region + 1
+            if not grown:
+                self._next_region *= 2
+            found = bisect_left(self._free, (size, -1))
+        chunk, begin = self._free[found]
+        self._remove(begin)
+        if chunk >= 2 * size or chunk - size >= self._MOST_WASTE:
+            self._insert(begin + size, chunk - size)
+            chunk = size
+        self._taken[name] = (begin, chunk)
+        self._in_use += chunk
+        self.peak = max(self.peak, self._in_use)
+
+    def give(self, name: str) -> None:
+        """Free; neighbours that are free too become one chunk."""
+        begin, size = self._taken.pop(name)
+        self._in_use -= size
+        if begin + size in self._free_at:
+            size += self._remove(begin + size)
+        before = self._free_end.get(begin)
+        if before is not None:
+            size += self._remove(before)
+            begin = before
+        self._insert(begin, size)

@@ -182,9 +182,7 @@ def _conv(g: Graph) -> bool:
     if not _LEAST <= rows <= _MOST or x.columns < 3 or out > 8:
         return False
     inner = x.channels // group
-    w = g.weight(
-        out, inner, *g.both(kernel, 3), scale=1.4 / np.sqrt(inner * kernel * 3)
-    )
+    w = g.weight(out, inner, *g.both(kernel, 3), scale=1.4 / np.sqrt(inner * kernel * 3))
     g.add(
         "Conv",
         [x.name, w, g.weight(out, scale=0.3)],
@@ -313,9 +311,7 @@ def _to_depth(g: Graph) -> bool:
     x = g.pick()
     if x.rows % 2 or x.columns % 2 or x.columns < 6 or x.channels > 2 or x.rows < 6:
         return False
-    g.add(
-        "SpaceToDepth", [x.name], 4 * x.channels, x.rows // 2, x.columns // 2, blocksize=2
-    )
+    g.add("SpaceToDepth", [x.name], 4 * x.channels, x.rows // 2, x.columns // 2, blocksize=2)
     return True
 
 

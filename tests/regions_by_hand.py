@@ -130,9 +130,7 @@ def _levels(analysis: Analysis, locality: Locality) -> dict[int, list[int]]:
     return found
 
 
-def _connected(
-    analysis: Analysis, locality: Locality, nodes: Sequence[int]
-) -> Iterator[list[int]]:
+def _connected(analysis: Analysis, locality: Locality, nodes: Sequence[int]) -> Iterator[list[int]]:
     graph, links = analysis.index.graph, locality.links
     touching: dict[str, list[int]] = {}
     for at in nodes:

@@ -209,7 +209,7 @@ def test_any_failure_is_a_row(
 ) -> None:
     """It is one line, without the place where the models lay; alone, it is exit code 1."""
 
-    def fail(jobs: Any, options: Any, runs: int) -> Any:
+    def fail(jobs: Any, options: Any, runs: int, processes: int) -> Any:
         folder = jobs[0].model.parent
         raise type(error)(*(str(argument).format(folder) for argument in error.args))
 

@@ -4,14 +4,10 @@ TensorRT for RTX plans for a GPU it does not have: its figures are *planned*, no
 ONNX Runtime are measured. Both are printed past pytest's capture, so that a run of the tests shows
 them.
 
-What repeats under ONNX Runtime and what does not (1.32, CPU, default options; ten processes each):
-
-    original, batch   the same to a few megabytes, and the runtime's own figure to the byte
-    sequential        a quarter apart from process to process, the runtime's own figure up to twice
-
-With blocked layouts (ORT_ENABLE_ALL, the default) the optimised graph's nodes come in another order
-in every process, and with it what is alive together. One level lower the order is the same, and the
-sequential form repeats as well: `test_sequential_repeats_without_blocked_layouts`.
+Under ONNX Runtime (1.32, CPU) the peak of the sequential form depends on addresses: its layout
+optimiser walks tables keyed by pointers, and where the system randomises addresses the form's peaks
+lie up to a quarter apart from process to process. `patchconv measure` turns randomisation off in
+the processes it measures in (`engines.addresses`), and reports the largest peak of several layouts.
 """
 
 from __future__ import annotations
@@ -240,11 +236,10 @@ SCRIPT = """
 import sys
 import numpy
 import onnxruntime
-model, inputs, threads, level, runs = sys.argv[1:]
+model, inputs, threads, runs = sys.argv[1:]
 feeds = dict(numpy.load(inputs))
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = int(threads)
-options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, level)
 session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
 for _ in range(int(runs)):
     session.run(None, feeds)
@@ -262,10 +257,10 @@ print(usage.ru_maxrss)
 """
 
 
-def resident_peak(job: Job, runs: int, level: str = "ORT_ENABLE_ALL") -> int:
+def resident_peak(job: Job, runs: int) -> int:
     """Return the bytes `/usr/bin/time -v` names for a minimal script, everything included."""
     script = [sys.executable, "-c", SCRIPT, str(job.model), str(job.inputs)]
-    arguments = [*script, str(THREADS), level, str(runs)]
+    arguments = [*script, str(THREADS), str(runs)]
     command = [sys.executable, "-S", "-c", TIME, *arguments]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return int(done.stdout) * 1024
@@ -307,15 +302,19 @@ class Invocation:
         return self.by_form[form].runtime_peak_bytes
 
 
-def invoke(decoder: dict[str, Job], report: list[str], *, arena: bool = True) -> Invocation:
+def invoke(
+    decoder: dict[str, Job], report: list[str], *, arena: bool = True, processes: int = 3
+) -> Invocation:
     """Measure the three forms, and report."""
-    options = OrtOptions(threads=THREADS, arena=arena)
-    found = dict(zip(decoder, measure(list(decoder.values()), options, runs=RUNS - 1), strict=True))
+    options = [OrtOptions(threads=THREADS, arena=arena)] * len(decoder)
+    jobs = list(decoder.values())
+    results = measure(jobs, options, runs=RUNS - 1, processes=processes)
+    found = dict(zip(decoder, results, strict=True))
     for form, result in found.items():
         assert result.error == ""
         report.append(
             f"measured: vae_decoder base 32 320x384, arena {'on ' if arena else 'off'} {form:10} "
-            f"process peak {mib(result.peak_bytes):>6}  "
+            f"process peak {mib(result.peak_bytes):>6} (least {mib(min(result.peaks_bytes)):>6})  "
             f"runtime's own {mib(result.runtime_peak_bytes):>6} MiB "
             f"(ONNX Runtime {result.version}, CPU, {THREADS} threads)"
         )
@@ -333,18 +332,21 @@ def apart(values: list[int]) -> float:
     return max(values) / min(values) - 1
 
 
-def test_peaks_repeat(invocations: tuple[Invocation, Invocation]) -> None:
-    """From run to run: the process's peak within 5 %, the runtime's own figure to the byte.
-
-    The sequential form is held to less, see above: below the batch form, in either run.
-    """
-    first, second = invocations
-    for form in ("original", "batch"):
-        assert first.peak(form) >= 100 * MIB
-        assert apart([first.peak(form), second.peak(form)]) <= 0.05, form
-        assert first.runtime_peak(form) == second.runtime_peak(form) is not None, form
-    for each in invocations:
-        assert each.peak("sequential") < 0.8 * each.peak("batch")
+@pytest.mark.parametrize("form", FORMS)
+def test_peaks_repeat(form: str, invocations: tuple[Invocation, Invocation]) -> None:
+    """From run to run: the process's peak within 5 %, the runtime's own figure too."""
+    first, second = (each.by_form[form] for each in invocations)
+    if not first.fixed_addresses and form == "sequential":
+        pytest.skip("this system does not let a process turn address randomisation off")
+    assert invocations[0].peak(form) >= 100 * MIB
+    assert apart([each.peak(form) for each in invocations]) <= 0.05
+    assert first.runtime_peak_bytes is not None
+    assert second.runtime_peak_bytes is not None
+    assert apart([first.runtime_peak_bytes, second.runtime_peak_bytes]) <= 0.05
+    # Layout by layout, and not by the luck of the largest.
+    for pair in zip(first.peaks_bytes, second.peaks_bytes, strict=True):
+        assert apart(list(pair)) <= 0.05
+    assert max(first.peaks_bytes) == first.peak_bytes
 
 
 def test_arena_shows(
@@ -354,7 +356,7 @@ def test_arena_shows(
 
     By how much differs: glibc keeps freed blocks of up to 32 MiB, or not, as they happen to lie.
     """
-    off = invoke(decoder, report, arena=False)
+    off = invoke(decoder, report, arena=False, processes=1)
     for on in invocations:
         assert off.peak("original") < 0.9 * on.peak("original")
     assert {off.runtime_peak(form) for form in FORMS} == {None}
@@ -375,15 +377,3 @@ def test_agrees_with_an_independent_measurement(
     )
     for each in invocations:
         assert abs(ran - idle - each.peak(form)) <= 0.1 * each.peak(form)
-
-
-def test_sequential_repeats_without_blocked_layouts(
-    decoder: dict[str, Job], report: list[str]
-) -> None:
-    """One optimisation level lower, the sequential form repeats within 5 % too."""
-    job, level = decoder["sequential"], "ORT_ENABLE_EXTENDED"
-    idle = resident_peak(job, 0, level)
-    peaks = [resident_peak(job, RUNS, level) - idle for _ in range(3)]
-    shown = ", ".join(mib(peak) for peak in peaks)
-    report.append(f"measured: sequential by ru_maxrss at {level}: {shown} MiB")
-    assert apart(peaks) <= 0.05

@@ -22,6 +22,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import patchconv_deploy
+from engines.child import Child
 from patchconv_deploy import (
     ModelError,
     OptionError,
@@ -76,9 +77,11 @@ def path(tmp_path: Path) -> Path:
     return file
 
 
-def _command(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+def _command(
+    *arguments: str | Path, do: str = "rewrite", **options: Any
+) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "patchconv_deploy", "rewrite", *map(str, arguments)],
+        [sys.executable, "-m", "patchconv_deploy", do, *map(str, arguments)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
@@ -173,9 +176,38 @@ BAD = {
     "at most 4096": ["{model}", "--splits", "1000000"],
     "not in the range": ["{model}", "--seed", "-1"],
     "no such folder ": ["{model}", "--report", "{folder}/none/r.json"],
+    "--verify-timeout": ["{model}", "--verify-timeout", "0"],
     "must be 0 or more": ["{model}", "--min-elements", "-1"],
     "onnx knows opsets": ["{model}", "--upgrade-opset", "999"],
 }
+
+
+BAD_BUILD = {
+    "is a folder": ["{model}", "-o", "{folder}", "--force"],
+    "exists already": ["{model}", "-o", "{garbage}"],
+    "never overwritten": ["{model}", "-o", "{model}", "--force"],
+    "no such folder": ["{model}", "-o", "{folder}/m.plan", "--timingCacheFile", "{folder}/no/c"],
+    "name the same file": ["{model}", "-o", "{folder}/m", "--json", "{folder}/m"],
+    "no NVIDIA": ["{model}", "-o", "{folder}/m", "--exportLayerInfo", "{folder}/l"],
+    "not an ONNX model": ["{garbage}", "-o", "{folder}/m.plan"],
+    "not of the form": ["{model}", "-o", "{folder}/m.plan", "--optShapes", "x"],
+}
+
+
+@pytest.mark.parametrize("words", list(BAD_BUILD))
+def test_a_bad_build_ends_in_one_line_and_no_file(path: Path, words: str) -> None:
+    """Exit code 2, whatever engine is installed; nothing written or changed."""
+    garbage = path.parent / "garbage.onnx"
+    garbage.write_bytes(b"\x08\x07 this is no model")
+    names = {"model": path, "garbage": garbage, "folder": path.parent}
+    before = _files(path.parent)
+    done = _command(*(a.format(**names) for a in BAD_BUILD[words]), do="build")
+    if words == "no NVIDIA" and done.returncode == 0:
+        pytest.skip("this machine has a GPU")
+    assert done.returncode == 2
+    assert words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert _files(path.parent) == before
 
 
 @pytest.mark.parametrize("words", list(BAD))
@@ -335,6 +367,43 @@ def test_a_killed_runtime_is_reported_not_fatal(
     assert "SIGKILL" in result.report.verification["reason"]
     assert result.path is not None
     assert result.path.exists()
+
+
+def test_a_slow_original_is_not_verified(path: Path) -> None:
+    """Past its time limit it is stopped: the file is written, the reason says how to allow more."""
+    result = rewrite(path, min_elements=0, timeout_s=0.001)
+    assert not result.report.verification["ran"]
+    reason = result.report.verification["reason"]
+    assert "original model: no answer within 0.001 s; allow more with --verify-timeout" in reason
+    assert result.path is not None
+    assert any("not verified" in warning for warning in result.report.warnings)
+
+
+def test_a_hanging_result_is_a_failure(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The original ran and the rewritten model does not come back: nothing is written."""
+    real = Child.ask
+
+    def slow(child: Child, do: str, **command: Any) -> dict[str, Any]:
+        if do == "rewritten":
+            assert command["time_limit_s"] >= 1800
+            command["time_limit_s"] = 0.0001
+        return real(child, do, **command)
+
+    monkeypatch.setattr(Child, "ask", slow)
+    with pytest.raises(VerificationError, match="rewritten model does not run: no answer within"):
+        rewrite(path, min_elements=0)
+    assert list(_files(path.parent)) == ["model.onnx"]
+
+
+def test_unknown_keywords_are_refused(path: Path) -> None:
+    """A misspelt keyword is named, by both functions; nothing is written."""
+    misspelt: dict[str, Any] = {"spilts": 3}
+    only_of_rewrite: dict[str, Any] = {"dry_run": True}
+    with pytest.raises(TypeError, match="unknown keyword 'spilts'"):
+        rewrite(path, **misspelt)
+    with pytest.raises(TypeError, match="unknown keyword 'dry_run'"):
+        convert_model(path, **only_of_rewrite)
+    assert list(_files(path.parent)) == ["model.onnx"]
 
 
 def test_a_model_that_does_not_fit_is_not_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

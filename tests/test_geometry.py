@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from random import Random
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
@@ -36,16 +37,24 @@ from rewriters.rowmaps import Pointwise, RowMap, Sliding, Transposed
 from tests.oracle import conv_padding
 
 _NAN = math.nan
+Check = TypeVar("Check", bound=Callable[..., None])
 
 
-def _settings(examples: int) -> settings:
-    return settings(
-        max_examples=examples,
-        derandomize=True,
-        database=None,
-        deadline=None,
-        suppress_health_check=list(HealthCheck),
-    )
+def _for_all(examples: int, *strategies: st.SearchStrategy[Any]) -> Callable[[Check], Check]:
+    """Run the decorated check on this many examples, here and now."""
+
+    def decorate(check: Check) -> Check:
+        tried = settings(
+            max_examples=examples,
+            derandomize=True,
+            database=None,
+            deadline=None,
+            suppress_health_check=list(HealthCheck),
+        )
+        tried(given(*strategies)(check))()
+        return check
+
+    return decorate
 
 
 # --- brute force -------------------------------------------------------------------------------
@@ -182,6 +191,7 @@ def _operators(draw: st.DrawFn) -> RowMap:
 
 _chains = st.lists(_operators(), min_size=1, max_size=4).map(tuple)
 _single = _operators().map(lambda op: (op,))
+_tiled = st.one_of(_single, _chains)
 
 
 # --- operators ---------------------------------------------------------------------------------
@@ -189,12 +199,10 @@ _single = _operators().map(lambda op: (op,))
 
 def test_rows_out_and_needs() -> None:
     """A row map's output height and needs are those of the operator, for every output row."""
-    compared = 0
+    seen: Counter[str] = Counter()
 
-    @_settings(500)
-    @given(_operators(), st.integers(1, 30))
+    @_for_all(500, _operators(), st.integers(1, 30))
     def check(op: RowMap, rows: int) -> None:
-        nonlocal compared
         whole = _apply(op, _image(rows), 0.0, 0.0)
         assert max(0, op.rows_out(rows)) == len(whole)
         for row in range(len(whole)):
@@ -205,25 +213,21 @@ def test_rows_out_and_needs() -> None:
                 x[spoiled] = _NAN
                 reads = math.isnan(_apply(op, x, 0.0, 0.0)[row])
                 assert reads == (spoiled in inside)
-            compared += 1
+            seen["compared"] += 1
 
-    check()
-    assert compared > 1500
+    assert seen["compared"] > 1500
 
 
 def test_steps_are_whole_and_least() -> None:
     """Rows per step keep every operator's ratio, and have no common divisor to take out."""
 
-    @_settings(500)
-    @given(_chains)
+    @_for_all(500, _chains)
     def check(chain: tuple[RowMap, ...]) -> None:
         rows = proof.steps(Network.chain(chain))
         assert not isinstance(rows, str)
         assert math.gcd(*rows) == 1
         for op, r_in, r_out in zip(chain, rows, rows[1:], strict=False):
             assert r_in * op.step_out == r_out * op.step_in
-
-    check()
 
 
 # --- tile and prove ----------------------------------------------------------------------------
@@ -233,8 +237,7 @@ def test_tilings_are_right() -> None:
     """Every tiling of a chain that can be proven gives the whole; single operators always can."""
     seen: Counter[str] = Counter()
 
-    @_settings(4000)
-    @given(st.one_of(_single, _chains), st.integers(1, 60), st.integers(1, 9))
+    @_for_all(4000, _tiled, st.integers(1, 60), st.integers(1, 9))
     def check(chain: tuple[RowMap, ...], rows: int, splits: int) -> None:
         out = _rows_out(chain, rows)
         if out < 1:
@@ -253,7 +256,6 @@ def test_tilings_are_right() -> None:
         seen["trimmed"] += tiling.trim > 0
         seen["chains"] += len(chain) > 1
 
-    check()
     assert seen["right"] > 2500, seen
     assert seen["trimmed"] > 800, seen
     assert seen["chains"] > 800, seen
@@ -263,8 +265,7 @@ def test_right_rows_of_a_window() -> None:
     """`walk` calls exactly the right rows right: one operator without holes in its kernel."""
     seen: Counter[str] = Counter()
 
-    @_settings(2500)
-    @given(st.one_of(_single, _chains), st.integers(1, 60), st.integers(0, 12), st.integers(0, 12))
+    @_for_all(2500, _tiled, st.integers(1, 60), st.integers(0, 12), st.integers(0, 12))
     def check(chain: tuple[RowMap, ...], rows: int, shift: int, trim: int) -> None:
         if _rows_out(chain, rows) < 1 or shift > trim:
             return
@@ -288,7 +289,6 @@ def test_right_rows_of_a_window() -> None:
             seen["exact"] += 1
         seen["sound"] += 1
 
-    check()
     assert seen["sound"] > 500, seen
     assert seen["exact"] > 200, seen
 
@@ -298,12 +298,10 @@ def test_no_larger_trim_would_do() -> None:
 
     Greedy is best here: each next window lies as far down as the right rows above it allow.
     """
-    compared = 0
+    seen: Counter[str] = Counter()
 
-    @_settings(800)
-    @given(st.one_of(_single, _chains), st.integers(10, 80), st.integers(2, 6))
+    @_for_all(800, _tiled, st.integers(10, 80), st.integers(2, 6))
     def check(chain: tuple[RowMap, ...], rows: int, splits: int) -> None:
-        nonlocal compared
         out = _rows_out(chain, rows)
         found = _extent(chain, rows) if out else None
         if found is None:
@@ -328,10 +326,9 @@ def test_no_larger_trim_would_do() -> None:
                 break
             covered, count = best, count + 1
         assert covered < out
-        compared += 1
+        seen["compared"] += 1
 
-    check()
-    assert compared > 200
+    assert seen["compared"] > 200
 
 
 # --- what must be refused ----------------------------------------------------------------------
@@ -344,9 +341,8 @@ def _mutate(draw: st.DrawFn, tiling: Tiling) -> Tiling:
         case "seam" if len(patches) > 1:
             k = draw(st.integers(1, len(patches) - 1))
             seam = patches[k].cores[0].begin + draw(st.integers(-6, 6))
-            patches[k - 1] = replace(
-                patches[k - 1], cores=(Rows(patches[k - 1].cores[0].begin, seam),)
-            )
+            above = Rows(patches[k - 1].cores[0].begin, seam)
+            patches[k - 1] = replace(patches[k - 1], cores=(above,))
             patches[k] = replace(patches[k], cores=(Rows(seam, patches[k].cores[0].end),))
         case "trim":
             trim += draw(st.integers(1, 3))
@@ -368,8 +364,7 @@ def test_wrong_tilings_are_refused() -> None:
     """Whatever is broken in a right tiling: if `prove` lets it pass, it is right by brute force."""
     seen: Counter[str] = Counter()
 
-    @_settings(5000)
-    @given(st.one_of(_single, _chains), st.integers(2, 60), st.integers(2, 6), st.data())
+    @_for_all(5000, _tiled, st.integers(2, 60), st.integers(2, 6), st.data())
     def check(chain: tuple[RowMap, ...], rows: int, splits: int, data: st.DataObject) -> None:
         if _rows_out(chain, rows) < 2:
             return
@@ -383,7 +378,6 @@ def test_wrong_tilings_are_refused() -> None:
             seen[wrong] += 1
         seen["refused" if reason else "still right"] += 1
 
-    check()
     assert seen["refused"] > 1500, seen
     assert seen["wrong rows"] > 500, seen
     assert seen["still right"] > 50, seen
@@ -392,77 +386,30 @@ def test_wrong_tilings_are_refused() -> None:
 _CONV = (Sliding(5, 1, 2, 2),)  # two halo rows on either side
 
 
-@pytest.mark.parametrize(
-    ("rows", "tiling", "reason"),
-    [
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(6, (Rows(12, 20),)))),
-            None,
-            id="right: the upper window is 14 rows, 12 of them right",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 13),)), Patch(6, (Rows(13, 20),)))),
-            "not all right",
-            id="a seam one row too far down",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 7),)), Patch(6, (Rows(7, 20),)))),
-            "not all right",
-            id="a seam one row too far up",
-        ),
-        pytest.param(
-            20,
-            Tiling(9, (Patch(0, (Rows(0, 10),)), Patch(9, (Rows(10, 20),)))),
-            "not all right",
-            id="windows one row too short for any seam",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 11),)), Patch(6, (Rows(12, 20),)))),
-            "exactly once",
-            id="a row in no core",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(6, (Rows(11, 20),)))),
-            "exactly once",
-            id="a row in two cores",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(6, (Rows(12, 19),)))),
-            "exactly once",
-            id="the last row in no core",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(0, (Rows(0, 12),)), Patch(7, (Rows(12, 20),)))),
-            "beyond the tensor",
-            id="a window below the end",
-        ),
-        pytest.param(
-            20,
-            Tiling(6, (Patch(-1, (Rows(0, 12),)), Patch(6, (Rows(12, 20),)))),
-            "beyond the tensor",
-            id="a window above the start",
-        ),
-        pytest.param(
-            20,
-            Tiling(20, (Patch(0, (Rows(0, 12),)), Patch(20, (Rows(12, 20),)))),
-            "no rows",
-            id="windows of no rows",
-        ),
-    ],
-)
-def test_prove_by_hand(rows: int, tiling: Tiling, reason: str | None) -> None:
+# 20 rows in two patches: trim, then shift, begin and end of the core of each, then the reason.
+_BY_HAND: dict[str, tuple[int, tuple[int, int, int], tuple[int, int, int], str]] = {
+    "right: the upper window is 14 rows, 12 of them right": (6, (0, 0, 12), (6, 12, 20), ""),
+    "a seam one row too far down": (6, (0, 0, 13), (6, 13, 20), "not all right"),
+    "a seam one row too far up": (6, (0, 0, 7), (6, 7, 20), "not all right"),
+    "windows one row too short for any seam": (9, (0, 0, 10), (9, 10, 20), "not all right"),
+    "a row in no core": (6, (0, 0, 11), (6, 12, 20), "exactly once"),
+    "a row in two cores": (6, (0, 0, 12), (6, 11, 20), "exactly once"),
+    "the last row in no core": (6, (0, 0, 12), (6, 12, 19), "exactly once"),
+    "a window below the end": (6, (0, 0, 12), (7, 12, 20), "beyond the tensor"),
+    "a window above the start": (6, (-1, 0, 12), (6, 12, 20), "beyond the tensor"),
+    "windows of no rows": (20, (0, 0, 12), (20, 12, 20), "no rows"),
+}
+
+
+@pytest.mark.parametrize("case", list(_BY_HAND))
+def test_prove_by_hand(case: str) -> None:
     """Five taps, SAME padding: what is right and what is not can be counted by hand."""
-    found = _prove(_CONV, rows, tiling)
-    assert (found is None) == (reason is None)
-    assert reason is None or reason in (found or "")
-    assert (_wrong(_CONV, rows, tiling) is None) == (reason is None)
+    trim, *patches, reason = _BY_HAND[case]
+    tiling = Tiling(trim, tuple(Patch(shift, (Rows(*owned),)) for shift, *owned in patches))
+    found = _prove(_CONV, 20, tiling)
+    assert (found is None) == (not reason)
+    assert reason in (found or "")
+    assert (_wrong(_CONV, 20, tiling) is None) == (not reason)
 
 
 # --- heights known at run time alone -----------------------------------------------------------
@@ -495,8 +442,7 @@ def test_schedule_at_every_height() -> None:
     """What is proven for every height is right at each, far beyond those that are walked."""
     seen: Counter[str] = Counter()
 
-    @_settings(200)
-    @given(st.one_of(_single, _single, _chains), st.integers(2, 7))
+    @_for_all(200, st.one_of(_single, _single, _chains), st.integers(2, 7))
     def check(chain: tuple[RowMap, ...], splits: int) -> None:
         reason = proof.prove_every_height(Network.chain(chain), splits)
         if len(chain) == 1:
@@ -511,7 +457,6 @@ def test_schedule_at_every_height() -> None:
                 assert _wrong(chain, rows, tiling) is None, (rows, tiling)
                 seen["right"] += 1
 
-    check()
     assert seen["right"] > 4000, seen
     assert seen["refused"] < 60, seen
 

@@ -14,10 +14,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from engines.errors import DeviceMissing
-from engines.measure import Job, Measurement, measure
+from engines.measure import Job, Measurement, Spread, measure
 from engines.memory_probe import high_water_bytes, reset_high_water, resident_bytes
-from engines.onnxruntime_engine import OrtOptions, open_session
+from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions, open_session
 from patchconv_deploy.inputs import save_inputs
+from patchconv_deploy.measuring import best
+from patchconv_deploy.session_options import METADATA_KEY
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -66,7 +68,7 @@ def test_the_high_water_mark_is_reset_and_sees_a_passing_allocation() -> None:
 def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
     """Twice the side is four times the memory; inputs and outputs are counted apart."""
     small, large = _chain(tmp_path, 256), _chain(tmp_path, 512)
-    found = measure([small, large], OrtOptions(threads=2), runs=2)
+    found = measure([small, large], [OrtOptions(threads=2)] * 2, runs=2, processes=2)
     assert [result.error for result in found] == ["", ""]
     # Two live tensors of 16 channels are 8 and 32 MiB.
     peaks = [result.peak_bytes or 0 for result in found]
@@ -88,7 +90,7 @@ def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
 def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
     """Asked for CUDA on a machine without, nothing falls back to the CPU."""
     with pytest.raises(DeviceMissing, match="CUDA"):
-        measure([_chain(tmp_path, 64)], OrtOptions(provider="cuda"), runs=1)
+        measure([_chain(tmp_path, 64)], [OrtOptions(provider="cuda")], runs=1)
     with (
         pytest.raises(DeviceMissing, match="CUDA"),
         open_session(_chain(tmp_path, 64).model, OrtOptions(provider="cuda")),
@@ -99,9 +101,9 @@ def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
 def test_running_out_of_memory_is_reported_and_survived(tmp_path: Path) -> None:
     """One process hits its limit; the other's figures stand, the parent goes on."""
     small, large = _chain(tmp_path, 64), _chain(tmp_path, 1024, layers=4, channels=64)
-    found = measure([small, large], OrtOptions(threads=1), runs=1, memory_limit=700 * MIB)
+    found = measure([small, large], [OrtOptions(threads=1)] * 2, runs=1, memory_limit=700 * MIB)
     assert found[0].error == ""
-    assert found[1].error
+    assert found[1].error.startswith("out of memory")
     assert found[1].peak_bytes is None
 
 
@@ -111,7 +113,7 @@ def test_a_crash_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.Mo
     script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
     script.chmod(0o755)
     monkeypatch.setattr("engines.child.sys.executable", str(script))
-    found: list[Measurement] = measure([_chain(tmp_path, 64)], OrtOptions(), runs=1)
+    found: list[Measurement] = measure([_chain(tmp_path, 64)], [OrtOptions()], runs=1)
     assert "SIGKILL" in found[0].error
 
 
@@ -135,9 +137,11 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     results = json.loads(target.read_text())["results"]
     assert len(results) == 2
     assert set(results[0]) >= {
-        "model", "engine", "version", "device", "date", "options", "peak_bytes",
-        "runtime_peak_bytes", "latency_s", "input_bytes", "output_bytes",
+        "model", "engine", "version", "device", "date", "options", "peak_bytes", "peaks_bytes",
+        "runtime_peak_bytes", "latency_s", "input_bytes", "output_bytes", "timing",
     }  # fmt: skip
+    assert set(results[0]["latency_s"]) == {"median", "min", "max"}
+    assert results[0]["peak_bytes"] == max(results[0]["peaks_bytes"])
     assert results[0]["options"]["arena"] is False
     assert results[0]["runtime_peak_bytes"] is None
 
@@ -145,8 +149,16 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
+        (["{model}", "--engine", "tensorrt-rtx", "--no-arena"], 2, "--arena means nothing to"),
+        (["{model}", "--engine", "tensorrt-rtx", "--runs", "2"], 2, "nothing is run"),
+        (["{model}", "--cudnn-algo-search", "DEFAULT"], 2, "nothing to --provider cpu"),
+        (["{model}", "--tune", "--recommended"], 2, "exclude each other"),
+        (["{model}", "--tune", "--no-mem-reuse"], 2, "--mem-reuse and --tune exclude"),
+        (["{model}", "--json", "{missing}/x.json"], 2, "no such folder"),
         (["{model}", "--provider", "cuda"], 2, "CUDA"),
         (["{missing}"], 2, "no such file"),
+        (["{folder}"], 2, "is a folder"),
+        (["{model}", "--shape", "z:1x3x9x9"], 2, "no such input; the inputs are x"),
         (["{model}", "--shape", "x:1x3x9x9"], 2, "fixed to"),
         (["{model}", "--memory-limit", "much"], 2, "not a size"),
         (["{broken}"], 1, "failed"),
@@ -160,11 +172,105 @@ def test_failures_have_their_exit_codes(
     broken = onnx.load(model)
     broken.graph.node[0].op_type = "NoSuchOperator"
     onnx.save(broken, tmp_path / "broken.onnx")
-    names = {"model": model, "missing": tmp_path / "none.onnx", "broken": tmp_path / "broken.onnx"}
+    names = {
+        "folder": tmp_path,
+        "model": model,
+        "missing": tmp_path / "none.onnx",
+        "broken": tmp_path / "broken.onnx",
+    }
     done = _command(*(argument.format(**names) for argument in arguments))
     assert done.returncode == code
     assert words in done.stderr + done.stdout
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
+def test_sizes_nobody_gave_are_said(tmp_path: Path, engine: str) -> None:
+    """Free dimensions count as a plausible size, and the table says which."""
+    if engine == "tensorrt-rtx":
+        pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
+    model = onnx.load(_chain(tmp_path, 64).model)
+    model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "rows"
+    path = tmp_path / "free.onnx"
+    onnx.save(model, path)
+    runs = ["--runs", "1", "--processes", "1"] if engine == "onnxruntime" else []
+    done = _command(path, "--engine", engine, *runs)
+    assert f"note: {path}: free dimensions taken as x:1x3x512x64; give --shape" in done.stdout
+    done = _command(path, "--engine", engine, "--shape", "x:1x3x80x64", *runs)
+    assert "note:" not in done.stdout
+    assert done.returncode == 0
+
+
+def _recommending(folder: Path, entry: str) -> Path:
+    """A model that recommends session options."""
+    model = onnx.load(_chain(folder, 64).model)
+    model.metadata_props.add(key=METADATA_KEY, value=entry)
+    path = folder / "recommending.onnx"
+    onnx.save(model, path)
+    return path
+
+
+def test_a_model_runs_with_what_it_recommends(tmp_path: Path) -> None:
+    """Each with its own options, for that model alone; one without says it ran at defaults."""
+    plain = _chain(tmp_path, 64).model
+    target = tmp_path / "figures.json"
+    wanted = _recommending(tmp_path, '{"enable_mem_reuse": false, "enable_mem_pattern": false}')
+    done = _command(
+        plain, wanted, "--recommended", "--runs", "1", "--processes", "1", "--json", target
+    )
+    assert done.returncode == 0, done.stderr
+    assert "recommends no session options: at defaults" in done.stdout
+    assert "memory_pattern=False, memory_reuse=False" in done.stdout
+    found = json.loads(target.read_text())["results"]
+    names = ("arena", "memory_pattern", "memory_reuse")
+    assert [[each["options"][name] for name in names] for each in found] == [
+        [True, True, True],
+        [True, False, False],
+    ]
+    assert found[0]["note"]
+    assert not found[1]["note"]
+
+
+@pytest.mark.parametrize(
+    "entry",
+    ["no JSON", "[]", '{"enable_profiling": true}', '{"enable_mem_reuse": 1}', "[" * 100000],
+)
+def test_what_a_model_recommends_is_not_trusted(entry: str, tmp_path: Path) -> None:
+    """Only options that decide memory, only true or false; all else is refused in one line."""
+    done = _command(_recommending(tmp_path, entry), "--recommended")
+    assert done.returncode == 2
+    assert (
+        "JSON object of enable_cpu_mem_arena, enable_mem_pattern, enable_mem_reuse" in done.stderr
+    )
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_tuning_tries_four_and_names_the_best(tmp_path: Path) -> None:
+    """The pairs of reuse and pattern with the arena on; the best is one of the lowest peaks."""
+    model, target = _chain(tmp_path, 256).model, tmp_path / "figures.json"
+    done = _command(model, "--tune", "--runs", "1", "--processes", "1", "--json", target)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"note: {model}: best: memory_pattern=") == 1
+    data = json.loads(target.read_text())
+    options = [each["options"] for each in data["results"]]
+    assert [(each["memory_reuse"], each["memory_pattern"]) for each in options] == [
+        (True, True), (True, False), (False, True), (False, False),
+    ]  # fmt: skip
+    assert all(each["arena"] for each in options)
+    (chosen,) = data["best"]
+    assert set(chosen["session_options"]) == set(SESSION_OPTIONS)
+    assert chosen["peak_bytes"] <= 1.02 * min(each["peak_bytes"] for each in data["results"])
+
+
+def test_the_best_is_the_fastest_of_the_lowest() -> None:
+    """Within 2 % peaks count as equal; a failed one is none; nothing is best where all failed."""
+
+    def made(peak: int | None, seconds: float) -> Measurement:
+        return Measurement("m", peak_bytes=peak, latency_s=Spread.of([seconds]))
+
+    results = [made(200, 1), made(100, 3), made(102, 2), made(103, 1), made(None, 0)]
+    assert best(results) is results[2]
+    assert best(results[4:]) is None
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
@@ -187,3 +293,5 @@ def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
     key = "peak_bytes" if engine == "onnxruntime" else "planned_activation_bytes"
     assert [row["engine"] for row in rows] == [engine] * 2
     assert all(row[key] > 0 for row in rows)
+    # A plan holds no figure that looks measured.
+    assert all(("peak_bytes" in row) == (engine == "onnxruntime") for row in rows)

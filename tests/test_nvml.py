@@ -4,15 +4,11 @@ from __future__ import annotations
 
 import sys
 import time
-from contextlib import ExitStack
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
 import pytest
 
-from engines import measure_child
 from engines.errors import DeviceMissing, EngineMissing
 from engines.nvml import DeviceMemory, open_device_memory, pci_bus_id
 
@@ -124,49 +120,10 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         pass
 
 
-@pytest.mark.parametrize("provider", ["cpu", "cuda"])
-def test_the_measuring_process_reports_device_and_host(
-    provider: str, pynvml: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On a GPU the peak is the device's; the resident one is reported beside it."""
-
-    class Session:
-        version, providers = "1", ("stand-in",)
-
-        def run(self, feeds: Any) -> dict[str, Any]:
-            pynvml.device.used += 40
-            return {"y": np.zeros(4, np.float32)}
-
-    class Opened:
-        def __enter__(self) -> Session:
-            return Session()
-
-        def __exit__(self, *_: object) -> None:
-            pass
-
-    monkeypatch.setattr(measure_child, "open_session", lambda path, options: Opened())
-    monkeypatch.setattr(
-        measure_child, "open_device_memory", lambda: open_device_memory(lambda: "0000:01:00.0")
-    )
-    inputs = tmp_path / "inputs.npz"
-    np.savez(inputs, x=np.zeros(2, np.float32))
-    with ExitStack() as stack:
-        worker = measure_child._Worker(stack)
-        options = {"provider": provider}
-        worker.open({"model": "m.onnx", "inputs": str(inputs), "options": options})
-        worker.run({})
-        worker.run({})
-        found = worker.finish({})
-    assert found["output_bytes"] == 16
-    assert found["host_peak_bytes"] >= 0
-    expected = 80 if provider == "cuda" else found["host_peak_bytes"]
-    assert found["peak_bytes"] == expected
-
-
 @pytest.mark.gpu
 def test_gpu() -> None:
     """A block of 256 MiB taken on the device shows."""
-    from engines.tensorrt_run import Cuda
+    from engines.cuda import Cuda
 
     try:
         pci_bus_id()

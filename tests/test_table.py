@@ -496,12 +496,19 @@ SPELLINGS: Mapping[str, Sequence[Spelling]] = {
         _at(_op("Conv", noise(4, 4, 5, 3), pads=[2, 1, 1, 1], strides=[2, 1])),
         _at(_op("Conv", noise(4, 4, 3, 3), auto_pad="SAME_UPPER", strides=[3, 1])),
         _at(_op("Conv", noise(8, 1, 3, 3), noise(8), group=4, dilations=[2, 1])),
-        _at(lambda g, x: _unsqueeze(
-            g,
-            g.node("Conv", [_squeeze(g, g.node("ReduceMean", [x], axes=[3])[0], 3),
-                            g.weight(4, 4, 3)], pads=[1, 1])[0],
-            3,
-        ), 9, 17),
+        _at(
+            lambda g, x: _unsqueeze(
+                g,
+                g.node(
+                    "Conv",
+                    [_squeeze(g, g.node("ReduceMean", [x], axes=[3])[0], 3), g.weight(4, 4, 3)],
+                    pads=[1, 1],
+                )[0],
+                3,
+            ),
+            9,
+            17,
+        ),
     ],
     "ConvInteger": [_at(_conv_integer)],
     "QLinearConv": [_at(_conv_quantised)],
@@ -540,8 +547,16 @@ SPELLINGS: Mapping[str, Sequence[Spelling]] = {
         _at(_resize(0.5, sizes=True, mode="cubic"), 11),
         _at(_resize(2, mode="linear", axes=[-1, 2]), 18),
         _at(_resize(2, sizes=True, axes=[3, 2]), 18),
-        _at(_resize(2, sizes=True, axes=[3], nearest_mode="floor",
-                    coordinate_transformation_mode="asymmetric"), 18),
+        _at(
+            _resize(
+                2,
+                sizes=True,
+                axes=[3],
+                nearest_mode="floor",
+                coordinate_transformation_mode="asymmetric",
+            ),
+            18,
+        ),
     ],
     "Upsample": [_at(_upsample("nearest"), 9, 9), _at(_upsample("linear"), 9, 9)],
     "DepthToSpace": [
@@ -584,8 +599,12 @@ SPELLINGS: Mapping[str, Sequence[Spelling]] = {
         _at(_op("Concat", "x", axis=-3), 11),
     ],
     "Split": [_at(_split), _at(_split_equally)],
-    "Gather": [_at(_gather([2, 0], 1)), _at(_gather(1, 1)), _at(_gather([1, 1], -1), 11),
-               _at(_gather_two)],
+    "Gather": [
+        _at(_gather([2, 0], 1)),
+        _at(_gather(1, 1)),
+        _at(_gather([1, 1], -1), 11),
+        _at(_gather_two),
+    ],
     **{op: [_at(_arg(op, keep=True)), _at(_arg(op, keep=False))] for op in ("ArgMax", "ArgMin")},
     "LayerNormalization": [
         _at(_moved([0, 2, 3, 1], _normalise("LayerNormalization", -1, 4))),

@@ -18,6 +18,7 @@ import onnx
 import pytest
 
 from engines import tensorrt_build
+from engines.cuda import cuda_device
 from engines.errors import (
     BuildError,
     DeviceMissing,
@@ -627,7 +628,7 @@ def test_gpu_builds(tmp_path: Path) -> None:
     """TensorRT itself, on a GPU."""
     try:
         module = load_module("tensorrt")
-        tensorrt_build.cuda_device()
+        cuda_device()
     except (EngineMissing, DeviceMissing) as error:
         pytest.skip(str(error))
     path = save(tmp_path, convolutions(2, (1, 4, 64, 64)))

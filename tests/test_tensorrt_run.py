@@ -12,14 +12,17 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
-from engines import tensorrt_run
+from engines import cuda as cuda_module
+from engines import tensorrt_child, tensorrt_run
+from engines.cuda import Cuda, cuda_device
 from engines.errors import DeviceMissing, EngineMissing, LoadError, OptionError, RunError
-from engines.tensorrt_build import build, cuda_device, load_module
+from engines.measure_tensorrt import _MEASURED
+from engines.tensorrt_build import BuildResult, build, load_module
 from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_run import (
     Allocator,
-    Cuda,
     Ledger,
     aligned,
     engine_memory,
@@ -28,6 +31,8 @@ from engines.tensorrt_run import (
     open_engine,
     recording_allocator,
 )
+from patchconv_deploy import cli_build
+from patchconv_deploy.inputs import save_inputs
 from tests.small_models import chain, cut, noise, run
 
 # --- bookkeeping ----------------------------------------------------------------------------------
@@ -328,6 +333,56 @@ def test_inspector(cuda: FakeCuda) -> None:
         assert inspect(module, opened.engine) == {"Layers": ["json"]}
 
 
+def test_the_measuring_process_reports_all_of_it(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Time by events; peaks with and without weights; the engine's own figures; its layers."""
+    monkeypatch.setattr(tensorrt_child, "load_module", lambda engine: fake_module([]))
+    (tmp_path / "plan").write_bytes(b"plan")
+    save_inputs(tmp_path / "inputs.npz", {"x": np.zeros((3, 2), np.float32)})
+    found = tensorrt_child._measure(
+        {
+            "engine": "tensorrt",
+            "plan": str(tmp_path / "plan"),
+            "inputs": str(tmp_path / "inputs.npz"),
+            "runs": 2,
+        }
+    )
+    assert found == {
+        "device": "stand-in",
+        "version": "11.1",
+        "seconds": [1.0, 1.0],
+        "peak_bytes": 512,
+        "peak_with_weights_bytes": 1024,
+        "device_memory_bytes": 4000,
+        "device_memory_per_profile_bytes": [3000, 4000],
+        "io_bytes": 3 * 2 * 4 + 3 * 3 * 4,
+        "layer_information": {"Layers": ["json"]},
+    }
+    assert set(_MEASURED) <= found.keys()
+
+
+def test_layers_are_exported_by_the_command(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``build --exportLayerInfo``, as trtexec names it: the inspector's JSON, in a file."""
+    model, plan, layers = (tmp_path / name for name in ("model.onnx", "model.plan", "layers.json"))
+    onnx.save(chain(1, (1, 2, 16, 8)), model)
+    made = BuildResult(
+        plan=b"plan", seconds=1.0, engine="tensorrt", version="11.1", device="stand-in",
+        planned_activation_bytes=1, planned_scratch_bytes=1, weights_bytes=1, layers=(),
+        skipped_tactics=(), notes=(), messages=(), options=BuildOptions(),
+    )  # fmt: skip
+    monkeypatch.setattr(cli_build, "load_module", lambda engine: fake_module([]))
+    monkeypatch.setattr(cli_build, "build", lambda *_: made)
+    command = [str(model), "-o", str(plan), "--exportLayerInfo", str(layers)]
+    done = CliRunner().invoke(cli_build.build_command, command, catch_exceptions=False)
+    assert done.exit_code == 0
+    assert json.loads(layers.read_text()) == {"Layers": ["json"]}
+    assert f"--exportLayerInfo={layers}" in done.output
+    assert plan.read_bytes() == b"plan"
+
+
 def test_refusals(cuda: FakeCuda) -> None:
     """A bad plan, a missing input, a shape or profile there is not, too little memory."""
     with (
@@ -394,7 +449,7 @@ def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:
     def none(name: str) -> Any:
         raise ImportError(name)
 
-    monkeypatch.setattr(tensorrt_run, "cuda_device", lambda: "stand-in")
+    monkeypatch.setattr(cuda_module, "cuda_device", lambda: "stand-in")
     monkeypatch.setattr("importlib.import_module", none)
     with pytest.raises(EngineMissing, match="cuda-python is not installed"):
         Cuda.load()

@@ -43,14 +43,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from engines.cuda import Cuda, cuda_device
 from engines.errors import DeviceMissing, EngineMissing
 from engines.measure import Job, Measurement, Spread, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
 from engines.onnxruntime_engine import PROVIDERS, OrtOptions
 from engines.onnxruntime_engine import installed as onnxruntime_installed
-from engines.tensorrt_build import cuda_device, load_module
+from engines.tensorrt_build import load_module
 from engines.tensorrt_options import BuildOptions
-from engines.tensorrt_run import Cuda
 from patchconv_deploy.api import rewrite
 from patchconv_deploy.cli_types import write_bytes, write_text
 from rewriters.graph import load
@@ -408,13 +408,15 @@ def _tensorrt(model: Path, inputs: Path | None, runs: int) -> Found:
 def _cuda(model: Path, inputs: Path | None, runs: int) -> Found:
     assert inputs is not None
     # One model at a time: two at once might not fit where each does.
-    result = measure([Job(model, inputs)], OrtOptions(provider="cuda"), runs=runs)[0]
+    # In one process each: on a GPU opening a session searches algorithms anew, which takes long.
+    options = [OrtOptions(provider="cuda")]
+    result = measure([Job(model, inputs)], options, runs=runs, processes=1)[0]
     return _of_onnxruntime(result, cuda_device())
 
 
 def _cpu(model: Path, inputs: Path | None, runs: int) -> Found:
     assert inputs is not None
-    result = measure([Job(model, inputs)], OrtOptions(), runs=runs)[0]
+    result = measure([Job(model, inputs)], [OrtOptions()], runs=runs, processes=1)[0]
     return _of_onnxruntime(result, result.device)
 
 

@@ -1,0 +1,195 @@
+"""Predicted activation memory of an ONNX graph on an engine.
+
+    predict(graph, shapes, "onnxruntime")  -> Peak
+    profile(graph, shapes, "onnxruntime")  -> [(node, live bytes), ...] in execution order
+
+This is where the graph of a file meets the arithmetic: `rewriters.lowering` (what the engine makes
+of the nodes) and `rewriters.memory` (order, buffers, allocator). An engine is a pair of the two
+tables, in `ENGINES`:
+
+    onnxruntime        ONNX Runtime's CPU provider, default session options: the most its arena has
+                       in use (``mem_in_use_peak``), over two runs and more; outputs are in it
+    onnxruntime-tuned  the same with ``enable_mem_reuse`` and ``enable_mem_pattern`` off
+    tensorrt           activation memory as TensorRT for RTX plans it; inputs and outputs are not
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import onnx
+import onnx.numpy_helper
+
+from rewriters.external_data import is_external
+from rewriters.graph import attributes, captured, node_label
+from rewriters.lowering import Lowered, Lowering, Node, Tensors, lower
+from rewriters.memory import Allocator, Peak, Target, peak, timeline
+from rewriters.shapes import Shapes
+
+__all__ = ["ENGINES", "Engine", "Model", "predict", "profile", "read"]
+
+# Constants of up to as many elements are read: scales, pads, scalars.
+_SMALL = 16
+
+
+@dataclass(frozen=True)
+class Engine:
+    """What an engine makes of a graph, and how it holds the tensors."""
+
+    target: Target
+    lowering: Lowering
+
+
+# Kernels that may write over their first input (ONNX Runtime's MayInplace), and the Convs that add
+# their fourth input to the result in place. Add, Mul and most others are not among them.
+_OVERWRITES: Mapping[str, tuple[int, ...]] = {
+    **dict.fromkeys(("Relu", "LeakyRelu", "Elu", "Selu", "Celu", "ThresholdedRelu"), (0,)),
+    **dict.fromkeys(("Sigmoid", "HardSigmoid", "Tanh", "Softplus", "Softsign", "Clip"), (0,)),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Cast"), (0,)),
+    **dict.fromkeys(("nchwc:Conv", "FusedConv"), (3,)),
+}
+_ORT = Lowering(
+    activations=frozenset(
+        {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"}
+    ),
+    block=16,
+    packed={"MatMul": 1, "Gemm": 1, "ConvTranspose": 1},
+)
+
+
+def _onnxruntime(name: str, *, tuned: bool) -> Engine:
+    target = Target(
+        name,
+        depth_first=True,
+        overwrites=_OVERWRITES,
+        reuse=not tuned,
+        pattern=not tuned,
+        allocator=Allocator.ARENA,
+        granule=256,
+        counts_inputs=False,
+    )
+    return Engine(target, _ORT)
+
+
+ENGINES: Mapping[str, Engine] = {
+    "onnxruntime": _onnxruntime("onnxruntime", tuned=False),
+    "onnxruntime-tuned": _onnxruntime("onnxruntime-tuned", tuned=True),
+    "tensorrt": Engine(
+        Target(
+            "tensorrt",
+            allocator=Allocator.OFFSETS,
+            granule=512,
+            counts_inputs=False,
+            counts_outputs=False,
+        ),
+        Lowering(),
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Model:
+    """A graph as the arithmetic wants it; read once, asked for any engine."""
+
+    nodes: tuple[Node, ...]
+    tensors: Tensors
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+
+    def lowered(self, engine: Engine) -> Lowered:
+        """Return what the engine runs."""
+        return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
+
+    def peak(self, engine: Engine) -> Peak:
+        """Return the predicted peak."""
+        run = self.lowered(engine)
+        return peak(
+            run.steps,
+            run.sizes,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            target=engine.target,
+            shapes=run.shapes,
+            resident=run.resident,
+        )
+
+    def profile(self, engine: Engine) -> list[tuple[str, int]]:
+        """Return (node, live bytes) in execution order."""
+        run = self.lowered(engine)
+        return timeline(
+            run.steps,
+            run.sizes,
+            inputs=self.inputs,
+            outputs=self.outputs,
+            target=engine.target,
+            shapes=run.shapes,
+        )
+
+
+def predict(graph: onnx.GraphProto, shapes: Shapes, engine: str) -> Peak:
+    """Return the predicted peak activation of a graph.
+
+    Args:
+        graph: The main graph; not changed.
+        shapes: Its tensors, inferred at the sizes in question.
+        engine: A key of `ENGINES`.
+
+    Raises:
+        KeyError: No such engine.
+    """
+    return read(graph, shapes).peak(ENGINES[engine])
+
+
+def profile(graph: onnx.GraphProto, shapes: Shapes, engine: str) -> list[tuple[str, int]]:
+    """Return (node, live bytes while it runs) in the engine's order. As `predict`."""
+    return read(graph, shapes).profile(ENGINES[engine])
+
+
+def read(graph: onnx.GraphProto, shapes: Shapes) -> Model:
+    """Read a graph for any number of predictions; linear in its nodes."""
+    weights = {tensor.name for tensor in graph.initializer}
+    weights |= {sparse.values.name for sparse in graph.sparse_initializer}
+    constants = set(weights)
+    values = dict(_values(graph.initializer))
+    nodes = []
+    for node in graph.node:
+        reads = (*node.input, *captured(node))
+        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
+        if all(name in constants for name in reads if name):
+            constants.update(node.output)
+        if node.op_type == "Constant":
+            values.update(_values([a.t for a in node.attribute if a.HasField("t")], node.output[0]))
+        nodes.append(
+            Node(
+                node_label(node),
+                domain + node.op_type,
+                reads,
+                tuple(node.output),
+                attributes(node),
+            )
+        )
+    bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
+    return Model(
+        tuple(nodes),
+        Tensors(shapes.dims, bits, constants, values),
+        tuple(value.name for value in graph.input if value.name not in weights),
+        tuple(value.name for value in graph.output),
+    )
+
+
+def _values(
+    tensors: Iterable[onnx.TensorProto], name: str = ""
+) -> Iterable[tuple[str, tuple[float, ...]]]:
+    """Yield the values of small numeric tensors."""
+    for tensor in tensors:
+        size = 1
+        for dim in tensor.dims:
+            size *= dim
+        if (
+            size <= _SMALL
+            and not is_external(tensor)
+            and tensor.data_type != onnx.TensorProto.STRING
+        ):
+            array = onnx.numpy_helper.to_array(tensor).reshape(-1)
+            yield name or tensor.name, tuple(float(value) for value in array)

@@ -1,0 +1,694 @@
+"""What an engine makes of a graph before it runs it: nodes folded, fused and laid out anew.
+
+    drop      nodes that copy nothing (Identity, Dropout, Cast to the same type) and constants
+    fold      BatchNormalization, a constant Mul or Add, and zero Pad into the Conv beside them
+    fuse      x * Sigmoid(x), Gelu and HardSwish spelled out; an activation into its Conv
+    block     ONNX Runtime's blocked channel layout: Convs and what stands between them, with a copy
+              where the layout begins and ends
+
+Which operators a pass takes is data: a `Lowering`. The result are the steps of `rewriters.memory`
+with the sizes of the tensors in the layouts they really have. Only what changes memory is modelled.
+
+Steps stand in the order in which ONNX Runtime numbers its nodes: those of the file first, made ones
+behind, since its execution order goes by that number.
+
+Source: ONNX Runtime's optimised graphs (``optimized_model_filepath``) and their public sources,
+version 1.32; measured operator by operator (``tools/calibrate_memory.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from math import prod
+from typing import Any
+
+from rewriters.memory import Step, execution_order
+from rewriters.operators import Record, Shape, read_convolution
+
+__all__ = ["Lowered", "Lowering", "Node", "Tensors", "lower"]
+
+# Where a kernel expands windows segment by segment: bytes, for two threads.
+_SEGMENT = 2 * 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Node:
+    """One node of a graph, as far as it matters to memory.
+
+    Attributes:
+        label: Its name.
+        op_type: Its operator, "domain:" in front unless it is of the default domain.
+        reads: Inputs by position, "" for one left out; what bodies capture comes last.
+        makes: Outputs by position, "" for one left out.
+        attributes: Numbers, strings and tuples.
+        workspace: Bytes it needs while it runs, if known beforehand.
+    """
+
+    label: str
+    op_type: str
+    reads: tuple[str, ...]
+    makes: tuple[str, ...]
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+    workspace: int = 0
+
+
+@dataclass(frozen=True)
+class Tensors:
+    """What is known of tensors.
+
+    Attributes:
+        dims: Shape of each, None for an unknown size.
+        bits: Bits of one element of each.
+        constants: Initializers and what is computed from constants alone.
+        values: Values of small constants, flat.
+    """
+
+    dims: Mapping[str, Shape]
+    bits: Mapping[str, int]
+    constants: Collection[str]
+    values: Mapping[str, tuple[float, ...]]
+
+    def bytes(self, name: str) -> int | None:
+        """Return a tensor's size, None if it is unknown."""
+        dims, bits = self.dims.get(name), self.bits.get(name)
+        if dims is None or bits is None or any(size is None for size in dims):
+            return None
+        return (prod(size or 0 for size in dims) * bits + 7) // 8
+
+
+@dataclass(frozen=True)
+class Lowering:
+    """What an engine folds and fuses.
+
+    Attributes:
+        activations: Operators that run inside the Conv before them.
+        block: Channels of a block of the blocked layout; 0 if there is none.
+        packed: Operators whose constant operand of that position is packed anew and held.
+    """
+
+    activations: frozenset[str] = frozenset()
+    block: int = 0
+    packed: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Lowered:
+    """Steps for `rewriters.memory.peak`, with their tensors.
+
+    Attributes:
+        steps: In the order of the engine's node numbers.
+        sizes: Bytes of every activation, None where unknown.
+        shapes: What must be equal for two tensors to share a buffer.
+        resident: Bytes of weights held in the activations' allocator.
+    """
+
+    steps: tuple[Step, ...]
+    sizes: Mapping[str, int | None]
+    shapes: Mapping[str, Hashable]
+    resident: int
+
+
+def lower(
+    nodes: Sequence[Node], tensors: Tensors, outputs: Collection[str], lowering: Lowering
+) -> Lowered:
+    """Return what the engine runs in place of a graph; linear in its nodes.
+
+    Args:
+        nodes: The nodes in the file's order.
+        tensors: Their tensors.
+        outputs: Graph outputs.
+        lowering: What the engine does.
+    """
+    graph = _Graph(nodes, tensors, outputs)
+    graph.drop()
+    graph.spell_out()
+    graph.fold_into_convolutions()
+    graph.fuse_gates()
+    graph.fuse_activations(lowering.activations)
+    if lowering.block:
+        graph.lay_out_in_blocks(lowering.block)
+    return graph.lowered(lowering)
+
+
+_CONV_LIKE = ("Conv", "FusedConv")
+_NCHWC = "nchwc:"
+# Results that are known when shapes are: no run time tensor of any size.
+_SHAPES = frozenset({"Shape", "Size", "Constant"})
+# Run in the blocked layout as they stand, element by element.
+_BLOCKED_ELEMENTWISE = frozenset({"Gelu", "QuickGelu"})
+# The same, or inside the blocked Conv before them if its result has no other reader.
+_BLOCKED_ACTIVATIONS = frozenset({"Relu", "Sigmoid", "Tanh", "HardSigmoid"})
+_POOLS = frozenset({"MaxPool", "AveragePool"})
+_GLOBAL_POOLS = frozenset({"GlobalMaxPool", "GlobalAveragePool"})
+
+
+@dataclass
+class _Blocked:
+    """A tensor that exists in the blocked layout.
+
+    Attributes:
+        name: Its name there.
+        maker: Position of the node that makes it.
+        channels: Channels before padding to whole blocks.
+        only: It has one reader.
+        left: Readers that still want the plain layout.
+    """
+
+    name: str
+    maker: int
+    channels: int
+    only: bool
+    left: int
+
+
+class _Graph:
+    """A graph under change. A position is a node's number: a made one is last, a gone one None."""
+
+    def __init__(self, nodes: Sequence[Node], tensors: Tensors, outputs: Collection[str]) -> None:
+        self._nodes: list[Node | None] = list(nodes)
+        self._dims = dict(tensors.dims)
+        self._bits = dict(tensors.bits)
+        self._tensors = tensors
+        self._constants = set(tensors.constants)
+        self._outputs = set(outputs)
+        self._renamed: dict[str, str] = {}
+        self._index()
+
+    def _index(self) -> None:
+        self._maker: dict[str, int] = {}
+        self._users: dict[str, list[int]] = {}
+        for position, node in self._present():
+            for name in node.makes:
+                self._maker[name] = position
+            for name in node.reads:
+                self._users.setdefault(name, []).append(position)
+
+    def _present(self) -> Iterator[tuple[int, Node]]:
+        for position, node in enumerate(self._nodes):
+            if node is not None:
+                yield position, node
+
+    def _uses(self, name: str) -> int:
+        return len(self._users.get(name, ())) + (name in self._outputs)
+
+    def _channels(self, name: str) -> int | None:
+        dims = self._dims.get(name)
+        return dims[1] if dims is not None and len(dims) > 1 else None
+
+    def _single_user(self, name: str) -> tuple[int, Node] | None:
+        """Return the one node that reads a tensor, None if there are others or it is an output."""
+        users = self._users.get(name, ())
+        if len(users) != 1 or name in self._outputs:
+            return None
+        node = self._nodes[users[0]]
+        return None if node is None else (users[0], node)
+
+    def _producer(self, name: str) -> tuple[int, Node] | None:
+        position = self._maker.get(name)
+        node = None if position is None else self._nodes[position]
+        return None if node is None or position is None else (position, node)
+
+    def _put(self, position: int, node: Node) -> None:
+        """Write a node in another's place; what it makes and reads is indexed anew."""
+        old = self._nodes[position]
+        if old is not None:
+            for name in old.reads:
+                self._users[name].remove(position)
+        self._nodes[position] = node
+        for name in node.reads:
+            self._users.setdefault(name, []).append(position)
+        for name in node.makes:
+            self._maker[name] = position
+
+    def _remove(self, position: int) -> None:
+        node = self._nodes[position]
+        assert node is not None
+        for name in node.reads:
+            self._users[name].remove(position)
+        self._nodes[position] = None
+
+    def _append(self, node: Node) -> int:
+        self._nodes.append(None)
+        self._put(len(self._nodes) - 1, node)
+        return len(self._nodes) - 1
+
+    # --- drop -------------------------------------------------------------------------------------
+
+    def drop(self) -> None:
+        """Drop nodes that no engine runs; a result that is a graph output stays."""
+        for position, node in list(self._present()):
+            made = node.makes[0] if node.makes else ""
+            if node.op_type in _SHAPES or all(
+                name in self._constants for name in node.makes if name
+            ):
+                self._constants.update(node.makes)
+                self._nodes[position] = None
+            elif made not in self._outputs and self._is_copy(node):
+                source = node.reads[0]
+                self._renamed[made] = self._renamed.get(source, source)
+                self._nodes[position] = None
+        for position, node in list(self._present()):
+            if any(name in self._renamed for name in node.reads):
+                reads = tuple(self._renamed.get(name, name) for name in node.reads)
+                self._nodes[position] = _with(node, reads=reads)
+        self._index()
+
+    def _is_copy(self, node: Node) -> bool:
+        if not node.reads or not node.reads[0]:
+            return False
+        source, made = node.reads[0], node.makes[0]
+        match node.op_type:
+            case "Identity" | "Dropout":
+                return True
+            case "Cast":
+                return source in self._bits and self._bits.get(source) == self._bits.get(made)
+            case "Concat":
+                return False
+            case "Reshape" | "Flatten" | "Squeeze" | "Unsqueeze" | "Expand" | "Slice" | "Pad":
+                same = self._dims.get(source) == self._dims.get(made)
+                return same and None not in (self._dims.get(made) or (None,))
+            case _:
+                return False
+
+    # --- fold and fuse ----------------------------------------------------------------------------
+
+    def spell_out(self) -> None:
+        """Replace operators that the engine runs as several."""
+        for position, node in list(self._present()):
+            steps = _SPELLED.get(node.op_type)
+            if steps is None:
+                continue
+            self._remove(position)
+            inner = node.reads[0]
+            for number, op_type in enumerate(steps):
+                last = number == len(steps) - 1
+                made = node.makes[0] if last else f"{node.makes[0]}/{number}"
+                self._like(made, node.makes[0])
+                reads = (node.reads[0], inner) if op_type == "Mul" else (inner,)
+                attributes = {"alpha": 1 / 6, "beta": 0.5} if op_type == "HardSigmoid" else {}
+                self._append(Node(node.label, op_type, reads, (made,), attributes))
+                inner = made
+
+    def _like(self, name: str, other: str) -> None:
+        if other in self._dims:
+            self._dims[name] = self._dims[other]
+        if other in self._bits:
+            self._bits[name] = self._bits[other]
+
+    def fold_into_convolutions(self) -> None:
+        """Fold what is a change of weights, and zero padding."""
+        for position, node in list(self._present()):
+            if node.op_type == "Conv" and node.reads[1] in self._constants:
+                self._fold(position, node)
+
+    def _fold(self, position: int, node: Node) -> None:
+        padded = self._producer(node.reads[0])
+        if padded is not None and padded[1].op_type == "Pad" and self._uses(node.reads[0]) == 1:
+            pad = padded[1]
+            zero = len(pad.reads) < 3 or self._value(pad.reads[2]) in ((), (0.0,))
+            mode = pad.attributes.get("mode", "constant")
+            if mode == "constant" and zero and pad.reads[0] not in self._constants:
+                self._remove(padded[0])
+                # The window's size does not matter from here on.
+                node = _with(node, reads=(pad.reads[0], *node.reads[1:]))
+                self._put(position, node)
+        while True:
+            follower = self._single_user(node.makes[0])
+            if follower is None or not self._is_affine(follower[1], node.makes[0]):
+                return
+            self._remove(follower[0])
+            node = _with(node, makes=follower[1].makes)
+            self._put(position, node)
+
+    def _is_affine(self, node: Node, name: str) -> bool:
+        """Tell whether a node scales or shifts whole channels by constants."""
+        others = [read for read in node.reads if read and read != name]
+        if not others or any(read not in self._constants for read in others):
+            return False
+        if node.op_type == "BatchNormalization":
+            return node.reads[0] == name and len(node.makes) == 1
+        if node.op_type not in ("Mul", "Add"):
+            return False
+        dims = self._dims.get(others[0])
+        return dims is not None and all(
+            size == 1
+            for axis, size in enumerate(reversed(dims))
+            if axis != len(self._dims.get(name) or ()) - 2
+        )
+
+    def _value(self, name: str) -> tuple[float, ...]:
+        return self._tensors.values.get(name, ())
+
+    def fuse_gates(self) -> None:
+        """Fuse x * Sigmoid(x) and the spelled out Gelu into one node."""
+        for _, node in list(self._present()):
+            if node.op_type == "Sigmoid":
+                user = self._single_user(node.makes[0])
+                if user is not None and user[1].op_type == "Mul" and node.reads[0] in user[1].reads:
+                    self._replace((node.makes[0],), user, "QuickGelu", node.reads[0])
+            elif node.op_type == "Erf":
+                self._fuse_gelu(node)
+
+    def _fuse_gelu(self, node: Node) -> None:
+        """Fuse Mul(Mul(x, Add(Erf(Div(x, c)), 1)), 0.5), in either order of the Muls."""
+        chain = [node.reads[0], node.makes[0]]
+        start = self._producer(node.reads[0])
+        if start is None or start[1].op_type not in ("Div", "Mul"):
+            return
+        source = start[1].reads[0]
+        user = None
+        for op_type in ("Add", "Mul", "Mul"):
+            user = self._single_user(chain[-1])
+            if user is None or user[1].op_type != op_type:
+                return
+            chain.append(user[1].makes[0])
+        assert user is not None
+        self._replace(tuple(chain[:-1]), user, "Gelu", source)
+
+    def _replace(
+        self, inner: tuple[str, ...], last: tuple[int, Node], op_type: str, source: str
+    ) -> None:
+        for name in inner:
+            self._remove(self._maker[name])
+        position, node = last
+        self._remove(position)
+        self._append(Node(node.label, op_type, (source,), node.makes))
+
+    def fuse_activations(self, activations: frozenset[str]) -> None:
+        """Run an activation inside the Conv before it, and HardSwish where it is spelled out."""
+        for position, node in list(self._present()):
+            if node.op_type != "Conv":
+                continue
+            made = node.makes[0]
+            user = self._single_user(made)
+            if user is not None and user[1].op_type in activations:
+                fused, last = user[1].op_type, user
+            else:
+                found = self._hard_swish(made)
+                if found is None or "HardSwish" not in activations:
+                    continue
+                self._remove(found[0])
+                fused, last = "HardSwish", found[1]
+            self._remove(last[0])
+            self._remove(position)
+            attributes = {**node.attributes, "activation": fused}
+            self._append(Node(node.label, "FusedConv", node.reads, last[1].makes, attributes))
+
+    def _hard_swish(self, name: str) -> tuple[int, tuple[int, Node]] | None:
+        """Return the position of HardSigmoid and the Mul of x * HardSigmoid(x)."""
+        users = sorted(set(self._users.get(name, ())))
+        if len(users) != 2 or name in self._outputs:
+            return None
+        for position in users:
+            node = self._nodes[position]
+            if node is None or node.op_type != "HardSigmoid":
+                continue
+            if abs(node.attributes.get("alpha", 0.2) - 1 / 6) > 1e-6:
+                return None
+            last = self._single_user(node.makes[0])
+            if last is not None and last[1].op_type == "Mul" and last[0] in users:
+                return position, last
+        return None
+
+    # --- the blocked layout -----------------------------------------------------------------------
+
+    def lay_out_in_blocks(self, block: int) -> None:
+        """Move Convs, and what stands between them, to the blocked channel layout."""
+        self._block = block
+        self._blocked: dict[str, _Blocked] = {}
+        self._reordered: dict[str, str] = {}
+        steps = [Step(str(n), node.op_type, node.reads, node.makes) for n, node in self._present()]
+        for step in execution_order(steps, depth_first=True):
+            position = int(step.label)
+            node = self._nodes[position]
+            if node is not None:
+                self._to_blocks(position, node)
+        for name, blocked in self._blocked.items():
+            if blocked.left > 0:
+                self._append(
+                    Node(f"{name} (plain layout)", "ReorderOutput", (blocked.name,), (name,))
+                )
+
+    def _to_blocks(self, position: int, node: Node) -> None:
+        sources = [name for name in node.reads if name and name not in self._constants]
+        inside = [self._blocked.get(name) for name in sources]
+        op_type = node.op_type
+        if op_type in _CONV_LIKE:
+            self._block_conv(position, node)
+        elif op_type in _POOLS:
+            channels = self._channels(node.reads[0])
+            if (
+                self._is_plain(node.reads[0])
+                and channels
+                and channels % self._block == 0
+                and len(node.makes) == 1
+            ):
+                self._make(
+                    position, node, _NCHWC + op_type, channels, (self._enter(node.reads[0]),)
+                )
+        elif not inside or any(entry is None for entry in inside):
+            return
+        else:
+            entries = [entry for entry in inside if entry is not None]
+            self._block_other(position, node, entries)
+
+    def _block_other(self, position: int, node: Node, entries: list[_Blocked]) -> None:
+        """Lay out a node all of whose inputs are in blocks."""
+        op_type, made = node.op_type, node.makes[0]
+        first = entries[0]
+        if op_type in ("Add", "Sum", "Mul") and len(entries) == len(node.reads):
+            shapes = {self._dims.get(name) for name in node.reads}
+            if len(shapes) == 1 and None not in shapes:
+                if op_type != "Mul" and len(entries) == 2 and self._add_in_conv(position, node):
+                    return
+                self._keep(position, node, first.channels)
+        elif op_type == "Concat" and node.attributes.get("axis") == 1:
+            if all(entry.channels % self._block == 0 for entry in entries):
+                self._keep(position, node, sum(entry.channels for entry in entries))
+        elif op_type in _BLOCKED_ACTIVATIONS:
+            conv = self._nodes[first.maker]
+            if (
+                conv is not None
+                and conv.op_type == _NCHWC + "Conv"
+                and first.only
+                and "activation" not in conv.attributes
+            ):
+                self._absorb(position, node, first, {"activation": op_type})
+            else:
+                self._keep(position, node, first.channels)
+        elif op_type in _BLOCKED_ELEMENTWISE:
+            self._keep(position, node, first.channels)
+        elif op_type == "BatchNormalization":
+            self._make(
+                position, node, _NCHWC + "Conv", first.channels, (self._enter(node.reads[0]),)
+            )
+        elif op_type in ("Resize", "Upsample"):
+            if self._is_blocked_resize(node):
+                self._make(
+                    position, node, _NCHWC + op_type, first.channels, (self._enter(node.reads[0]),)
+                )
+        elif op_type in _GLOBAL_POOLS and first.channels % self._block == 0:
+            self._make(
+                position, node, _NCHWC + op_type, first.channels, (self._enter(node.reads[0]),)
+            )
+        elif op_type == "Transpose" and node.attributes.get("perm") == (0, 2, 3, 1):
+            self._remove(position)
+            self._append(Node(node.label, "ReorderOutput", (self._enter(node.reads[0]),), (made,)))
+
+    def _is_plain(self, name: str) -> bool:
+        dims = self._dims.get(name)
+        return self._bits.get(name) == 32 and dims is not None and len(dims) == 4
+
+    def _block_conv(self, position: int, node: Node) -> None:
+        weight = self._dims.get(node.reads[1])
+        bias = node.reads[2] if len(node.reads) > 2 else ""
+        if node.reads[1] not in self._constants or (bias and bias not in self._constants):
+            return
+        if (
+            weight is None
+            or len(weight) != 4
+            or None in weight
+            or not self._is_plain(node.makes[0])
+        ):
+            return
+        made, taken = weight[0] or 0, weight[1] or 0
+        group = node.attributes.get("group", 1)
+        direct = group == 1 and taken < self._block
+        if group == 1:
+            fits = direct or taken % 4 == 0
+        elif taken == 1 and made == group:
+            fits = made % 4 == 0 and made >= 8
+        else:
+            fits = taken % self._block == 0 and made // group % self._block == 0
+        if not fits:
+            return
+        source = node.reads[0] if direct else self._enter(node.reads[0])
+        self._make(position, node, _NCHWC + "Conv", made, (source, *node.reads[1:]))
+
+    def _enter(self, name: str) -> str:
+        """Return the blocked twin of a tensor, with a copy into the layout where there is none."""
+        found = self._blocked.get(name)
+        if found is not None:
+            found.left -= 1
+            return found.name
+        if name not in self._reordered:
+            twin = f"{name}/blocked"
+            self._describe(twin, name, self._channels(name) or 0)
+            self._reordered[name] = twin
+            self._append(Node(f"{name} (blocked layout)", "ReorderInput", (name,), (twin,)))
+        return self._reordered[name]
+
+    def _describe(self, twin: str, name: str, channels: int) -> None:
+        self._like(twin, name)
+        dims = self._dims.get(twin)
+        if dims is not None:
+            self._dims[twin] = (dims[0], -(-channels // self._block) * self._block, *dims[2:])
+
+    def _enroll(self, name: str, maker: int, channels: int) -> str:
+        twin = f"{name}/blocks"
+        self._describe(twin, name, channels)
+        uses = self._uses(name)
+        self._blocked[name] = _Blocked(twin, maker, channels, uses == 1, uses)
+        return twin
+
+    def _make(
+        self, position: int, node: Node, op_type: str, channels: int, reads: tuple[str, ...]
+    ) -> None:
+        """Put a new node of the blocked layout in a node's place."""
+        self._remove(position)
+        twin = self._enroll(node.makes[0], len(self._nodes), channels)
+        self._append(Node(node.label, op_type, reads, (twin,), node.attributes))
+
+    def _keep(self, position: int, node: Node, channels: int) -> None:
+        """Let a node run in the blocked layout as it stands."""
+        twin = self._enroll(node.makes[0], position, channels)
+        reads = tuple(self._enter(name) if name in self._blocked else name for name in node.reads)
+        self._nodes[position] = _with(node, reads=reads, makes=(twin,))
+
+    def _absorb(
+        self, position: int, node: Node, into: _Blocked, attributes: Mapping[str, Any]
+    ) -> None:
+        """Let the blocked Conv that makes a tensor do its reader's work too."""
+        conv = self._nodes[into.maker]
+        assert conv is not None
+        self._remove(position)
+        into.left -= 1
+        twin = self._enroll(node.makes[0], into.maker, into.channels)
+        self._nodes[into.maker] = _with(
+            conv, makes=(twin,), attributes={**conv.attributes, **attributes}
+        )
+
+    def _add_in_conv(self, position: int, node: Node) -> bool:
+        """Let a Conv add the other operand to its result; tell whether one can."""
+        for name, other in (node.reads, node.reads[::-1]):
+            entry = self._blocked[name]
+            conv = self._nodes[entry.maker]
+            if conv is None or conv.op_type != _NCHWC + "Conv" or not entry.only:
+                continue
+            if "activation" in conv.attributes or len(conv.reads) > 3:
+                continue
+            reads = (*conv.reads, *("",) * (3 - len(conv.reads)), self._enter(other))
+            self._nodes[entry.maker] = _with(conv, reads=reads)
+            self._absorb(position, node, entry, {})
+            return True
+        return False
+
+    def _is_blocked_resize(self, node: Node) -> bool:
+        """Tell whether a Resize by whole factors has a kernel in the blocked layout."""
+        position = 2 if node.op_type == "Resize" and len(node.reads) > 2 else 1
+        scales = self._value(node.reads[position]) if position < len(node.reads) else ()
+        if len(node.reads) > 3 or len(scales) != 4 or scales[:2] != (1.0, 1.0):
+            return False
+        if any(scale < 1 or scale != int(scale) for scale in scales):
+            return False
+        where = node.attributes.get("coordinate_transformation_mode", "half_pixel")
+        if node.op_type == "Upsample":
+            where = "asymmetric"
+        match node.attributes.get("mode", "nearest"):
+            case "nearest":
+                rounding = node.attributes.get("nearest_mode", "round_prefer_floor")
+                return where == "asymmetric" and (node.op_type == "Upsample" or rounding == "floor")
+            case "linear":
+                return where in ("asymmetric", "align_corners", "half_pixel")
+            case _:
+                return False
+
+    # --- result -----------------------------------------------------------------------------------
+
+    def lowered(self, lowering: Lowering) -> Lowered:
+        """Return the graph as it stands."""
+        steps, sizes, shapes = [], {}, {}
+        resident = 0
+        packed = set()
+        known = Tensors(self._dims, self._bits, self._constants, {})
+        for _, node in self._present():
+            workspace = node.workspace or self._workspace(node)
+            makes = tuple(name for name in node.makes if name)
+            steps.append(Step(node.label, node.op_type, node.reads, makes, workspace))
+            for name in (*node.reads, *makes):
+                if name and name not in self._constants and name not in sizes:
+                    sizes[name] = known.bytes(name)
+                    shapes[name] = (self._dims.get(name), self._bits.get(name))
+            operand = lowering.packed.get(node.op_type)
+            if operand is not None and operand < len(node.reads):
+                name = node.reads[operand]
+                if name in self._constants and name not in packed:
+                    packed.add(name)
+                    resident += known.bytes(name) or 0
+        return Lowered(tuple(steps), sizes, shapes, resident)
+
+    def _workspace(self, node: Node) -> int:
+        """Return the bytes a kernel needs beside its tensors."""
+        made = self._dims.get(node.makes[0]) if node.makes else None
+        source = self._dims.get(node.reads[0]) if node.reads else None
+        if made is None or source is None or None in made or None in source:
+            return 0
+        match node.op_type:
+            case "Conv" | "FusedConv" | "ConvTranspose":
+                return self._columns(node, source, made)
+            case "Softmax" | "LogSoftmax" if node.attributes.get("axis", -1) not in (
+                -1,
+                len(made) - 1,
+            ):
+                return 2 * prod(made) * self._bits.get(node.makes[0], 0) // 8  # type: ignore[arg-type]
+            case "LRN":
+                return 3 * prod(made) * self._bits.get(node.makes[0], 0) // 8  # type: ignore[arg-type]
+            case _:
+                return 0
+
+    def _columns(self, node: Node, source: Shape, made: Shape) -> int:
+        """Return the bytes of the matrix that windows are unfolded into."""
+        weight = self._dims.get(node.reads[1])
+        op_type = "ConvTranspose" if node.op_type == "ConvTranspose" else "Conv"
+        conv = read_convolution(Record(op_type, 11, node.attributes, (source, weight)))
+        if isinstance(conv, str) or weight is None or None in weight:
+            return 0
+        taps = prod(conv.kernel)
+        if op_type == "ConvTranspose":
+            return (weight[1] or 0) * taps * prod(s or 0 for s in source[2:]) * 4
+        pointwise = taps == 1 and set(conv.strides) == {1} and not any(conv.begins + conv.ends)
+        if pointwise:
+            return 0
+        positions = prod(s or 0 for s in made[2:])
+        if (weight[0] or 0) // conv.group > positions:
+            return (weight[1] or 0) * taps * positions * 4
+        return _SEGMENT
+
+
+_SPELLED: Mapping[str, tuple[str, ...]] = {
+    "HardSwish": ("HardSigmoid", "Mul"),
+    "Mish": ("Softplus", "Tanh", "Mul"),
+}
+
+
+def _with(node: Node, **changes: Any) -> Node:
+    """Return a node with some fields replaced."""
+    return Node(
+        changes.get("label", node.label),
+        changes.get("op_type", node.op_type),
+        changes.get("reads", node.reads),
+        changes.get("makes", node.makes),
+        changes.get("attributes", node.attributes),
+        changes.get("workspace", node.workspace),
+    )
