@@ -350,7 +350,11 @@ def _cut_regions(
         for form in ("fused", "loop") if options.form == "auto" else (options.form,):
             scored[form] = emit(plan, form, facts.graph, analysis.sizing, facts.opset, names, base)
         form = next(iter(scored))
-        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, scored[form], scored, {})
+        fragment = scored[form]
+        if analysis.assumes:
+            # What is written holds no size that is merely assumed.
+            fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
+        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, fragment, scored, {})
     cut = {at for plan in chosen.regions for at in plan.region.nodes}
     for at in candidates(facts.graph):
         if at in cut or at in kept:
