@@ -350,6 +350,8 @@ class _Writer:
                 (name for name in node.output if name), entry.makes, strict=True
             ):
                 y = self._whole(name)
+                if len(y.dims) <= link.axis:  # nobody reads it, and inference leaves it out
+                    y = replace(y, dims=(None,) * (link.axis + 1))
                 rows = None
                 if plan.tiling is not None and y.dims[link.axis] is not None:
                     rows = (y.dims[link.axis] or 0) - plan.tiling.trim * plan.steps[number]

@@ -118,7 +118,8 @@ def find_locality(facts: Facts, axis_name: str | int) -> Locality:
             return BARRIERS.get(node.op_type, _UNKNOWN)
         if not shapes.doubtful.isdisjoint((*node.input, *node.output)):
             return "runtimes disagree on the size of what it reads or makes"
-        if any(name and len(shapes.dims.get(name, ())) <= axis for name in node.output):
+        read = [n for n in node.output if n in index.users or n in index.outputs]
+        if any(len(shapes.dims.get(name, ())) <= axis for name in read):
             return _RANKLESS
         if position not in records:
             records[position] = record_of(facts, position)
@@ -139,7 +140,8 @@ def find_locality(facts: Facts, axis_name: str | int) -> Locality:
     def follow(position: int, name: str, axis: int) -> None:
         """Look for the output dimension whose rows come from this input's dimension."""
         node = graph.node[position]
-        rank = len(shapes.dims.get(node.output[0]) or ()) if node.output else 0
+        # Where the rank is unknown it is asked once, for the reason why not.
+        rank = len(shapes.dims.get(node.output[0]) or (0,) * (axis + 1)) if node.output else 0
         for at in sorted(range(rank), key=lambda at: (at != axis, at)):
             found = ask(position, at)
             if isinstance(found, str):

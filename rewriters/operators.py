@@ -66,6 +66,10 @@ class Record:
         """Return the shape of an input, None if it is absent or of unknown rank."""
         return self.shapes[index] if index < len(self.shapes) else None
 
+    def given(self, index: int) -> bool:
+        """Tell whether an optional input is there, even if nothing is known of it."""
+        return index < len(self.shapes) and index not in self.absent
+
     def value(self, index: int) -> tuple[Any, ...] | None:
         """Return the numbers of an input that is a small constant, else None."""
         return self.values[index] if index < len(self.values) else None

@@ -190,6 +190,8 @@ def walk(
         rows, count = local[source], local[target]
         if row_map.rows_out(rows) != count:
             return f"a window is {row_map.rows_out(rows)} rows high where {count} fit"
+        if trim and rows < row_map.margin:
+            return "a window has fewer rows than its padding is made of"
         read = Rows(
             max(right[tensor].begin for tensor in link.reads),
             min(right[tensor].end for tensor in link.reads),

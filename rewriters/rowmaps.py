@@ -153,7 +153,7 @@ class Padding:
     Attributes:
         begin: Rows added above.
         end: Rows added below.
-        margin: Rows at a true border that are mirrored into the padding, none if 0.
+        margin: Rows at a true border that the padding there is made of, cut ones included.
     """
 
     begin: int

@@ -211,8 +211,10 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool
     bare = onnx.ModelProto()
     bare.CopyFrom(slim)
     del bare.graph.value_info[:]
+    given = {value.name for value in bare.graph.input}
     for value in bare.graph.output:
-        if _has_shape(value):
+        # An output that is an input too: inference takes the input's shape from there.
+        if _has_shape(value) and value.name not in given:
             value.type.tensor_type.ClearField("shape")
     derived = _read_shapes(_infer(bare).graph)
     if not estimate and _hide_doubtful(bare, derived):

@@ -237,14 +237,14 @@ def _factor(record: Record, axis: int, rows: int, out: int, old: bool) -> Fracti
     factor = Fraction(out, rows) if rows else Fraction(0)
     axes = _resize_axes(record)
     sizes = record.value(3)
-    if not old and len(record.shapes) > 3 and (sizes is not None or record.shape(3) is not None):
+    if not old and record.given(3):
         if record.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return "keep_aspect_ratio_policy makes sizes that depend on the whole"
         if sizes is None:
             return "its sizes are known at run time alone"
     else:
         scales = record.attributes.get("scales") or record.value(1 if old else 2)
-        if scales is None:
+        if not scales:
             return "its scales are known at run time alone"
         scale = scales[axes.index(axis)] if axis in axes else 1.0
         if Fraction(float(scale)) != factor:
@@ -271,7 +271,7 @@ def _pad(record: Record, axis: int) -> RowLocal | str:
     if pads is None:
         return "its padding is known at run time alone"
     axes: Sequence[int] = range(rank)
-    if len(record.shapes) > 3 and (record.value(3) is not None or record.shape(3) is not None):
+    if record.given(3):
         given = record.value(3)
         if given is None:
             return "its axes are known at run time alone"
@@ -286,7 +286,9 @@ def _pad(record: Record, axis: int) -> RowLocal | str:
     margins = {"constant": 0, "edge": 1, "reflect": max(begin, end, 0) + 1}
     if mode not in margins:
         return f"its mode is {mode!r}"
-    return RowLocal(Padding(begin, end, margins[mode]), ((0, axis),), axis)
+    # What one side cuts off is no longer there for the other to be made of.
+    margin = margins[mode] + max(-begin, -end, 0)
+    return RowLocal(Padding(begin, end, margin), ((0, axis),), axis)
 
 
 def _slice(record: Record, axis: int) -> RowLocal | str:
@@ -345,7 +347,7 @@ def _optional(
     value = record.value(index)
     if value is not None:
         return tuple(int(number) for number in value)
-    return default if record.shape(index) is None else None
+    return None if record.given(index) else default
 
 
 # --- one row at a time --------------------------------------------------------------------------
@@ -385,7 +387,7 @@ def _first(record: Record, axis: int) -> RowLocal | str:
             return "it sums over the tiled axis"
         case "Dropout":
             training = record.value(2)
-            if (training is None and record.shape(2) is not None) or (training and training[0]):
+            if record.given(2) and (training is None or training[0]):
                 return "it is in training mode"
         case "CumSum":
             at, rank = record.value(1), len(record.shape(0) or ())
@@ -473,6 +475,15 @@ def _normalize(record: Record, axis: int) -> RowLocal | str:
         return "an output besides the first is used"
     if axis >= record.attributes.get("axis", -1) % len(shape):
         return "it normalises over the tiled axis"
+    for index in range(1, len(record.shapes)):
+        scale = record.shape(index)
+        if index in record.absent:
+            continue
+        if scale is None:
+            return "the rank of its scale is unknown"
+        at = axis - (len(shape) - len(scale))
+        if at >= 0 and scale[at] != 1:
+            return "its scale is not the same in all rows"
     return _same(axis)
 
 

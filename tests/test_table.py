@@ -8,7 +8,6 @@ table refuses is refused for the reason it should be.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,7 +21,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotInR
 
 from rewriters.table import BARRIERS, TABLE
 from tests.random_graphs import Graph
-from tests.regions_by_hand import Cut, tile_all
+from tests.regions_by_hand import tile_all
 from tests.small_models import noise, operators, run
 
 # A node between the Convs: gets the graph and the first Conv's output, [1, 4, 24, 6] of float32,
@@ -61,7 +60,8 @@ def _model(between: Between, opset: int, batch: int = 1) -> onnx.ModelProto:
         opset_imports=[helper.make_opsetid("", opset)],
     )
     inferred = onnx.shape_inference.infer_shapes(inner, data_prop=True)
-    channels = inferred.graph.output[0].type.tensor_type.shape.dim[1].dim_value
+    dims = inferred.graph.output[0].type.tensor_type.shape.dim
+    channels = dims[1].dim_value if len(dims) == 4 else 4
     w = g.weight(2, channels, 3, 3, scale=0.5 / np.sqrt(channels))
     g.node("Conv", [made, w], pads=[1] * 4)
     return g.model()
@@ -688,3 +688,203 @@ def _compare(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str
             np.testing.assert_allclose(got[name], array, rtol=0, atol=1e-5 * largest + 1e-7)
             assert largest > 0
     return len(pairs)
+
+
+# --- refusals -------------------------------------------------------------------------------------
+
+
+def _run_time(g: Graph, values: Any) -> str:
+    """Return integers that are known at run time alone, though not their number."""
+    g.inputs.setdefault("n", (1,))
+    wanted = np.asarray(values)
+    (zero,) = g.node("Mul", ["n", g.const([0.0], np.float32)])
+    (n,) = g.node("Add", [_cast(g, zero, _INT64), g.const(wanted)])
+    return n
+
+
+def _reshaped(*dims: int) -> Between:
+    def between(g: Graph, x: str) -> str:
+        (x,) = g.node("Reshape", [x, g.const(dims)])
+        (x,) = g.node("Softmax", [x], axis=-1)
+        return g.node("Reshape", [x, g.const([1, 4, _ROWS, _COLUMNS])])[0]
+
+    return between
+
+
+def _indices(g: Graph, x: str) -> str:
+    y, indices = g.node("MaxPool", [x], 2, kernel_shape=[2, 2], strides=[2, 2])
+    return g.node("Add", [y, _cast(g, indices, _FLOAT)])[0]
+
+
+def _training_dropout(g: Graph, x: str) -> str:
+    return g.node("Dropout", [x, g.const(0.0, np.float32), g.const(True, np.bool_)])[0]
+
+
+def _dropout_mask(g: Graph, x: str) -> str:
+    y, mask = g.node("Dropout", [x], 2)
+    return g.node("Add", [y, _cast(g, mask, _FLOAT)])[0]
+
+
+def _training_norm(g: Graph, x: str) -> str:
+    weights = [g.weight(4), g.weight(4), g.weight(4), g.const([0.5, 1, 2, 0.7], np.float32)]
+    y, *more = g.node("BatchNormalization", [x, *weights], 3, training_mode=1)
+    g.unread.update(more)
+    return y
+
+
+def _statistics(g: Graph, x: str) -> str:
+    """LayerNormalization's mean is used too."""
+    (x,) = g.node("Transpose", [x], perm=[0, 2, 3, 1])
+    y, mean = g.node("LayerNormalization", [x, g.weight(4)], 2)
+    (y,) = g.node("Add", [y, mean])
+    return g.node("Transpose", [y], perm=[0, 3, 1, 2])[0]
+
+
+def _scale_along_rows(g: Graph, x: str) -> str:
+    """LayerNormalization over columns, its scale another one in each row."""
+    return g.node("LayerNormalization", [x, g.weight(_ROWS, _COLUMNS)], axis=-1)[0]
+
+
+def _rms_scale_along_rows(g: Graph, x: str) -> str:
+    return g.node("RMSNormalization", [x, g.weight(_ROWS, _COLUMNS)], axis=-1)[0]
+
+
+def _roi(g: Graph, x: str) -> str:
+    roi = g.const([0, 0, 0.25, 0, 1, 1, 0.75, 1], np.float32)
+    scales = g.const([1, 1, 2, 1], np.float32)
+    attrs = {"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}
+    return g.node("Resize", [x, roi, scales], **attrs)[0]
+
+
+def _both_factors(g: Graph, x: str) -> str:
+    (wide,) = g.node("Transpose", [x], perm=[0, 1, 3, 2])
+    return g.node("MatMul", [x, g.node("MatMul", [wide, g.weight(_ROWS, _COLUMNS)])[0]])[0]
+
+
+def _batched(g: Graph, x: str) -> str:
+    """Another matrix for each row."""
+    return _moved([0, 2, 3, 1], _op("MatMul", noise(1, _ROWS, 4, 4)))(g, x)
+
+
+def _blocks(g: Graph, x: str) -> str:
+    scale = g.const(np.full((1, 4, _ROWS, 1), 0.05), np.float32)
+    (q,) = g.node("QuantizeLinear", [x, scale], axis=3, block_size=6, output_dtype=3)
+    return g.node("DequantizeLinear", [q, scale], axis=3, block_size=6)[0]
+
+
+def _at_run_time(op: str, *before: Any, values: Any, **attrs: Any) -> Between:
+    def between(g: Graph, x: str) -> str:
+        inputs = [x, *(_input(g, x, given) for given in before), _run_time(g, values)]
+        return g.node(op, inputs, **attrs)[0]
+
+    return between
+
+
+REFUSALS: Mapping[str, tuple[Between, int]] = {
+    "its Indices count positions in the whole image": (_indices, 17),
+    "before opset 13 Softmax flattens its input": (_op("Softmax", axis=1), 11),
+    "before opset 13 Hardmax flattens its input": (_op("Hardmax", axis=1), 9),
+    "it concatenates along the tiled axis": (_op("Concat", "x", axis=2), 17),
+    "it works along the tiled axis (Softmax)": (_op("Softmax", axis=-2), 17),
+    "it works along the tiled axis (Split)": (
+        lambda g, x: g.node("Add", g.node("Split", [x, g.const([12, 12])], 2, axis=2))[0],
+        17,
+    ),
+    "it gathers along the tiled axis": (_op("Gather", np.arange(20)[::-1], axis=2), 17),
+    "it searches along the tiled axis": (
+        _op("ArgMax", axis=2, to_float=True),
+        17,
+    ),
+    "it sums along the tiled axis": (_op("CumSum", np.asarray(-2)), 17),
+    "it sums over the tiled axis": (_moved([0, 2, 1, 3], _op("LRN", size=3)), 17),
+    "it reduces over the tiled axis": (_op("ReduceMax", axes=[2], keepdims=1), 17),
+    "it normalises over the tiled axis": (
+        lambda g, x: g.node("LayerNormalization", [x, g.weight(_ROWS, _COLUMNS)], axis=2)[0],
+        17,
+    ),
+    "its scale is not the same in all rows": (_scale_along_rows, 17),
+    "an output besides the first is used": (_dropout_mask, 17),
+    "it is in training mode": (_training_dropout, 17),
+    "its parameters vary along the tiled axis": (
+        _moved(
+            [0, 2, 1, 3],
+            lambda g, x: g.node(
+                "BatchNormalization",
+                [x, *(g.weight(_ROWS) for _ in range(3)), g.const(np.ones(_ROWS), np.float32)],
+            )[0],
+        ),
+        17,
+    ),
+    "its scales vary along the tiled or the batch axis": (
+        _quantise(np.linspace(0.01, 0.1, _ROWS), axis=2),
+        17,
+    ),
+    "its mode is 'wrap'": (_pad(2, 1, mode="wrap"), 19),
+    "its padding is known at run time alone": (
+        _at_run_time("Pad", values=[0, 0, 1, 0, 0, 0, 1, 0]),
+        17,
+    ),
+    "it takes rows backwards": (_slice([23], [2], [2], [-1]), 17),
+    "its bounds are known at run time alone": (_at_run_time("Slice", [1], values=[9]), 17),
+    "it repeats the tiled axis": (_op("Tile", np.array([1, 1, 2, 1])), 17),
+    "runtimes disagree on the size of what it reads or makes": (
+        _op("MaxPool", kernel_shape=[2, 1], strides=[5, 1], pads=[0, 0, 1, 0], ceil_mode=1),
+        17,
+    ),
+    "coordinate_transformation_mode is 'align_corners'": (
+        _resize(2, mode="linear", coordinate_transformation_mode="align_corners"),
+        17,
+    ),
+    "coordinate_transformation_mode is 'tf_crop_and_resize'": (_roi, 17),
+    "coordinate_transformation_mode is 'half_pixel_symmetric'": (
+        _resize(2, mode="linear", coordinate_transformation_mode="half_pixel_symmetric"),
+        19,
+    ),
+    "antialias widens the kernel with the factor": (_resize(0.5, mode="linear", antialias=1), 18),
+    "its factor rounds differently from row to row (only powers of two are exact)": (
+        _resize(3, mode="linear"),
+        17,
+    ),
+    "it resizes an axis of unknown size": (
+        _at_run_time("Resize", "", "", values=[1, 4, 48, 12]),
+        17,
+    ),
+    "it takes rows apart or puts them together": (_reshaped(1, 4, 9, 16), 17),
+    "the tiled axis is its second factor's": (
+        _moved([0, 1, 3, 2], _op("MatMul", noise(_ROWS, _ROWS))),
+        17,
+    ),
+    "both factors have the tiled axis": (_batched, 17),
+    "its output is asked to be larger than the kernel can fill": (
+        _op("ConvTranspose", noise(4, 3, 3, 3), strides=[2, 1], output_shape=[60, 6]),
+        17,
+    ),
+    "it is quantised block by block": (_blocks, 21),
+    **{BARRIERS[op]: (_op(op), opset) for op, opset in (("MeanVarianceNormalization", 17),)},
+    BARRIERS["GlobalAveragePool"]: (
+        lambda g, x: g.node("Add", [x, g.node("GlobalAveragePool", [x])[0]])[0],
+        17,
+    ),
+    BARRIERS["RandomNormalLike"]: (_op("RandomNormalLike"), 17),
+    BARRIERS["DynamicQuantizeLinear"]: (
+        lambda g, x: g.node("DequantizeLinear", g.node("DynamicQuantizeLinear", [x], 3))[0],
+        17,
+    ),
+    "the table of operators does not have it": (_op("Trilu"), 17),
+}
+
+
+@pytest.mark.parametrize("reason", list(REFUSALS))
+def test_refused(reason: str) -> None:
+    between, opset = REFUSALS[reason]
+    model = _model(between, opset)
+    made = tile_all(model)
+    assert reason in made.reasons
+
+
+def test_aspect_ratio() -> None:
+    """A Resize that keeps the aspect ratio makes sizes that depend on the whole."""
+    between = _resize(2, sizes=True, axes=[2, 3], keep_aspect_ratio_policy="not_larger")
+    made = tile_all(_model(between, 18))
+    assert "Resize" not in made.operators
+    assert any("disagree" in reason for reason in made.reasons)
