@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any
 
-from rewriters.memory import Step, execution_order
+from rewriters.memory import VIEWS, Step, execution_order
 from rewriters.operators import Record, Shape, read_convolution
 
 __all__ = ["Lowered", "Lowering", "Node", "Tensors", "lower"]
@@ -123,7 +123,9 @@ def lower(
     graph = _Graph(nodes, tensors, outputs)
     graph.drop()
     graph.spell_out()
+    graph.merge_slices()
     graph.fold_into_convolutions()
+    graph.fold_into_products()
     graph.fuse_gates()
     graph.fuse_activations(lowering.activations)
     if lowering.block:
@@ -239,9 +241,8 @@ class _Graph:
         """Drop nodes that no engine runs; a result that is a graph output stays."""
         for position, node in list(self._present()):
             made = node.makes[0] if node.makes else ""
-            if node.op_type in _SHAPES or all(
-                name in self._constants for name in node.makes if name
-            ):
+            needed = [name for name in node.reads if name]
+            if node.op_type in _SHAPES or all(name in self._constants for name in needed):
                 self._constants.update(node.makes)
                 self._nodes[position] = None
             elif made not in self._outputs and self._is_copy(node):
@@ -296,6 +297,47 @@ class _Graph:
         if other in self._bits:
             self._bits[name] = self._bits[other]
 
+    def merge_slices(self) -> None:
+        """Replace Slices that take a tensor apart by one Split, which makes all parts at once."""
+        for name, users in list(self._users.items()):
+            if name in self._constants:
+                continue
+            cuts = sorted(
+                (cut, position) for position in users if (cut := self._cut(position)) is not None
+            )
+            dims = self._dims.get(name)
+            slices = [node for n in users if (node := self._nodes[n]) and node.op_type == "Slice"]
+            if len(cuts) < max(2, len(slices)) or dims is None:
+                continue
+            axis, begin = cuts[0][0][0], 0
+            for cut, _ in cuts:
+                if cut[:2] != (axis, begin):
+                    break
+                begin = cut[2]
+            else:
+                if begin == dims[axis]:
+                    nodes = [node for _, n in cuts if (node := self._nodes[n]) is not None]
+                    for _, position in cuts:
+                        self._remove(position)
+                    makes = tuple(node.makes[0] for node in nodes)
+                    self._append(Node(nodes[0].label, "Split", (name,), makes))
+
+    def _cut(self, position: int) -> tuple[int, int, int] | None:
+        """Return (axis, begin, end) of a Slice along one axis, None of any other node."""
+        node = self._nodes[position]
+        if node is None or node.op_type != "Slice" or len(node.reads) < 3:
+            return None
+        dims = self._dims.get(node.reads[0])
+        values = [self._value(name) for name in node.reads[1:]]
+        if dims is None or any(len(value) != 1 for value in values):
+            return None
+        begin, end = (int(value[0]) for value in values[:2])
+        axis = int(values[2][0]) if len(values) > 2 else 0
+        size = dims[axis] if -len(dims) <= axis < len(dims) else None
+        if size is None or (len(values) > 3 and values[3] != (1.0,)):
+            return None
+        return axis % len(dims), *(min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
+
     def fold_into_convolutions(self) -> None:
         """Fold what is a change of weights, and zero padding."""
         for position, node in list(self._present()):
@@ -339,6 +381,75 @@ class _Graph:
 
     def _value(self, name: str) -> tuple[float, ...]:
         return self._tensors.values.get(name, ())
+
+    def fold_into_products(self) -> None:
+        """Fold bias, constant factors and transposes into the MatMul beside them."""
+        for position in self._in_order():
+            node = self._nodes[position]
+            if node is None or node.op_type != "MatMul":
+                continue
+            user = self._single_user(node.makes[0])
+            if node.reads[1] in self._constants:
+                if user is not None and user[1].op_type == "Add" and self._is_bias(user[1], node):
+                    self._make_gemm(position, node, user)
+                continue
+            reads = tuple(self._unscaled(name) for name in node.reads)
+            if reads != node.reads:
+                self._remove(position)
+                self._append(_with(node, op_type="FusedMatMul", reads=reads))
+        for position, node in list(self._present()):
+            if node.op_type == "Transpose" and node.attributes.get("perm") == (0, 2, 1):
+                self._unflatten(position, node)
+
+    def _unflatten(self, position: int, node: Node) -> None:
+        """Move the Reshape behind (N, HW, C) -> (N, C, HW) before it, as attention ends."""
+        user = self._single_user(node.makes[0])
+        if user is not None and user[1].op_type == "Reshape":
+            self._remove(user[0])
+            self._put(position, _with(node, makes=user[1].makes))
+
+    def _make_gemm(self, position: int, node: Node, bias: tuple[int, Node]) -> None:
+        """Replace MatMul and bias, and a view behind them, which the engine makes anew."""
+        self._remove(position)
+        self._remove(bias[0])
+        self._append(Node(node.label, "Gemm", node.reads, bias[1].makes))
+        view = self._single_user(bias[1].makes[0])
+        if view is not None and view[1].op_type in VIEWS:
+            self._remove(view[0])
+            self._append(view[1])
+
+    def _in_order(self) -> list[int]:
+        """Return positions in the order the engine would run the graph as it stands."""
+        steps = [Step(str(n), node.op_type, node.reads, node.makes) for n, node in self._present()]
+        return [int(step.label) for step in execution_order(steps, depth_first=True)]
+
+    def _is_bias(self, node: Node, product: Node) -> bool:
+        others = [name for name in node.reads if name != product.makes[0]]
+        return (
+            len(others) == 1
+            and others[0] in self._constants
+            and len(self._dims.get(others[0]) or ()) == 1
+        )
+
+    def _unscaled(self, name: str) -> str:
+        """Return what a product reads where constant factors and transposes before it are folded.
+
+        The nodes in between are removed.
+        """
+        gone = []
+        while self._uses(name) == 1 and (found := self._producer(name)) is not None:
+            position, node = found
+            if node.op_type in ("Mul", "Div"):
+                others = [read for read in node.reads if read in self._constants]
+                if len(others) != 1 or prod(s or 0 for s in self._dims.get(others[0]) or ()) != 1:
+                    break
+            elif node.op_type != "Transpose" or not _swaps_last(node.attributes.get("perm", ())):
+                break
+            gone.append(position)
+            name = next(read for read in node.reads if read not in self._constants)
+        for position in gone:
+            self._remove(position)
+        return name
 
     def fuse_gates(self) -> None:
         """Fuse x * Sigmoid(x) and the spelled out Gelu into one node."""
@@ -418,9 +529,7 @@ class _Graph:
         self._block = block
         self._blocked: dict[str, _Blocked] = {}
         self._reordered: dict[str, str] = {}
-        steps = [Step(str(n), node.op_type, node.reads, node.makes) for n, node in self._present()]
-        for step in execution_order(steps, depth_first=True):
-            position = int(step.label)
+        for position in self._in_order():
             node = self._nodes[position]
             if node is not None:
                 self._to_blocks(position, node)
@@ -680,6 +789,12 @@ _SPELLED: Mapping[str, tuple[str, ...]] = {
     "HardSwish": ("HardSigmoid", "Mul"),
     "Mish": ("Softplus", "Tanh", "Mul"),
 }
+
+
+def _swaps_last(perm: Sequence[int]) -> bool:
+    """Tell whether a permutation exchanges the last two axes alone."""
+    rank = len(perm)
+    return rank > 1 and list(perm) == [*range(rank - 2), rank - 1, rank - 2]
 
 
 def _with(node: Node, **changes: Any) -> Node:

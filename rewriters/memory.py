@@ -351,7 +351,8 @@ class _Run:
                 if gap >= size and (waste < 0 or gap - size < waste):
                     best, waste = cursor, gap - size
                 cursor = max(cursor, end)
-            if best < 0:
+            gap = top - cursor
+            if best < 0 or (gap >= size and gap - size < waste):
                 best = cursor
             where[name] = (best, best + size, name)
             insort(placed, where[name])
