@@ -26,7 +26,7 @@ from typing import Any
 from rewriters.memory import VIEWS, Step, execution_order
 from rewriters.operators import Record, Shape, read_convolution
 
-__all__ = ["Lowered", "Lowering", "Node", "Tensors", "lower"]
+__all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "lower"]
 
 # Where a kernel expands windows segment by segment: bytes, for two threads.
 _SEGMENT = 2 * 64 << 10
@@ -85,11 +85,17 @@ class Lowering:
         activations: Operators that run inside the Conv before them.
         block: Channels of a block of the blocked layout; 0 if there is none.
         packed: Operators whose constant operand of that position is packed anew and held.
+        compiler: Pointwise operators run inside what reads them, all Slices of a tensor run at
+            once, and the inputs of a Concat are made where it wants them.
+        workspaces: Bytes per operator that a kernel takes; given, they replace the formulas of
+            ONNX Runtime's kernels.
     """
 
     activations: frozenset[str] = frozenset()
     block: int = 0
     packed: Mapping[str, int] = field(default_factory=dict)
+    compiler: bool = False
+    workspaces: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,12 @@ def lower(
     """
     graph = _Graph(nodes, tensors, outputs)
     graph.drop()
+    if lowering.compiler:
+        graph.fold_into_convolutions()
+        graph.inline_pointwise()
+        graph.slice_at_once()
+        graph.make_in_place()
+        return graph.lowered(lowering)
     graph.spell_out()
     graph.merge_slices()
     graph.fold_into_convolutions()
@@ -133,6 +145,13 @@ def lower(
     return graph.lowered(lowering)
 
 
+# Operators that compute each element from the elements at its place.
+POINTWISE = frozenset(
+    {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "PRelu", "ThresholdedRelu", "Clip", "Gelu", "Mish"}
+    | {"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Erf", "Sqrt", "Exp"}
+    | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Neg", "Abs", "Log", "Reciprocal"}
+    | {"Floor", "Ceil", "Round", "Sign", "Where", "Cast", "BatchNormalization", "Identity"}
+)
 _CONV_LIKE = ("Conv", "FusedConv")
 _NCHWC = "nchwc:"
 # Results that are known when shapes are: no run time tensor of any size.
@@ -522,6 +541,75 @@ class _Graph:
                 return position, last
         return None
 
+    # --- what a compiler does ---------------------------------------------------------------------
+
+    def inline_pointwise(self) -> None:
+        """Run pointwise operators inside the pointwise operators that read them."""
+        for position, node in list(self._present()):
+            if node.op_type not in POINTWISE or node.makes[0] in self._outputs:
+                continue
+            made, node = node.makes[0], self._nodes[position] or node
+            users = [self._nodes[user] for user in self._users.get(made, ())]
+            if not users or any(user is None or user.op_type not in POINTWISE for user in users):
+                continue
+            for user in set(self._users[made]):
+                reader = self._nodes[user]
+                assert reader is not None
+                kept = [name for name in reader.reads if name != made]
+                reads = tuple(dict.fromkeys((*kept, *node.reads)))
+                self._put(user, _with(reader, reads=reads))
+            self._remove(position)
+
+    def slice_at_once(self) -> None:
+        """Run all Slices of a tensor where the first one stands; parts that tile it are views."""
+        self.merge_slices()
+        for name, users in list(self._users.items()):
+            cuts = [n for n in users if (node := self._nodes[n]) and node.op_type == "Slice"]
+            if len(cuts) < 2 or name in self._constants:
+                continue
+            nodes = [node for n in cuts if (node := self._nodes[n])]
+            for position in cuts:
+                self._remove(position)
+            makes = tuple(made for node in nodes for made in node.makes)
+            self._put(cuts[0], Node(nodes[0].label, "Slices", (name,), makes))
+
+    def make_in_place(self) -> None:
+        """Let the inputs of a Concat be made inside its result, where each is in one Concat only."""
+        concats: dict[str, int] = {}
+        for _, node in self._present():
+            if node.op_type == "Concat":
+                for name in node.reads:
+                    concats[name] = concats.get(name, 0) + 1
+        for position, node in list(self._present()):
+            made = node.makes[0]
+            if node.op_type != "Concat" or made in self._outputs:
+                continue
+            makers = [self._maker.get(name) for name in node.reads]
+            if any(concats[name] > 1 or name in self._outputs for name in node.reads):
+                continue
+            if any(maker is None or not self._makes_one(maker) for maker in makers):
+                continue
+            self._remove(position)
+            first = min(maker for maker in makers if maker is not None)
+            for name, maker in zip(node.reads, makers, strict=True):
+                assert maker is not None
+                source = self._nodes[maker]
+                assert source is not None
+                # The first one's step makes the whole; the others write into it.
+                if maker == first:
+                    self._put(maker, _with(source, makes=(made,)))
+                else:
+                    self._put(maker, _with(source, reads=(*source.reads, made), makes=()))
+                for user in set(self._users.get(name, ())):
+                    reader = self._nodes[user]
+                    assert reader is not None
+                    reads = tuple(made if read == name else read for read in reader.reads)
+                    self._put(user, _with(reader, reads=reads))
+
+    def _makes_one(self, position: int) -> bool:
+        node = self._nodes[position]
+        return node is not None and len(node.makes) == 1 and node.op_type not in VIEWS
+
     # --- the blocked layout -----------------------------------------------------------------------
 
     def lay_out_in_blocks(self, block: int) -> None:
@@ -732,7 +820,10 @@ class _Graph:
         packed = set()
         known = Tensors(self._dims, self._bits, self._constants, {})
         for _, node in self._present():
-            workspace = node.workspace or self._workspace(node)
+            if lowering.workspaces is None:
+                workspace = node.workspace or self._workspace(node)
+            else:
+                workspace = node.workspace + lowering.workspaces.get(node.op_type, 0)
             makes = tuple(name for name in node.makes if name)
             steps.append(Step(node.label, node.op_type, node.reads, makes, workspace))
             for name in (*node.reads, *makes):

@@ -78,7 +78,7 @@ class Target:
         name: What people call it.
         depth_first: The order is a walk from the results to what they need, the newest step
             first; otherwise the steps run as they stand.
-        views: Operators whose first output is their first input's bytes.
+        views: Operators whose outputs are their first input's bytes.
         overwrites: Per operator, positions of inputs whose bytes its first output takes over where
             the input dies there and has the output's shape.
         reuse: A freed buffer is taken by a later tensor of the same shape, and lives on until that
@@ -247,9 +247,7 @@ class _Run:
                 if name not in sizes or name in known:
                     continue
                 known.add(name)
-                taken = None
-                if position == 0:
-                    taken = self._over(step, name, owner, held)
+                taken = self._over(step, position, name, owner, held)
                 if taken is None and target.reuse and name not in self._outputs and sizes[name]:
                     candidates = free.get(self._shape(name))
                     taken = candidates.pop() if candidates else None
@@ -278,9 +276,14 @@ class _Run:
                 self._ends[number].append(name)
 
     def _over(
-        self, step: Step, name: str, owner: Mapping[str, str], held: Mapping[str, int]
+        self,
+        step: Step,
+        number: int,
+        name: str,
+        owner: Mapping[str, str],
+        held: Mapping[str, int],
     ) -> str | None:
-        """Return the buffer that a step's first result shares with an input, None if there is none.
+        """Return the buffer that a step's result shares with an input, None if there is none.
 
         An engine that hands outputs to the caller copies where an output is a view.
         """
@@ -289,6 +292,8 @@ class _Run:
             return None
         if step.op_type in target.views and step.reads and step.reads[0] in sizes:
             return owner.get(step.reads[0], step.reads[0])
+        if number:
+            return None
         for position in target.overwrites.get(step.op_type, ()):
             if position < len(step.reads) and step.reads[position] in sizes:
                 read = step.reads[position]
