@@ -78,7 +78,6 @@ ENGINES: Mapping[str, Engine] = {
     "tensorrt": Engine(
         Target(
             "tensorrt",
-            allocator=Allocator.OFFSETS,
             granule=512,
             views=VIEWS | {"Split"},
             overwrites=dict.fromkeys(POINTWISE, tuple(range(8))),

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from math import prod
 from typing import Any
 
@@ -131,6 +132,7 @@ def lower(
     if lowering.compiler:
         graph.fold_into_convolutions()
         graph.inline_pointwise()
+        graph.slice_pieces()
         graph.slice_at_once()
         graph.make_in_place()
         return graph.lowered(lowering)
@@ -560,6 +562,48 @@ class _Graph:
                 self._put(user, _with(reader, reads=reads))
             self._remove(position)
 
+    def slice_pieces(self) -> None:
+        """Let Slices of a Concat read the pieces they need, so that the whole is never made."""
+        for position, node in list(self._present()):
+            axis, made = node.attributes.get("axis"), node.makes[0]
+            sizes = [(self._dims.get(name) or ())[axis : axis + 1] for name in node.reads if axis]
+            if node.op_type != "Concat" or made in self._outputs or any(s in ((), (None,)) for s in sizes):
+                continue
+            whole = self._behind_pointwise(made)
+            cuts = [(n, self._cut(n)) for n in self._users.get(whole, ())]
+            if not cuts or any(cut is None or cut[0] != axis for _, cut in cuts):
+                continue
+            if any(self._is_read_by_concat(user) for user, _ in cuts):
+                continue
+            ends = list(accumulate(size[0] or 0 for size in sizes))
+            for user, cut in cuts:
+                reader = self._nodes[user]
+                assert reader is not None
+                assert cut is not None
+                begin, end = cut[1:]
+                reads = tuple(
+                    name
+                    for name, size, stop in zip(node.reads, sizes, ends, strict=True)
+                    if begin < stop and stop - (size[0] or 0) < end
+                )
+                self._put(user, _with(reader, op_type="Window", reads=reads))
+            if whole != made:
+                self._remove(self._maker[whole])
+            self._remove(position)
+
+    def _is_read_by_concat(self, position: int) -> bool:
+        node = self._nodes[position]
+        user = None if node is None else self._single_user(node.makes[0])
+        return user is not None and user[1].op_type == "Concat"
+
+    def _behind_pointwise(self, name: str) -> str:
+        """Return what the one pointwise reader of a tensor makes of it, or the tensor."""
+        user = self._single_user(name)
+        if user is None or user[1].op_type not in POINTWISE:
+            return name
+        others = [read for read in user[1].reads if read and read not in self._constants]
+        return user[1].makes[0] if others == [name] and user[1].makes[0] not in self._outputs else name
+
     def slice_at_once(self) -> None:
         """Run all Slices of a tensor where the first one stands; parts that tile it are views."""
         self.merge_slices()
@@ -582,7 +626,7 @@ class _Graph:
                     concats[name] = concats.get(name, 0) + 1
         for position, node in list(self._present()):
             made = node.makes[0]
-            if node.op_type != "Concat" or made in self._outputs:
+            if node.op_type != "Concat":
                 continue
             makers = [self._maker.get(name) for name in node.reads]
             if any(concats[name] > 1 or name in self._outputs for name in node.reads):
@@ -590,6 +634,12 @@ class _Graph:
             if any(maker is None or not self._makes_one(maker) for maker in makers):
                 continue
             self._remove(position)
+            if made in self._outputs:
+                # It is put together in the compiler's layout first.
+                whole = f"{made}/whole"
+                self._like(whole, made)
+                self._put(position, _with(node, reads=(whole,)))
+                made = whole
             first = min(maker for maker in makers if maker is not None)
             for name, maker in zip(node.reads, makers, strict=True):
                 assert maker is not None

@@ -3,8 +3,8 @@
     order      the sequence in which the engine runs the steps
     buffers    which tensors share bytes: views, results written over a dying input, and, where the
                engine plans it, a freed buffer taken by a tensor of the same shape
-    allocator  what those buffers cost: their plain sum, an arena whose regions double, or one block
-               with an offset for each
+    allocator  what those buffers cost: their plain sum, or whole chunks of an arena whose regions
+               double, some of them in one block with an offset for each
 
 What differs between engines is data: a `Target`. Steps are those the engine runs: what its
 optimisers fuse, fold and insert is applied before (`rewriters.lowering`). A tensor lives from the
@@ -67,7 +67,6 @@ class Allocator(Enum):
 
     SUM = "sum"
     ARENA = "arena"
-    OFFSETS = "offsets"
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,6 @@ def peak(
     figure = live
     if target.allocator is Allocator.ARENA:
         figure = run.arena_peak()
-    elif target.allocator is Allocator.OFFSETS:
-        figure = run.block(workspaces=True)
     return Peak(figure + resident, at, run.unknown, alive)
 
 
@@ -338,12 +335,8 @@ class _Run:
         label = self.steps[where].label if where >= 0 else ""
         return best, label, tuple(item for item in named if item[1])
 
-    def block(self, *, workspaces: bool = False) -> int:
-        """Return the size of one block that holds all buffers but outputs, best fit first.
-
-        Args:
-            workspaces: Workspaces are in the block too.
-        """
+    def block(self) -> int:
+        """Return the size of one block that holds all buffers but outputs, best fit first."""
         placed: list[tuple[int, int, str]] = []
         where: dict[str, tuple[int, int, str]] = {}
         top = 0
@@ -368,13 +361,10 @@ class _Run:
             if entry is not None:
                 del placed[bisect_left(placed, entry)]
 
-        for number, (begins, ends) in enumerate(zip(self._begins, self._ends, strict=True)):
+        for begins, ends in zip(self._begins, self._ends, strict=True):
             for name in begins:
                 if name not in self._outputs and self._size(name):
                     place(name, self._size(name))
-            if workspaces and self.steps[number].workspace:
-                place("", self.steps[number].workspace)
-                take("")
             for name in ends:
                 take(name)
         return top
