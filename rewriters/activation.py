@@ -23,8 +23,8 @@ import onnx.numpy_helper
 
 from rewriters.external_data import is_external
 from rewriters.graph import attributes, captured, node_label
-from rewriters.lowering import Lowered, Lowering, Node, Tensors, lower
-from rewriters.memory import Allocator, Peak, Target, peak, timeline
+from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
+from rewriters.memory import VIEWS, Allocator, Peak, Target, peak, timeline
 from rewriters.shapes import Shapes
 
 __all__ = ["ENGINES", "Engine", "Model", "predict", "profile", "read"]
@@ -83,12 +83,13 @@ ENGINES: Mapping[str, Engine] = {
     "tensorrt": Engine(
         Target(
             "tensorrt",
-            allocator=Allocator.OFFSETS,
             granule=512,
+            views=VIEWS | {"Split"},
+            overwrites=dict.fromkeys(POINTWISE, tuple(range(8))),
             counts_inputs=False,
             counts_outputs=False,
         ),
-        Lowering(),
+        Lowering(compiler=True, workspaces=dict.fromkeys(("Conv", "ConvTranspose"), 8192000)),
     ),
 }
 

@@ -3,8 +3,8 @@
     order      the sequence in which the engine runs the steps
     buffers    which tensors share bytes: views, results written over a dying input, and, where the
                engine plans it, a freed buffer taken by a tensor of the same shape
-    allocator  what those buffers cost: their plain sum, an arena whose regions double, or one block
-               with an offset for each
+    allocator  what those buffers cost: their plain sum, or whole chunks of an arena whose regions
+               double, some of them in one block with an offset for each
 
 What differs between engines is data: a `Target`. Steps are those the engine runs: what its
 optimisers fuse, fold and insert is applied before (`rewriters.lowering`). A tensor lives from the
@@ -67,7 +67,6 @@ class Allocator(Enum):
 
     SUM = "sum"
     ARENA = "arena"
-    OFFSETS = "offsets"
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class Target:
         name: What people call it.
         depth_first: The order is a walk from the results to what they need, the newest step
             first; otherwise the steps run as they stand.
-        views: Operators whose first output is their first input's bytes.
+        views: Operators whose outputs are their first input's bytes.
         overwrites: Per operator, positions of inputs whose bytes its first output takes over where
             the input dies there and has the output's shape.
         reuse: A freed buffer is taken by a later tensor of the same shape, and lives on until that
@@ -149,8 +148,6 @@ def peak(
     figure = live
     if target.allocator is Allocator.ARENA:
         figure = run.arena_peak()
-    elif target.allocator is Allocator.OFFSETS:
-        figure = run.block(workspaces=True)
     return Peak(figure + resident, at, run.unknown, alive)
 
 
@@ -247,9 +244,7 @@ class _Run:
                 if name not in sizes or name in known:
                     continue
                 known.add(name)
-                taken = None
-                if position == 0:
-                    taken = self._over(step, name, owner, held)
+                taken = self._over(step, position, name, owner, held)
                 if taken is None and target.reuse and name not in self._outputs and sizes[name]:
                     candidates = free.get(self._shape(name))
                     taken = candidates.pop() if candidates else None
@@ -278,9 +273,14 @@ class _Run:
                 self._ends[number].append(name)
 
     def _over(
-        self, step: Step, name: str, owner: Mapping[str, str], held: Mapping[str, int]
+        self,
+        step: Step,
+        number: int,
+        name: str,
+        owner: Mapping[str, str],
+        held: Mapping[str, int],
     ) -> str | None:
-        """Return the buffer that a step's first result shares with an input, None if there is none.
+        """Return the buffer that a step's result shares with an input, None if there is none.
 
         An engine that hands outputs to the caller copies where an output is a view.
         """
@@ -289,6 +289,8 @@ class _Run:
             return None
         if step.op_type in target.views and step.reads and step.reads[0] in sizes:
             return owner.get(step.reads[0], step.reads[0])
+        if number:
+            return None
         for position in target.overwrites.get(step.op_type, ()):
             if position < len(step.reads) and step.reads[position] in sizes:
                 read = step.reads[position]
@@ -333,12 +335,8 @@ class _Run:
         label = self.steps[where].label if where >= 0 else ""
         return best, label, tuple(item for item in named if item[1])
 
-    def block(self, *, workspaces: bool = False) -> int:
-        """Return the size of one block that holds all buffers but outputs, best fit first.
-
-        Args:
-            workspaces: Workspaces are in the block too.
-        """
+    def block(self) -> int:
+        """Return the size of one block that holds all buffers but outputs, best fit first."""
         placed: list[tuple[int, int, str]] = []
         where: dict[str, tuple[int, int, str]] = {}
         top = 0
@@ -351,7 +349,8 @@ class _Run:
                 if gap >= size and (waste < 0 or gap - size < waste):
                     best, waste = cursor, gap - size
                 cursor = max(cursor, end)
-            if best < 0:
+            gap = top - cursor
+            if best < 0 or (gap >= size and gap - size < waste):
                 best = cursor
             where[name] = (best, best + size, name)
             insort(placed, where[name])
@@ -362,13 +361,10 @@ class _Run:
             if entry is not None:
                 del placed[bisect_left(placed, entry)]
 
-        for number, (begins, ends) in enumerate(zip(self._begins, self._ends, strict=True)):
+        for begins, ends in zip(self._begins, self._ends, strict=True):
             for name in begins:
                 if name not in self._outputs and self._size(name):
                     place(name, self._size(name))
-            if workspaces and self.steps[number].workspace:
-                place("", self.steps[number].workspace)
-                take("")
             for name in ends:
                 take(name)
         return top
