@@ -264,6 +264,9 @@ def serve(
         _backends(environment, folder / "backends")
         command = [str(binary), f"--model-repository={repository.absolute()}"]
         command += [f"--backend-directory={folder / 'backends'}", f"--log-verbose={verbose}"]
+        # Named, so that what a killed server leaves in shared memory can be removed.
+        prefix = f"{folder.name}_"
+        command.append(f"--backend-config=python,shm-region-prefix-name={prefix}")
         command += ["--disable-auto-complete-config", "--exit-on-error=false"]
         command += ["--http-address=127.0.0.1", f"--http-port={http}"]
         command += ["--grpc-address=127.0.0.1", f"--grpc-port={grpc}", "--allow-metrics=false"]
@@ -287,6 +290,8 @@ def serve(
             yield server
         finally:
             _stop(process)
+            for left in Path("/dev/shm").glob(f"{prefix}*"):
+                left.unlink(missing_ok=True)
 
 
 def _wait(server: Server) -> None:
@@ -320,6 +325,9 @@ def main() -> int:
     parser.add_argument("repository", nargs="?", type=Path)
     parser.add_argument("--prepare", action="store_true", help="make the server's environment")
     parser.add_argument(
+        "--prepare-if-supported", action="store_true", help="the same; say so where it cannot be"
+    )
+    parser.add_argument(
         "--env", type=Path, default=None, help=f"default: ${VARIABLE}, .venv/triton"
     )
     parser.add_argument("--http-port", type=int, default=8000)
@@ -329,6 +337,10 @@ def main() -> int:
     arguments = parser.parse_args()
     environment = (arguments.env or default_environment()).absolute()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    reason = unsupported()
+    if arguments.prepare_if_supported and reason is not None:
+        print(f"no server here: {reason}", flush=True)
+        return 0
     try:
         prepare(environment)
         if arguments.repository is None:
