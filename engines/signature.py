@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ import numpy as np
 from engines.child import Child, child_process, serve
 from engines.errors import EngineMissing, LoadError, RunError
 
-__all__ = ["Opened", "Value", "open_model"]
+__all__ = ["Opened", "Runtime", "Value", "runtime"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class Value:
 
 
 class Opened:
-    """A model open in its process. Made by `open_model`."""
+    """A model open in its process, until the next one is. Made by `Runtime.open`."""
 
     def __init__(self, child: Child, answer: Mapping[str, Any]) -> None:
         self._child = child
@@ -56,17 +56,43 @@ class Opened:
         self._child.ask(do="run", inputs=str(inputs), outputs=str(outputs))
 
 
-@contextmanager
-def open_model(path: Path) -> Iterator[Opened]:
-    """Open a model under ONNX Runtime (CPU) in a process of its own.
+class Runtime:
+    """Opens models, one at a time, in one process; in a new one if that dies."""
 
-    Raises:
-        EngineMissing: ONNX Runtime is not installed.
-        LoadError: It refuses the model.
-        RunError: The process died, for example for want of memory.
-    """
-    with child_process("engines.signature") as child:
-        yield Opened(child, child.ask(do="open", model=str(path)))
+    def __init__(self) -> None:
+        self._stack = ExitStack()
+        self._child: Child | None = None
+
+    def open(self, path: Path) -> Opened:
+        """Open a model under ONNX Runtime (CPU).
+
+        Raises:
+            EngineMissing: ONNX Runtime is not installed.
+            LoadError: It refuses the model.
+            RunError: The process died, for example for want of memory.
+        """
+        if self._child is None:
+            self._child = self._stack.enter_context(child_process("engines.signature"))
+        try:
+            return Opened(self._child, self._child.ask(do="open", model=str(path)))
+        except RunError:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """End the process."""
+        self._child = None
+        self._stack.close()
+
+
+@contextmanager
+def runtime() -> Iterator[Runtime]:
+    """Return what opens models; its process ends with the context."""
+    opener = Runtime()
+    try:
+        yield opener
+    finally:
+        opener.close()
 
 
 def _describe(values: Sequence[Any]) -> list[dict[str, Any]]:
@@ -84,6 +110,7 @@ class _Worker:
             raise EngineMissing(
                 "ONNX Runtime is not installed; install patchconv-deploy[cpu]"
             ) from error
+        self._session = None
         options = ort.SessionOptions()
         options.log_severity_level = 4
         try:

@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from engines.signature import runtime
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.saving import stage
 from patchconv_deploy.triton_config import (
@@ -122,10 +123,13 @@ def write_triton_repository(
     check_name(name)
     _check_options(platform, provider, max_batch_size, instances, memory, shapes, warmup)
     loaded = load(source)
-    signature = read_signature(source)
-    given = _check_shapes(signature, shapes or {})
+    with runtime() as opener:
+        signature = read_signature(source, opener)
+        given = _check_shapes(signature, shapes or {})
+        batching = bool(max_batch_size) or dynamic_batching or memory is not None
+        problem = batch_problem(source, signature, given, opener) if batching else None
     batch, capacity, notes = _batch_and_instances(
-        source, signature, given, max_batch_size, dynamic_batching, memory, provider
+        source, signature, given, problem, max_batch_size, dynamic_batching, memory, provider
     )
     options = ConfigOptions(
         name=name,
@@ -151,7 +155,8 @@ def write_triton_repository(
             target.unlink(missing_ok=True)  # it is linked to the folder that is being served
             shutil.copyfile(file, target)
         _put_configs(staged, config, signature, options)
-        found = check_model(staged.model)
+        with runtime() as opener:
+            found = check_model(staged.model, opener)
         if found:
             raise UsageError(f"{source}: a server would refuse it: {found[0].reason}")
         staged.publish()
@@ -226,14 +231,13 @@ def _batch_and_instances(
     source: Path,
     signature: Signature,
     shapes: Mapping[str, tuple[int, ...]],
+    problem: str | None,
     max_batch_size: int | None,
     dynamic_batching: bool,
     memory: int | None,
     provider: str,
 ) -> tuple[int, Capacity | None, list[str]]:
     """Return the largest batch, what the memory holds, and notes."""
-    wanted = bool(max_batch_size) or (max_batch_size is None and (dynamic_batching or memory))
-    problem = batch_problem(source, signature, shapes) if wanted else None
     if problem is not None and (max_batch_size or dynamic_batching):
         raise UsageError(
             f"{source}: the first dimension is no batch: {problem}; leave --max-batch-size and "

@@ -18,7 +18,7 @@ import onnx
 
 from engines.errors import EngineError, EngineMissing
 from engines.onnxruntime_engine import installed
-from engines.signature import Opened, Value, open_model
+from engines.signature import Opened, Runtime, Value
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from rewriters.graph import Loaded, load, skeleton
@@ -170,8 +170,12 @@ def describe(loaded: Loaded, opened: Opened | None = None) -> Signature:
     )
 
 
-def read_signature(path: Path) -> Signature:
+def read_signature(path: Path, opener: Runtime) -> Signature:
     """Read the signature of a model file; external weights stay on disk.
+
+    Args:
+        path: The file.
+        opener: Asks ONNX Runtime, where that is installed.
 
     Raises:
         ModelError: The file is no model.
@@ -181,8 +185,7 @@ def read_signature(path: Path) -> Signature:
     if not installed():
         return describe(loaded)
     try:
-        with open_model(path) as opened:
-            return describe(loaded, opened)
+        return describe(loaded, opener.open(path))
     except EngineMissing:
         return describe(loaded)
     except EngineError as error:
@@ -223,7 +226,7 @@ def _static_problem(signature: Signature) -> str | None:
 
 
 def batch_problem(
-    path: Path, signature: Signature, shapes: Mapping[str, tuple[int, ...]]
+    path: Path, signature: Signature, shapes: Mapping[str, tuple[int, ...]], opener: Runtime
 ) -> str | None:
     """Return why the first dimension is no batch, None if it is one.
 
@@ -234,6 +237,7 @@ def batch_problem(
         path: The model.
         signature: As read from it.
         shapes: Shapes of inputs with free dimensions, as far as the user gave them.
+        opener: Runs the model under ONNX Runtime, where that is installed.
     """
     problem = _static_problem(signature)
     if problem is not None:
@@ -244,15 +248,15 @@ def batch_problem(
         if len(symbols) > 1:
             return f"it goes by different names: {', '.join(sorted(map(repr, symbols)))}"
         return None
-    return _run_problem(path, signature, shapes)
+    return _run_problem(path, signature, shapes, opener.open(path))
 
 
 def _run_problem(
-    path: Path, signature: Signature, shapes: Mapping[str, tuple[int, ...]]
+    path: Path, signature: Signature, shapes: Mapping[str, tuple[int, ...]], opened: Opened
 ) -> str | None:
     loaded = load(path)
     problem = "the model does not run"
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name, open_model(path) as opened:
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
         for spatial in _SPATIAL:
             try:
                 slim = skeleton(loaded)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.signature import Runtime, runtime
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.triton_schema import read_config, schema
 from patchconv_deploy.triton_signature import Signature, Tensor, read_signature
@@ -72,12 +73,15 @@ def check_repository(
         raise UsageError(f"{repository}: no such folder")
     schema()
     found = []
-    for model in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
-        found += check_model(model, gpu=gpu, config_name=config_name)
+    with runtime() as opener:
+        for model in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
+            found += check_model(model, opener, gpu=gpu, config_name=config_name)
     return found
 
 
-def check_model(model: Path, *, gpu: bool | None = None, config_name: str = "") -> list[Finding]:
+def check_model(
+    model: Path, opener: Runtime, *, gpu: bool | None = None, config_name: str = ""
+) -> list[Finding]:
     """Check one model's folder; arguments as of `check_repository`."""
     file = model / "config.pbtxt"
     named = model / "configs" / f"{config_name}.pbtxt"
@@ -102,7 +106,7 @@ def check_model(model: Path, *, gpu: bool | None = None, config_name: str = "") 
     found = [finding(reason) for reason in config_problems(config, model.name, gpu)]
     # A configuration that is wrong in itself says nothing reliable about files.
     if not found:
-        found = [finding(reason) for reason in folder_problems(config, model, gpu)]
+        found = [finding(reason) for reason in folder_problems(config, model, opener)]
     return found
 
 
@@ -332,7 +336,7 @@ def _metric_problems(config: Any) -> Iterator[str]:
 # --- the folder -----------------------------------------------------------------------------------
 
 
-def folder_problems(config: Any, model: Path, gpu: bool | None) -> Iterator[str]:
+def folder_problems(config: Any, model: Path, opener: Runtime) -> Iterator[str]:
     """Yield what is wrong with versions and files, and with the models in them."""
     serving, problem = _serving(config, model)
     if problem is not None:
@@ -362,7 +366,7 @@ def folder_problems(config: Any, model: Path, gpu: bool | None) -> Iterator[str]
                 )
             elif config.backend == "onnxruntime":
                 where = file.relative_to(model)
-                yield from (f"{where}: {p}" for p in _onnx_problems(config, file))
+                yield from (f"{where}: {p}" for p in _onnx_problems(config, file, opener))
 
 
 def _serving(config: Any, model: Path) -> tuple[list[int], str | None]:
@@ -405,9 +409,9 @@ def _serving(config: Any, model: Path) -> tuple[list[int], str | None]:
 # --- against the model ----------------------------------------------------------------------------
 
 
-def _onnx_problems(config: Any, file: Path) -> Iterator[str]:
+def _onnx_problems(config: Any, file: Path, opener: Runtime) -> Iterator[str]:
     try:
-        signature = read_signature(file)
+        signature = read_signature(file, opener)
     except (RewriterError, UsageError) as error:
         yield str(error).removeprefix(f"{file}: ")
         return
@@ -537,6 +541,8 @@ def _warmup_problems(config: Any, signature: Signature) -> Iterator[str]:
         what = f"model_warmup {sample.name!r}"
         if not sample.batch_size:
             continue
+        if sample.batch_size > max(1, config.max_batch_size):
+            yield f"{what}: batch_size {sample.batch_size} is above max_batch_size; lower it"
         for name in sorted({e.name for e in config.input if not e.optional} - set(sample.inputs)):
             yield f"{what}: no data for input {name!r}; add it"
         for name, made in sample.inputs.items():
