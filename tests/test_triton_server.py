@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 from collections.abc import Iterator
@@ -20,9 +19,10 @@ from patchconv_deploy import check_triton_repository, rewrite, write_triton_repo
 from patchconv_deploy.triton import TritonResult
 from patchconv_deploy.triton_schema import schema
 from tests.small_models import Array, chain, model, node, noise, value
-from tests.triton_server import PROTOCOLS, client, infer, running, skip_without_server
+from tests.triton_server import PROTOCOLS, detector, running, skip_without_server
 from tools import export_models
 from tools.serve import Server
+from tools.triton_load import client, infer
 
 CPU = ["CPUExecutionProvider"]
 
@@ -35,13 +35,6 @@ class Served:
     results: dict[str, TritonResult]
     models: dict[str, Path]
     feeds: dict[str, dict[str, Array]]
-
-
-def _detector() -> Path:
-    spec = importlib.util.find_spec("rapidocr_onnxruntime")
-    assert spec is not None
-    assert spec.submodule_search_locations is not None
-    return Path(spec.submodule_search_locations[0]) / "models/ch_PP-OCRv4_det_infer.onnx"
 
 
 def _scalar() -> onnx.ModelProto:
@@ -98,8 +91,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "warmup": True,
         "shapes": sizes,
     }
-    add("detector", _detector(), page, **batching)
-    cut = rewrite(_detector(), folder / "detector.onnx", min_elements=0, rtol=1e-2).path
+    add("detector", detector(), page, **batching)
+    cut = rewrite(detector(), folder / "detector.onnx", min_elements=0, rtol=1e-2).path
     assert cut is not None
     add("detector-patched", cut, page, **batching)
     decoder = export_models.export(

@@ -1,20 +1,16 @@
-"""Triton's real server for the tests, and clients of both protocols."""
+"""Triton's real server for the tests, and a real model."""
 
 from __future__ import annotations
 
+import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import tritonclient.grpc
-import tritonclient.http
-import tritonclient.utils
 
-from tests.small_models import Array
 from tools.serve import VARIABLE, Server, default_environment, serve, unsupported
 
 PROTOCOLS = ("http", "grpc")
@@ -32,43 +28,17 @@ def skip_without_server() -> None:
         pytest.skip(message)
 
 
+def detector() -> Path:
+    """Return the file of PP-OCR's text detector."""
+    spec = importlib.util.find_spec("rapidocr_onnxruntime")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    return Path(spec.submodule_search_locations[0]) / "models/ch_PP-OCRv4_det_infer.onnx"
+
+
 @contextmanager
 def running(repository: Path, **options: Any) -> Iterator[Server]:
     """Run the server on a repository."""
     skip_without_server()
     with serve(repository, **options) as server:
         yield server
-
-
-@contextmanager
-def client(server: Server, protocol: str) -> Iterator[Any]:
-    """Open a client of one protocol."""
-    if protocol == "http":
-        opened = tritonclient.http.InferenceServerClient(server.http, network_timeout=120.0)
-    else:
-        opened = tritonclient.grpc.InferenceServerClient(server.grpc)
-    try:
-        yield opened
-    finally:
-        opened.close()
-
-
-def infer(
-    opened: Any, model: str, feeds: Mapping[str, Array], version: str = ""
-) -> tuple[dict[str, Array], str]:
-    """Send a request; return outputs by name, and the version that answered."""
-    grpc = isinstance(opened, tritonclient.grpc.InferenceServerClient)
-    module = tritonclient.grpc if grpc else tritonclient.http
-    inputs = []
-    for name, array in feeds.items():
-        kind = tritonclient.utils.np_to_triton_dtype(array.dtype)
-        entry = module.InferInput(name, list(array.shape), kind)
-        entry.set_data_from_numpy(array)
-        inputs.append(entry)
-    result = opened.infer(model, inputs, model_version=version)
-    answer = result.get_response()
-    if grpc:
-        names, answered = [o.name for o in answer.outputs], answer.model_version
-    else:
-        names, answered = [o["name"] for o in answer["outputs"]], answer["model_version"]
-    return {name: np.asarray(result.as_numpy(name)) for name in names}, str(answered)
