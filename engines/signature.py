@@ -38,7 +38,7 @@ class Value:
 
 
 class Opened:
-    """A model open in its process, until the next one is. Made by `Runtime.open`."""
+    """A model open in its process until the next one is. Made by `Runtime.open`."""
 
     def __init__(self, child: Child, answer: Mapping[str, Any]) -> None:
         self._child = child
@@ -78,6 +78,11 @@ class Runtime:
         except RunError:
             self.close()
             raise
+
+    def close_model(self) -> None:
+        """Give the memory of the open model back."""
+        if self._child is not None:
+            self._child.ask(do="close")
 
     def close(self) -> None:
         """End the process."""
@@ -125,6 +130,10 @@ class _Worker:
             "overridable": _describe(self._session.get_overridable_initializers()),
         }
 
+    def close(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        self._session = None
+        return {}
+
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
         with np.load(job["inputs"], allow_pickle=False) as data:
             feeds = {name: data[name] for name in data.files}
@@ -141,7 +150,7 @@ class _Worker:
 def main() -> int:
     """Serve until standard input ends."""
     worker = _Worker()
-    serve({"open": worker.open, "run": worker.run})
+    serve({"open": worker.open, "run": worker.run, "close": worker.close})
     return 0
 
 

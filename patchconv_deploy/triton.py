@@ -23,7 +23,7 @@ from patchconv_deploy.triton_config import (
 )
 from patchconv_deploy.triton_memory import Capacity, footprint, plan_capacity
 from patchconv_deploy.triton_plan import build_plan, check_plan, plan_files
-from patchconv_deploy.triton_publish import Staged, check_name, stage_version
+from patchconv_deploy.triton_publish import Staged, check_name, stage_version, versions
 from patchconv_deploy.triton_schema import to_text
 from patchconv_deploy.triton_signature import Signature, batch_problem, read_signature
 from patchconv_deploy.triton_validate import Finding, check_model, check_repository
@@ -128,38 +128,43 @@ def write_triton_repository(
         given = _check_shapes(signature, shapes or {})
         batching = bool(max_batch_size) or dynamic_batching or memory is not None
         problem = batch_problem(source, signature, given, opener) if batching else None
-    batch, capacity, notes = _batch_and_instances(
-        source, signature, given, problem, max_batch_size, dynamic_batching, memory, provider
-    )
-    options = ConfigOptions(
-        name=name,
-        platform=platform,
-        provider=provider,
-        max_batch_size=batch,
-        dynamic_batching=dynamic_batching,
-        instances=capacity.instances if capacity else instances or 1,
-        shapes=_full_shapes(signature, given, required=warmup),
-        warmup=warmup,
-        labels=_label_names(signature, labels or {}),
-        plans=plan_files(plans or {}),
-    )
-    config = make_config(signature, options)
-    place = None if staging is None else Path(staging)
-    with stage_version(Path(repository), name, version, force=force, staging=place) as staged:
-        if platform == PLAN:
-            notes += _put_plans(staged, source, signature, options, plans or {})
-        else:
-            _put_onnx(staged, source, loaded)
-        for output, file in (labels or {}).items():
-            target = staged.model / options.labels[output]
-            target.unlink(missing_ok=True)  # it is linked to the folder that is being served
-            shutil.copyfile(file, target)
-        _put_configs(staged, config, signature, options)
-        with runtime() as opener:
+        opener.close_model()  # what is measured next has the memory to itself
+        batch, capacity, notes = _batch_and_instances(
+            source, signature, given, problem, max_batch_size, dynamic_batching, memory, provider
+        )
+        options = ConfigOptions(
+            name=name,
+            platform=platform,
+            provider=provider,
+            max_batch_size=batch,
+            dynamic_batching=dynamic_batching,
+            instances=capacity.instances if capacity else instances or 1,
+            shapes=_full_shapes(signature, given, required=warmup),
+            warmup=warmup,
+            labels=_label_names(signature, labels or {}),
+            plans=plan_files(plans or {}),
+        )
+        config = make_config(signature, options)
+        place = None if staging is None else Path(staging)
+        with stage_version(Path(repository), name, version, force=force, staging=place) as staged:
+            if platform == PLAN:
+                notes += _put_plans(staged, source, signature, options, plans or {})
+            else:
+                _put_onnx(staged, source, loaded)
+            for output, file in (labels or {}).items():
+                target = staged.model / options.labels[output]
+                target.unlink(missing_ok=True)  # it is linked to the folder that is being served
+                shutil.copyfile(file, target)
+            notes += _put_configs(staged, config, signature, options)
             found = check_model(staged.model, opener)
-        if found:
-            raise UsageError(f"{source}: a server would refuse it: {found[0].reason}")
-        staged.publish()
+            if not found and (staged.model / "configs" / "cpu.pbtxt").is_file():
+                found = check_model(staged.model, opener, gpu=False, config_name="cpu")
+            if found:
+                raise UsageError(f"{source}: a server would refuse it: {found[0].reason}")
+            staged.publish()
+    newest = versions(Path(repository) / name)[-1]
+    if newest > staged.version:
+        notes.append(f"version {newest} stands beside it, is newer, and is the one served")
     path = Path(repository) / name / str(staged.version)
     return TritonResult(path, name, staged.version, config, capacity, tuple(notes))
 
@@ -251,7 +256,7 @@ def _batch_and_instances(
     batching = problem is None and max_batch_size != 0
     capacity = plan_capacity(
         memory,
-        partial(footprint, source, provider, shapes),
+        partial(footprint, source, provider, shapes, batching),
         batching=batching,
         max_batch=max_batch_size if batching else 1,
     )
@@ -308,13 +313,20 @@ def _put_plans(
     return notes
 
 
-def _put_configs(staged: Staged, config: Any, signature: Signature, options: ConfigOptions) -> None:
-    _write(staged.model / "config.pbtxt", to_text(config))
+def _put_configs(
+    staged: Staged, config: Any, signature: Signature, options: ConfigOptions
+) -> list[str]:
+    """Write the configurations; return a note where one that stood said something else."""
+    file, text, notes = staged.model / "config.pbtxt", to_text(config), []
+    if file.exists() and file.read_bytes() != text.encode():
+        notes.append("the model's config.pbtxt said something else and was replaced")
+    _write(file, text)
     on_cpu = staged.model / "configs" / "cpu.pbtxt"
     on_cpu.unlink(missing_ok=True)
     if options.platform == ONNX and options.provider != "cpu":
         on_cpu.parent.mkdir(exist_ok=True)
         _write(on_cpu, to_text(cpu_twin(signature, options)))
+    return notes
 
 
 def _write(path: Path, text: str) -> None:

@@ -78,7 +78,7 @@ def _weights(path: Path) -> int:
 
 
 def footprint(
-    path: Path, provider: str, shapes: Mapping[str, tuple[int, ...]], batch: int
+    path: Path, provider: str, shapes: Mapping[str, tuple[int, ...]], batching: bool, batch: int
 ) -> Footprint:
     """Measure, or predict, what one instance needs.
 
@@ -86,13 +86,14 @@ def footprint(
         path: The model.
         provider: "cpu", "cuda" or "tensorrt".
         shapes: Sizes of inputs with free dimensions.
+        batching: Whether the first dimension is a batch; if not, it is as ``shapes`` has it.
         batch: Items at once.
 
     Raises:
         UsageError: The model does not run at these sizes, or its peak is not known.
     """
     loaded = load(path)
-    sizes = sized_inputs(loaded, shapes, batch)
+    sizes = sized_inputs(loaded, shapes, batch if batching else None)
     weights = _weights(path)
     try:
         (found,) = measure_onnxruntime([path], memory_options(provider), shapes=sizes, runs=2)

@@ -21,7 +21,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchconv_deploy.errors import UsageError
@@ -113,10 +113,9 @@ def stage_version(
     check_name(name)
     if version is not None and not 1 <= version <= _LARGEST_VERSION:
         raise UsageError(f"--version {version}: versions are whole numbers from 1")
-    repository = _repository(repository)
-    place = (staging or repository.parent).resolve()
-    _check_staging(repository, place)
-    with _locked(repository):
+    with _made(repository) as repository, _locked(repository):
+        place = (staging or repository.parent).resolve()
+        _check_staging(repository, place)
         target = repository / name
         if target.is_symlink() or (target.exists() and not target.is_dir()):
             raise UsageError(f"{target}: no folder; move it away or choose another --name")
@@ -147,13 +146,22 @@ def stage_version(
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _repository(folder: Path) -> Path:
+@contextmanager
+def _made(folder: Path) -> Iterator[Path]:
+    """Make the repository if it is missing; an empty one that was made here goes on failure."""
     if folder.exists() and not folder.is_dir():
         raise UsageError(f"--repository {folder}: is no folder")
     if not folder.absolute().parent.is_dir():
         raise UsageError(f"--repository {folder}: no such folder {folder.absolute().parent}")
+    missing = not folder.exists()
     folder.mkdir(exist_ok=True)
-    return folder.resolve()
+    try:
+        yield folder.resolve()
+    except BaseException:
+        if missing:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _check_staging(repository: Path, place: Path) -> None:
@@ -219,7 +227,7 @@ def _exchange(one: Path, other: Path) -> None:
         if call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0:
             return
         number = ctypes.get_errno()
-    if number in (errno.ENOSYS, errno.EINVAL):
+    if number in (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTSUP):
         raise UsageError(
             f"{other}: this file system cannot exchange two folders in one step, so a server could "
             "see half of the change; publish under another --name"

@@ -436,7 +436,9 @@ def model_problems(config: Any, signature: Signature) -> Iterator[str]:
                 "input"
             )
         else:
-            yield "an input is listed twice; list each once"
+            names = [entry.name for entry in required]
+            twice = next((name for name in names if names.count(name) > 1), "")
+            yield f"input {twice!r} is listed twice; list it once"
     inputs = {tensor.name: tensor for tensor in (*signature.inputs, *signature.overridable)}
     outputs = {tensor.name: tensor for tensor in signature.outputs}
     for entry in config.input:

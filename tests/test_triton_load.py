@@ -13,7 +13,7 @@ import onnx
 import pytest
 
 from patchconv_deploy import rewrite, write_triton_repository
-from tests.small_models import chain, conv, noise
+from tests.small_models import chain, conv, model, node, noise
 from tests.triton_server import detector, running, skip_without_server
 from tools.serve import Server
 from tools.triton_load import Load, expect, load, serve_and_load
@@ -57,6 +57,39 @@ def test_a_thousand_requests_of_eight_clients(
         assert seen.answers == 1000
         record_property(f"server_peak_bytes_{path.stem}", peak)
         assert peak - loaded < 200 << 20
+
+
+def test_instances_stay_within_what_was_planned(tmp_path: Path) -> None:
+    """The measured footprint is what an instance takes in the server, copies of its tensors aside.
+
+    A Python-based backend holds inputs and outputs once more, and once in shared memory.
+    """
+    skip_without_server()
+    made = model(
+        [
+            node("Conv", "x a", "h", pads=[1] * 4),
+            node("Relu", "h", "r"),
+            node("Conv", "r b", "y", pads=[1] * 4),
+        ],
+        {"x": ("n", 2, 128, 128)},
+        {"y": ("n", 2, 128, 128)},
+        {"a": noise(64, 2, 3, 3), "b": noise(2, 64, 3, 3)},
+    )
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path)
+    written = write_triton_repository(path, tmp_path / "repository", memory=150 << 20)
+    assert written.capacity is not None
+    planned = written.capacity.instances * written.capacity.footprint.total
+    batch = written.config.max_batch_size
+    assert batch > 1
+    cases = {"1": expect(path, {"x": (batch, 2, 128, 128)})}
+    with running(tmp_path / "repository") as server:
+        before = server.peak_bytes(instances=True)
+        seen = load(server, "m", cases, requests=60)
+        grown = server.peak_bytes(instances=True) - before
+    assert (seen.errors, seen.wrong) == ([], [])
+    tensors = 2 * written.capacity.footprint.input_bytes * written.capacity.instances
+    assert 0.5 * planned < grown < 1.1 * planned + 3 * tensors + (16 << 20)
 
 
 def test_a_new_version_and_a_broken_one_while_under_load(tmp_path: Path) -> None:

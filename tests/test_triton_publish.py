@@ -150,6 +150,21 @@ def test_labels_and_metadata_are_carried_and_live_files_are_not_written_through(
     assert (repository / "m" / "labels_0.txt").read_text() == "dog\n"
 
 
+def test_what_the_user_should_know(tmp_path: Path) -> None:
+    """A configuration that was changed by hand is replaced, and an older version is not served."""
+    onnx.save(chain(1), tmp_path / "m.onnx")
+    repository = tmp_path / "repository"
+    assert write_triton_repository(tmp_path / "m.onnx", repository, version=3).notes == ()
+    assert write_triton_repository(tmp_path / "m.onnx", repository).notes == ()
+    config = repository / "m" / "config.pbtxt"
+    config.write_text(config.read_text() + 'metric_tags { key: "a" value: "b" }\n')
+    older = write_triton_repository(tmp_path / "m.onnx", repository, version=1)
+    assert older.notes == (
+        "the model's config.pbtxt said something else and was replaced",
+        "version 4 stands beside it, is newer, and is the one served",
+    )
+
+
 def test_killed_at_random_points(tmp_path: Path) -> None:
     """Fifty publishers are killed; what is visible is always whole, and publishing goes on.
 

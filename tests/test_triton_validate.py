@@ -371,6 +371,16 @@ def _no_input(p: Place) -> None:
     del p.config.input[:]
 
 
+@case("input 'x' is listed twice; list it once")
+def _input_twice(p: Place) -> None:
+    p.config.input.add().CopyFrom(p.x)
+
+
+@case(None)
+def _output_twice(p: Place) -> None:
+    p.config.output.add().CopyFrom(p.y)
+
+
 @case("take it out of input")
 def _one_input_too_many(p: Place) -> None:
     extra = p.config.input.add()

@@ -173,9 +173,14 @@ class Server:
         answer: list[dict[str, str]] = self.ask("v2/repository/index", post=True)
         return answer
 
-    def peak_bytes(self) -> int:
-        """Return the resident high-water marks of the server and its children, added up."""
-        return sum(_high_water(pid) for pid in _family(self.process.pid))
+    def peak_bytes(self, *, instances: bool = False) -> int:
+        """Return the resident high-water marks of the server and its children, added up.
+
+        Args:
+            instances: Leave the server itself out, which holds the requests in flight: what counts
+                then is the processes that models run in.
+        """
+        return sum(_high_water(pid) for pid in _family(self.process.pid)[int(instances) :])
 
 
 def _status(pid: int, field: str) -> int:
