@@ -22,6 +22,7 @@ from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionErro
 from patchconv_deploy.api import default_output, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_measure import measure_command
+from patchconv_deploy.cli_triton import triton_command
 from patchconv_deploy.cli_types import (
     AxisType,
     ShapeType,
@@ -241,6 +242,7 @@ def patchconv() -> None:
 patchconv.add_command(rewrite_command)
 patchconv.add_command(measure_command)
 patchconv.add_command(build_command)
+patchconv.add_command(triton_command)
 
 
 def _run(command: click.Command) -> int:
