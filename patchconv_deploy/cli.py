@@ -26,7 +26,9 @@ from patchconv_deploy.cli_triton import triton_command
 from patchconv_deploy.cli_types import (
     AxisType,
     ShapeType,
+    SizeType,
     check_json_target,
+    read_text,
     stdout_console,
     write_text,
 )
@@ -41,7 +43,9 @@ from patchconv_deploy.measuring import (
 )
 from patchconv_deploy.report import Report, print_report
 from patchconv_deploy.verification import TIMEOUT_S
-from rewriters.errors import RewriterError
+from rewriters.errors import BudgetError, RewriterError
+from rewriters.planner import FORMS, read_plan
+from rewriters.rewrite import TARGETS
 
 __all__ = ["main", "main_rewrite"]
 
@@ -68,14 +72,34 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), help="Default: MODEL.patched.onnx."
 )
-@click.option("--splits", type=int, default=4, show_default=True, help="Patches per Conv.")
+@click.option("--splits", type=int, help="Patches, 4 by default; with a budget: at most so many.")
+@click.option(
+    "--memory-budget", type=SizeType(), help="Most activation memory: 512MiB. Least work that fits."
+)
+@click.option("--max-recompute", type=float, help="Most work after over before: 1.25.")
 @click.option(
     "--form",
-    type=click.Choice(["auto", "batch", "sequential"]),
+    type=click.Choice(["auto", *FORMS]),
     default="auto",
     show_default=True,
-    help="How patches are run; auto: the lower predicted peak.",
+    help="fused, loop: whole regions; batch, sequential: single Convs. auto: regions, or the Convs "
+    "that are named by --include or --min-elements.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(list(TARGETS)),
+    default="onnxruntime",
+    show_default=True,
+    help="Engine that memory is predicted for.",
+)
+@click.option(
+    "--max-tensor-elements",
+    type=int,
+    metavar="N",
+    help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
+)
+@click.option("--plan", "plan_in", type=click.Path(path_type=Path), help="Do what this plan says.")
+@click.option("--plan-out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 @click.option(
     "--axis",
     type=AxisType(),
@@ -130,8 +154,14 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 def rewrite_command(
     model: Path,
     out: Path | None,
-    splits: int,
+    splits: int | None,
+    memory_budget: int | None,
+    max_recompute: float | None,
     form: str,
+    target: str,
+    max_tensor_elements: int | None,
+    plan_in: Path | None,
+    plan_out: Path | None,
     axis: str | int,
     min_elements: int | None,
     include: tuple[str, ...],
@@ -154,8 +184,9 @@ def rewrite_command(
     verbose: bool,
     quiet: bool,
 ) -> None:
-    """Cut the large convolutions of MODEL into patches: same interface, same numbers."""
+    """Run MODEL's large layers patch by patch: same interface, same numbers, less memory."""
     check_json_target("--report", report)
+    check_json_target("--plan-out", plan_out)
     if report is not None and report.resolve() == (out or default_output(model)).resolve():
         raise click.UsageError(f"--report {report}: this is the output's own file")
     if measured:
@@ -170,7 +201,12 @@ def rewrite_command(
             model,
             out,
             splits=splits,
+            memory_budget=memory_budget,
+            max_recompute=max_recompute,
             form=form,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=None if plan_in is None else read_plan(read_text("--plan", plan_in)),
             axis=axis,
             min_elements=min_elements,
             include=include,
@@ -200,6 +236,8 @@ def rewrite_command(
         result.report.data["measured"] = measurement_json(results)["results"]
     try:
         _write_report(report, result.report)
+        if plan_out is not None and result.outcome.plan is not None:
+            write_text(plan_out, json.dumps(result.outcome.plan, indent=2) + "\n")
         if not quiet:
             console = stdout_console()
             print_report(result.report, result.outcome, console, all_rows=verbose)
@@ -268,6 +306,8 @@ def _run(command: click.Command) -> int:
         return fail(error.format_message(), 2)
     except PatchConvError as error:
         return fail(str(error), error.exit_code)
+    except BudgetError as error:
+        return fail(str(error), 1)
     except RewriterError as error:
         return fail(str(error), 2)
     except (EngineMissing, DeviceMissing, OptionError) as error:

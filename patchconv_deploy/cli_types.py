@@ -87,6 +87,20 @@ class SizeType(click.ParamType[int]):
         return size
 
 
+def read_text(option: str, path: Path) -> str:
+    """Return what a file holds.
+
+    Raises:
+        click.UsageError: It cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{option} {path}: not a text file") from None
+
+
 def stdout_console() -> Console:
     """Return a console for results: pipes and files get whole lines, a terminal its own width."""
     for stream in (sys.stdout, sys.stderr):

@@ -64,7 +64,7 @@ def memory_options(provider: str) -> OrtOptions:
     without it the C library's heap goes on growing from run to run, at twice the time.
     """
     return OrtOptions(
-        provider=provider, arena_extend_strategy="kSameAsRequested", mem_pattern=False
+        provider=provider, arena_extend_strategy="kSameAsRequested", memory_pattern=False
     )
 
 
@@ -125,7 +125,7 @@ def make_config(signature: Signature, options: ConfigOptions) -> Any:
 def _set_memory(config: Any, options: ConfigOptions) -> None:
     """Ask ONNX Runtime for what `memory_options` measured under."""
     wanted = memory_options(options.provider)
-    config.parameters["enable_mem_pattern"].string_value = str(int(wanted.mem_pattern))
+    config.parameters["enable_mem_pattern"].string_value = str(int(wanted.memory_pattern))
     config.parameters["enable_mem_arena"].string_value = str(int(wanted.arena))
     if options.provider == "cpu":
         return

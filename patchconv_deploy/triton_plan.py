@@ -13,8 +13,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from engines.cuda import cuda_device
 from engines.errors import DeviceMissing, EngineMissing, LoadError
-from engines.tensorrt_build import build, cuda_device, load_module
+from engines.tensorrt_build import build, load_module
 from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_run import open_engine
 from patchconv_deploy.errors import UsageError

@@ -357,7 +357,9 @@ class _Graph:
         size = dims[axis] if -len(dims) <= axis < len(dims) else None
         if size is None or (len(values) > 3 and values[3] != (1.0,)):
             return None
-        return axis % len(dims), *(min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
+        return axis % len(dims), *(
+            min(max(e + size if e < 0 else e, 0), size) for e in (begin, end)
+        )
 
     def fold_into_convolutions(self) -> None:
         """Fold what is a change of weights, and zero padding."""
@@ -567,7 +569,11 @@ class _Graph:
         for position, node in list(self._present()):
             axis, made = node.attributes.get("axis"), node.makes[0]
             sizes = [(self._dims.get(name) or ())[axis : axis + 1] for name in node.reads if axis]
-            if node.op_type != "Concat" or made in self._outputs or any(s in ((), (None,)) for s in sizes):
+            if (
+                node.op_type != "Concat"
+                or made in self._outputs
+                or any(s in ((), (None,)) for s in sizes)
+            ):
                 continue
             whole = self._behind_pointwise(made)
             cuts = [(n, self._cut(n)) for n in self._users.get(whole, ())]
@@ -602,7 +608,9 @@ class _Graph:
         if user is None or user[1].op_type not in POINTWISE:
             return name
         others = [read for read in user[1].reads if read and read not in self._constants]
-        return user[1].makes[0] if others == [name] and user[1].makes[0] not in self._outputs else name
+        return (
+            user[1].makes[0] if others == [name] and user[1].makes[0] not in self._outputs else name
+        )
 
     def slice_at_once(self) -> None:
         """Run all Slices of a tensor where the first one stands; parts that tile it are views."""

@@ -192,4 +192,4 @@ def read_plan(text: str) -> dict[str, Any]:
             raise OptionError(
                 f"--plan: region {number}: form must be one of {', '.join(FORMS)}, splits 2 or more"
             )
-    return {"axis": axis, "order": order, "regions": regions}
+    return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}

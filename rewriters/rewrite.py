@@ -46,6 +46,7 @@ from rewriters.shapes import Shapes, fix_shapes
 from rewriters.single import SINGLE_FORMS, cut_singles
 
 __all__ = [
+    "SESSION_OPTIONS",
     "TARGETS",
     "Options",
     "Outcome",

@@ -21,7 +21,9 @@ from typing import Any
 import numpy as np
 
 from patchconv_deploy import write_triton_repository
-from patchconv_deploy.measuring import model_inputs
+from patchconv_deploy.inputs import make_inputs
+from rewriters.graph import load, skeleton
+from rewriters.shapes import fix_shapes, infer
 from tools.serve import Server, serve
 
 Array = np.ndarray[Any, Any]
@@ -163,9 +165,13 @@ def expect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[Case]:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
+    model = load(path)
+    slim = skeleton(model)
+    fix_shapes(slim, shapes)
+    known = infer(slim)
     cases: list[Case] = []
     for seed in range(SEEDS):
-        feed = model_inputs(path, shapes, seed)
+        feed = make_inputs(model.model, known, {}, seed)
         cases.append((feed, dict(zip(names, session.run(names, feed), strict=True))))
     return cases
 
