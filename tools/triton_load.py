@@ -22,8 +22,8 @@ import numpy as np
 
 from patchconv_deploy import write_triton_repository
 from patchconv_deploy.inputs import make_inputs
-from rewriters.graph import load, skeleton
-from rewriters.shapes import fix_shapes, infer
+from rewriters import graph
+from rewriters import shapes as known_shapes
 from tools.serve import Server, serve
 
 Array = np.ndarray[Any, Any]
@@ -165,10 +165,10 @@ def expect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[Case]:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    model = load(path)
-    slim = skeleton(model)
-    fix_shapes(slim, shapes)
-    known = infer(slim)
+    model = graph.load(path)
+    slim = graph.skeleton(model)
+    known_shapes.fix_shapes(slim, shapes)
+    known = known_shapes.infer(slim)
     cases: list[Case] = []
     for seed in range(SEEDS):
         feed = make_inputs(model.model, known, {}, seed)
