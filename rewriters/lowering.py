@@ -357,9 +357,8 @@ class _Graph:
         size = dims[axis] if -len(dims) <= axis < len(dims) else None
         if size is None or (len(values) > 3 and values[3] != (1.0,)):
             return None
-        return axis % len(dims), *(
-            min(max(e + size if e < 0 else e, 0), size) for e in (begin, end)
-        )
+        begin, end = (min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
+        return axis % len(dims), begin, end
 
     def fold_into_convolutions(self) -> None:
         """Fold what is a change of weights, and zero padding."""
