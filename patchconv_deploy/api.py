@@ -92,7 +92,8 @@ class CutKeywords(TypedDict, total=False):
             input and output are at least half of the peak of live activations.
         include: Name patterns (fnmatch) of convolutions; only matches are cut, large or not.
         exclude: Name patterns of nodes that are left as they are.
-        shapes: Per input the shape to fix its free dimensions to.
+        shapes: Per input the shape to fix its free dimensions to; a pair (least, largest) in place
+            of a size leaves that dimension free, and memory is predicted for the largest.
         upgrade_opset: Convert the model to this opset first.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
         verify: Run original and result on the same inputs in a child process and compare
@@ -111,7 +112,7 @@ class CutKeywords(TypedDict, total=False):
     min_elements: int | None
     include: Sequence[str]
     exclude: Sequence[str]
-    shapes: Mapping[str, Sequence[int]] | None
+    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
     upgrade_opset: int | None
     allow_custom_ops: bool
     verify: bool
@@ -154,6 +155,16 @@ def _check_known(keywords: Mapping[str, object], known: type) -> None:
         raise TypeError(f"unknown keyword {name!r}; there are {', '.join(sorted(names))}")
 
 
+def _fixed(shape: Sequence[int | tuple[int, int]]) -> tuple[int, ...] | None:
+    """Return a shape of one size per dimension, None if there is a range in it."""
+    sizes = tuple(size for size in shape if not isinstance(size, tuple))
+    return sizes if len(sizes) == len(shape) else None
+
+
+def _pairs(shape: Sequence[int | tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    return tuple(size if isinstance(size, tuple) else (size, size) for size in shape)
+
+
 def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
     """Return the rewriter's options from keywords.
 
@@ -171,7 +182,8 @@ def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
         form=keywords.get("form", "auto"),
         axis=keywords.get("axis", "height"),
         selection=Selection(keywords.get("min_elements"), include, exclude),
-        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        shapes={n: each for n, shape in shapes.items() if (each := _fixed(shape)) is not None},
+        ranges={n: _pairs(shape) for n, shape in shapes.items() if _fixed(shape) is None},
         upgrade_opset=keywords.get("upgrade_opset"),
         allow_custom_ops=keywords.get("allow_custom_ops", False),
         memory_budget=keywords.get("memory_budget"),

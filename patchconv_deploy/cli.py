@@ -25,7 +25,7 @@ from patchconv_deploy.cli_measure import measure_command
 from patchconv_deploy.cli_triton import triton_command
 from patchconv_deploy.cli_types import (
     AxisType,
-    ShapeType,
+    RangesType,
     SizeType,
     check_json_target,
     read_text,
@@ -117,7 +117,11 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--include", multiple=True, metavar="GLOB", help="Cut Convs by name, large or not.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Never cut these.")
 @click.option(
-    "--shape", "shapes", type=ShapeType(), multiple=True, help="Fix an input's free dimensions."
+    "--shape",
+    "ranges",
+    type=RangesType(),
+    multiple=True,
+    help="Fix an input's free dimensions; 256..4096 leaves one free.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
@@ -166,7 +170,7 @@ def rewrite_command(
     min_elements: int | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    ranges: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
     report: Path | None,
     dry_run: bool,
     verify: bool,
@@ -211,7 +215,7 @@ def rewrite_command(
             min_elements=min_elements,
             include=include,
             exclude=exclude,
-            shapes=dict(shapes),
+            shapes={name: [a if a == b else (a, b) for a, b in each] for name, each in ranges},
             upgrade_opset=upgrade_opset,
             allow_custom_ops=allow_custom_ops,
             share_weights=share_weights,
@@ -228,7 +232,8 @@ def rewrite_command(
     results: Sequence[Result] = ()
     if measured and result.path is not None:
         try:
-            results = measure_models([model, result.path], engine, shapes=dict(shapes), seed=seed)
+            largest = {name: tuple(high for _, high in each) for name, each in ranges}
+            results = measure_models([model, result.path], engine, shapes=largest, seed=seed)
         except KeyboardInterrupt:
             raise Interrupted(f"{result.path} was written; measuring was interrupted") from None
         except EngineError as error:

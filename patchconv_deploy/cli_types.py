@@ -47,6 +47,33 @@ class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
         return name, sizes
 
 
+class RangesType(click.ParamType[tuple[str, tuple[tuple[int, int], ...]]]):
+    """NAME:1x3x256..4096x512: a size, or the least and the largest, for each dimension."""
+
+    name = "NAME:DIMS"
+
+    def convert(
+        self,
+        value: str | tuple[str, tuple[tuple[int, int], ...]],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """Return (name, least and largest sizes)."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, dims = value.rpartition(":")
+        sizes = []
+        try:
+            for size in dims.lower().split("x"):
+                low, dots, high = size.partition("..")
+                sizes.append((int(low), int(high if dots else low)))
+        except ValueError:
+            sizes = []
+        if not colon or not name or not sizes:
+            self.fail(f"{value!r} is not of the form NAME:1x3x512x512", param, ctx)
+        return name, tuple(sizes)
+
+
 class AxisType(click.ParamType[str | int]):
     """height, width, depth, or a dimension."""
 

@@ -162,7 +162,11 @@ def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 
 def analyse(
-    model: onnx.ModelProto, slim: onnx.ModelProto, *, allow_custom_ops: bool = False
+    model: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    *,
+    allow_custom_ops: bool = False,
+    largest: Mapping[str, Sequence[int]] | None = None,
 ) -> Analysis:
     """Analyse a model, given with its skeleton, which is changed in place."""
     checked = onnx.ModelProto()
@@ -170,7 +174,7 @@ def analyse(
     check(checked, allow_custom_ops=allow_custom_ops)
     found = index(model)
     needed = [model.graph.node[position].input[0] for position in candidates(model.graph)]
-    assumed = nominal_shapes(model)
+    assumed = nominal_shapes(model, given=largest)
     sizing_slim = onnx.ModelProto()
     sizing_slim.CopyFrom(slim)
     facts = infer(slim, needed=needed)

@@ -625,7 +625,7 @@ class _Graph:
             self._put(cuts[0], Node(nodes[0].label, "Slices", (name,), makes))
 
     def make_in_place(self) -> None:
-        """Let the inputs of a Concat be made inside its result, where each is in one Concat only."""
+        """Let the inputs of a Concat be made inside its result, where each is in one alone."""
         concats: dict[str, int] = {}
         for _, node in self._present():
             if node.op_type == "Concat":

@@ -87,6 +87,8 @@ class Options:
         axis: "height", "width", "depth", or a dimension of the tensor (2 or above).
         selection: Which convolutions.
         shapes: Sizes to fix the inputs' free dimensions to.
+        ranges: Least and largest size of each dimension of an input; it stays free where they
+            differ, and memory is predicted for the largest.
         upgrade_opset: Version to convert the default domain to first, None to keep it.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
         memory_budget: Most bytes of activations alive at once, None for as few as can be.
@@ -101,6 +103,7 @@ class Options:
     axis: str | int = "height"
     selection: Selection = field(default_factory=Selection)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     upgrade_opset: int | None = None
     allow_custom_ops: bool = False
     memory_budget: int | None = None
@@ -271,8 +274,7 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(skeleton(loaded))
-    if options.shapes:
-        fix_shapes(copy, options.shapes)
+    _fix(copy, options)
     analysis = _analyse(Loaded(copy, loaded.folder), options)
     labels = node_labels(copy.graph)
     kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
@@ -280,9 +282,21 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     return pareto(analysis, limits, options.axis, TARGETS[options.target], kept, labels)
 
 
+def _fix(model: onnx.ModelProto, options: Options) -> None:
+    """Fix what the user gave one size for, in place."""
+    fixed: dict[str, Sequence[int | None]] = dict(options.shapes)
+    for name, sizes in options.ranges.items():
+        if any(not 1 <= low <= high for low, high in sizes):
+            raise OptionError(f"--shape {name}: a range goes from 1 or more to no less: 256..4096")
+        fixed[name] = [low if low == high else None for low, high in sizes]
+    if fixed:
+        fix_shapes(model, fixed)
+
+
 def _analyse(loaded: Loaded, options: Options) -> Analysis:
     slim = skeleton(loaded)
-    return analyse(loaded.model, slim, allow_custom_ops=options.allow_custom_ops)
+    largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
+    return analyse(loaded.model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
 
 
 def _sizes(analysis: Analysis, labels: Mapping[int, str]) -> dict[str, ConvSize]:
@@ -334,11 +348,10 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     already = any(entry.key == METADATA_KEY for entry in model.metadata_props)
     if options.upgrade_opset is not None and not already:
         model = upgrade(model, options.upgrade_opset)
-    if options.shapes:
-        fix_shapes(model, options.shapes)
+    _fix(model, options)
     report("analysing", 0, 1)
     analysis = _analyse(Loaded(model, loaded.folder), options)
-    if options.shapes:
+    if options.shapes or options.ranges:
         _declare_outputs(model, analysis.facts.shapes)
     engine = TARGETS[options.target]
     before = analysis.predict(None, engine)
