@@ -154,6 +154,8 @@ POINTWISE = frozenset(
     | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Neg", "Abs", "Log", "Reciprocal"}
     | {"Floor", "Ceil", "Round", "Sign", "Where", "Cast", "BatchNormalization", "Identity"}
 )
+# Operators that put elements elsewhere.
+_MOVES = frozenset({"DepthToSpace", "SpaceToDepth", "Transpose"})
 _CONV_LIKE = ("Conv", "FusedConv")
 _NCHWC = "nchwc:"
 # Results that are known when shapes are: no run time tensor of any size.
@@ -357,7 +359,8 @@ class _Graph:
         size = dims[axis] if -len(dims) <= axis < len(dims) else None
         if size is None or (len(values) > 3 and values[3] != (1.0,)):
             return None
-        return axis % len(dims), *(min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
+        begin, end = (min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
+        return axis % len(dims), begin, end
 
     def fold_into_convolutions(self) -> None:
         """Fold what is a change of weights, and zero padding."""
@@ -546,9 +549,9 @@ class _Graph:
     # --- what a compiler does ---------------------------------------------------------------------
 
     def inline_pointwise(self) -> None:
-        """Run pointwise operators inside the pointwise operators that read them."""
+        """Run pointwise operators, and moves, inside the pointwise operators that read them."""
         for position, node in list(self._present()):
-            if node.op_type not in POINTWISE or node.makes[0] in self._outputs:
+            if not self._is_cheap(node) or node.makes[0] in self._outputs:
                 continue
             made, node = node.makes[0], self._nodes[position] or node
             users = [self._nodes[user] for user in self._users.get(made, ())]
@@ -562,12 +565,22 @@ class _Graph:
                 self._put(user, _with(reader, reads=reads))
             self._remove(position)
 
+    def _is_cheap(self, node: Node) -> bool:
+        """Tell whether a node can be done element by element in what reads it."""
+        if node.op_type in ("Resize", "Upsample"):
+            return bool(node.attributes.get("mode", "nearest") == "nearest")
+        return node.op_type in POINTWISE or node.op_type in _MOVES
+
     def slice_pieces(self) -> None:
         """Let Slices of a Concat read the pieces they need, so that the whole is never made."""
         for position, node in list(self._present()):
             axis, made = node.attributes.get("axis"), node.makes[0]
             sizes = [(self._dims.get(name) or ())[axis : axis + 1] for name in node.reads if axis]
-            if node.op_type != "Concat" or made in self._outputs or any(s in ((), (None,)) for s in sizes):
+            if (
+                node.op_type != "Concat"
+                or made in self._outputs
+                or any(s in ((), (None,)) for s in sizes)
+            ):
                 continue
             whole = self._behind_pointwise(made)
             cuts = [(n, self._cut(n)) for n in self._users.get(whole, ())]
@@ -602,7 +615,9 @@ class _Graph:
         if user is None or user[1].op_type not in POINTWISE:
             return name
         others = [read for read in user[1].reads if read and read not in self._constants]
-        return user[1].makes[0] if others == [name] and user[1].makes[0] not in self._outputs else name
+        return (
+            user[1].makes[0] if others == [name] and user[1].makes[0] not in self._outputs else name
+        )
 
     def slice_at_once(self) -> None:
         """Run all Slices of a tensor where the first one stands; parts that tile it are views."""
@@ -618,7 +633,7 @@ class _Graph:
             self._put(cuts[0], Node(nodes[0].label, "Slices", (name,), makes))
 
     def make_in_place(self) -> None:
-        """Let the inputs of a Concat be made inside its result, where each is in one Concat only."""
+        """Let the inputs of a Concat be made inside its result, if each is in that Concat alone."""
         concats: dict[str, int] = {}
         for _, node in self._present():
             if node.op_type == "Concat":
