@@ -137,7 +137,7 @@ def lower(
         graph.make_in_place()
         return graph.lowered(lowering)
     graph.spell_out()
-    graph.merge_slices()
+    graph.split_at_once()
     graph.fold_into_convolutions()
     graph.fold_into_products()
     graph.fuse_gates()
@@ -154,6 +154,8 @@ POINTWISE = frozenset(
     | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Neg", "Abs", "Log", "Reciprocal"}
     | {"Floor", "Ceil", "Round", "Sign", "Where", "Cast", "BatchNormalization", "Identity"}
 )
+# Operators that put elements elsewhere.
+_MOVES = frozenset({"DepthToSpace", "SpaceToDepth", "Transpose"})
 _CONV_LIKE = ("Conv", "FusedConv")
 _NCHWC = "nchwc:"
 # Results that are known when shapes are: no run time tensor of any size.
@@ -318,30 +320,37 @@ class _Graph:
         if other in self._bits:
             self._bits[name] = self._bits[other]
 
-    def merge_slices(self) -> None:
+    def split_at_once(self) -> None:
         """Replace Slices that take a tensor apart by one Split, which makes all parts at once."""
-        for name, users in list(self._users.items()):
-            if name in self._constants:
-                continue
-            cuts = sorted(
-                (cut, position) for position in users if (cut := self._cut(position)) is not None
-            )
-            dims = self._dims.get(name)
-            slices = [node for n in users if (node := self._nodes[n]) and node.op_type == "Slice"]
-            if len(cuts) < max(2, len(slices)) or dims is None:
-                continue
-            axis, begin = cuts[0][0][0], 0
-            for cut, _ in cuts:
-                if cut[:2] != (axis, begin):
-                    break
-                begin = cut[2]
-            else:
-                if begin == dims[axis]:
-                    nodes = [node for _, n in cuts if (node := self._nodes[n]) is not None]
-                    for _, position in cuts:
-                        self._remove(position)
-                    makes = tuple(node.makes[0] for node in nodes)
-                    self._append(Node(nodes[0].label, "Split", (name,), makes))
+        for name in list(self._users):
+            parts = self._parts(name)
+            if parts:
+                makes = tuple(node.makes[0] for _, node in parts)
+                for position, _ in parts:
+                    self._remove(position)
+                self._append(Node(parts[0][1].label, "Split", (name,), makes))
+
+    def _parts(self, name: str) -> list[tuple[int, Node]]:
+        """Return the Slices of a tensor if together they are it, one behind the other."""
+        slices = self._slices(name)
+        cuts = [(cut, n, node) for n, node in slices if (cut := self._cut(n)) is not None]
+        dims = self._dims.get(name)
+        if len(cuts) < 2 or len(cuts) < len(slices) or dims is None:
+            return []
+        cuts.sort(key=lambda item: item[:2])
+        axis, reached = cuts[0][0][0], 0
+        for cut, _, _ in cuts:
+            if cut[:2] != (axis, reached):
+                return []
+            reached = cut[2]
+        return [(n, node) for _, n, node in cuts] if reached == dims[axis] else []
+
+    def _slices(self, name: str) -> list[tuple[int, Node]]:
+        """Return the Slices of a tensor, by position."""
+        if name in self._constants:
+            return []
+        found = ((n, self._nodes[n]) for n in self._users.get(name, ()))
+        return [(n, node) for n, node in found if node is not None and node.op_type == "Slice"]
 
     def _cut(self, position: int) -> tuple[int, int, int] | None:
         """Return (axis, begin, end) of a Slice along one axis, None of any other node."""
@@ -547,9 +556,9 @@ class _Graph:
     # --- what a compiler does ---------------------------------------------------------------------
 
     def inline_pointwise(self) -> None:
-        """Run pointwise operators inside the pointwise operators that read them."""
+        """Run pointwise operators, and moves, inside the pointwise operators that read them."""
         for position, node in list(self._present()):
-            if node.op_type not in POINTWISE or node.makes[0] in self._outputs:
+            if not self._is_cheap(node) or node.makes[0] in self._outputs:
                 continue
             made, node = node.makes[0], self._nodes[position] or node
             users = [self._nodes[user] for user in self._users.get(made, ())]
@@ -562,6 +571,12 @@ class _Graph:
                 reads = tuple(dict.fromkeys((*kept, *node.reads)))
                 self._put(user, _with(reader, reads=reads))
             self._remove(position)
+
+    def _is_cheap(self, node: Node) -> bool:
+        """Tell whether a node can be done element by element in what reads it."""
+        if node.op_type in ("Resize", "Upsample"):
+            return bool(node.attributes.get("mode", "nearest") == "nearest")
+        return node.op_type in POINTWISE or node.op_type in _MOVES
 
     def slice_pieces(self) -> None:
         """Let Slices of a Concat read the pieces they need, so that the whole is never made."""
@@ -613,19 +628,19 @@ class _Graph:
 
     def slice_at_once(self) -> None:
         """Run all Slices of a tensor where the first one stands; parts that tile it are views."""
-        self.merge_slices()
-        for name, users in list(self._users.items()):
-            cuts = [n for n in users if (node := self._nodes[n]) and node.op_type == "Slice"]
-            if len(cuts) < 2 or name in self._constants:
+        for name in list(self._users):
+            slices = self._slices(name)
+            if len(slices) < 2:
                 continue
-            nodes = [node for n in cuts if (node := self._nodes[n])]
-            for position in cuts:
+            op_type = "Split" if self._parts(name) else "Slices"
+            for position, _ in slices:
                 self._remove(position)
-            makes = tuple(made for node in nodes for made in node.makes)
-            self._put(cuts[0], Node(nodes[0].label, "Slices", (name,), makes))
+            makes = tuple(made for _, node in slices for made in node.makes)
+            first, node = slices[0]
+            self._put(first, Node(node.label, op_type, (name,), makes))
 
     def make_in_place(self) -> None:
-        """Let the inputs of a Concat be made inside its result, where each is in one alone."""
+        """Let the inputs of a Concat be made inside its result, if each is in that Concat alone."""
         concats: dict[str, int] = {}
         for _, node in self._present():
             if node.op_type == "Concat":

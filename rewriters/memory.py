@@ -416,9 +416,9 @@ class _Arena:
         self.peak = 0
         self._in_use = 0
         self._next_region = self._FIRST_REGION
-        self._top = 0
+        self._bottom = 0
         # Free chunks by size then address, and by address; regions never touch.
-        self._free: list[tuple[int, int]] = []
+        self._free: list[tuple[int, ...]] = []
         self._free_at: dict[int, int] = {}
         self._free_end: dict[int, int] = {}
         self._taken: dict[str, tuple[int, int]] = {}
@@ -437,17 +437,18 @@ class _Arena:
     def take(self, name: str, size: int) -> None:
         """Allocate."""
         size = -(-size // self._GRANULE) * self._GRANULE
-        found = bisect_left(self._free, (size, -1))
+        found = bisect_left(self._free, (size,))
         if found == len(self._free):
             grown = False
             while self._next_region < size:
                 self._next_region *= 2
                 grown = True
-            self._insert(self._top, self._next_region)
-            self._top += self._next_region + 1
+            # The system maps a new region below the last one; the lowest of equal chunks is taken.
+            self._bottom -= self._next_region + 1
+            self._insert(self._bottom, self._next_region)
             if not grown:
                 self._next_region *= 2
-            found = bisect_left(self._free, (size, -1))
+            found = bisect_left(self._free, (size,))
         chunk, begin = self._free[found]
         self._remove(begin)
         if chunk >= 2 * size or chunk - size >= self._MOST_WASTE:
