@@ -18,6 +18,7 @@ from rewriters.locality import Facts
 from rewriters.memory import Peak, Step, peak
 from rewriters.regions import candidates
 from rewriters.shapes import Shapes, fix_shapes, infer, nominal_shapes
+from rewriters.work import node_work
 
 __all__ = ["Analysis", "analyse", "upgrade"]
 
@@ -53,6 +54,11 @@ class Analysis:
     def assumes(self) -> bool:
         """Whether sizes had to be assumed."""
         return self.sizing is not self.facts.shapes
+
+    @cached_property
+    def work(self) -> list[float]:
+        """Multiply-accumulates of each node, by position (`rewriters.work`)."""
+        return [node_work(node, self.sizing) for node in self.facts.graph.node]
 
     @cached_property
     def ideal_peak(self) -> Peak:

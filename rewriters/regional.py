@@ -7,14 +7,14 @@ budget, the search goes on with a smaller one. What is taken and what was not is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
 from rewriters.analysis import Analysis
 from rewriters.choice import Candidates, Chosen, candidates_of
-from rewriters.draft import Draft, draft, predict
+from rewriters.draft import Draft, draft, ordered, predict
 from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import NameScheme
 from rewriters.locality import find_locality
@@ -39,6 +39,9 @@ _GAIN = 0.98
 _POINTS = 12
 # Plans of the search that are emitted and predicted, of those for different orders of the nodes.
 _WEIGHED = 3
+# Regions that are tried to be left out again, and what that may cost where there is no budget.
+_MOST_PRUNED = 24
+_SAME = 1.005
 _ANY = 1e300
 
 
@@ -122,6 +125,7 @@ def cut_regions(
     plain = analysis.predict(None, engine)
     search = _Search(analysis, found, plain, engine, form, labels, limits)
     too_large = limits.elements is not None and found.spaces[0].too_large(limits.elements)
+    search.prunes = not too_large
     taken = None
     if limits.budget == inf and not too_large:
         taken = search.least(limits, always=False)
@@ -132,7 +136,7 @@ def cut_regions(
         drafts=() if taken is None else taken.drafts,
         forms=forms,
         weighed=tuple(search.weighed),
-        recompute=1.0 if taken is None else taken.chosen.plan.recompute,
+        recompute=1.0 if taken is None else taken.candidate.recompute,
         order="file" if taken is None else taken.candidate.order,
         refused=tuple(found.refused),
         links=found.links.keys(),
@@ -149,6 +153,30 @@ class _Taken:
     candidate: Candidate
 
 
+def recompute_of(analysis: Analysis, drafts: Sequence[Draft], unknown: float) -> float:
+    """Return the work after over before.
+
+    Args:
+        analysis: The model.
+        drafts: Its regions.
+        unknown: What to return where a region's patches are worked out at run time.
+    """
+    order = ordered(analysis, drafts)
+    if order is None or any(entry.plan.recompute is None for entry in drafts):
+        return unknown
+    work = analysis.work
+    after = sum(work[item] for item in order if isinstance(item, int))
+    for entry in drafts:
+        region = sum(work[at] for at in entry.plan.region.nodes)
+        after += region * (entry.plan.recompute or 1.0)
+    return after / sum(work) if sum(work) else 1.0
+
+
+def _extra(analysis: Analysis, entry: Draft) -> float:
+    region = sum(analysis.work[at] for at in entry.plan.region.nodes)
+    return region * ((entry.plan.recompute or 1.0) - 1)
+
+
 @dataclass
 class _Search:
     """The state of one search: the plans weighed so far."""
@@ -160,6 +188,7 @@ class _Search:
     form: str
     labels: Mapping[int, str]
     limits: Limits
+    prunes: bool = True
 
     def __post_init__(self) -> None:
         self.weighed: list[Candidate] = []
@@ -184,6 +213,7 @@ class _Search:
                     break
         if best is None or (not always and best.peak > _GAIN * self.plain.bytes):
             return None
+        best = self._pruned(best, budget)
         self.weighed = [replace(c, taken=c is best.candidate) for c in self.weighed]
         return best
 
@@ -211,7 +241,7 @@ class _Search:
                 len(chosen.regions),
                 max(plan.splits for plan in chosen.regions),
                 found.bytes,
-                chosen.plan.recompute,
+                recompute_of(self.analysis, drafts, chosen.plan.recompute),
                 found.bytes <= budget,
                 order=order,
             )
@@ -223,6 +253,34 @@ class _Search:
         if budget == inf and fitting[-1].peak < _LOOP_SAVES * taken.peak:
             taken = fitting[-1]
         return _Taken(chosen, forms[taken.form], forms, taken.peak, taken)
+
+    def _pruned(self, taken: _Taken, budget: float) -> _Taken:
+        """Return a plan without the regions that the engine's peak does not need."""
+        allowed = budget if budget < inf else _SAME * taken.peak
+        turns, drafts, peak = self._turns(taken.candidate.order), taken.drafts, taken.peak
+        if len(drafts) > _MOST_PRUNED or not self.prunes:
+            return taken
+        for entry in sorted(drafts, key=lambda each: -_extra(self.analysis, each)):
+            rest = tuple(each for each in drafts if each is not entry)
+            found = predict(self.analysis, rest, self.engine, turns) if rest else None
+            if found is not None and found.bytes <= allowed:
+                drafts, peak = rest, found.bytes
+        if len(drafts) == len(taken.drafts):
+            return taken
+        places = {each.place for each in drafts}
+        forms = {
+            form: tuple(each for each in whole if each.place in places)
+            for form, whole in taken.forms.items()
+        }
+        candidate = replace(
+            taken.candidate,
+            regions=len(drafts),
+            splits=max(each.plan.splits for each in drafts),
+            peak=peak,
+            recompute=recompute_of(self.analysis, drafts, taken.candidate.recompute),
+        )
+        self.weighed.append(candidate)
+        return replace(taken, drafts=drafts, forms=forms, peak=peak, candidate=candidate)
 
     def _turns(self, order: str) -> list[int] | None:
         if order not in self.turns:

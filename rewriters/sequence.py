@@ -18,7 +18,6 @@ import onnx
 from rewriters.activation import Engine
 from rewriters.analysis import Analysis
 from rewriters.operators import RowLocal
-from rewriters.work import node_work
 
 __all__ = ["Occurrence", "Program", "Tensor", "late_order", "program"]
 
@@ -166,7 +165,7 @@ def program(
                 tuple(carried),
                 read,
                 tuple(makes),
-                node_work(node, sizing),
+                analysis.work[position],
             )
         )
     for name in index.outputs:
