@@ -18,13 +18,13 @@ from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
 from rewriters.search import Limits, Plan, Space, spaces
 
-__all__ = ["Candidates", "Chosen", "candidates_of"]
+__all__ = ["Candidates", "Chosen", "candidates_of", "row_local"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_TRIES = 40
 # Much simpler plans are often a little above the least peak.
-_SLACK = 1.1
+_SLACK = 1.02
 
 
 @dataclass(frozen=True)
@@ -122,6 +122,19 @@ class Candidates:
         return found
 
 
+def row_local(
+    analysis: Analysis, links: Mapping[int, RowLocal], kept: Collection[int] = ()
+) -> dict[int, RowLocal]:
+    """Return the links of nodes that are neither constant nor to be left as they are."""
+    index = analysis.index
+    return {
+        at: link
+        for at, link in links.items()
+        if at not in kept
+        and not all(name in index.constants for name in index.graph.node[at].output if name)
+    }
+
+
 def candidates_of(
     analysis: Analysis,
     axis_name: str | int,
@@ -150,6 +163,6 @@ def candidates_of(
         and at not in constant
         and all(facts.constants.array(name) is not None for name in node.output if name)
     }
-    links = {at: link for at, link in locality.links.items() if at not in kept | constant}
+    links = row_local(analysis, locality.links, kept)
     found = list(spaces(analysis, links, constant | known, engine))
     return Candidates(analysis, links, locality.reasons, found, [])

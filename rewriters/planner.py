@@ -25,7 +25,7 @@ __all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_data", "plan_region", "r
 # Metadata entry that holds the plan of a rewritten model.
 METADATA_KEY = "patchconv.plan"
 FORMS = ("batch", "sequential", "fused", "loop")
-ORDERS = ("file", "engine", "late")
+ORDERS = ("file", "engine", "late", "runs")
 _VERSION = 2
 # Patches times heights to prove where the height is unknown: a second or so.
 _MOST_EFFORT = 200_000

@@ -13,7 +13,7 @@ from math import inf
 from typing import Any
 
 from rewriters.analysis import Analysis
-from rewriters.choice import Candidates, Chosen, candidates_of
+from rewriters.choice import Candidates, Chosen, candidates_of, row_local
 from rewriters.draft import Draft, draft, ordered, predict
 from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import NameScheme
@@ -80,6 +80,7 @@ class Regional:
         weighed: Every candidate's figures.
         recompute: Work after over before.
         order: Name of the order of the nodes.
+        turns: When each node is wanted to run, by position; None for the order of the file.
         refused: Regions that the search wanted and that could not be proven.
         links: Positions of the row-local nodes.
         reasons: Why other nodes are not, by position.
@@ -90,6 +91,7 @@ class Regional:
     weighed: tuple[Candidate, ...]
     recompute: float
     order: str
+    turns: list[int] | None
     refused: tuple[Refusal, ...]
     links: Collection[int]
     reasons: Mapping[int, str]
@@ -138,6 +140,7 @@ def cut_regions(
         weighed=tuple(search.weighed),
         recompute=1.0 if taken is None else taken.candidate.recompute,
         order="file" if taken is None else taken.candidate.order,
+        turns=None if taken is None else search.turns_of(taken.candidate.order),
         refused=tuple(found.refused),
         links=found.links.keys(),
         reasons=found.reasons,
@@ -231,7 +234,7 @@ class _Search:
             found = predict(self.analysis, drafts, self.engine)
             if found is None:
                 continue
-            steered = predict(self.analysis, drafts, self.engine, self._turns(chosen.order))
+            steered = predict(self.analysis, drafts, self.engine, self.turns_of(chosen.order))
             order = "file"
             if steered is not None and steered.bytes < _GAIN * found.bytes:
                 found, order = steered, chosen.order
@@ -257,7 +260,7 @@ class _Search:
     def _pruned(self, taken: _Taken, budget: float) -> _Taken:
         """Return a plan without the regions that the engine's peak does not need."""
         allowed = budget if budget < inf else _SAME * taken.peak
-        turns, drafts, peak = self._turns(taken.candidate.order), taken.drafts, taken.peak
+        turns, drafts, peak = self.turns_of(taken.candidate.order), taken.drafts, taken.peak
         if len(drafts) > _MOST_PRUNED or not self.prunes:
             return taken
         for entry in sorted(drafts, key=lambda each: -_extra(self.analysis, each)):
@@ -282,9 +285,10 @@ class _Search:
         self.weighed.append(candidate)
         return replace(taken, drafts=drafts, forms=forms, peak=peak, candidate=candidate)
 
-    def _turns(self, order: str) -> list[int] | None:
+    def turns_of(self, order: str) -> list[int] | None:
+        """Return when each node runs in an order, None for that of the file."""
         if order not in self.turns:
-            self.turns[order] = turns_of(self.analysis, order, self.engine)
+            self.turns[order] = turns_of(self.analysis, order, self.engine, self.found.links.keys())
         return self.turns[order]
 
     def within_budget(self) -> _Taken:
@@ -314,7 +318,7 @@ class _Search:
         smallest, there = self.plain.bytes, self.plain
         if least is not None and least.peak < smallest:
             smallest = least.peak
-            turns = self._turns(least.candidate.order)
+            turns = self.turns_of(least.candidate.order)
             there = predict(self.analysis, least.drafts, self.engine, turns) or self.plain
         bound = self.found.spaces[0].bound
         held = ", ".join(f"{name} ({_mib(size)} MiB)" for name, size in there.alive[:3])
@@ -373,14 +377,15 @@ def pareto(
 
 
 def apply_plan(
-    analysis: Analysis, data: Mapping[str, Any], labels: Mapping[int, str]
-) -> tuple[Draft, ...]:
-    """Return the regions of a plan as it is written in a file.
+    analysis: Analysis, data: Mapping[str, Any], labels: Mapping[int, str], engine: str
+) -> tuple[tuple[Draft, ...], list[int] | None]:
+    """Return the regions of a plan as it is written in a file, and when each node is to run.
 
     Args:
         analysis: The model.
         data: The plan, `planner.plan_data`.
         labels: Names of the nodes.
+        engine: A key of `rewriters.activation.ENGINES`.
 
     Raises:
         OptionError: The plan does not fit the model, or a region of it cannot be proven.
@@ -389,6 +394,7 @@ def apply_plan(
     names = NameScheme.avoiding(analysis.index.names)
     facts = analysis.facts
     links = find_locality(facts, data["axis"]).links
+    turns = turns_of(analysis, data["order"], engine, row_local(analysis, links))
     drafts = []
     for entry in data["regions"]:
         unknown = [label for label in entry["nodes"] if label not in positions]
@@ -409,4 +415,4 @@ def apply_plan(
             raise OptionError(f"--plan: the region of {label!r} cannot be cut: {plan.reason}")
         base = labels[nodes[0]] if len(nodes) == 1 else label
         drafts.append(draft(plan, entry["form"], analysis, names, base))
-    return tuple(drafts)
+    return tuple(drafts), turns

@@ -41,7 +41,7 @@ from rewriters.regions import (
     region_size,
     select,
 )
-from rewriters.search import Limits, turns_of
+from rewriters.search import Limits
 from rewriters.shapes import Shapes, fix_shapes
 from rewriters.single import SINGLE_FORMS, cut_singles
 
@@ -319,6 +319,7 @@ class _Decision:
         weighed: Plans that were weighed.
         recompute: Work after over before.
         order: Name of the order of the nodes, `rewriters.search.turns_of`.
+        turns: When each node is wanted to run, by position; None for the order of the file.
     """
 
     drafts: Sequence[Draft]
@@ -328,6 +329,7 @@ class _Decision:
     weighed: tuple[Candidate, ...] = ()
     recompute: float | None = None
     order: str = "file"
+    turns: list[int] | None = None
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -363,7 +365,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
 
     decided = _decide(analysis, options, engine, labels, sizes, report)
     refused = (*decided.refused, *_in_bodies(model))
-    turns = turns_of(analysis, decided.order, engine)
+    turns = decided.turns
     order = ordered(analysis, decided.drafts, turns)
     unchanged = replace(unchanged, refused=refused, weighed=decided.weighed)
     if not decided.drafts or order is None:
@@ -429,8 +431,8 @@ def _decide(
             (), [Refusal(labels[at], reason, "opset-too-old") for at in candidates(facts.graph)]
         )
     if options.plan is not None:
-        drafts = apply_plan(analysis, options.plan, labels)
-        return _Decision(drafts, (), order=options.plan["order"])
+        drafts, turns = apply_plan(analysis, options.plan, labels, engine)
+        return _Decision(drafts, (), order=options.plan["order"], turns=turns)
     if not options.by_region:
         found = cut_singles(
             analysis,
@@ -468,6 +470,7 @@ def _decide(
         weighed=cut.weighed,
         recompute=cut.recompute,
         order=cut.order,
+        turns=cut.turns,
     )
 
 

@@ -504,7 +504,12 @@ def spaces(
     """
     counted = ENGINES[engine]
     run, alive = analysis.run(engine)
-    orders = {"engine": run, "file": sorted(run), "late": late_order(analysis)}
+    orders = {
+        "engine": run,
+        "file": sorted(run),
+        "late": late_order(analysis),
+        "runs": late_order(analysis, links.keys()),
+    }
     laid = {
         name: program(
             analysis, links, [(at, False) for at in order if at not in skipped], engine=counted
@@ -539,17 +544,24 @@ def spaces(
         yield space
 
 
-def turns_of(analysis: Analysis, order: str, engine: str) -> list[int] | None:
+def turns_of(
+    analysis: Analysis, order: str, engine: str, links: Collection[int]
+) -> list[int] | None:
     """Return when each node runs in an order, by position; None for the order of the file.
 
     Args:
         analysis: The model.
-        order: "file", "engine" (as the engine runs the graph as it is), or "late" (`late_order`).
+        order: "file", "engine" (as the engine runs the graph as it is), "late" or "runs"
+            (`late_order`, in the second with row-local nodes together).
         engine: A key of `rewriters.activation.ENGINES`.
+        links: Positions of the row-local nodes.
     """
     if order == "file":
         return None
-    nodes = late_order(analysis) if order == "late" else analysis.run(engine)[0]
+    if order == "engine":
+        nodes = analysis.run(engine)[0]
+    else:
+        nodes = late_order(analysis, links if order == "runs" else ())
     turns = [0] * len(nodes)
     for turn, at in enumerate(nodes):
         turns[at] = turn

@@ -180,11 +180,16 @@ def program(
     return Program(occurrences, tensors, _live(len(occurrences), tensors))
 
 
-def late_order(analysis: Analysis) -> list[int]:
+def late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:
     """Return an order in which nodes that make more than they read run as late as they can.
 
     Backwards from the end: of the nodes whose users all stand, the one that sets most bytes free
     comes next. A Resize then runs right before its user, where both can be in one region.
+
+    Args:
+        analysis: The model.
+        together: Row-local nodes: where one is ready it comes before all others, the latest to be
+            ready first, so that they stand in long runs.
     """
     index, steps, sizes = analysis.index, analysis.steps, analysis.bytes
     users = [
@@ -193,15 +198,15 @@ def late_order(analysis: Analysis) -> list[int]:
     ]
     waiting = [len(others) for others in users]
     alive = {name for name in index.outputs if sizes.get(name)}
+    order: list[int] = []
 
-    def rank(at: int) -> tuple[int, int]:
+    def rank(at: int) -> tuple[int, int, int]:
         made = sum(sizes.get(name) or 0 for name in steps[at].makes)
         read = sum(sizes.get(name) or 0 for name in {*steps[at].reads} - alive)
-        return read - made, -at
+        return -1 - len(order) if at in together else 0, read - made, -at
 
     ready = [(rank(at), at) for at, count in enumerate(waiting) if count == 0]
     heapq.heapify(ready)
-    order = []
     while ready:
         _, at = heapq.heappop(ready)
         order.append(at)
