@@ -19,7 +19,7 @@ from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import NameScheme
 from rewriters.locality import find_locality
 from rewriters.memory import Peak
-from rewriters.planner import RegionPlan, plan_region
+from rewriters.planner import ORDERS, RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
 from rewriters.search import Limits, turns_of
 
@@ -234,10 +234,14 @@ class _Search:
             found = predict(self.analysis, drafts, self.engine)
             if found is None:
                 continue
-            steered = predict(self.analysis, drafts, self.engine, self.turns_of(chosen.order))
             order = "file"
-            if steered is not None and steered.bytes < _GAIN * found.bytes:
-                found, order = steered, chosen.order
+            # What the fused form is best run in will do for the loop.
+            tried = ORDERS if not figures else [each.order for each in figures.values()]
+            for name in tried:
+                turns = self.turns_of(name)
+                other = predict(self.analysis, drafts, self.engine, turns) if turns else None
+                if other is not None and other.bytes < _GAIN * found.bytes:
+                    found, order = other, name
             forms[form] = drafts
             figures[form] = Candidate(
                 form,
