@@ -25,7 +25,7 @@ import onnx.numpy_helper
 from rewriters.external_data import is_external
 from rewriters.graph import attributes, bodies, captured, node_label
 from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
-from rewriters.memory import VIEWS, Allocator, Peak, Target, peak, timeline
+from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timeline
 from rewriters.operators import Shape
 from rewriters.shapes import Shapes, infer
 
@@ -126,9 +126,13 @@ class Model:
         for position, found in self.bodies.items():
             node = nodes[position]
             held = max(body.peak(inner).bytes for body in found)
+            body = None
             if node.op_type in ("Loop", "Scan"):
                 held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
-            nodes[position] = replace(node, workspace=held)
+                run = found[0].lowered(inner)
+                made = self.tensors.dims.get(node.makes[-1]) or (1,)
+                body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
+            nodes[position] = replace(node, workspace=held, body=body)
         return lower(nodes, self.tensors, self.outputs, engine.lowering)
 
     def peak(self, engine: Engine) -> Peak:
@@ -190,9 +194,11 @@ def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
     values = dict(_values(graph.initializer))
     nodes: list[Node] = []
     inner: dict[int, tuple[Model, ...]] = {}
+    dims = dict(shapes.dims)
     for node in graph.node:
         if graphs := tuple(bodies(node)):
             inner[len(nodes)] = tuple(_read_body(body, node, shapes, opset) for body in graphs)
+            dims.update(_scanned(node, values, dims))
         reads = (*node.input, *captured(node))
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
         if all(name in constants for name in reads if name):
@@ -208,9 +214,6 @@ def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
                 attributes(node),
             )
         )
-    dims = dict(shapes.dims)
-    for position in inner:
-        dims.update(_scanned(nodes[position], values, dims))
     bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
     return Model(
         tuple(nodes),
@@ -234,18 +237,12 @@ def _read_body(body: onnx.GraphProto, node: onnx.NodeProto, outer: Shapes, opset
 
 
 def _scanned(
-    node: Node,
-    values: Mapping[str, tuple[float, ...]],
-    dims: Mapping[str, Shape],
+    node: onnx.NodeProto, values: Mapping[str, tuple[float, ...]], dims: Mapping[str, Shape]
 ) -> dict[str, Shape]:
     """Return the shapes of what a Loop scans, which inference leaves open along the iterations."""
-    trips = values.get(node.reads[0], ())
-    if node.op_type != "Loop" or len(trips) != 1:
-        return {}
-    carried = len(node.reads) - 2
-    return {
-        name: (int(trips[0]), *dims[name][1:]) for name in node.makes[carried:] if dims.get(name)
-    }
+    trips = values.get(node.input[0], ()) if node.op_type == "Loop" else ()
+    scanned = node.output[len(node.input) - 2 :] if trips else ()
+    return {name: (int(trips[0]), *dims[name][1:]) for name in scanned if dims.get(name)}
 
 
 def _values(
