@@ -16,16 +16,18 @@ tables, in `ENGINES`:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import onnx
+import onnx.helper
 import onnx.numpy_helper
 
 from rewriters.external_data import is_external
-from rewriters.graph import attributes, captured, node_label
+from rewriters.graph import attributes, bodies, captured, node_label
 from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
-from rewriters.memory import VIEWS, Allocator, Peak, Target, peak, timeline
-from rewriters.shapes import Shapes
+from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timeline
+from rewriters.operators import Shape
+from rewriters.shapes import Shapes, infer
 
 __all__ = ["ENGINES", "Engine", "Model", "predict", "profile", "read"]
 
@@ -96,16 +98,47 @@ ENGINES: Mapping[str, Engine] = {
 
 @dataclass(frozen=True)
 class Model:
-    """A graph as the arithmetic wants it; read once, asked for any engine."""
+    """A graph as the arithmetic wants it; read once, asked for any engine.
+
+    Attributes:
+        nodes: Its nodes.
+        tensors: Its tensors.
+        inputs: Graph inputs.
+        outputs: Graph outputs.
+        bodies: The bodies of a node, by its position.
+    """
 
     nodes: tuple[Node, ...]
     tensors: Tensors
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    bodies: Mapping[int, tuple[Model, ...]] = field(default_factory=dict)
 
     def lowered(self, engine: Engine) -> Lowered:
-        """Return what the engine runs."""
-        return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
+        """Return what the engine runs.
+
+        A node with bodies needs the live bytes of the largest while it runs; a Loop also holds what
+        it scans twice, in pieces and put together. A body reads the weights of the graph around it,
+        for which ONNX Runtime has no blocked layout there.
+        """
+        if not self.bodies:
+            return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
+        inner = Engine(
+            replace(engine.target, allocator=Allocator.SUM, counts_outputs=True),
+            replace(engine.lowering, block=0, packed={}),
+        )
+        nodes = list(self.nodes)
+        for position, found in self.bodies.items():
+            node = nodes[position]
+            held = max(body.peak(inner).bytes for body in found)
+            body = None
+            if node.op_type in ("Loop", "Scan"):
+                held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
+                run = found[0].lowered(inner)
+                made = self.tensors.dims.get(node.makes[-1]) or (1,)
+                body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
+            nodes[position] = replace(node, workspace=held, body=body)
+        return lower(nodes, self.tensors, self.outputs, engine.lowering)
 
     def peak(self, engine: Engine) -> Peak:
         """Return the predicted peak."""
@@ -152,52 +185,69 @@ def profile(graph: onnx.GraphProto, shapes: Shapes, engine: str) -> list[tuple[s
     return read(graph, shapes).profile(ENGINES[engine])
 
 
-def read(graph: onnx.GraphProto, shapes: Shapes) -> Model:
-    """Read a graph for any number of predictions; linear in its nodes."""
+def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
+    """Read a graph for any number of predictions; linear in its nodes.
+
+    Args:
+        graph: The main graph; not changed.
+        shapes: Its tensors, inferred at the sizes in question.
+        opset: Version of the default domain, for the shapes in bodies.
+    """
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {sparse.values.name for sparse in graph.sparse_initializer}
     constants = set(weights)
     values = dict(_values(graph.initializer))
-    dims = dict(shapes.dims)
-    bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
     nodes: list[Node] = []
-
-    def add(node: onnx.NodeProto) -> None:
+    inner: dict[int, tuple[Model, ...]] = {}
+    dims = dict(shapes.dims)
+    for node in graph.node:
+        if graphs := tuple(bodies(node)):
+            inner[len(nodes)] = tuple(_read_body(body, node, shapes, opset) for body in graphs)
+            dims.update(_scanned(node, values, dims))
         reads = (*node.input, *captured(node))
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
         if all(name in constants for name in reads if name):
             constants.update(node.output)
         if node.op_type == "Constant":
             values.update(_values([a.t for a in node.attribute if a.HasField("t")], node.output[0]))
-        if node.op_type == "Loop" and not shapes.dims.keys().isdisjoint(node.output):
-            reads += unroll(node)
-        label, op_type = node_label(node), domain + node.op_type
-        nodes.append(Node(label, op_type, reads, tuple(node.output), attributes(node)))
-
-    def unroll(node: onnx.NodeProto) -> tuple[str, ...]:
-        """Let one round of a Loop stand for all; what all made is kept until it is joined."""
-        body = next((a.g for a in node.attribute if a.name == "body"), onnx.GraphProto())
-        for inner in body.node:
-            add(inner)
-        states = len(node.input) - 2
-        results = [value.name for value in body.output][1 + max(states, 0) :]
-        kept = []
-        for result, stacked in zip(results, node.output[max(states, 0) :], strict=False):
-            name = f"{stacked}/rounds"
-            kept.append(name)
-            if stacked in dims and stacked in bits:
-                dims[name], bits[name] = dims[stacked], bits[stacked]
-            nodes.append(Node(name, "patchconv:Rounds", (result,), (name,)))
-        return tuple(kept)
-
-    for node in graph.node:
-        add(node)
+        nodes.append(
+            Node(
+                node_label(node),
+                domain + node.op_type,
+                reads,
+                tuple(node.output),
+                attributes(node),
+            )
+        )
+    bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
     return Model(
         tuple(nodes),
         Tensors(dims, bits, constants, values),
         tuple(value.name for value in graph.input if value.name not in weights),
         tuple(value.name for value in graph.output),
+        inner,
     )
+
+
+def _read_body(body: onnx.GraphProto, node: onnx.NodeProto, outer: Shapes, opset: int) -> Model:
+    """Read a body, with the tensors it reads of the graph around it as inputs."""
+    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    for name in dict.fromkeys(captured(node)):
+        if name in outer.dims:
+            value = onnx.helper.make_tensor_value_info(
+                name, outer.elements.get(name, 0), [size or "" for size in outer.dims[name]]
+            )
+            model.graph.input.append(value)
+    return read(model.graph, infer(model, estimate=True), opset=opset)
+
+
+def _scanned(
+    node: onnx.NodeProto, values: Mapping[str, tuple[float, ...]], dims: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """Return the shapes of what a Loop scans, which inference leaves open along the iterations."""
+    trips = values.get(node.input[0], ()) if node.op_type == "Loop" else ()
+    scanned = node.output[len(node.input) - 2 :] if trips else ()
+    return {name: (int(trips[0]), *dims[name][1:]) for name in scanned if dims.get(name)}
 
 
 def _values(

@@ -19,12 +19,12 @@ version 1.32; measured operator by operator (``tools/calibrate_memory.py``).
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
 
-from rewriters.memory import VIEWS, Step, execution_order
+from rewriters.memory import VIEWS, Body, Step, execution_order
 from rewriters.operators import Record, Shape, read_convolution
 
 __all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "lower"]
@@ -44,6 +44,7 @@ class Node:
         makes: Outputs by position, "" for one left out.
         attributes: Numbers, strings and tuples.
         workspace: Bytes it needs while it runs, if known beforehand.
+        body: What a Loop runs, lowered.
     """
 
     label: str
@@ -52,6 +53,7 @@ class Node:
     makes: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     workspace: int = 0
+    body: Body | None = None
 
 
 @dataclass(frozen=True)
@@ -897,7 +899,7 @@ class _Graph:
             else:
                 workspace = node.workspace + lowering.workspaces.get(node.op_type, 0)
             makes = tuple(name for name in node.makes if name)
-            steps.append(Step(node.label, node.op_type, node.reads, makes, workspace))
+            steps.append(Step(node.label, node.op_type, node.reads, makes, workspace, node.body))
             for name in (*node.reads, *makes):
                 if name and name not in self._constants and name not in sizes:
                     sizes[name] = known.bytes(name)
@@ -962,11 +964,4 @@ def _swaps_last(perm: Sequence[int]) -> bool:
 
 def _with(node: Node, **changes: Any) -> Node:
     """Return a node with some fields replaced."""
-    return Node(
-        changes.get("label", node.label),
-        changes.get("op_type", node.op_type),
-        changes.get("reads", node.reads),
-        changes.get("makes", node.makes),
-        changes.get("attributes", node.attributes),
-        changes.get("workspace", node.workspace),
-    )
+    return replace(node, **changes)

@@ -23,11 +23,13 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 __all__ = [
     "IDEAL",
     "VIEWS",
     "Allocator",
+    "Body",
     "Peak",
     "Step",
     "Target",
@@ -44,6 +46,25 @@ _NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """What a step runs inside, over and over; its outputs are held until the step ends.
+
+    Attributes:
+        steps: Its steps.
+        sizes: Bytes of its activations.
+        shapes: As for `peak`.
+        outputs: Its outputs.
+        trips: How often it runs.
+    """
+
+    steps: tuple[Step, ...]
+    sizes: Mapping[str, int | None]
+    shapes: Mapping[str, Hashable]
+    outputs: tuple[str, ...]
+    trips: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One node of an execution order: the tensors it reads and makes.
 
@@ -53,6 +74,7 @@ class Step:
         reads: Tensors it reads.
         makes: Tensors it makes.
         workspace: Bytes it needs while it runs, beside what it reads and makes.
+        body: What it runs inside, for an allocator to which the workspace is not one piece.
     """
 
     label: str
@@ -60,6 +82,7 @@ class Step:
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     workspace: int = 0
+    body: Body | None = None
 
 
 class Allocator(Enum):
@@ -372,34 +395,61 @@ class _Run:
     def arena_peak(self) -> int:
         """Return the most an arena has in use over two runs."""
         arena = _Arena()
-        self._run_in(arena, set())
-        block = 0
-        if self._target.pattern:
-            block = self.block()
-        if block:
-            arena.take("", block)
-            self._run_in(arena, {n for begins in self._begins for n in begins} - self._outputs)
-        else:
-            self._run_in(arena, set())
+        self._run_in(arena, frozenset())
+        self._run_again(arena)
         return arena.peak
 
-    def _run_in(self, arena: _Arena, elsewhere: Collection[str]) -> None:
-        """Run once; tensors ``elsewhere`` are not the arena's."""
-        held = set()
+    @cached_property
+    def _in_block(self) -> frozenset[str]:
+        return frozenset(name for begins in self._begins for name in begins) - self._outputs
+
+    def _run_again(self, arena: _Arena, *, keep: bool = False) -> list[Hashable]:
+        """Run once more; the block is there now, if the target has one."""
+        block = self.block() if self._target.pattern else 0
+        if not block:
+            return self._run_in(arena, frozenset(), keep=keep)
+        name = object()
+        arena.take(name, block)
+        kept = self._run_in(arena, self._in_block, keep=keep)
+        arena.give(name)
+        return kept
+
+    def _run_in(
+        self, arena: _Arena, elsewhere: Collection[str], *, keep: bool = False
+    ) -> list[Hashable]:
+        """Run once; tensors ``elsewhere`` are not the arena's.
+
+        Returns:
+            What is still taken: the outputs, if they are to be kept.
+        """
+        held: dict[str, Hashable] = {}
         for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
+            pieces = self._iterate(arena, step.body) if step.body is not None else []
             for name in begins:
                 if name not in elsewhere and self._size(name):
-                    arena.take(name, self._size(name))
-                    held.add(name)
-            if step.workspace:
-                arena.take("workspace of the step", step.workspace)
-                arena.give("workspace of the step")
+                    held[name] = object()
+                    arena.take(held[name], self._size(name))
+            for piece in pieces:
+                arena.give(piece)
+            if step.workspace and step.body is None:
+                scratch = object()
+                arena.take(scratch, step.workspace)
+                arena.give(scratch)
             for name in ends:
                 if name in held:
-                    arena.give(name)
-                    held.discard(name)
-        for name in held:
-            arena.give(name)
+                    arena.give(held.pop(name))
+        kept = [held.pop(name) for name in self._outputs if name in held] if keep else []
+        for chunk in held.values():
+            arena.give(chunk)
+        return kept
+
+    def _iterate(self, arena: _Arena, body: Body) -> list[Hashable]:
+        """Run a body as often as it runs; return its outputs, which are taken still."""
+        run = _Run(body.steps, body.sizes, (), body.outputs, self._target, body.shapes)
+        pieces = run._run_in(arena, frozenset(), keep=True)
+        for _ in range(1, body.trips):
+            pieces += run._run_again(arena, keep=True)
+        return pieces
 
 
 class _Arena:
@@ -421,7 +471,7 @@ class _Arena:
         self._free: list[tuple[int, ...]] = []
         self._free_at: dict[int, int] = {}
         self._free_end: dict[int, int] = {}
-        self._taken: dict[str, tuple[int, int]] = {}
+        self._taken: dict[Hashable, tuple[int, int]] = {}
 
     def _insert(self, begin: int, size: int) -> None:
         insort(self._free, (size, begin))
@@ -434,7 +484,7 @@ class _Arena:
         del self._free[bisect_left(self._free, (size, begin))]
         return size
 
-    def take(self, name: str, size: int) -> None:
+    def take(self, name: Hashable, size: int) -> None:
         """Allocate."""
         size = -(-size // self._GRANULE) * self._GRANULE
         found = bisect_left(self._free, (size,))
@@ -458,7 +508,7 @@ class _Arena:
         self._in_use += chunk
         self.peak = max(self.peak, self._in_use)
 
-    def give(self, name: str) -> None:
+    def give(self, name: Hashable) -> None:
         """Free; neighbours that are free too become one chunk."""
         begin, size = self._taken.pop(name)
         self._in_use -= size

@@ -55,7 +55,7 @@ MIB = 1 << 20
 BOUNDS = {"onnxruntime": 0.15, "onnxruntime-tuned": 0.15, "tensorrt": 0.30}
 OPTIONS = {
     "onnxruntime": OrtOptions(threads=2),
-    "onnxruntime-tuned": OrtOptions(threads=2, mem_pattern=False, mem_reuse=False),
+    "onnxruntime-tuned": OrtOptions(threads=2, memory_pattern=False, memory_reuse=False),
 }
 # Two runs and no more: the second can need more than the first, further ones do not.
 _RUNS = 2
