@@ -283,9 +283,13 @@ def measured(path: Path, target: str) -> int:
     inputs = path.with_suffix(".npz")
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     save_inputs(inputs, {value.name: noise})
-    with child_process("engines.measure_child") as child:
+    with (
+        tempfile.TemporaryDirectory(prefix="patchconv-") as folder,
+        child_process("engines.measure_child", "0") as child,
+    ):
         answer = child.ask(
             "profile",
+            folder=folder,
             model=str(path),
             inputs=str(inputs),
             options=asdict(OPTIONS[target]),
