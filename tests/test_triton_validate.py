@@ -20,6 +20,7 @@ from patchconv_deploy import check_triton_repository, write_triton_repository
 from patchconv_deploy.triton_schema import parse_config, schema, to_text
 from tests.small_models import chain, model, node, value
 from tests.triton_server import running, skip_without_server
+from tools.serve import ServeError
 
 
 @dataclass(frozen=True)
@@ -661,6 +662,24 @@ class Verdicts:
     server: dict[str, str]
 
 
+def _reasons(repository: Path, names: list[str]) -> dict[str, str]:
+    """Have the server load a repository; return why it refuses each model, "" if it does not."""
+    ready: dict[str, list[bool]] = {}
+    reasons: dict[str, str] = {}
+    with running(repository) as server:
+        for entry in server.models():
+            ready.setdefault(entry["name"], []).append(entry.get("state") == "READY")
+            reasons.setdefault(entry["name"], entry.get("reason", ""))
+        log = server.log.read_text(errors="replace").splitlines()
+    return {
+        name: ""
+        if all(ready.get(name, [False]))
+        # What fails before a model is looked at is in the log alone.
+        else reasons.get(name) or next((line for line in log if f"'{name}'" in line), "refused")
+        for name in names
+    }
+
+
 @pytest.fixture(scope="module")
 def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
     """Lay out all cases, check them, and have the server load them."""
@@ -685,20 +704,18 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
     ours: dict[str, list[str]] = {name: [] for name in CASES}
     for finding in check_triton_repository(repository, gpu=False):
         ours[finding.model].append(finding.reason)
-    with running(repository) as server:
-        ready: dict[str, list[bool]] = {}
-        reasons: dict[str, str] = {}
-        for entry in server.models():
-            ready.setdefault(entry["name"], []).append(entry.get("state") == "READY")
-            reasons.setdefault(entry["name"], entry.get("reason", ""))
-        log = server.log.read_text(errors="replace")
-    verdict = {}
-    for name in CASES:
-        served = name in ready and all(ready[name])
-        said = reasons.get(name) or next(
-            (line.partition("] ")[2] for line in log.splitlines() if f"'{name}'" in line), "refused"
-        )
-        verdict[name] = "" if served else said
+    # A sample that fails may take this server down with it (a fault of its own, seen in every third
+    # run), so these models are served one by one, and going down counts as refusing.
+    failing = [name for name, (_, says) in CASES.items() if says and name.startswith("warm")]
+    for name in failing:
+        (folder / name).mkdir()
+        (repository / name).rename(folder / name / name)
+    verdict = _reasons(repository, [name for name in CASES if name not in failing])
+    for name in failing:
+        try:
+            verdict |= _reasons(folder / name, [name])
+        except (ServeError, OSError) as error:
+            verdict[name] = str(error)
     return Verdicts(ours, verdict)
 
 
