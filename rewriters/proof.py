@@ -115,17 +115,24 @@ def steps(network: Network) -> tuple[int, ...] | str:
 
 def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     """Return the rows of every tensor, given those of the inputs; or why they do not fit."""
+    found, misfits = _heights_of(network, rows)
+    return "it joins tensors of different height" if misfits else found
+
+
+def _heights_of(network: Network, rows: Sequence[int]) -> tuple[tuple[int, ...], list[set[int]]]:
+    """Return the rows of every tensor, and of those that are joined and differ."""
     found = [0] * network.tensors
+    misfits = []
     for tensor, count in zip(network.inputs, rows, strict=True):
         found[tensor] = count
     for link in network.links:
         before = {found[tensor] for tensor in link.reads}
         if len(before) != 1:
-            return "it joins tensors of different height"
-        after = link.row_map.rows_out(before.pop())
+            misfits.append(before)
+        after = link.row_map.rows_out(found[link.reads[0]])
         for tensor in link.makes:
             found[tensor] = after
-    return tuple(found)
+    return tuple(found), misfits
 
 
 def right_rows(
@@ -211,7 +218,8 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     """Return the extent of each output: its rows, rows per step, wrong rows of interior windows.
 
     Wrong rows are counted in a window tall enough that its two edges do not meet. They depend on
-    the height's remainder by the step alone; where the height is unknown every remainder counts.
+    the height's remainder by the step alone; where the height is unknown every remainder counts
+    at which tensors that are joined are of one height.
 
     Args:
         network: The region; its steps and heights must fit.
@@ -224,12 +232,17 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     else:
         given = [tuple(rows)]
     worst = [(0, 0)] * len(network.outputs)
+    fits = False
     for sizes in given:
         tall = [
             size + (_TALL + 2) * step[tensor]
             for size, tensor in zip(sizes, network.inputs, strict=True)
         ]
-        whole = _fitting(heights(network, tall))
+        found = heights(network, tall)
+        if isinstance(found, str) and rows is None:
+            continue
+        whole = _fitting(found)
+        fits = True
         # Two steps shorter than the whole and one down: an interior window.
         right = walk(network, step, whole, shift=1, trim=2)
         for k, tensor in enumerate(network.outputs):
@@ -238,7 +251,9 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
                 continue
             tail = whole[tensor] - 2 * step[tensor] - right[tensor].end
             worst[k] = (max(worst[k][0], right[tensor].begin), max(worst[k][1], tail))
-    whole = _fitting(heights(network, (height,) if rows is None else rows))
+    if not fits:
+        worst = [(_FAR, _FAR)] * len(network.outputs)
+    whole, _ = _heights_of(network, (height,) if rows is None else rows)
     return tuple(
         Extent(whole[tensor], step[tensor], top, tail)
         for tensor, (top, tail) in zip(network.outputs, worst, strict=True)
@@ -315,7 +330,11 @@ def prove_every_height(network: Network, splits: int) -> str | None:
     for rows in _heights(network, worst, splits):
         whole = heights(network, (rows,))
         if isinstance(whole, str):
-            return f"at {rows} rows: {whole}"
+            _, misfits = _heights_of(network, (rows,))
+            if any(1 in differing for differing in misfits):
+                return f"at {rows} rows: {whole}"
+            # The original cannot be run either; only a single row would have been repeated.
+            continue
         here = [
             Extent(whole[tensor], extent.step, extent.top, extent.tail)
             for tensor, extent in zip(network.outputs, worst, strict=True)
@@ -383,8 +402,8 @@ def first_height(network: Network) -> int:
 
 
 def _has_rows(network: Network, rows: int) -> bool:
-    found = heights(network, (rows,))
-    return rows > _TALL or (not isinstance(found, str) and min(found) >= 1)
+    found, _ = _heights_of(network, (rows,))
+    return rows > _TALL or min(found) >= 1
 
 
 def _heights(network: Network, worst: Sequence[Extent], splits: int) -> Iterator[int]:
