@@ -67,10 +67,11 @@ class Child:
         finally:
             if timer is not None:
                 timer.cancel()
-        if not line and late.is_set():
-            raise TimeLimit(f"no answer within {time_limit_s:g} s")
-        if not line:
-            raise _obituary(process.wait(), self._last_words())
+        if not line.endswith("\n"):  # nothing, or what it died at the middle of
+            code = process.wait()
+            if late.is_set():
+                raise TimeLimit(f"no answer within {time_limit_s:g} s")
+            raise _obituary(code, self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:
             raise getattr(errors, answer["kind"], EngineError)(answer["error"])

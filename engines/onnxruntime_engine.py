@@ -161,11 +161,12 @@ class Session:
             raise _run_error(error) from error
         return dict(zip(self.output_names, results, strict=True))
 
-    def bind(self, feeds: Mapping[str, np.ndarray[Any, Any]]) -> Bound:
-        """Copy inputs to the GPU the session runs on, and let its outputs stay there.
+    def bind(self, feeds: Mapping[str, np.ndarray[Any, Any]], device: str = "cuda") -> Bound:
+        """Copy inputs to the device the session runs on, and let its outputs stay there.
 
         Args:
             feeds: One array per input.
+            device: The device, as ONNX Runtime calls it.
 
         Raises:
             RunError: There is no room for them.
@@ -176,12 +177,12 @@ class Session:
         try:
             for name, array in feeds.items():
                 # Text stays on the host.
-                device = "cuda" if array.dtype.kind in "biuf" else "cpu"
-                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, device))
+                place = device if array.dtype.kind in "biuf" else "cpu"
+                binding.bind_ortvalue_input(name, ort.OrtValue.ortvalue_from_numpy(array, place))
         except Exception as error:
             raise _run_error(error) from error
         for output in self._session.get_outputs():
-            binding.bind_output(output.name, "cuda" if output.type.startswith("tensor(") else "cpu")
+            binding.bind_output(output.name, device if output.type.startswith("tensor(") else "cpu")
         options = ort.RunOptions()
         # What records events on the stream waits for them itself.
         options.add_run_config_entry("disable_synchronize_execution_providers", "1")
@@ -193,7 +194,7 @@ class Session:
 
 
 class Bound:
-    """A session with its inputs and outputs on the GPU. Made by `Session.bind`."""
+    """A session with its inputs and outputs on its device. Made by `Session.bind`."""
 
     def __init__(self, session: Any, binding: Any, options: Any) -> None:
         self._session = session

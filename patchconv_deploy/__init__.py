@@ -7,6 +7,7 @@ same kind; `rewrite` takes a path and returns the result with its report.
 from patchconv_deploy.api import RewriteResult, convert_model, rewrite
 from patchconv_deploy.errors import PatchConvError, UsageError, VerificationError
 from patchconv_deploy.report import Report
+from patchconv_deploy.triton import check_triton_repository, write_triton_repository
 from rewriters.errors import (
     ExternalDataError,
     ModelError,
@@ -26,6 +27,8 @@ __all__ = [
     "SaveError",
     "UsageError",
     "VerificationError",
+    "check_triton_repository",
     "convert_model",
     "rewrite",
+    "write_triton_repository",
 ]

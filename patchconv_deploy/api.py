@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import os
@@ -26,6 +27,7 @@ from patchconv_deploy.verification import (
 )
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 from rewriters.graph import Loaded, load
+from rewriters.planner import read_plan
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, rewrite_model
 from rewriters.shapes import free_inputs
@@ -72,16 +74,26 @@ class CutKeywords(TypedDict, total=False):
     """Keywords of both `rewrite` and `convert_model`.
 
     Attributes:
-        form: "batch" (windows stacked in the batch dimension), "sequential" (one after the
-            other), or "auto" (default): the one with the lower predicted peak.
+        form: "fused" (whole regions of layers, one patch after the other), "loop" (the same as an
+            ONNX Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
+            dimension, or one after the other), or "auto" (default): regions, or, where convolutions
+            are named by ``include`` or ``min_elements``, single ones.
         axis: The axis to cut: "height" (default), "width", "depth", or a dimension of the tensor
             (>= 2).
-        min_elements: Cut convolutions whose larger side has at least this many elements
-            (channels x height x width; 0: all). Default: those whose input and output are at least
-            half of the predicted peak activation.
-        include: Name patterns (fnmatch); only matches are cut, large or not.
-        exclude: Name patterns that are never cut.
-        shapes: Per input the shape to fix its free dimensions to.
+        memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
+            plan of least extra work that keeps it is taken. Without one the peak is made as low as
+            ``splits`` and ``max_recompute`` allow.
+        max_recompute: Most work after over before; 1.5 without a budget, any with one.
+        max_tensor_elements: Most elements of a tensor; 2^31 - 1 for TensorRT by default.
+        target: "onnxruntime" (default) or "tensorrt": the engine that memory is predicted for.
+        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
+        min_elements: Cut single convolutions whose larger side has at least this many elements
+            (channels x height x width; 0: all). Default for "batch" and "sequential": those whose
+            input and output are at least half of the peak of live activations.
+        include: Name patterns (fnmatch) of convolutions; only matches are cut, large or not.
+        exclude: Name patterns of nodes that are left as they are.
+        shapes: Per input the shape to fix its free dimensions to; a pair (least, largest) in place
+            of a size leaves that dimension free, and memory is predicted for the largest.
         upgrade_opset: Convert the model to this opset first.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
         verify: Run original and result on the same inputs in a child process and compare
@@ -92,10 +104,15 @@ class CutKeywords(TypedDict, total=False):
 
     form: str
     axis: str | int
+    memory_budget: int | None
+    max_recompute: float | None
+    max_tensor_elements: int | None
+    target: str
+    plan: Mapping[str, Any] | None
     min_elements: int | None
     include: Sequence[str]
     exclude: Sequence[str]
-    shapes: Mapping[str, Sequence[int]] | None
+    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
     upgrade_opset: int | None
     allow_custom_ops: bool
     verify: bool
@@ -138,26 +155,42 @@ def _check_known(keywords: Mapping[str, object], known: type) -> None:
         raise TypeError(f"unknown keyword {name!r}; there are {', '.join(sorted(names))}")
 
 
-def _make_options(splits: int, keywords: CutKeywords) -> Options:
+def _fixed(shape: Sequence[int | tuple[int, int]]) -> tuple[int, ...] | None:
+    """Return a shape of one size per dimension, None if there is a range in it."""
+    sizes = tuple(size for size in shape if not isinstance(size, tuple))
+    return sizes if len(sizes) == len(shape) else None
+
+
+def _pairs(shape: Sequence[int | tuple[int, int]]) -> tuple[tuple[int, int], ...]:
+    return tuple(size if isinstance(size, tuple) else (size, size) for size in shape)
+
+
+def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
     """Return the rewriter's options from keywords.
 
     Raises:
         UsageError: A value is of the wrong type.
         OptionError: A value is out of range.
     """
-    if not isinstance(splits, int):
+    if splits is not None and not isinstance(splits, int):
         raise UsageError(f"splits is {splits!r}; it must be a whole number")
     patterns = (keywords.get("include", ()), keywords.get("exclude", ()))
     include, exclude = ((each,) if isinstance(each, str) else tuple(each) for each in patterns)
-    shapes = keywords.get("shapes") or {}
+    shapes, plan = keywords.get("shapes") or {}, keywords.get("plan")
     return Options(
         splits=splits,
         form=keywords.get("form", "auto"),
         axis=keywords.get("axis", "height"),
         selection=Selection(keywords.get("min_elements"), include, exclude),
-        shapes={name: tuple(shape) for name, shape in shapes.items()},
+        shapes={n: each for n, shape in shapes.items() if (each := _fixed(shape)) is not None},
+        ranges={n: _pairs(shape) for n, shape in shapes.items() if _fixed(shape) is None},
         upgrade_opset=keywords.get("upgrade_opset"),
         allow_custom_ops=keywords.get("allow_custom_ops", False),
+        memory_budget=keywords.get("memory_budget"),
+        max_recompute=keywords.get("max_recompute"),
+        max_tensor_elements=keywords.get("max_tensor_elements"),
+        target=keywords.get("target", "onnxruntime"),
+        plan=None if plan is None else read_plan(json.dumps(plan)),
     )
 
 
@@ -165,15 +198,16 @@ def rewrite(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
-    splits: int = 4,
+    splits: int | None = None,
     **keywords: Unpack[RewriteKeywords],
 ) -> RewriteResult:
-    """Rewrite a model file: the large convolutions run patch by patch, the numbers stay the same.
+    """Rewrite a model file: what is large runs patch by patch, the numbers stay the same.
 
     Args:
         path: The model's file.
         out: The file to write; ``MODEL.patched.onnx`` beside it if None.
-        splits: Patches per convolution, at least 1.
+        splits: Patches per region or convolution, at least 1; at most so many where a budget is
+            given. Default: 4, or as many as the budget asks for.
         **keywords: See `CutKeywords` and `RewriteKeywords`.
 
     Returns:
@@ -183,6 +217,7 @@ def rewrite(
         RewriterError: The model is not valid, an option does not fit it, or it cannot be saved.
         UsageError: The given inputs do not fit.
         VerificationError: The result does not compute the same; nothing was written.
+        BudgetError: No plan keeps the memory budget; nothing was written.
         OSError: The disk is full or failing; nothing was written.
 
     Source of the method: PatchConv (https://github.com/mit-han-lab/patch_conv).
@@ -258,7 +293,7 @@ def _verify_staged(
 
 def convert_model(
     model: ModelT,
-    splits: int = 4,
+    splits: int | None = None,
     *,
     out: str | os.PathLike[str] | None = None,
     example_inputs: Sequence[torch.Tensor] | torch.Tensor | None = None,
@@ -270,7 +305,7 @@ def convert_model(
         model: A path (the result is written beside it and its path returned), an
             `onnx.ModelProto`, an `onnx_graphsurgeon.Graph`, or a `torch.nn.Module` (exported
             with ``example_inputs``; the result is a ModelProto). It is not changed.
-        splits: Patches per convolution.
+        splits: As in `rewrite`.
         out: For a path: the file to write.
         example_inputs: Inputs to export a torch module with.
         **keywords: See `CutKeywords`.

@@ -22,10 +22,13 @@ from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionErro
 from patchconv_deploy.api import default_output, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_measure import measure_command
+from patchconv_deploy.cli_triton import triton_command
 from patchconv_deploy.cli_types import (
     AxisType,
-    ShapeType,
+    RangesType,
+    SizeType,
     check_json_target,
+    read_text,
     stdout_console,
     write_text,
 )
@@ -40,7 +43,9 @@ from patchconv_deploy.measuring import (
 )
 from patchconv_deploy.report import Report, print_report
 from patchconv_deploy.verification import TIMEOUT_S
-from rewriters.errors import RewriterError
+from rewriters.errors import BudgetError, RewriterError
+from rewriters.planner import FORMS, read_plan
+from rewriters.rewrite import TARGETS
 
 __all__ = ["main", "main_rewrite"]
 
@@ -67,14 +72,34 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), help="Default: MODEL.patched.onnx."
 )
-@click.option("--splits", type=int, default=4, show_default=True, help="Patches per Conv.")
+@click.option("--splits", type=int, help="Patches, 4 by default; with a budget: at most so many.")
+@click.option(
+    "--memory-budget", type=SizeType(), help="Most activation memory: 512MiB. Least work that fits."
+)
+@click.option("--max-recompute", type=float, help="Most work after over before: 1.25.")
 @click.option(
     "--form",
-    type=click.Choice(["auto", "batch", "sequential"]),
+    type=click.Choice(["auto", *FORMS]),
     default="auto",
     show_default=True,
-    help="How patches are run; auto: the lower predicted peak.",
+    help="fused, loop: whole regions; batch, sequential: single Convs. auto: regions, or the Convs "
+    "that are named by --include or --min-elements.",
 )
+@click.option(
+    "--target",
+    type=click.Choice(list(TARGETS)),
+    default="onnxruntime",
+    show_default=True,
+    help="Engine that memory is predicted for.",
+)
+@click.option(
+    "--max-tensor-elements",
+    type=int,
+    metavar="N",
+    help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
+)
+@click.option("--plan", "plan_in", type=click.Path(path_type=Path), help="Do what this plan says.")
+@click.option("--plan-out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 @click.option(
     "--axis",
     type=AxisType(),
@@ -92,7 +117,11 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--include", multiple=True, metavar="GLOB", help="Cut Convs by name, large or not.")
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Never cut these.")
 @click.option(
-    "--shape", "shapes", type=ShapeType(), multiple=True, help="Fix an input's free dimensions."
+    "--shape",
+    "ranges",
+    type=RangesType(),
+    multiple=True,
+    help="Fix an input's free dimensions; 256..4096 leaves one free.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
 @click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
@@ -129,13 +158,19 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 def rewrite_command(
     model: Path,
     out: Path | None,
-    splits: int,
+    splits: int | None,
+    memory_budget: int | None,
+    max_recompute: float | None,
     form: str,
+    target: str,
+    max_tensor_elements: int | None,
+    plan_in: Path | None,
+    plan_out: Path | None,
     axis: str | int,
     min_elements: int | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    shapes: tuple[tuple[str, tuple[int, ...]], ...],
+    ranges: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
     report: Path | None,
     dry_run: bool,
     verify: bool,
@@ -153,8 +188,9 @@ def rewrite_command(
     verbose: bool,
     quiet: bool,
 ) -> None:
-    """Cut the large convolutions of MODEL into patches: same interface, same numbers."""
+    """Run MODEL's large layers patch by patch: same interface, same numbers, less memory."""
     check_json_target("--report", report)
+    check_json_target("--plan-out", plan_out)
     if report is not None and report.resolve() == (out or default_output(model)).resolve():
         raise click.UsageError(f"--report {report}: this is the output's own file")
     if measured:
@@ -169,12 +205,17 @@ def rewrite_command(
             model,
             out,
             splits=splits,
+            memory_budget=memory_budget,
+            max_recompute=max_recompute,
             form=form,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=None if plan_in is None else read_plan(read_text("--plan", plan_in)),
             axis=axis,
             min_elements=min_elements,
             include=include,
             exclude=exclude,
-            shapes=dict(shapes),
+            shapes={name: [a if a == b else (a, b) for a, b in each] for name, each in ranges},
             upgrade_opset=upgrade_opset,
             allow_custom_ops=allow_custom_ops,
             share_weights=share_weights,
@@ -191,7 +232,8 @@ def rewrite_command(
     results: Sequence[Result] = ()
     if measured and result.path is not None:
         try:
-            results = measure_models([model, result.path], engine, shapes=dict(shapes), seed=seed)
+            largest = {name: tuple(high for _, high in each) for name, each in ranges}
+            results = measure_models([model, result.path], engine, shapes=largest, seed=seed)
         except KeyboardInterrupt:
             raise Interrupted(f"{result.path} was written; measuring was interrupted") from None
         except EngineError as error:
@@ -199,6 +241,8 @@ def rewrite_command(
         result.report.data["measured"] = measurement_json(results)["results"]
     try:
         _write_report(report, result.report)
+        if plan_out is not None and result.outcome.plan is not None:
+            write_text(plan_out, json.dumps(result.outcome.plan, indent=2) + "\n")
         if not quiet:
             console = stdout_console()
             print_report(result.report, result.outcome, console, all_rows=verbose)
@@ -241,6 +285,7 @@ def patchconv() -> None:
 patchconv.add_command(rewrite_command)
 patchconv.add_command(measure_command)
 patchconv.add_command(build_command)
+patchconv.add_command(triton_command)
 
 
 def _run(command: click.Command) -> int:
@@ -266,6 +311,8 @@ def _run(command: click.Command) -> int:
         return fail(error.format_message(), 2)
     except PatchConvError as error:
         return fail(str(error), error.exit_code)
+    except BudgetError as error:
+        return fail(str(error), 1)
     except RewriterError as error:
         return fail(str(error), 2)
     except (EngineMissing, DeviceMissing, OptionError) as error:

@@ -47,6 +47,33 @@ class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
         return name, sizes
 
 
+class RangesType(click.ParamType[tuple[str, tuple[tuple[int, int], ...]]]):
+    """NAME:1x3x256..4096x512: a size, or the least and the largest, for each dimension."""
+
+    name = "NAME:DIMS"
+
+    def convert(
+        self,
+        value: str | tuple[str, tuple[tuple[int, int], ...]],
+        param: click.Parameter | None,
+        ctx: click.Context | None,
+    ) -> tuple[str, tuple[tuple[int, int], ...]]:
+        """Return (name, least and largest sizes)."""
+        if isinstance(value, tuple):
+            return value
+        name, colon, dims = value.rpartition(":")
+        sizes = []
+        try:
+            for size in dims.lower().split("x"):
+                low, dots, high = size.partition("..")
+                sizes.append((int(low), int(high if dots else low)))
+        except ValueError:
+            sizes = []
+        if not colon or not name or not sizes:
+            self.fail(f"{value!r} is not of the form NAME:1x3x512x512", param, ctx)
+        return name, tuple(sizes)
+
+
 class AxisType(click.ParamType[str | int]):
     """height, width, depth, or a dimension."""
 
@@ -85,6 +112,20 @@ class SizeType(click.ParamType[int]):
         if size < 1:
             self.fail(f"{value!r} is not a size such as 512MiB or 2GiB", param, ctx)
         return size
+
+
+def read_text(option: str, path: Path) -> str:
+    """Return what a file holds.
+
+    Raises:
+        click.UsageError: It cannot be read as text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise click.UsageError(f"{option} {path}: {error.strerror}") from error
+    except UnicodeDecodeError:
+        raise click.UsageError(f"{option} {path}: not a text file") from None
 
 
 def stdout_console() -> Console:

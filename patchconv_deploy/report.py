@@ -17,10 +17,15 @@ from rich.table import Table
 from patchconv_deploy.verification import Verification
 from rewriters.graph import opset_of
 from rewriters.operators import Shape
-from rewriters.rewrite import Options, Outcome
+from rewriters.rewrite import SESSION_OPTIONS, Options, Outcome
+from rewriters.single import SINGLE_FORMS
 
 __all__ = ["Report", "make_report", "print_report"]
 
+_ENGINE_NAMES = {
+    "onnxruntime-tuned": "ONNX Runtime, recommended options",
+    "tensorrt": "TensorRT",
+}
 _SHOWN_REFUSALS = 8
 _SHOWN_SIZES = 5
 # A peak that rises by less is a few rows of halo.
@@ -137,6 +142,10 @@ def make_report(
         "options": {
             "splits": options.splits,
             "form": options.form,
+            "memory_budget_bytes": options.memory_budget,
+            "max_recompute": options.max_recompute,
+            "max_tensor_elements": options.max_tensor_elements,
+            "target": options.target,
             "axis": options.axis,
             "min_elements": options.selection.min_elements,
             "include": list(options.selection.include),
@@ -169,12 +178,30 @@ def make_report(
             "after_at": outcome.after.at,
             "unknown_tensors": outcome.before.unknown,
             "assumed_shapes": {name: list(shape) for name, shape in outcome.assumed.items()},
+            "engine": outcome.engine,
             "kind": "predicted",
         },
+        "recompute": outcome.recompute,
+        "candidates": [dataclasses.asdict(candidate) for candidate in outcome.weighed],
+        "recommended_session_options": _recommended(outcome, options),
         "verification": dataclasses.asdict(verification),
         "warnings": list(warnings),
     }
     return Report(data, warnings)
+
+
+def _recommended(outcome: Outcome, options: Options) -> dict[str, Any] | None:
+    """Return session options for ONNX Runtime, with the predicted peaks with and without them."""
+    if outcome.defaults is None or not options.by_region:
+        return None
+    before, after = outcome.defaults
+    return {
+        **SESSION_OPTIONS,
+        "predicted_peak_bytes": outcome.after.bytes,
+        "predicted_peak_bytes_at_defaults": after,
+        "original_predicted_peak_bytes": outcome.before.bytes,
+        "original_predicted_peak_bytes_at_defaults": before,
+    }
 
 
 def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows: bool) -> None:
@@ -196,10 +223,22 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         _print_largest(outcome, console)
     peak = report.data["peak_activation_bytes"]
     forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
+    work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
     console.print(
-        f"Predicted peak activation: {mebibytes(peak['before'])} -> {mebibytes(peak['after'])} MiB"
-        + (f" (in one form alone: {forms})" if forms else "")
+        f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]}): {mebibytes(peak['before'])} "
+        f"-> {mebibytes(peak['after'])} MiB{work}"
+        + (f" (in one form alone: {forms})" if len(peak["by_form"]) > 1 else ""),
+        highlight=False,
     )
+    _print_candidates(outcome, console)
+    recommended = report.data["recommended_session_options"]
+    if recommended is not None:
+        said = ", ".join(f"{name}={value}" for name, value in SESSION_OPTIONS.items())
+        usual = mebibytes(recommended["predicted_peak_bytes_at_defaults"])
+        console.print(
+            f"Recommended session options (in the model's metadata): {said}; {usual} MiB without",
+            highlight=False,
+        )
     if outcome.rewritten:
         _print_verification(report.verification, console)
 
@@ -209,7 +248,56 @@ def _clean(text: str) -> str:
     return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
+def _print_candidates(outcome: Outcome, console: Console) -> None:
+    """Print what else was weighed, so that the choice is no riddle."""
+    if len(outcome.weighed) < 2:
+        return
+    # Every candidate is in the JSON; here, those that no other beats in both peak and work.
+    best = [
+        each
+        for each in dict.fromkeys(outcome.weighed)
+        if each.taken
+        or not any(
+            other.peak < each.peak and other.recompute <= each.recompute
+            for other in outcome.weighed
+        )
+    ]
+    console.print("Weighed:")
+    for candidate in sorted(best, key=lambda each: (each.recompute, -each.peak)):
+        console.print(
+            f"  {candidate.form} x{candidate.splits}, regions {candidate.regions}: "
+            f"{mebibytes(candidate.peak)} MiB, {candidate.recompute:.2f}x the work"
+            + ("" if candidate.fits else ", above the budget")
+            + (", taken" if candidate.taken else ""),
+            highlight=False,
+        )
+
+
+def _print_regions(outcome: Outcome, console: Console) -> None:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("region", overflow="fold", min_width=10)
+    for name in ("nodes", "recompute"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("first input -> first output", overflow="fold", min_width=10)
+    table.add_column("form x patches", no_wrap=True)
+    for region in outcome.rewritten:
+        table.add_row(
+            _clean(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
+            str(len(region.nodes)),
+            "run time" if region.recompute is None else f"{region.recompute:.2f}x",
+            f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
+            f"{region.form} x{region.splits}",
+        )
+    console.print(table)
+    for region in outcome.rewritten:
+        for note in region.notes:
+            console.print(f"  {_clean(region.nodes[0])}: {note}", highlight=False)
+
+
 def _print_table(outcome: Outcome, console: Console) -> None:
+    if any(region.form not in SINGLE_FORMS for region in outcome.rewritten):
+        _print_regions(outcome, console)
+        return
     table = Table(header_style="bold", box=None, pad_edge=False)
     table.add_column("Conv", overflow="fold", min_width=10)
     table.add_column("input -> output", overflow="fold", min_width=10)
@@ -237,9 +325,10 @@ def _print_table(outcome: Outcome, console: Console) -> None:
 def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> None:
     """Print what was left alone: small Convs as one line, all others by name."""
     small = [refusal for refusal in outcome.refused if refusal.code == "not-large"]
-    shown = [r for r in outcome.refused if r.code != "not-large"]
+    useless = [refusal for refusal in outcome.refused if refusal.code == "no-gain"]
+    shown = [r for r in outcome.refused if r.code not in ("not-large", "no-gain")]
     if all_rows:
-        small, shown = [], list(outcome.refused)
+        small, useless, shown = [], [], list(outcome.refused)
     if not outcome.refused:
         return
     console.print(f"Left alone ({len(outcome.refused)}):")
@@ -251,6 +340,8 @@ def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> No
             f"{largest.reason.removeprefix('not large: ')}",
             highlight=False,
         )
+    if useless:
+        console.print(f"  {len(useless)} Convs: {useless[0].reason}", highlight=False)
     for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
         console.print(f"  {_clean(refusal.node)}: {_clean(refusal.reason)}", highlight=False)
     if not all_rows and len(shown) > _SHOWN_REFUSALS:
@@ -269,7 +360,13 @@ def _print_largest(outcome: Outcome, console: Console) -> None:
             f"{mebibytes(size.bytes)} MiB, {size.elements or '?'} elements",
             highlight=False,
         )
-    if any(refusal.code in ("not-large", "size-unknown") for refusal in outcome.refused):
+    codes = {refusal.code for refusal in outcome.refused}
+    if "no-gain" in codes:
+        console.print(
+            "Cutting regions lowers no peak here. --form batch cuts single Convs, which lowers a "
+            "runtime's workspace alone."
+        )
+    if codes & {"not-large", "size-unknown"}:
         console.print("Cut more with --min-elements N (0: every Conv) or --include NAME.")
 
 

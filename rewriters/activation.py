@@ -16,16 +16,18 @@ tables, in `ENGINES`:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import onnx
+import onnx.helper
 import onnx.numpy_helper
 
 from rewriters.external_data import is_external
-from rewriters.graph import attributes, captured, node_label
-from rewriters.lowering import Lowered, Lowering, Node, Tensors, lower
-from rewriters.memory import Allocator, Peak, Target, peak, timeline
-from rewriters.shapes import Shapes
+from rewriters.graph import attributes, bodies, captured, node_label
+from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
+from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timeline
+from rewriters.operators import Shape
+from rewriters.shapes import Shapes, infer
 
 __all__ = ["ENGINES", "Engine", "Model", "predict", "profile", "read"]
 
@@ -39,6 +41,11 @@ class Engine:
 
     target: Target
     lowering: Lowering
+
+    @property
+    def in_place(self) -> frozenset[str]:
+        """Operators whose result, as a rule, needs no bytes beside those of their first input."""
+        return self.target.views | self.target.overwrites.keys() | self.lowering.activations
 
 
 # Kernels that may write over their first input (ONNX Runtime's MayInplace), and the Convs that add
@@ -78,28 +85,60 @@ ENGINES: Mapping[str, Engine] = {
     "tensorrt": Engine(
         Target(
             "tensorrt",
-            allocator=Allocator.OFFSETS,
             granule=512,
+            views=VIEWS | {"Split"},
+            overwrites=dict.fromkeys(POINTWISE, tuple(range(8))),
             counts_inputs=False,
             counts_outputs=False,
         ),
-        Lowering(),
+        Lowering(compiler=True, workspaces=dict.fromkeys(("Conv", "ConvTranspose"), 8192000)),
     ),
 }
 
 
 @dataclass(frozen=True)
 class Model:
-    """A graph as the arithmetic wants it; read once, asked for any engine."""
+    """A graph as the arithmetic wants it; read once, asked for any engine.
+
+    Attributes:
+        nodes: Its nodes.
+        tensors: Its tensors.
+        inputs: Graph inputs.
+        outputs: Graph outputs.
+        bodies: The bodies of a node, by its position.
+    """
 
     nodes: tuple[Node, ...]
     tensors: Tensors
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
+    bodies: Mapping[int, tuple[Model, ...]] = field(default_factory=dict)
 
     def lowered(self, engine: Engine) -> Lowered:
-        """Return what the engine runs."""
-        return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
+        """Return what the engine runs.
+
+        A node with bodies needs the live bytes of the largest while it runs; a Loop also holds what
+        it scans twice, in pieces and put together. A body reads the weights of the graph around it,
+        for which ONNX Runtime has no blocked layout there.
+        """
+        if not self.bodies:
+            return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
+        inner = Engine(
+            replace(engine.target, allocator=Allocator.SUM, counts_outputs=True),
+            replace(engine.lowering, block=0, packed={}),
+        )
+        nodes = list(self.nodes)
+        for position, found in self.bodies.items():
+            node = nodes[position]
+            held = max(body.peak(inner).bytes for body in found)
+            body = None
+            if node.op_type in ("Loop", "Scan"):
+                held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
+                run = found[0].lowered(inner)
+                made = self.tensors.dims.get(node.makes[-1]) or (1,)
+                body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
+            nodes[position] = replace(node, workspace=held, body=body)
+        return lower(nodes, self.tensors, self.outputs, engine.lowering)
 
     def peak(self, engine: Engine) -> Peak:
         """Return the predicted peak."""
@@ -146,14 +185,25 @@ def profile(graph: onnx.GraphProto, shapes: Shapes, engine: str) -> list[tuple[s
     return read(graph, shapes).profile(ENGINES[engine])
 
 
-def read(graph: onnx.GraphProto, shapes: Shapes) -> Model:
-    """Read a graph for any number of predictions; linear in its nodes."""
+def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
+    """Read a graph for any number of predictions; linear in its nodes.
+
+    Args:
+        graph: The main graph; not changed.
+        shapes: Its tensors, inferred at the sizes in question.
+        opset: Version of the default domain, for the shapes in bodies.
+    """
     weights = {tensor.name for tensor in graph.initializer}
     weights |= {sparse.values.name for sparse in graph.sparse_initializer}
     constants = set(weights)
     values = dict(_values(graph.initializer))
-    nodes = []
+    nodes: list[Node] = []
+    inner: dict[int, tuple[Model, ...]] = {}
+    dims = dict(shapes.dims)
     for node in graph.node:
+        if graphs := tuple(bodies(node)):
+            inner[len(nodes)] = tuple(_read_body(body, node, shapes, opset) for body in graphs)
+            dims.update(_scanned(node, values, dims))
         reads = (*node.input, *captured(node))
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
         if all(name in constants for name in reads if name):
@@ -172,10 +222,32 @@ def read(graph: onnx.GraphProto, shapes: Shapes) -> Model:
     bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
     return Model(
         tuple(nodes),
-        Tensors(shapes.dims, bits, constants, values),
+        Tensors(dims, bits, constants, values),
         tuple(value.name for value in graph.input if value.name not in weights),
         tuple(value.name for value in graph.output),
+        inner,
     )
+
+
+def _read_body(body: onnx.GraphProto, node: onnx.NodeProto, outer: Shapes, opset: int) -> Model:
+    """Read a body, with the tensors it reads of the graph around it as inputs."""
+    model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", opset)])
+    for name in dict.fromkeys(captured(node)):
+        if name in outer.dims:
+            value = onnx.helper.make_tensor_value_info(
+                name, outer.elements.get(name, 0), [size or "" for size in outer.dims[name]]
+            )
+            model.graph.input.append(value)
+    return read(model.graph, infer(model, estimate=True), opset=opset)
+
+
+def _scanned(
+    node: onnx.NodeProto, values: Mapping[str, tuple[float, ...]], dims: Mapping[str, Shape]
+) -> dict[str, Shape]:
+    """Return the shapes of what a Loop scans, which inference leaves open along the iterations."""
+    trips = values.get(node.input[0], ()) if node.op_type == "Loop" else ()
+    scanned = node.output[len(node.input) - 2 :] if trips else ()
+    return {name: (int(trips[0]), *dims[name][1:]) for name in scanned if dims.get(name)}
 
 
 def _values(

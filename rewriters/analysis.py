@@ -9,13 +9,16 @@ from functools import cached_property
 import onnx
 import onnx.version_converter
 
+from rewriters.activation import predict, profile
 from rewriters.constants import Constants
 from rewriters.errors import OptionError
+from rewriters.fragment import Fragment, sorted_by
 from rewriters.graph import Index, captured, check, index, node_label, opset_of
 from rewriters.locality import Facts
 from rewriters.memory import Peak, Step, peak
 from rewriters.regions import candidates
 from rewriters.shapes import Shapes, fix_shapes, infer, nominal_shapes
+from rewriters.work import node_work
 
 __all__ = ["Analysis", "analyse", "upgrade"]
 
@@ -31,6 +34,7 @@ class Analysis:
         steps: The nodes in file order, as the memory model reads them.
         inputs: Inputs of the graph that are no weights.
         bytes: Bytes of every activation, None where unknown.
+        slim: The model without its weights.
     """
 
     facts: Facts
@@ -39,6 +43,7 @@ class Analysis:
     steps: tuple[Step, ...]
     inputs: tuple[str, ...]
     bytes: Mapping[str, int | None]
+    slim: onnx.ModelProto
 
     @property
     def index(self) -> Index:
@@ -50,14 +55,83 @@ class Analysis:
         """Whether sizes had to be assumed."""
         return self.sizing is not self.facts.shapes
 
-    def peak(self, steps: Sequence[Step], more: Mapping[str, int | None]) -> Peak:
-        """Return the predicted peak of an execution order.
+    @cached_property
+    def work(self) -> list[float]:
+        """Multiply-accumulates of each node, by position (`rewriters.work`)."""
+        return [node_work(node, self.sizing) for node in self.facts.graph.node]
+
+    @cached_property
+    def ideal_peak(self) -> Peak:
+        """The most bytes alive over the file's order, inputs and outputs included."""
+        return peak(self.steps, self.bytes, inputs=self.inputs, outputs=self.index.outputs)
+
+    def graph(self, order: Sequence[int | Fragment]) -> tuple[onnx.GraphProto, Shapes]:
+        """Return an arrangement of the graph with its shapes, without its weights.
 
         Args:
-            steps: The nodes.
-            more: Bytes of tensors the model did not have before.
+            order: Nodes by position, and fragments.
         """
-        return peak(steps, {**self.bytes, **more}, inputs=self.inputs, outputs=self.index.outputs)
+        graph = onnx.GraphProto()
+        slim = self.slim.graph
+        graph.input.extend(slim.input)
+        graph.output.extend(slim.output)
+        graph.initializer.extend(slim.initializer)
+        graph.sparse_initializer.extend(slim.sparse_initializer)
+        dims, elements = dict(self.sizing.dims), dict(self.sizing.elements)
+        constants: dict[str, onnx.TensorProto] = {}
+        for item in order:
+            if isinstance(item, Fragment):
+                nodes, used = item.export()
+                graph.node.extend(nodes)
+                constants.update(used)
+                for name, (shape, kind) in item.shapes.items():
+                    dims[name], elements[name] = shape, kind
+            else:
+                graph.node.append(slim.node[item])
+        graph.initializer.extend(constants.values())
+        return graph, Shapes(dims, elements)
+
+    def run(self, engine: str) -> tuple[list[int], dict[int, int]]:
+        """Return the order in which an engine runs the nodes, and what is alive meanwhile.
+
+        Args:
+            engine: A key of `rewriters.activation.ENGINES`.
+
+        Returns:
+            Positions of all nodes in an order they can run in, as the engine's as can be; and by
+            position the bytes alive, for nodes that are not fused into others.
+        """
+        nodes = self.slim.graph.node
+        labels = {node_label(node): at for at, node in enumerate(nodes)}
+        alive: dict[int, int] = {}
+        turn: dict[int, int] = {}
+        for number, (label, size) in enumerate(profile(*self.graph(range(len(nodes))), engine)):
+            at = labels.get(label)
+            if at is None:
+                # A step that an engine adds is called after the tensor it copies.
+                at = self.index.producer.get(label.split(" (")[0])
+            if at is not None:
+                alive[at] = max(alive.get(at, 0), size)
+                turn.setdefault(at, number)
+        makers = self.index.producer
+        before = [
+            {makers[name] for name in step.reads if name in makers} - {at}
+            for at, step in enumerate(self.steps)
+        ]
+        for at in range(len(nodes)):
+            # What is fused runs with the last of what it reads.
+            turn.setdefault(at, max((turn[other] for other in before[at]), default=0))
+        return sorted_by(before, lambda at: (turn[at], at)), alive
+
+    def predict(self, order: Sequence[int | Fragment] | None, engine: str) -> Peak:
+        """Return the predicted peak on an engine (`rewriters.activation`).
+
+        Args:
+            order: An arrangement of the graph, None for the graph as it is.
+            engine: A key of `rewriters.activation.ENGINES`.
+        """
+        nodes = range(len(self.slim.graph.node)) if order is None else order
+        return predict(*self.graph(nodes), engine)
 
 
 def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
@@ -94,7 +168,11 @@ def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
 
 
 def analyse(
-    model: onnx.ModelProto, slim: onnx.ModelProto, *, allow_custom_ops: bool = False
+    model: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    *,
+    allow_custom_ops: bool = False,
+    largest: Mapping[str, Sequence[int]] | None = None,
 ) -> Analysis:
     """Analyse a model, given with its skeleton, which is changed in place."""
     checked = onnx.ModelProto()
@@ -102,7 +180,7 @@ def analyse(
     check(checked, allow_custom_ops=allow_custom_ops)
     found = index(model)
     needed = [model.graph.node[position].input[0] for position in candidates(model.graph)]
-    assumed = nominal_shapes(model)
+    assumed = nominal_shapes(model, given=largest)
     sizing_slim = onnx.ModelProto()
     sizing_slim.CopyFrom(slim)
     facts = infer(slim, needed=needed)
@@ -120,4 +198,4 @@ def analyse(
     activations = [*inputs, *(name for step in steps for name in step.makes)]
     sizes = {name: sizing.bytes(name) for name in activations if name not in found.constants}
     certain = Facts(found, opset_of(model), facts, Constants(slim, found, facts))
-    return Analysis(certain, sizing, assumed, tuple(steps), inputs, sizes)
+    return Analysis(certain, sizing, assumed, tuple(steps), inputs, sizes, slim)

@@ -18,11 +18,13 @@ from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
 from rewriters.search import Limits, Plan, Space, spaces
 
-__all__ = ["Candidates", "Chosen", "candidates_of"]
+__all__ = ["Candidates", "Chosen", "candidates_of", "row_local"]
 
 logger = logging.getLogger(__name__)
 
 _MOST_TRIES = 40
+# Much simpler plans are often a little above the least peak.
+_SLACK = 1.02
 
 
 @dataclass(frozen=True)
@@ -32,10 +34,12 @@ class Chosen:
     Attributes:
         plan: The search's plan: its work and peak as the search counts them.
         regions: The same as regions.
+        order: Name of the order of the nodes it was made for.
     """
 
     plan: Plan
     regions: tuple[RegionPlan, ...]
+    order: str
 
 
 @dataclass(frozen=True)
@@ -61,28 +65,30 @@ class Candidates:
         """The most bytes alive where nothing is cut, as the search counts them."""
         return max(self.spaces[0].plain_peaks, default=0)
 
-    def choose(self, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
-        """Return the plan of least work under a budget, or of least peak where there is none.
+    def choose(self, limits: Limits, labels: Mapping[int, str]) -> list[Chosen]:
+        """Return plans of least work under a budget, or of least peak where there is none.
 
         Args:
             limits: What to keep.
             labels: Names of the nodes.
 
         Returns:
-            The plan, None if the budget cannot be met.
+            The best plan of each order of the nodes, the best of all first; none where the budget
+            cannot be met.
         """
-        best: Chosen | None = None
-        for space in self.spaces:
-            found = self._choose(space, limits, labels)
-            if found is None:
-                continue
-            if best is None or _better(found.plan, best.plan, limits):
-                best = found
-        return best
+        found = [self._choose(space, limits, labels) for space in self.spaces]
+        plans = {chosen.plan.spans: chosen for chosen in found if chosen is not None}
+        return sorted(
+            plans.values(),
+            key=lambda chosen: (
+                chosen.plan.cost if limits.budget < inf else chosen.plan.peak,
+                chosen.plan.cost,
+            ),
+        )
 
     def _choose(self, space: Space, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
         for _ in range(_MOST_TRIES):
-            plan = space.least_peak(limits) if limits.budget == inf else space.plan(limits)
+            plan = space.least_peak(limits, _SLACK) if limits.budget == inf else space.plan(limits)
             if plan is None:
                 return None
             regions = []
@@ -95,7 +101,7 @@ class Candidates:
                 else:
                     regions.append(made)
             if len(regions) == len(plan.stages):
-                return Chosen(plan, tuple(regions))
+                return Chosen(plan, tuple(regions), space.order)
         return None
 
     def _prove(
@@ -116,19 +122,24 @@ class Candidates:
         return found
 
 
-def _better(plan: Plan, than: Plan, limits: Limits) -> bool:
-    """Tell whether a plan is better: less work under a budget, else a notably lower peak."""
-    if limits.budget < inf:
-        return plan.cost < than.cost
-    return plan.peak < 0.95 * than.peak
+def row_local(
+    analysis: Analysis, links: Mapping[int, RowLocal], kept: Collection[int] = ()
+) -> dict[int, RowLocal]:
+    """Return the links of nodes that are neither constant nor to be left as they are."""
+    index = analysis.index
+    return {
+        at: link
+        for at, link in links.items()
+        if at not in kept
+        and not all(name in index.constants for name in index.graph.node[at].output if name)
+    }
 
 
 def candidates_of(
     analysis: Analysis,
     axis_name: str | int,
     kept: frozenset[int],
-    *,
-    count_inputs: bool,
+    engine: str,
 ) -> Candidates:
     """Find everything there is to choose from.
 
@@ -136,7 +147,7 @@ def candidates_of(
         analysis: The model.
         axis_name: "height", "width", "depth" or a dimension of the tensor.
         kept: Positions of nodes that are to be left as they are.
-        count_inputs: Whether the graph's inputs count as memory.
+        engine: A key of `rewriters.activation.ENGINES`.
     """
     facts = analysis.facts
     locality = find_locality(facts, axis_name)
@@ -152,6 +163,6 @@ def candidates_of(
         and at not in constant
         and all(facts.constants.array(name) is not None for name in node.output if name)
     }
-    links = {at: link for at, link in locality.links.items() if at not in kept | constant}
-    found = list(spaces(analysis, links, constant | known, inputs=count_inputs))
+    links = row_local(analysis, locality.links, kept)
+    found = list(spaces(analysis, links, constant | known, engine))
     return Candidates(analysis, links, locality.reasons, found, [])

@@ -34,14 +34,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial, reduce
-from math import prod
 from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rewriters.fragment import Fragment, NameScheme
+from rewriters.fragment import Fragment, Like, NameScheme
 from rewriters.geometry import Extent, core, free_steps, schedule
 from rewriters.operators import ROWS, Shape
 from rewriters.planner import RegionPlan
@@ -142,7 +141,7 @@ class _Number:
         return self.fragment.ints(np.atleast_1d(np.asarray(other, dtype=np.int64)))
 
     def _emit(self, op: str, *inputs: gs.Tensor) -> _Number:
-        suffix = f"bounds/{op}_{len(self.fragment.sizes)}"
+        suffix = f"bounds/{op}_{self.fragment.count}"
         return _Number(self.fragment, self.fragment.add(op, inputs, suffix))
 
     def __add__(self, other: Any) -> _Number:
@@ -274,13 +273,11 @@ class _Tensor:
 
     variable: gs.Variable
     dims: tuple[int | None, ...]
-    bits: int | None
+    kind: int
 
     @property
-    def size(self) -> int | None:
-        if self.bits is None or any(d is None for d in self.dims):
-            return None
-        return (prod(d or 0 for d in self.dims) * self.bits + 7) // 8
+    def like(self) -> Like:
+        return self.dims, self.kind
 
     def resized(self, axis: int, size: int | None) -> _Tensor:
         return replace(self, dims=(*self.dims[:axis], size, *self.dims[axis + 1 :]))
@@ -309,7 +306,7 @@ class _Writer:
         rank = self.region.rank
         if dims is None or (rank and len(dims) != rank):
             dims = (None,) * rank
-        return _Tensor(self.fragment.outer(name), dims, self.shapes.bits(name))
+        return _Tensor(self.fragment.outer(name), dims, self.shapes.elements.get(name, 0))
 
     def _cut(self, x: _Tensor, axis: int, bounds: Span, suffix: str) -> _Tensor:
         """Slice one axis; nothing is emitted where static bounds take all of it."""
@@ -319,11 +316,11 @@ class _Writer:
                 return x
             cut = x.resized(axis, end - begin)
             variable = self.fragment.slice(
-                x.variable, [axis], [begin], [end], suffix, size=cut.size
+                x.variable, [axis], [begin], [end], suffix, like=cut.like
             )
         else:
             cut = x.resized(axis, None)
-            variable = self.fragment.slice(x.variable, [axis], begin, end, suffix, size=cut.size)
+            variable = self.fragment.slice(x.variable, [axis], begin, end, suffix, like=cut.like)
         return replace(cut, variable=variable)
 
     def _windows(self, bound: _Bounds, k: int) -> dict[Edge, _Tensor]:
@@ -333,7 +330,7 @@ class _Writer:
             window = self._cut(self._whole(edge.name), edge.axis, span, suffix)
             if self.targets is not None:
                 stated = self.fragment.reshape(
-                    window.variable, self.targets.window, f"{suffix}/stated", size=window.size
+                    window.variable, self.targets.window, f"{suffix}/stated", like=window.like
                 )
                 window = replace(window, variable=stated)
             windows[edge] = window
@@ -374,7 +371,7 @@ class _Writer:
                 replaced,
                 f"{counts.label(node.op_type)}{suffix}",
                 attributes=link.attributes,
-                sizes=[y.size for _, y in made],
+                likes=[y.like for _, y in made],
             )
             for (name, y), variable in zip(made, variables, strict=True):
                 wanted[name] = replace(y, variable=variable)
@@ -392,7 +389,7 @@ class _Writer:
                 cores[at].append(self._cut(y, edge.axis, bound.cores[at], suffix).variable)
         for at, edge in enumerate(outputs):
             join = partial(self.fragment.concat, cores[at], edge.axis)
-            self._finish(at, partial(join, size=self._whole(edge.name).size))
+            self._finish(at, partial(join, like=self._whole(edge.name).like))
 
     def _finish(self, at: int, join: Callable[..., gs.Variable]) -> None:
         """Join cores to output ``at``; at run time its height is stated behind that."""
@@ -405,7 +402,7 @@ class _Writer:
             "Reshape",
             [join(f"{suffix}/joined"), self.targets.outputs[at]],
             suffix,
-            size=self._whole(edge.name).size,
+            like=self._whole(edge.name).like,
             output=edge.name,
         )
 
@@ -421,7 +418,7 @@ class _Writer:
                 [window[edge].variable for window in windows],
                 0,
                 "stack" if at == 0 else f"stack_{at}",
-                size=stack.size,
+                like=stack.like,
             )
             stacks[edge] = replace(stack, variable=variable)
         if loop:
@@ -441,8 +438,9 @@ class _Writer:
     def _join_stacked(
         self, cores: list[gs.Variable], edge: Edge, suffix: str, *, output: str | None = None
     ) -> gs.Variable:
+        dims, kind = self._whole(edge.name).like
         joined = self.fragment.concat(
-            cores, edge.axis + 1, f"{suffix}/cores", size=self._whole(edge.name).size
+            cores, edge.axis + 1, f"{suffix}/cores", like=((1, *dims), kind)
         )
         return self.fragment.squeeze(joined, 0, suffix, output=output)
 
@@ -458,7 +456,7 @@ class _Writer:
             target = self.fragment.concat(
                 [self.fragment.ints([count, -1]), tail], 0, f"{suffix}/target"
             )
-        variable = self.fragment.reshape(y.variable, target, suffix, size=y.size)
+        variable = self.fragment.reshape(y.variable, target, suffix, like=y.like)
         return replace(y, variable=variable, dims=dims)
 
     def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
@@ -474,7 +472,7 @@ class _Writer:
             one = replace(rows, dims=rows.dims[1:])
             suffix = "window" if at == 0 else f"window_{at}"
             variable = body.add(
-                "Gather", [rows.variable, step], suffix, attrs={"axis": 0}, size=one.size
+                "Gather", [rows.variable, step], suffix, attrs={"axis": 0}, like=one.like
             )
             windows[edge] = replace(one, variable=variable)
         made = self._clones(body, windows, "", 1)
@@ -485,7 +483,7 @@ class _Writer:
             step,
             count,
             [(y.variable, y.dims, kind) for y, kind in zip(made, elements, strict=True)],
-            sizes=[y.size for y in stacked],
+            likes=[y.like for y in stacked],
         )
         return [replace(y, variable=v) for y, v in zip(stacked, variables, strict=True)]
 
@@ -493,15 +491,16 @@ class _Writer:
         """Slice patch ``k`` and its core out of [P, N, C, ...]."""
         begin, end = span
         suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
-        size = None
+        one = stacked.resized(0, 1).resized(axis + 1, None)
         if isinstance(begin, int) and isinstance(end, int):
-            size = stacked.resized(0, 1).resized(axis + 1, end - begin).size
+            one = one.resized(axis + 1, end - begin)
             starts: Any = [k, begin]
             ends: Any = [k + 1, end]
         else:
             starts = self.fragment.concat([self.fragment.ints([k]), begin], 0, f"{suffix}/begin")
             ends = self.fragment.concat([self.fragment.ints([k + 1]), end], 0, f"{suffix}/end")
-        return self.fragment.slice(stacked.variable, [0, axis + 1], starts, ends, suffix, size=size)
+        axes = [0, axis + 1]
+        return self.fragment.slice(stacked.variable, axes, starts, ends, suffix, like=one.like)
 
 
 class _Counter:

@@ -13,19 +13,21 @@ all regions ``patchconv/int64/...``. `NameScheme` picks a tag no name in the mod
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from math import prod
 from typing import Any
 
 import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
+from rewriters.external_data import BITS
 from rewriters.graph import Index, captured
-from rewriters.memory import Step
 
 __all__ = [
     "Fragment",
+    "Like",
     "NameScheme",
     "arrange",
     "fold",
@@ -34,7 +36,8 @@ __all__ = [
     "to_graphsurgeon",
 ]
 
-Dims = Sequence[int | None] | None
+# Shape and element type of a tensor.
+Like = tuple[tuple[int | None, ...], int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,7 @@ class Fragment:
         names: The name scheme.
         covers: Positions of the nodes that it makes the outputs of.
         makes: Tensors of the surrounding graph that it makes.
-        sizes: Bytes of every new tensor, None where unknown; for `rewriters.memory`.
+        shapes: Shape and element type of every new activation; the rest is shape arithmetic.
     """
 
     base: str
@@ -78,17 +81,33 @@ class Fragment:
     names: NameScheme
     covers: tuple[int, ...] = ()
     makes: tuple[str, ...] = ()
-    sizes: dict[str, int | None] = field(default_factory=dict)
+    shapes: dict[str, Like] = field(default_factory=dict)
     _nodes: list[gs.Node] = field(default_factory=list)
     _outer: dict[str, gs.Variable] = field(default_factory=dict)
     _constants: dict[str, gs.Constant] = field(default_factory=dict)
     _originals: dict[int, tuple[onnx.NodeProto, Mapping[str, Any]]] = field(default_factory=dict)
     _bodies: dict[int, tuple[onnx.GraphProto, Fragment]] = field(default_factory=dict)
     _inner: dict[str, onnx.TensorProto] = field(default_factory=dict)
+    _exported: tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]] | None = None
 
     def outer(self, name: str) -> gs.Variable:
         """Return a tensor of the surrounding graph, the same object every time it is asked for."""
         return self._outer.setdefault(name, gs.Variable(name))
+
+    @property
+    def sizes(self) -> dict[str, int | None]:
+        """Bytes of every new activation, None where unknown."""
+        return {
+            name: None
+            if None in dims or kind not in BITS
+            else (prod(size or 0 for size in dims) * BITS[kind] + 7) // 8
+            for name, (dims, kind) in self.shapes.items()
+        }
+
+    @property
+    def count(self) -> int:
+        """Number of nodes so far."""
+        return len(self._nodes)
 
     @property
     def reads(self) -> frozenset[str]:
@@ -114,7 +133,7 @@ class Fragment:
         suffix: str,
         *,
         attrs: Mapping[str, Any] | None = None,
-        size: int | None = 0,
+        like: Like | None = None,
         output: str | None = None,
     ) -> gs.Variable:
         """Add a node of one output.
@@ -124,11 +143,12 @@ class Fragment:
             inputs: Its inputs.
             suffix: Names the node and its output.
             attrs: Its attributes.
-            size: Bytes of the output; 0 for shape arithmetic.
+            like: Shape and element type of the output; None for shape arithmetic.
             output: Name of the output where it is a tensor of the surrounding graph.
         """
         result = gs.Variable(output or self._name(suffix))
-        self.sizes[result.name] = size
+        if like is not None:
+            self.shapes[result.name] = like
         self._nodes.append(
             gs.Node(
                 op=op,
@@ -147,7 +167,7 @@ class Fragment:
         suffix: str,
         *,
         attributes: Mapping[str, Any],
-        sizes: Sequence[int | None],
+        likes: Sequence[Like],
     ) -> list[gs.Variable]:
         """Add a copy of a node, attributes as they are, reading other tensors in some places.
 
@@ -156,7 +176,7 @@ class Fragment:
             replaced: What the copy reads in place of inputs, by index.
             suffix: Names the node and its outputs.
             attributes: Attributes to change; None drops one.
-            sizes: Bytes of each output that has a name.
+            likes: Shape and element type of each output that has a name.
 
         Returns:
             The outputs that have a name.
@@ -173,7 +193,7 @@ class Fragment:
             outputs.append(gs.Variable(suffixed if name else ""))
             if name:
                 made.append(outputs[-1])
-        self.sizes.update(zip((tensor.name for tensor in made), sizes, strict=True))
+        self.shapes.update(zip((tensor.name for tensor in made), likes, strict=True))
         self._nodes.append(
             gs.Node(op=original.op_type, name=self._name(suffix), inputs=inputs, outputs=outputs)
         )
@@ -187,7 +207,7 @@ class Fragment:
         count: int,
         results: Sequence[tuple[gs.Variable, Sequence[int | None], int]],
         *,
-        sizes: Sequence[int | None],
+        likes: Sequence[Like],
     ) -> list[gs.Variable]:
         """Add a Loop of a fixed number of rounds without state.
 
@@ -196,15 +216,18 @@ class Fragment:
             step: What the body reads the number of the round from.
             count: Rounds.
             results: Per output of a round the tensor, its shape and its element type.
-            sizes: Bytes of each stacked output.
+            likes: Shape and element type of each stacked output.
 
         Returns:
             Per result all rounds' tensors, stacked along a new first dimension.
         """
-        nodes, constants = body.export()
+        inner, constants = body.export()
+        nodes = list(inner)
         # A condition that is always true is left out: TensorRT takes none. Before opset 11 a Loop
         # must have a state.
-        kept = [("going", "still_going", onnx.TensorProto.BOOL, [])]
+        kept: list[tuple[str, str, int, list[int]]] = [
+            ("going", "still_going", onnx.TensorProto.BOOL, [])
+        ]
         if self.opset < 11:
             kept.append(("state", "same_state", onnx.TensorProto.INT64, [1]))
         states = [[f"{body.base}/{name}" for name in names] for *names, _, _ in kept]
@@ -239,12 +262,9 @@ class Fragment:
         rounds = gs.Constant(self.names.shared(np.asarray(count)), np.asarray(count, np.int64))
         inputs: list[gs.Tensor] = [rounds, gs.Variable("")]
         outputs = [gs.Variable(self._name(f"loop/{k}")) for k in range(len(results))]
-        for tensor, size in zip(outputs, sizes, strict=True):
-            self.sizes[tensor.name] = self.sizes[f"{tensor.name}/rounds"] = size
-        self.sizes.update(body.sizes)
+        self.shapes.update(zip((tensor.name for tensor in outputs), likes, strict=True))
+        self.shapes.update(body.shapes)
         final = [gs.Variable(self._name(f"loop/{name}")) for _, name, *_ in kept[1:]]
-        for tensor in final:
-            self.sizes[tensor.name] = self.sizes[f"{tensor.name}/rounds"] = 0
         inputs += [self.ints([0]) for _ in final]
         self._nodes.append(
             gs.Node(op="Loop", name=self._name("loop"), inputs=inputs, outputs=[*final, *outputs])
@@ -260,15 +280,15 @@ class Fragment:
         end: Sequence[int] | gs.Variable,
         suffix: str,
         *,
-        size: int | None = 0,
+        like: Like | None = None,
     ) -> gs.Variable:
         """Add a Slice; attributes up to opset 9, inputs from opset 10."""
         if self.opset < 10:
             attrs = {"axes": list(axes), "starts": begin, "ends": end}
-            return self.add("Slice", [x], suffix, attrs=attrs, size=size)
+            return self.add("Slice", [x], suffix, attrs=attrs, like=like)
         begin = begin if isinstance(begin, gs.Variable) else self.ints(begin)
         end = end if isinstance(end, gs.Variable) else self.ints(end)
-        return self.add("Slice", [x, begin, end, self.ints(axes)], suffix, size=size)
+        return self.add("Slice", [x, begin, end, self.ints(axes)], suffix, like=like)
 
     def concat(
         self,
@@ -276,33 +296,35 @@ class Fragment:
         axis: int,
         suffix: str,
         *,
-        size: int | None = 0,
+        like: Like | None = None,
         output: str | None = None,
     ) -> gs.Variable:
         """Add a Concat."""
-        return self.add("Concat", parts, suffix, attrs={"axis": axis}, size=size, output=output)
+        return self.add("Concat", parts, suffix, attrs={"axis": axis}, like=like, output=output)
 
     def reshape(
-        self, x: gs.Variable, shape: gs.Tensor, suffix: str, *, size: int | None = 0
+        self, x: gs.Variable, shape: gs.Tensor, suffix: str, *, like: Like | None = None
     ) -> gs.Variable:
         """Add a Reshape."""
-        return self.add("Reshape", [x, shape], suffix, size=size)
+        return self.add("Reshape", [x, shape], suffix, like=like)
 
     def squeeze(
         self, x: gs.Variable, axis: int, suffix: str, *, output: str | None = None
     ) -> gs.Variable:
         """Add a Squeeze of one axis; attribute up to opset 12, input from opset 13."""
-        size = self.sizes[x.name]
+        like = self.shapes.get(x.name)
+        if like is not None:
+            dims, kind = like
+            like = (*dims[:axis], *dims[axis + 1 :]), kind
         if self.opset < 13:
             return self.add(
-                "Squeeze", [x], suffix, attrs={"axes": [axis]}, size=size, output=output
+                "Squeeze", [x], suffix, attrs={"axes": [axis]}, like=like, output=output
             )
-        return self.add("Squeeze", [x, self.ints([axis])], suffix, size=size, output=output)
+        return self.add("Squeeze", [x, self.ints([axis])], suffix, like=like, output=output)
 
     def split(self, x: gs.Variable, count: int, suffix: str) -> list[gs.Variable]:
         """Add a Split of a vector of ``count`` integers into vectors of one."""
         results = [gs.Variable(self._name(f"{suffix}_{k}")) for k in range(count)]
-        self.sizes.update((result.name, 0) for result in results)
         attrs: dict[str, Any] = {"axis": 0}
         if self.opset >= 18:
             attrs["num_outputs"] = count
@@ -311,27 +333,13 @@ class Fragment:
         )
         return results
 
-    def steps(self) -> list[Step]:
-        """Return the nodes as steps of an execution order.
+    def export(self) -> tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]]:
+        """Return the nodes in order, and the constants they read by name; the fragment is whole."""
+        if self._exported is None:
+            self._exported = self._export()
+        return self._exported
 
-        A Loop stands for one round of its body; what all rounds made is kept until it is stacked.
-        """
-        steps = []
-        for position, node in enumerate(self._nodes):
-            makes = tuple(tensor.name for tensor in node.outputs)
-            reads = tuple(tensor.name for tensor in node.inputs)
-            if position in self._bodies:
-                graph, body = self._bodies[position]
-                steps += body.steps()
-                results = tuple(value.name for value in graph.output)
-                rounds = tuple(f"{name}/rounds" for name in makes)
-                steps.append(Step(f"{node.name}/rounds", node.op, results, rounds))
-                reads += rounds
-            steps.append(Step(node.name, node.op, reads, makes))
-        return steps
-
-    def export(self) -> tuple[list[onnx.NodeProto], dict[str, onnx.TensorProto]]:
-        """Return the nodes in order, and the constants they read by name."""
+    def _export(self) -> tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]]:
         model = gs.export_onnx(
             gs.Graph(nodes=self._nodes, opset=self.opset, name=self.base), do_type_check=False
         )
@@ -369,7 +377,9 @@ def fold(position: int, node: onnx.NodeProto, value: Any, like: Fragment) -> Fra
     return made
 
 
-def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragment] | None:
+def arrange(
+    index: Index, fragments: Mapping[int, Fragment], turns: Sequence[int] | None = None
+) -> list[int | Fragment] | None:
     """Return the graph's nodes, by position, with fragments in place of what they make.
 
     Nodes that only served what a fragment makes now are left out. The order is the graph's own,
@@ -378,6 +388,9 @@ def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragm
     Args:
         index: The graph.
         fragments: Per position the fragment that stands there.
+        turns: Per position when the node is wanted to run. ONNX Runtime walks from the results to
+            what they need, and of two operands makes the one that stands later in the file first:
+            so what runs late stands early.
 
     Returns:
         The new order, None if the fragments depend on each other in a circle.
@@ -399,11 +412,13 @@ def arrange(index: Index, fragments: Mapping[int, Fragment]) -> list[int | Fragm
             items[position, 0] = position
         if position in fragments:
             items[position, 1] = fragments[position]
-    return _sorted(index, items)
+    return _sorted(index, items, turns)
 
 
 def _sorted(
-    index: Index, items: Mapping[tuple[int, int], int | Fragment]
+    index: Index,
+    items: Mapping[tuple[int, int], int | Fragment],
+    turns: Sequence[int] | None,
 ) -> list[int | Fragment] | None:
     """Sort topologically, as close to the order of the keys as can be."""
 
@@ -413,25 +428,45 @@ def _sorted(
         node = index.graph.node[item]
         return (*node.input, *captured(node)), node.output
 
-    maker = {name: key for key, item in items.items() for name in ends(item)[1] if name}
-    waiting: dict[tuple[int, int], int] = {}
-    after: dict[tuple[int, int], list[tuple[int, int]]] = {}
-    for key, item in items.items():
-        before = {maker[name] for name in ends(item)[0] if name in maker} - {key}
-        waiting[key] = len(before)
-        for other in before:
-            after.setdefault(other, []).append(key)
-    ready = [key for key, count in waiting.items() if count == 0]
+    keys = list(items)
+    maker = {name: at for at, key in enumerate(keys) for name in ends(items[key])[1] if name}
+    before = [
+        {maker[name] for name in ends(items[key])[0] if name in maker} - {at}
+        for at, key in enumerate(keys)
+    ]
+    if turns is None:
+        order = sorted_by(before, lambda at: keys[at])
+    else:
+        order = sorted_by(before, lambda at: (-turns[keys[at][0]], -keys[at][1]))
+    return [items[keys[at]] for at in order] if len(order) == len(items) else None
+
+
+def sorted_by(before: Sequence[Collection[int]], key: Callable[[int], Any]) -> list[int]:
+    """Sort numbers topologically, as close to the order of their keys as can be.
+
+    Args:
+        before: Per number those that have to come before it.
+        key: What to sort by.
+
+    Returns:
+        The numbers in order; without those in a circle or behind one.
+    """
+    waiting = [len(others) for others in before]
+    after: dict[int, list[int]] = {}
+    for at, others in enumerate(before):
+        for other in others:
+            after.setdefault(other, []).append(at)
+    ready = [(key(at), at) for at, count in enumerate(waiting) if count == 0]
     heapq.heapify(ready)
     order = []
     while ready:
-        key = heapq.heappop(ready)
-        order.append(items[key])
-        for other in after.get(key, ()):
+        _, at = heapq.heappop(ready)
+        order.append(at)
+        for other in after.get(at, ()):
             waiting[other] -= 1
             if not waiting[other]:
-                heapq.heappush(ready, other)
-    return order if len(order) == len(items) else None
+                heapq.heappush(ready, (key(other), other))
+    return order
 
 
 def splice(model: onnx.ModelProto, order: Sequence[int | Fragment]) -> None:

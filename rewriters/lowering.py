@@ -19,14 +19,15 @@ version 1.32; measured operator by operator (``tools/calibrate_memory.py``).
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from math import prod
 from typing import Any
 
-from rewriters.memory import Step, execution_order
+from rewriters.memory import VIEWS, Body, Step, execution_order
 from rewriters.operators import Record, Shape, read_convolution
 
-__all__ = ["Lowered", "Lowering", "Node", "Tensors", "lower"]
+__all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "lower"]
 
 # Where a kernel expands windows segment by segment: bytes, for two threads.
 _SEGMENT = 2 * 64 << 10
@@ -43,6 +44,7 @@ class Node:
         makes: Outputs by position, "" for one left out.
         attributes: Numbers, strings and tuples.
         workspace: Bytes it needs while it runs, if known beforehand.
+        body: What a Loop runs, lowered.
     """
 
     label: str
@@ -51,6 +53,7 @@ class Node:
     makes: tuple[str, ...]
     attributes: Mapping[str, Any] = field(default_factory=dict)
     workspace: int = 0
+    body: Body | None = None
 
 
 @dataclass(frozen=True)
@@ -85,11 +88,17 @@ class Lowering:
         activations: Operators that run inside the Conv before them.
         block: Channels of a block of the blocked layout; 0 if there is none.
         packed: Operators whose constant operand of that position is packed anew and held.
+        compiler: Pointwise operators run inside what reads them, all Slices of a tensor run at
+            once, and the inputs of a Concat are made where it wants them.
+        workspaces: Bytes per operator that a kernel takes; given, they replace the formulas of
+            ONNX Runtime's kernels.
     """
 
     activations: frozenset[str] = frozenset()
     block: int = 0
     packed: Mapping[str, int] = field(default_factory=dict)
+    compiler: bool = False
+    workspaces: Mapping[str, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -122,8 +131,17 @@ def lower(
     """
     graph = _Graph(nodes, tensors, outputs)
     graph.drop()
+    if lowering.compiler:
+        graph.fold_into_convolutions()
+        graph.inline_pointwise()
+        graph.slice_pieces()
+        graph.slice_at_once()
+        graph.make_in_place()
+        return graph.lowered(lowering)
     graph.spell_out()
+    graph.split_at_once()
     graph.fold_into_convolutions()
+    graph.fold_into_products()
     graph.fuse_gates()
     graph.fuse_activations(lowering.activations)
     if lowering.block:
@@ -131,6 +149,15 @@ def lower(
     return graph.lowered(lowering)
 
 
+# Operators that compute each element from the elements at its place.
+POINTWISE = frozenset(
+    {"Relu", "LeakyRelu", "Elu", "Selu", "Celu", "PRelu", "ThresholdedRelu", "Clip", "Gelu", "Mish"}
+    | {"Sigmoid", "HardSigmoid", "HardSwish", "Tanh", "Softplus", "Softsign", "Erf", "Sqrt", "Exp"}
+    | {"Add", "Sub", "Mul", "Div", "Pow", "Max", "Min", "Sum", "Neg", "Abs", "Log", "Reciprocal"}
+    | {"Floor", "Ceil", "Round", "Sign", "Where", "Cast", "BatchNormalization", "Identity"}
+)
+# Operators that put elements elsewhere.
+_MOVES = frozenset({"DepthToSpace", "SpaceToDepth", "Transpose"})
 _CONV_LIKE = ("Conv", "FusedConv")
 _NCHWC = "nchwc:"
 # Results that are known when shapes are: no run time tensor of any size.
@@ -239,9 +266,8 @@ class _Graph:
         """Drop nodes that no engine runs; a result that is a graph output stays."""
         for position, node in list(self._present()):
             made = node.makes[0] if node.makes else ""
-            if node.op_type in _SHAPES or all(
-                name in self._constants for name in node.makes if name
-            ):
+            needed = [name for name in node.reads if name]
+            if node.op_type in _SHAPES or all(name in self._constants for name in needed):
                 self._constants.update(node.makes)
                 self._nodes[position] = None
             elif made not in self._outputs and self._is_copy(node):
@@ -296,6 +322,55 @@ class _Graph:
         if other in self._bits:
             self._bits[name] = self._bits[other]
 
+    def split_at_once(self) -> None:
+        """Replace Slices that take a tensor apart by one Split, which makes all parts at once."""
+        for name in list(self._users):
+            parts = self._parts(name)
+            if parts:
+                makes = tuple(node.makes[0] for _, node in parts)
+                for position, _ in parts:
+                    self._remove(position)
+                self._append(Node(parts[0][1].label, "Split", (name,), makes))
+
+    def _parts(self, name: str) -> list[tuple[int, Node]]:
+        """Return the Slices of a tensor if together they are it, one behind the other."""
+        slices = self._slices(name)
+        cuts = [(cut, n, node) for n, node in slices if (cut := self._cut(n)) is not None]
+        dims = self._dims.get(name)
+        if len(cuts) < 2 or len(cuts) < len(slices) or dims is None:
+            return []
+        cuts.sort(key=lambda item: item[:2])
+        axis, reached = cuts[0][0][0], 0
+        for cut, _, _ in cuts:
+            if cut[:2] != (axis, reached):
+                return []
+            reached = cut[2]
+        return [(n, node) for _, n, node in cuts] if reached == dims[axis] else []
+
+    def _slices(self, name: str) -> list[tuple[int, Node]]:
+        """Return the Slices of a tensor, by position."""
+        if name in self._constants:
+            return []
+        found = ((n, self._nodes[n]) for n in self._users.get(name, ()))
+        return [(n, node) for n, node in found if node is not None and node.op_type == "Slice"]
+
+    def _cut(self, position: int) -> tuple[int, int, int] | None:
+        """Return (axis, begin, end) of a Slice along one axis, None of any other node."""
+        node = self._nodes[position]
+        if node is None or node.op_type != "Slice" or len(node.reads) < 3:
+            return None
+        dims = self._dims.get(node.reads[0])
+        values = [self._value(name) for name in node.reads[1:]]
+        if dims is None or any(len(value) != 1 for value in values):
+            return None
+        begin, end = (int(value[0]) for value in values[:2])
+        axis = int(values[2][0]) if len(values) > 2 else 0
+        size = dims[axis] if -len(dims) <= axis < len(dims) else None
+        if size is None or (len(values) > 3 and values[3] != (1.0,)):
+            return None
+        begin, end = (min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
+        return axis % len(dims), begin, end
+
     def fold_into_convolutions(self) -> None:
         """Fold what is a change of weights, and zero padding."""
         for position, node in list(self._present()):
@@ -339,6 +414,75 @@ class _Graph:
 
     def _value(self, name: str) -> tuple[float, ...]:
         return self._tensors.values.get(name, ())
+
+    def fold_into_products(self) -> None:
+        """Fold bias, constant factors and transposes into the MatMul beside them."""
+        for position in self._in_order():
+            node = self._nodes[position]
+            if node is None or node.op_type != "MatMul":
+                continue
+            user = self._single_user(node.makes[0])
+            if node.reads[1] in self._constants:
+                if user is not None and user[1].op_type == "Add" and self._is_bias(user[1], node):
+                    self._make_gemm(position, node, user)
+                continue
+            reads = tuple(self._unscaled(name) for name in node.reads)
+            if reads != node.reads:
+                self._remove(position)
+                self._append(_with(node, op_type="FusedMatMul", reads=reads))
+        for position, node in list(self._present()):
+            if node.op_type == "Transpose" and node.attributes.get("perm") == (0, 2, 1):
+                self._unflatten(position, node)
+
+    def _unflatten(self, position: int, node: Node) -> None:
+        """Move the Reshape behind (N, HW, C) -> (N, C, HW) before it, as attention ends."""
+        user = self._single_user(node.makes[0])
+        if user is not None and user[1].op_type == "Reshape":
+            self._remove(user[0])
+            self._put(position, _with(node, makes=user[1].makes))
+
+    def _make_gemm(self, position: int, node: Node, bias: tuple[int, Node]) -> None:
+        """Replace MatMul and bias, and a view behind them, which the engine makes anew."""
+        self._remove(position)
+        self._remove(bias[0])
+        self._append(Node(node.label, "Gemm", node.reads, bias[1].makes))
+        view = self._single_user(bias[1].makes[0])
+        if view is not None and view[1].op_type in VIEWS:
+            self._remove(view[0])
+            self._append(view[1])
+
+    def _in_order(self) -> list[int]:
+        """Return positions in the order the engine would run the graph as it stands."""
+        steps = [Step(str(n), node.op_type, node.reads, node.makes) for n, node in self._present()]
+        return [int(step.label) for step in execution_order(steps, depth_first=True)]
+
+    def _is_bias(self, node: Node, product: Node) -> bool:
+        others = [name for name in node.reads if name != product.makes[0]]
+        return (
+            len(others) == 1
+            and others[0] in self._constants
+            and len(self._dims.get(others[0]) or ()) == 1
+        )
+
+    def _unscaled(self, name: str) -> str:
+        """Return what a product reads where constant factors and transposes before it are folded.
+
+        The nodes in between are removed.
+        """
+        gone = []
+        while self._uses(name) == 1 and (found := self._producer(name)) is not None:
+            position, node = found
+            if node.op_type in ("Mul", "Div"):
+                others = [read for read in node.reads if read in self._constants]
+                if len(others) != 1 or prod(s or 0 for s in self._dims.get(others[0]) or ()) != 1:
+                    break
+            elif node.op_type != "Transpose" or not _swaps_last(node.attributes.get("perm", ())):
+                break
+            gone.append(position)
+            name = next(read for read in node.reads if read not in self._constants)
+        for position in gone:
+            self._remove(position)
+        return name
 
     def fuse_gates(self) -> None:
         """Fuse x * Sigmoid(x) and the spelled out Gelu into one node."""
@@ -411,6 +555,135 @@ class _Graph:
                 return position, last
         return None
 
+    # --- what a compiler does ---------------------------------------------------------------------
+
+    def inline_pointwise(self) -> None:
+        """Run pointwise operators, and moves, inside the pointwise operators that read them."""
+        for position, node in list(self._present()):
+            if not self._is_cheap(node) or node.makes[0] in self._outputs:
+                continue
+            made, node = node.makes[0], self._nodes[position] or node
+            users = [self._nodes[user] for user in self._users.get(made, ())]
+            if not users or any(user is None or user.op_type not in POINTWISE for user in users):
+                continue
+            for user in set(self._users[made]):
+                reader = self._nodes[user]
+                assert reader is not None
+                kept = [name for name in reader.reads if name != made]
+                reads = tuple(dict.fromkeys((*kept, *node.reads)))
+                self._put(user, _with(reader, reads=reads))
+            self._remove(position)
+
+    def _is_cheap(self, node: Node) -> bool:
+        """Tell whether a node can be done element by element in what reads it."""
+        if node.op_type in ("Resize", "Upsample"):
+            return bool(node.attributes.get("mode", "nearest") == "nearest")
+        return node.op_type in POINTWISE or node.op_type in _MOVES
+
+    def slice_pieces(self) -> None:
+        """Let Slices of a Concat read the pieces they need, so that the whole is never made."""
+        for position, node in list(self._present()):
+            axis, made = node.attributes.get("axis"), node.makes[0]
+            sizes = [(self._dims.get(name) or ())[axis : axis + 1] for name in node.reads if axis]
+            if (
+                node.op_type != "Concat"
+                or made in self._outputs
+                or any(s in ((), (None,)) for s in sizes)
+            ):
+                continue
+            whole = self._behind_pointwise(made)
+            cuts = [(n, self._cut(n)) for n in self._users.get(whole, ())]
+            if not cuts or any(cut is None or cut[0] != axis for _, cut in cuts):
+                continue
+            if any(self._is_read_by_concat(user) for user, _ in cuts):
+                continue
+            ends = list(accumulate(size[0] or 0 for size in sizes))
+            for user, cut in cuts:
+                reader = self._nodes[user]
+                assert reader is not None
+                assert cut is not None
+                begin, end = cut[1:]
+                reads = tuple(
+                    name
+                    for name, size, stop in zip(node.reads, sizes, ends, strict=True)
+                    if begin < stop and stop - (size[0] or 0) < end
+                )
+                self._put(user, _with(reader, op_type="Window", reads=reads))
+            if whole != made:
+                self._remove(self._maker[whole])
+            self._remove(position)
+
+    def _is_read_by_concat(self, position: int) -> bool:
+        node = self._nodes[position]
+        user = None if node is None else self._single_user(node.makes[0])
+        return user is not None and user[1].op_type == "Concat"
+
+    def _behind_pointwise(self, name: str) -> str:
+        """Return what the one pointwise reader of a tensor makes of it, or the tensor."""
+        user = self._single_user(name)
+        if user is None or user[1].op_type not in POINTWISE:
+            return name
+        others = [read for read in user[1].reads if read and read not in self._constants]
+        return (
+            user[1].makes[0] if others == [name] and user[1].makes[0] not in self._outputs else name
+        )
+
+    def slice_at_once(self) -> None:
+        """Run all Slices of a tensor where the first one stands; parts that tile it are views."""
+        for name in list(self._users):
+            slices = self._slices(name)
+            if len(slices) < 2:
+                continue
+            op_type = "Split" if self._parts(name) else "Slices"
+            for position, _ in slices:
+                self._remove(position)
+            makes = tuple(made for _, node in slices for made in node.makes)
+            first, node = slices[0]
+            self._put(first, Node(node.label, op_type, (name,), makes))
+
+    def make_in_place(self) -> None:
+        """Let the inputs of a Concat be made inside its result, if each is in that Concat alone."""
+        concats: dict[str, int] = {}
+        for _, node in self._present():
+            if node.op_type == "Concat":
+                for name in node.reads:
+                    concats[name] = concats.get(name, 0) + 1
+        for position, node in list(self._present()):
+            made = node.makes[0]
+            if node.op_type != "Concat":
+                continue
+            makers = [self._maker.get(name) for name in node.reads]
+            if any(concats[name] > 1 or name in self._outputs for name in node.reads):
+                continue
+            if any(maker is None or not self._makes_one(maker) for maker in makers):
+                continue
+            self._remove(position)
+            if made in self._outputs:
+                # It is put together in the compiler's layout first.
+                whole = f"{made}/whole"
+                self._like(whole, made)
+                self._put(position, _with(node, reads=(whole,)))
+                made = whole
+            first = min(maker for maker in makers if maker is not None)
+            for name, maker in zip(node.reads, makers, strict=True):
+                assert maker is not None
+                source = self._nodes[maker]
+                assert source is not None
+                # The first one's step makes the whole; the others write into it.
+                if maker == first:
+                    self._put(maker, _with(source, makes=(made,)))
+                else:
+                    self._put(maker, _with(source, reads=(*source.reads, made), makes=()))
+                for user in set(self._users.get(name, ())):
+                    reader = self._nodes[user]
+                    assert reader is not None
+                    reads = tuple(made if read == name else read for read in reader.reads)
+                    self._put(user, _with(reader, reads=reads))
+
+    def _makes_one(self, position: int) -> bool:
+        node = self._nodes[position]
+        return node is not None and len(node.makes) == 1 and node.op_type not in VIEWS
+
     # --- the blocked layout -----------------------------------------------------------------------
 
     def lay_out_in_blocks(self, block: int) -> None:
@@ -418,9 +691,7 @@ class _Graph:
         self._block = block
         self._blocked: dict[str, _Blocked] = {}
         self._reordered: dict[str, str] = {}
-        steps = [Step(str(n), node.op_type, node.reads, node.makes) for n, node in self._present()]
-        for step in execution_order(steps, depth_first=True):
-            position = int(step.label)
+        for position in self._in_order():
             node = self._nodes[position]
             if node is not None:
                 self._to_blocks(position, node)
@@ -623,9 +894,12 @@ class _Graph:
         packed = set()
         known = Tensors(self._dims, self._bits, self._constants, {})
         for _, node in self._present():
-            workspace = node.workspace or self._workspace(node)
+            if lowering.workspaces is None:
+                workspace = node.workspace or self._workspace(node)
+            else:
+                workspace = node.workspace + lowering.workspaces.get(node.op_type, 0)
             makes = tuple(name for name in node.makes if name)
-            steps.append(Step(node.label, node.op_type, node.reads, makes, workspace))
+            steps.append(Step(node.label, node.op_type, node.reads, makes, workspace, node.body))
             for name in (*node.reads, *makes):
                 if name and name not in self._constants and name not in sizes:
                     sizes[name] = known.bytes(name)
@@ -682,13 +956,12 @@ _SPELLED: Mapping[str, tuple[str, ...]] = {
 }
 
 
+def _swaps_last(perm: Sequence[int]) -> bool:
+    """Tell whether a permutation exchanges the last two axes alone."""
+    rank = len(perm)
+    return rank > 1 and list(perm) == [*range(rank - 2), rank - 1, rank - 2]
+
+
 def _with(node: Node, **changes: Any) -> Node:
     """Return a node with some fields replaced."""
-    return Node(
-        changes.get("label", node.label),
-        changes.get("op_type", node.op_type),
-        changes.get("reads", node.reads),
-        changes.get("makes", node.makes),
-        changes.get("attributes", node.attributes),
-        changes.get("workspace", node.workspace),
-    )
+    return replace(node, **changes)

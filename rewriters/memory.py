@@ -3,8 +3,8 @@
     order      the sequence in which the engine runs the steps
     buffers    which tensors share bytes: views, results written over a dying input, and, where the
                engine plans it, a freed buffer taken by a tensor of the same shape
-    allocator  what those buffers cost: their plain sum, an arena whose regions double, or one block
-               with an offset for each
+    allocator  what those buffers cost: their plain sum, or whole chunks of an arena whose regions
+               double, some of them in one block with an offset for each
 
 What differs between engines is data: a `Target`. Steps are those the engine runs: what its
 optimisers fuse, fold and insert is applied before (`rewriters.lowering`). A tensor lives from the
@@ -23,11 +23,13 @@ from collections import Counter
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from functools import cached_property
 
 __all__ = [
     "IDEAL",
     "VIEWS",
     "Allocator",
+    "Body",
     "Peak",
     "Step",
     "Target",
@@ -44,6 +46,25 @@ _NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
+class Body:
+    """What a step runs inside, over and over; its outputs are held until the step ends.
+
+    Attributes:
+        steps: Its steps.
+        sizes: Bytes of its activations.
+        shapes: As for `peak`.
+        outputs: Its outputs.
+        trips: How often it runs.
+    """
+
+    steps: tuple[Step, ...]
+    sizes: Mapping[str, int | None]
+    shapes: Mapping[str, Hashable]
+    outputs: tuple[str, ...]
+    trips: int
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One node of an execution order: the tensors it reads and makes.
 
@@ -53,6 +74,7 @@ class Step:
         reads: Tensors it reads.
         makes: Tensors it makes.
         workspace: Bytes it needs while it runs, beside what it reads and makes.
+        body: What it runs inside, for an allocator to which the workspace is not one piece.
     """
 
     label: str
@@ -60,6 +82,7 @@ class Step:
     reads: tuple[str, ...]
     makes: tuple[str, ...]
     workspace: int = 0
+    body: Body | None = None
 
 
 class Allocator(Enum):
@@ -67,7 +90,6 @@ class Allocator(Enum):
 
     SUM = "sum"
     ARENA = "arena"
-    OFFSETS = "offsets"
 
 
 @dataclass(frozen=True)
@@ -78,7 +100,7 @@ class Target:
         name: What people call it.
         depth_first: The order is a walk from the results to what they need, the newest step
             first; otherwise the steps run as they stand.
-        views: Operators whose first output is their first input's bytes.
+        views: Operators whose outputs are their first input's bytes.
         overwrites: Per operator, positions of inputs whose bytes its first output takes over where
             the input dies there and has the output's shape.
         reuse: A freed buffer is taken by a later tensor of the same shape, and lives on until that
@@ -149,8 +171,6 @@ def peak(
     figure = live
     if target.allocator is Allocator.ARENA:
         figure = run.arena_peak()
-    elif target.allocator is Allocator.OFFSETS:
-        figure = run.block(workspaces=True)
     return Peak(figure + resident, at, run.unknown, alive)
 
 
@@ -247,9 +267,7 @@ class _Run:
                 if name not in sizes or name in known:
                     continue
                 known.add(name)
-                taken = None
-                if position == 0:
-                    taken = self._over(step, name, owner, held)
+                taken = self._over(step, position, name, owner, held)
                 if taken is None and target.reuse and name not in self._outputs and sizes[name]:
                     candidates = free.get(self._shape(name))
                     taken = candidates.pop() if candidates else None
@@ -278,9 +296,14 @@ class _Run:
                 self._ends[number].append(name)
 
     def _over(
-        self, step: Step, name: str, owner: Mapping[str, str], held: Mapping[str, int]
+        self,
+        step: Step,
+        number: int,
+        name: str,
+        owner: Mapping[str, str],
+        held: Mapping[str, int],
     ) -> str | None:
-        """Return the buffer that a step's first result shares with an input, None if there is none.
+        """Return the buffer that a step's result shares with an input, None if there is none.
 
         An engine that hands outputs to the caller copies where an output is a view.
         """
@@ -289,6 +312,8 @@ class _Run:
             return None
         if step.op_type in target.views and step.reads and step.reads[0] in sizes:
             return owner.get(step.reads[0], step.reads[0])
+        if number:
+            return None
         for position in target.overwrites.get(step.op_type, ()):
             if position < len(step.reads) and step.reads[position] in sizes:
                 read = step.reads[position]
@@ -333,12 +358,8 @@ class _Run:
         label = self.steps[where].label if where >= 0 else ""
         return best, label, tuple(item for item in named if item[1])
 
-    def block(self, *, workspaces: bool = False) -> int:
-        """Return the size of one block that holds all buffers but outputs, best fit first.
-
-        Args:
-            workspaces: Workspaces are in the block too.
-        """
+    def block(self) -> int:
+        """Return the size of one block that holds all buffers but outputs, best fit first."""
         placed: list[tuple[int, int, str]] = []
         where: dict[str, tuple[int, int, str]] = {}
         top = 0
@@ -351,7 +372,8 @@ class _Run:
                 if gap >= size and (waste < 0 or gap - size < waste):
                     best, waste = cursor, gap - size
                 cursor = max(cursor, end)
-            if best < 0:
+            gap = top - cursor
+            if best < 0 or (gap >= size and gap - size < waste):
                 best = cursor
             where[name] = (best, best + size, name)
             insort(placed, where[name])
@@ -362,13 +384,10 @@ class _Run:
             if entry is not None:
                 del placed[bisect_left(placed, entry)]
 
-        for number, (begins, ends) in enumerate(zip(self._begins, self._ends, strict=True)):
+        for begins, ends in zip(self._begins, self._ends, strict=True):
             for name in begins:
                 if name not in self._outputs and self._size(name):
                     place(name, self._size(name))
-            if workspaces and self.steps[number].workspace:
-                place("", self.steps[number].workspace)
-                take("")
             for name in ends:
                 take(name)
         return top
@@ -376,34 +395,61 @@ class _Run:
     def arena_peak(self) -> int:
         """Return the most an arena has in use over two runs."""
         arena = _Arena()
-        self._run_in(arena, set())
-        block = 0
-        if self._target.pattern:
-            block = self.block()
-        if block:
-            arena.take("", block)
-            self._run_in(arena, {n for begins in self._begins for n in begins} - self._outputs)
-        else:
-            self._run_in(arena, set())
+        self._run_in(arena, frozenset())
+        self._run_again(arena)
         return arena.peak
 
-    def _run_in(self, arena: _Arena, elsewhere: Collection[str]) -> None:
-        """Run once; tensors ``elsewhere`` are not the arena's."""
-        held = set()
+    @cached_property
+    def _in_block(self) -> frozenset[str]:
+        return frozenset(name for begins in self._begins for name in begins) - self._outputs
+
+    def _run_again(self, arena: _Arena, *, keep: bool = False) -> list[Hashable]:
+        """Run once more; the block is there now, if the target has one."""
+        block = self.block() if self._target.pattern else 0
+        if not block:
+            return self._run_in(arena, frozenset(), keep=keep)
+        name = object()
+        arena.take(name, block)
+        kept = self._run_in(arena, self._in_block, keep=keep)
+        arena.give(name)
+        return kept
+
+    def _run_in(
+        self, arena: _Arena, elsewhere: Collection[str], *, keep: bool = False
+    ) -> list[Hashable]:
+        """Run once; tensors ``elsewhere`` are not the arena's.
+
+        Returns:
+            What is still taken: the outputs, if they are to be kept.
+        """
+        held: dict[str, Hashable] = {}
         for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
+            pieces = self._iterate(arena, step.body) if step.body is not None else []
             for name in begins:
                 if name not in elsewhere and self._size(name):
-                    arena.take(name, self._size(name))
-                    held.add(name)
-            if step.workspace:
-                arena.take("workspace of the step", step.workspace)
-                arena.give("workspace of the step")
+                    held[name] = object()
+                    arena.take(held[name], self._size(name))
+            for piece in pieces:
+                arena.give(piece)
+            if step.workspace and step.body is None:
+                scratch = object()
+                arena.take(scratch, step.workspace)
+                arena.give(scratch)
             for name in ends:
                 if name in held:
-                    arena.give(name)
-                    held.discard(name)
-        for name in held:
-            arena.give(name)
+                    arena.give(held.pop(name))
+        kept = [held.pop(name) for name in self._outputs if name in held] if keep else []
+        for chunk in held.values():
+            arena.give(chunk)
+        return kept
+
+    def _iterate(self, arena: _Arena, body: Body) -> list[Hashable]:
+        """Run a body as often as it runs; return its outputs, which are taken still."""
+        run = _Run(body.steps, body.sizes, (), body.outputs, self._target, body.shapes)
+        pieces = run._run_in(arena, frozenset(), keep=True)
+        for _ in range(1, body.trips):
+            pieces += run._run_again(arena, keep=True)
+        return pieces
 
 
 class _Arena:
@@ -420,12 +466,12 @@ class _Arena:
         self.peak = 0
         self._in_use = 0
         self._next_region = self._FIRST_REGION
-        self._top = 0
+        self._bottom = 0
         # Free chunks by size then address, and by address; regions never touch.
-        self._free: list[tuple[int, int]] = []
+        self._free: list[tuple[int, ...]] = []
         self._free_at: dict[int, int] = {}
         self._free_end: dict[int, int] = {}
-        self._taken: dict[str, tuple[int, int]] = {}
+        self._taken: dict[Hashable, tuple[int, int]] = {}
 
     def _insert(self, begin: int, size: int) -> None:
         insort(self._free, (size, begin))
@@ -438,20 +484,21 @@ class _Arena:
         del self._free[bisect_left(self._free, (size, begin))]
         return size
 
-    def take(self, name: str, size: int) -> None:
+    def take(self, name: Hashable, size: int) -> None:
         """Allocate."""
         size = -(-size // self._GRANULE) * self._GRANULE
-        found = bisect_left(self._free, (size, -1))
+        found = bisect_left(self._free, (size,))
         if found == len(self._free):
             grown = False
             while self._next_region < size:
                 self._next_region *= 2
                 grown = True
-            self._insert(self._top, self._next_region)
-            self._top += self._next_region + 1
+            # The system maps a new region below the last one; the lowest of equal chunks is taken.
+            self._bottom -= self._next_region + 1
+            self._insert(self._bottom, self._next_region)
             if not grown:
                 self._next_region *= 2
-            found = bisect_left(self._free, (size, -1))
+            found = bisect_left(self._free, (size,))
         chunk, begin = self._free[found]
         self._remove(begin)
         if chunk >= 2 * size or chunk - size >= self._MOST_WASTE:
@@ -461,7 +508,7 @@ class _Arena:
         self._in_use += chunk
         self.peak = max(self.peak, self._in_use)
 
-    def give(self, name: str) -> None:
+    def give(self, name: Hashable) -> None:
         """Free; neighbours that are free too become one chunk."""
         begin, size = self._taken.pop(name)
         self._in_use -= size

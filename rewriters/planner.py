@@ -13,17 +13,20 @@ from dataclasses import dataclass
 from typing import Any
 
 from rewriters import proof
+from rewriters.errors import OptionError
 from rewriters.geometry import Extent, Tiling, tile
+from rewriters.locality import AXES
 from rewriters.operators import ROWS
 from rewriters.regions import Refusal, Region
 from rewriters.shapes import Shapes
 
-__all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_json", "plan_region", "recompute_of"]
+__all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_data", "plan_region", "read_plan"]
 
 # Metadata entry that holds the plan of a rewritten model.
 METADATA_KEY = "patchconv.plan"
 FORMS = ("batch", "sequential", "fused", "loop")
-_VERSION = 1
+ORDERS = ("file", "engine", "late", "runs")
+_VERSION = 2
 # Patches times heights to prove where the height is unknown: a second or so.
 _MOST_EFFORT = 200_000
 
@@ -55,10 +58,10 @@ class RegionPlan:
     @property
     def recompute(self) -> float | None:
         """Rows computed after over before, None if known at run time alone."""
-        return None if self.tiling is None else recompute_of(self.extents[0], self.tiling)
+        return None if self.tiling is None else _recompute(self.extents[0], self.tiling)
 
 
-def recompute_of(extent: Extent, tiling: Tiling) -> float:
+def _recompute(extent: Extent, tiling: Tiling) -> float:
     """Return output rows computed after over before."""
     window = extent.rows - tiling.trim * extent.step
     return len(tiling.patches) * window / extent.rows
@@ -132,12 +135,21 @@ def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | Non
     return None if found is None else Refusal(label, found, "not-provable")
 
 
-def plan_json(entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]) -> str:
-    """Return the plan of a model as JSON: one entry per region with its form and node labels."""
+def plan_data(
+    axis: str | int, order: str, entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]
+) -> dict[str, Any]:
+    """Return the plan of a model as data for JSON, readable and editable.
+
+    Args:
+        axis: The axis that is cut, as the user named it.
+        order: Name of the order that the nodes stand in.
+        entries: Regions with their form and the labels of their nodes.
+    """
     regions: list[dict[str, Any]] = []
     for plan, form, labels in entries:
         entry: dict[str, Any] = {
             "nodes": list(labels),
+            "outputs": [edge.name for edge in plan.region.outputs],
             "form": form,
             "axis": plan.region.outputs[0].axis,
             "splits": plan.splits,
@@ -146,4 +158,38 @@ def plan_json(entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]) -> str:
             entry["trim"] = plan.tiling.trim
             entry["seams"] = list(plan.tiling.seams())
         regions.append(entry)
-    return json.dumps({"version": _VERSION, "regions": regions}, separators=(",", ":"))
+    return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}
+
+
+def read_plan(text: str) -> dict[str, Any]:
+    """Read a plan; only what is needed to apply it again: nodes, outputs, form and splits.
+
+    Raises:
+        OptionError: It is no plan.
+    """
+    try:
+        data = json.loads(text)
+    except ValueError as error:
+        raise OptionError(f"--plan: not JSON: {error}") from error
+    if not isinstance(data, dict) or data.get("version") != _VERSION:
+        raise OptionError(f"--plan: not a plan of version {_VERSION}")
+    axis, regions, order = data.get("axis"), data.get("regions"), data.get("order", "file")
+    if order not in ORDERS:
+        raise OptionError(f"--plan: order must be one of {', '.join(ORDERS)}")
+    if not isinstance(axis, str | int) or (isinstance(axis, str) and axis not in AXES):
+        raise OptionError("--plan: axis must be height, width, depth or a dimension")
+    if not isinstance(regions, list):
+        raise OptionError("--plan: regions must be a list")
+    for number, entry in enumerate(regions):
+        if not isinstance(entry, dict):
+            raise OptionError(f"--plan: region {number} is not an object")
+        for key in ("nodes", "outputs"):
+            names = entry.get(key)
+            if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
+                raise OptionError(f"--plan: region {number}: {key} must be a list of names")
+        splits = entry.get("splits")
+        if entry.get("form") not in FORMS or type(splits) is not int or splits < 2:
+            raise OptionError(
+                f"--plan: region {number}: form must be one of {', '.join(FORMS)}, splits 2 or more"
+            )
+    return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}

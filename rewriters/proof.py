@@ -50,6 +50,7 @@ __all__ = [
 ]
 
 _FAR = 1 << 62
+_ONE_ROW = "it joins a tensor of one row with a taller one"
 # Steps of a window in which no kernel of practical size sees both edges at once.
 _TALL = 1 << 22
 
@@ -115,24 +116,18 @@ def steps(network: Network) -> tuple[int, ...] | str:
 
 def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     """Return the rows of every tensor, given those of the inputs; or why they do not fit."""
-    found, misfits = _heights_of(network, rows)
-    return "it joins tensors of different height" if misfits else found
-
-
-def _heights_of(network: Network, rows: Sequence[int]) -> tuple[tuple[int, ...], list[set[int]]]:
-    """Return the rows of every tensor, and of those that are joined and differ."""
     found = [0] * network.tensors
-    misfits = []
     for tensor, count in zip(network.inputs, rows, strict=True):
         found[tensor] = count
+    misfit = ""
     for link in network.links:
         before = {found[tensor] for tensor in link.reads}
-        if len(before) != 1:
-            misfits.append(before)
+        if len(before) > 1:
+            misfit = misfit or (_ONE_ROW if 1 in before else "it joins tensors of different height")
         after = link.row_map.rows_out(found[link.reads[0]])
         for tensor in link.makes:
             found[tensor] = after
-    return tuple(found), misfits
+    return misfit or tuple(found)
 
 
 def right_rows(
@@ -218,8 +213,7 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     """Return the extent of each output: its rows, rows per step, wrong rows of interior windows.
 
     Wrong rows are counted in a window tall enough that its two edges do not meet. They depend on
-    the height's remainder by the step alone; where the height is unknown every remainder counts
-    at which tensors that are joined are of one height.
+    the height's remainder by the step alone; where the height is unknown every remainder counts.
 
     Args:
         network: The region; its steps and heights must fit.
@@ -231,18 +225,17 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
         given: list[tuple[int, ...]] = [(p,) for p in range(step[network.inputs[0]])]
     else:
         given = [tuple(rows)]
-    worst = [(0, 0)] * len(network.outputs)
-    fits = False
+    worst = [(-1, -1)] * len(network.outputs)
     for sizes in given:
         tall = [
             size + (_TALL + 2) * step[tensor]
             for size, tensor in zip(sizes, network.inputs, strict=True)
         ]
-        found = heights(network, tall)
-        if isinstance(found, str) and rows is None:
+        whole = heights(network, tall)
+        if isinstance(whole, str) and rows is None:
+            # The model itself does not run at such heights.
             continue
-        whole = _fitting(found)
-        fits = True
+        whole = _fitting(whole)
         # Two steps shorter than the whole and one down: an interior window.
         right = walk(network, step, whole, shift=1, trim=2)
         for k, tensor in enumerate(network.outputs):
@@ -251,9 +244,14 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
                 continue
             tail = whole[tensor] - 2 * step[tensor] - right[tensor].end
             worst[k] = (max(worst[k][0], right[tensor].begin), max(worst[k][1], tail))
-    if not fits:
-        worst = [(_FAR, _FAR)] * len(network.outputs)
-    whole, _ = _heights_of(network, (height,) if rows is None else rows)
+    if min(worst) < (0, 0):
+        raise ValueError("there is no height at which its tensors fit")
+    if rows is None:
+        fitting = (heights(network, (height + k,)) for k in range(len(given) + 1))
+        whole = next((found for found in fitting if not isinstance(found, str)), "nothing fits")
+    else:
+        whole = heights(network, rows)
+    whole = _fitting(whole)
     return tuple(
         Extent(whole[tensor], step[tensor], top, tail)
         for tensor, (top, tail) in zip(network.outputs, worst, strict=True)
@@ -322,18 +320,20 @@ def prove_every_height(network: Network, splits: int) -> str | None:
     step = steps(network)
     if isinstance(step, str):
         return step
-    worst = extents(network, None, first_height(network))
+    try:
+        worst = extents(network, None, first_height(network))
+    except ValueError as error:
+        return str(error)
     if any(extent.top >= _FAR for extent in worst):
         return "its windows leave no right row"
     slack = window_slack(network)
     source = network.inputs[0]
     for rows in _heights(network, worst, splits):
         whole = heights(network, (rows,))
+        if whole == _ONE_ROW:
+            return f"at {rows} rows: {whole}"
         if isinstance(whole, str):
-            _, misfits = _heights_of(network, (rows,))
-            if any(1 in differing for differing in misfits):
-                return f"at {rows} rows: {whole}"
-            # The original cannot be run either; only a single row would have been repeated.
+            # Not even the model as it is runs at this height.
             continue
         here = [
             Extent(whole[tensor], extent.step, extent.top, extent.tail)
@@ -402,7 +402,12 @@ def first_height(network: Network) -> int:
 
 
 def _has_rows(network: Network, rows: int) -> bool:
-    found, _ = _heights_of(network, (rows,))
+    # Not by `heights`: where tensors fit each other does not grow with the height.
+    found = [0] * network.tensors
+    found[network.inputs[0]] = rows
+    for link in network.links:
+        for tensor in link.makes:
+            found[tensor] = link.row_map.rows_out(min(found[n] for n in link.reads))
     return rows > _TALL or min(found) >= 1
 
 

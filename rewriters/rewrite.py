@@ -2,8 +2,8 @@
 
     prepare    opset raised and shapes fixed, where asked for
     analyse    skeleton checked, use-def index, known shapes, sizes of free dimensions assumed
-    plan       every convolution: refused with a reason, or a region with a proven tiling
-    emit       both forms where the choice is open; the one with the lower predicted peak stays
+    plan       regions for a budget (`rewriters.regional`), convolutions one by one
+               (`rewriters.single`), or a plan that is given
     splice     regions replaced by their fragments, the plan recorded, the result checked
 
 A model that holds a plan already is left as it is.
@@ -11,6 +11,7 @@ A model that holds a plan already is left as it is.
 
 from __future__ import annotations
 
+import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -18,51 +19,60 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count as count_from
 from math import inf
+from typing import Any
 
 import onnx
 
 from rewriters.analysis import Analysis, analyse, upgrade
-from rewriters.choice import candidates_of
-from rewriters.emission import emit
-from rewriters.errors import BudgetError, OptionError
-from rewriters.fragment import (
-    Fragment,
-    NameScheme,
-    arrange,
-    drop_unused_value_info,
-    fold,
-    splice,
-)
+from rewriters.draft import Draft, ordered, predict
+from rewriters.errors import OptionError
+from rewriters.fragment import drop_unused_value_info, splice
 from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
 from rewriters.locality import AXES
-from rewriters.memory import Peak, Step, peak
-from rewriters.planner import FORMS, METADATA_KEY, RegionPlan, plan_json, plan_region
+from rewriters.memory import Peak
+from rewriters.planner import FORMS, METADATA_KEY, plan_data
+from rewriters.regional import Candidate, apply_plan, cut_regions, pareto
 from rewriters.regions import (
     ConvSize,
     Refusal,
     Selection,
     candidates,
     conv_size,
-    find_region,
     region_size,
     select,
 )
 from rewriters.search import Limits
 from rewriters.shapes import Shapes, fix_shapes
+from rewriters.single import SINGLE_FORMS, cut_singles
 
-__all__ = ["Options", "Outcome", "Rewritten", "analyse_memory", "rewrite_model"]
+__all__ = [
+    "SESSION_OPTIONS",
+    "TARGETS",
+    "Options",
+    "Outcome",
+    "Rewritten",
+    "analyse_memory",
+    "pareto_of",
+    "rewrite_model",
+]
 
 logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
+# Engines that a plan may be made for, and the table memory is predicted by.
+TARGETS: Mapping[str, str] = {"onnxruntime": "onnxruntime-tuned", "tensorrt": "tensorrt"}
+# ONNX Runtime's session options that the predictions above are made for.
+SESSION_OPTIONS_KEY = "patchconv.session_options"
+SESSION_OPTIONS = {"enable_mem_reuse": False, "enable_mem_pattern": False}
 _OLDEST_OPSET = 9
+_TOO_OLD = f"opset {{}} is older than {_OLDEST_OPSET}; convert it with --upgrade-opset 13"
 # A graph of more nodes per Conv serves nobody.
 _MOST_SPLITS = 4096
 _SPLITS = 4
 # Without a budget: no more than half as much work again for a lower peak.
 _RECOMPUTE = 1.5
-_TOO_OLD = f"opset {{}} is older than {_OLDEST_OPSET}; convert it with --upgrade-opset 13"
-TARGETS = ("onnxruntime", "tensorrt")
+# TensorRT's convolutions take no tensor of more elements (NVIDIA/TensorRT#4123).
+_TENSORRT_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,12 +87,15 @@ class Options:
         axis: "height", "width", "depth", or a dimension of the tensor (2 or above).
         selection: Which convolutions.
         shapes: Sizes to fix the inputs' free dimensions to.
+        ranges: Least and largest size of each dimension of an input; it stays free where they
+            differ, and memory is predicted for the largest.
         upgrade_opset: Version to convert the default domain to first, None to keep it.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
         memory_budget: Most bytes of activations alive at once, None for as few as can be.
         max_recompute: Most work after over before; None: 1.5 without a budget, else any.
         max_tensor_elements: Most elements of a tensor, None for any number.
         target: The engine whose memory is predicted: "onnxruntime" or "tensorrt".
+        plan: What to do, as `planner.read_plan` returns it; nothing is searched then.
     """
 
     splits: int | None = None
@@ -90,12 +103,14 @@ class Options:
     axis: str | int = "height"
     selection: Selection = field(default_factory=Selection)
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
+    ranges: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     upgrade_opset: int | None = None
     allow_custom_ops: bool = False
     memory_budget: int | None = None
     max_recompute: float | None = None
     max_tensor_elements: int | None = None
     target: str = "onnxruntime"
+    plan: Mapping[str, Any] | None = None
 
     @property
     def patches(self) -> int:
@@ -113,8 +128,14 @@ class Options:
             budget=inf if self.memory_budget is None else self.memory_budget,
             recompute=recompute,
             splits=self.patches if free or self.splits is not None else _MOST_SPLITS,
-            elements=self.max_tensor_elements,
+            elements=self._elements,
         )
+
+    @property
+    def _elements(self) -> int | None:
+        if self.max_tensor_elements is None and self.target == "tensorrt":
+            return _TENSORRT_ELEMENTS
+        return self.max_tensor_elements
 
     @property
     def by_region(self) -> bool:
@@ -166,14 +187,14 @@ class Rewritten:
 
     Attributes:
         nodes: Labels of its nodes.
-        op_type: Operator of its convolution.
-        form: "batch" or "sequential".
+        op_type: Operator of its convolution, "region" if it has several.
+        form: One of `rewriters.planner.FORMS`.
         axis: The tiled axis.
         splits: Number of patches.
         recompute: Output rows computed after over before; None if known at run time alone.
-        seams: Output rows at which a core begins; empty if known at run time alone.
-        rows: Output rows of the region, None if known at run time alone.
-        size: Sizes of the convolution's input and output (free dimensions as assumed).
+        seams: Rows of the first output at which a core begins; empty if known at run time alone.
+        rows: Rows of the first output, None if known at run time alone.
+        size: Sizes of its first input and output (free dimensions as assumed), bytes of all.
         peak_by_form: Predicted peak while the region runs, bytes per form.
         notes: What the user should know.
     """
@@ -199,23 +220,34 @@ class Outcome:
         model: The result; the model as it was (shapes fixed if asked for) if nothing was cut.
         rewritten: Regions that were cut.
         refused: Convolutions left alone, each with its reason.
+        engine: The engine that memory is predicted for, `rewriters.activation.ENGINES`.
         before: Predicted peak activation of the model.
         after: The same of the result.
         after_by_form: The same with every region in one form, bytes.
         assumed: Sizes that free dimensions were counted as in these predictions.
         sizes: Sizes of every convolution of the main graph, by label.
         already: The model held a plan and was left alone.
+        weighed: Figures of every plan of regions that was weighed.
+        recompute: Work after over before, None if it is not known.
+        plan: What was done, as `planner.plan_data`.
+        defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
+            where another engine is in view.
     """
 
     model: onnx.ModelProto
     rewritten: tuple[Rewritten, ...]
     refused: tuple[Refusal, ...]
+    engine: str
     before: Peak
     after: Peak
     after_by_form: Mapping[str, int]
     assumed: Mapping[str, tuple[int, ...]]
     sizes: Mapping[str, ConvSize]
     already: bool = False
+    weighed: tuple[Candidate, ...] = ()
+    recompute: float | None = None
+    plan: Mapping[str, Any] | None = None
+    defaults: tuple[int, int] | None = None
 
 
 def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -229,9 +261,75 @@ def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int
     fix_shapes(slim, shapes)
     model = onnx.ModelProto()
     model.CopyFrom(slim)
-    analysis = analyse(model, slim, allow_custom_ops=True)
-    found = analysis.peak(analysis.steps, {})
+    found = analyse(model, slim, allow_custom_ops=True).ideal_peak
     return None if found.unknown else found.bytes
+
+
+def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
+    """Return plans of ever lower peak and ever more work; the model is not changed.
+
+    Args:
+        loaded: The model; external weights stay on disk.
+        options: As for `rewrite_model`; a budget is not looked at.
+    """
+    copy = onnx.ModelProto()
+    copy.CopyFrom(skeleton(loaded))
+    _fix(copy, options)
+    analysis = _analyse(Loaded(copy, loaded.folder), options)
+    labels = node_labels(copy.graph)
+    kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
+    limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
+    return pareto(analysis, limits, options.axis, TARGETS[options.target], kept, labels)
+
+
+def _fix(model: onnx.ModelProto, options: Options) -> None:
+    """Fix what the user gave one size for, in place."""
+    fixed: dict[str, Sequence[int | None]] = dict(options.shapes)
+    for name, sizes in options.ranges.items():
+        if any(not 1 <= low <= high for low, high in sizes):
+            raise OptionError(f"--shape {name}: a range goes from 1 or more to no less: 256..4096")
+        fixed[name] = [low if low == high else None for low, high in sizes]
+    if fixed:
+        fix_shapes(model, fixed)
+
+
+def _analyse(loaded: Loaded, options: Options) -> Analysis:
+    slim = skeleton(loaded)
+    largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
+    return analyse(loaded.model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+
+
+def _sizes(analysis: Analysis, labels: Mapping[int, str]) -> dict[str, ConvSize]:
+    graph = analysis.facts.graph
+    return {
+        labels[position]: conv_size(graph.node[position], analysis.sizing)
+        for position in candidates(graph)
+    }
+
+
+@dataclass(frozen=True)
+class _Decision:
+    """What is to be cut.
+
+    Attributes:
+        drafts: Regions.
+        refused: Convolutions left alone.
+        forms: Per form that was weighed the regions in it.
+        peaks: Per place of a region and form the predicted peak of the region alone.
+        weighed: Plans that were weighed.
+        recompute: Work after over before.
+        order: Name of the order of the nodes, `rewriters.search.turns_of`.
+        turns: When each node is wanted to run, by position; None for the order of the file.
+    """
+
+    drafts: Sequence[Draft]
+    refused: Sequence[Refusal]
+    forms: Mapping[str, Sequence[Draft]] = field(default_factory=dict)
+    peaks: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    weighed: tuple[Candidate, ...] = ()
+    recompute: float | None = None
+    order: str = "file"
+    turns: list[int] | None = None
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -245,126 +343,135 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     Raises:
         ModelError: The model is not valid.
         OptionError: An option does not fit the model.
+        BudgetError: No plan keeps the memory budget.
     """
     model = loaded.model
     report = progress or (lambda what, done, total: None)
     already = any(entry.key == METADATA_KEY for entry in model.metadata_props)
     if options.upgrade_opset is not None and not already:
         model = upgrade(model, options.upgrade_opset)
-    if options.shapes:
-        fix_shapes(model, options.shapes)
+    _fix(model, options)
     report("analysing", 0, 1)
-    slim = skeleton(Loaded(model, loaded.folder))
-    analysis = analyse(model, slim, allow_custom_ops=options.allow_custom_ops)
-    if options.shapes:
+    analysis = _analyse(Loaded(model, loaded.folder), options)
+    if options.shapes or options.ranges:
         _declare_outputs(model, analysis.facts.shapes)
-    before = analysis.peak(analysis.steps, {})
-    labels = _labels(model.graph)
-    sizes = {
-        labels[position]: conv_size(model.graph.node[position], analysis.sizing)
-        for position in candidates(model.graph)
-    }
-    unchanged = Outcome(model, (), (), before, before, {}, analysis.assumed, sizes, already)
+    engine = TARGETS[options.target]
+    before = analysis.predict(None, engine)
+    labels = node_labels(model.graph)
+    sizes = _sizes(analysis, labels)
+    unchanged = Outcome(model, (), (), engine, before, before, {}, analysis.assumed, sizes, already)
     if already:
         return unchanged
 
-    if options.by_region:
-        emitted, refused = _cut_regions(analysis, options, labels, sizes, report)
-    else:
-        plans, refused = _plan(model, analysis, options, before.bytes, labels, sizes, report)
-        emitted = _emit(plans, analysis, options, labels, report)
-    refused = [*refused, *_in_bodies(model)]
-    order = _arrange(analysis, emitted)
-    if not emitted or order is None:
-        return replace(unchanged, refused=tuple(refused))
-    after = _peak_after(analysis, emitted, order)
-    by_form = {}
-    for form in FORMS:
-        if all(form in entry.scored for entry in emitted.values()):
-            scored = {at: replace(e, fragment=e.scored[form]) for at, e in emitted.items()}
-            by_form[form] = _peak_after(analysis, scored, None).bytes
+    decided = _decide(analysis, options, engine, labels, sizes, report)
+    refused = (*decided.refused, *_in_bodies(model))
+    turns = decided.turns
+    order = ordered(analysis, decided.drafts, turns)
+    unchanged = replace(unchanged, refused=refused, weighed=decided.weighed)
+    if not decided.drafts or order is None:
+        return unchanged
+    after = predict(analysis, decided.drafts, engine, turns)
+    by_form = {
+        form: found.bytes
+        for form, drafts in decided.forms.items()
+        if (found := predict(analysis, drafts, engine, turns)) is not None
+    }
+    defaults = None
+    if options.target == "onnxruntime":
+        usual = predict(analysis, decided.drafts, "onnxruntime", turns)
+        if usual is not None:
+            defaults = analysis.predict(None, "onnxruntime").bytes, usual.bytes
     report("splicing", 0, 1)
-    remaining = {name for item in order if isinstance(item, int) for name in _outputs(model, item)}
-    gone = {name for node in model.graph.node for name in node.output} - remaining
-    gone -= {name for entry in emitted.values() for name in entry.fragment.makes}
-    done = tuple(
-        _describe(entry, model.graph, labels, sizes, analysis) for entry in emitted.values()
+    done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
+    plan = plan_data(
+        options.axis if options.plan is None else options.plan["axis"],
+        decided.order,
+        [(e.plan, e.form, r.nodes) for e, r in zip(decided.drafts, done, strict=True)],
     )
+    remaining = {
+        n for item in order if isinstance(item, int) for n in model.graph.node[item].output
+    }
+    gone = {name for node in model.graph.node for name in node.output} - remaining
+    gone -= {name for entry in decided.drafts for name in entry.fragment.makes}
     splice(model, order)
     drop_unused_value_info(model.graph, gone)
-    recorded = [(e.plan, e.form, r.nodes) for e, r in zip(emitted.values(), done, strict=True)]
-    entry = model.metadata_props.add()
-    entry.key, entry.value = METADATA_KEY, plan_json(recorded)
+    _record(model, METADATA_KEY, plan)
+    if options.target == "onnxruntime" and options.by_region:
+        _record(model, SESSION_OPTIONS_KEY, SESSION_OPTIONS)
     check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
     index(model)
-    return Outcome(model, done, tuple(refused), before, after, by_form, analysis.assumed, sizes)
+    return replace(
+        unchanged,
+        rewritten=done,
+        after=after or Peak(0, "", 1),
+        after_by_form=by_form,
+        recompute=decided.recompute,
+        plan=plan,
+        defaults=defaults,
+    )
 
 
-def _in_bodies(model: onnx.ModelProto) -> Iterator[Refusal]:
-    for inner, place in convolutions_in_bodies(model):
-        yield Refusal(inner, f"it lies in {place}", "in-subgraph")
+def _record(model: onnx.ModelProto, key: str, data: Mapping[str, Any]) -> None:
+    entry = model.metadata_props.add()
+    entry.key, entry.value = key, json.dumps(data, separators=(",", ":"))
 
 
-def _arrange(analysis: Analysis, emitted: Mapping[int, _Emitted]) -> list[int | Fragment] | None:
-    """Arrange fragments in the graph; Shape nodes of tensors that are gone become constants."""
-    fragments = {at: entry.fragment for at, entry in emitted.items()}
-    facts = analysis.facts
-    made = {name for fragment in fragments.values() for name in fragment.makes}
-    for fragment in [*fragments.values()]:
-        for position in fragment.covers:
-            for name in set(facts.graph.node[position].output) - made:
-                for user in analysis.index.users.get(name, ()):
-                    node = facts.graph.node[user]
-                    if node.op_type == "Shape" and user not in fragments:
-                        value = facts.constants.array(node.output[0])
-                        if value is not None:
-                            fragments[user] = fold(user, node, value, fragment)
-    return arrange(analysis.index, fragments)
-
-
-def _cut_regions(
+def _decide(
     analysis: Analysis,
     options: Options,
+    engine: str,
     labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
     report: Progress,
-) -> tuple[dict[int, _Emitted], list[Refusal]]:
-    """Choose regions, emit them, and say why other convolutions were left alone."""
+) -> _Decision:
     facts = analysis.facts
     if facts.opset < _OLDEST_OPSET:
-        return {}, [
-            Refusal(labels[at], _TOO_OLD.format(facts.opset), "opset-too-old")
-            for at in candidates(facts.graph)
-        ]
-    report("planning", 0, 1)
+        reason = _TOO_OLD.format(facts.opset)
+        return _Decision(
+            (), [Refusal(labels[at], reason, "opset-too-old") for at in candidates(facts.graph)]
+        )
+    if options.plan is not None:
+        drafts, turns = apply_plan(analysis, options.plan, labels, engine)
+        return _Decision(drafts, (), order=options.plan["order"], turns=turns)
+    if not options.by_region:
+        found = cut_singles(
+            analysis,
+            options.selection,
+            options.axis,
+            options.patches,
+            options.form,
+            labels,
+            sizes,
+            report,
+        )
+        return _Decision(found.drafts, found.refused, found.forms, found.peaks)
     kept, refused = _kept(analysis, options, labels, sizes)
-    found = candidates_of(analysis, options.axis, kept, count_inputs=False)
-    chosen = found.choose(options.limits, labels)
-    if chosen is None:
-        raise BudgetError("the budget cannot be met")
-    names = NameScheme.avoiding(analysis.index.names)
-    emitted: dict[int, _Emitted] = {}
-    for plan in chosen.regions:
-        base = plan.region.label
-        scored = {}
-        for form in ("fused", "loop") if options.form == "auto" else (options.form,):
-            scored[form] = emit(plan, form, facts.graph, analysis.sizing, facts.opset, names, base)
-        form = next(iter(scored))
-        fragment = scored[form]
-        if analysis.assumes:
-            # What is written holds no size that is merely assumed.
-            fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
-        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, fragment, scored, {})
-    cut = {at for plan in chosen.regions for at in plan.region.nodes}
+    cut = cut_regions(
+        analysis, options.limits, options.axis, options.form, engine, kept, labels, report
+    )
+    inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
+    failed = {refusal.node: refusal for refusal in cut.refused}
     for at in candidates(facts.graph):
-        if at in cut or at in kept:
+        if at in inside or at in kept:
             continue
-        if at in found.links:
-            refused.append(Refusal(labels[at], "cutting it would not lower the peak", "no-gain"))
+        if labels[at] in failed:
+            refused.append(failed[labels[at]])
+        elif at in cut.links:
+            refused.append(
+                Refusal(labels[at], "no region with it serves the purpose better", "no-gain")
+            )
         else:
-            reason = found.reasons.get(at, "its axes are unknown")
+            reason = cut.reasons.get(at, "where its rows are is unknown")
             refused.append(Refusal(labels[at], reason, "not-provable"))
-    return emitted, refused
+    return _Decision(
+        cut.drafts,
+        refused,
+        cut.forms,
+        weighed=cut.weighed,
+        recompute=cut.recompute,
+        order=cut.order,
+        turns=cut.turns,
+    )
 
 
 def _kept(
@@ -374,15 +481,16 @@ def _kept(
     sizes: Mapping[str, ConvSize],
 ) -> tuple[frozenset[int], list[Refusal]]:
     """Return the nodes that the user wants left as they are, and why."""
-    kept, refused = set(), []
     chosen = options.selection
-    for position in range(len(analysis.steps)):
-        label = labels[position]
-        if any(fnmatchcase(label, pattern) for pattern in chosen.exclude):
-            kept.add(position)
+    kept = {
+        at
+        for at, label in labels.items()
+        if any(fnmatchcase(label, pattern) for pattern in chosen.exclude)
+    }
+    refused = []
     for position in candidates(analysis.facts.graph):
         label = labels[position]
-        if chosen.include or chosen.exclude or chosen.min_elements is not None:
+        if chosen != Selection():
             reason = select(label, sizes[label], 0, chosen)
             if reason is not None and reason.code != "size-unknown":
                 kept.add(position)
@@ -390,91 +498,37 @@ def _kept(
     return frozenset(kept), refused
 
 
-def _outputs(model: onnx.ModelProto, position: int) -> Sequence[str]:
-    return model.graph.node[position].output
-
-
-@dataclass(frozen=True)
-class _Emitted:
-    """A region as it will stand in the model, and as it was weighed.
-
-    Attributes:
-        plan: The plan.
-        form: The form that was taken.
-        fragment: The nodes that take the region's place.
-        scored: Per form its nodes at assumed sizes; empty where sizes are unknown.
-        peaks: Per form its predicted peak, bytes.
-    """
-
-    plan: RegionPlan
-    form: str
-    fragment: Fragment
-    scored: Mapping[str, Fragment]
-    peaks: Mapping[str, int]
-
-
-def _emit(
-    plans: Sequence[RegionPlan],
-    analysis: Analysis,
-    options: Options,
-    labels: Mapping[int, str],
-    report: Progress,
-) -> dict[int, _Emitted]:
-    """Emit every planned region; the keys are the positions the fragments stand at."""
-    facts = analysis.facts
-    names = NameScheme.avoiding(analysis.index.names)
-    emitted = {}
-    for number, plan in enumerate(plans):
-        if number % 64 == 0:
-            report("emitting", number, len(plans))
-        base = labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
-        weighed = _score(plan, analysis, names, base, options)
-        scored = {form: fragment for form, (fragment, _) in weighed.items()}
-        peaks = {form: local for form, (_, local) in weighed.items()}
-        form = options.form if options.form != "auto" else _lowest(peaks)
-        if not analysis.assumes and form in scored:
-            fragment = scored[form]
-        else:
-            fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
-        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, fragment, scored, peaks)
-    return emitted
-
-
-def _lowest(peaks: Mapping[str, int]) -> str:
-    """Return the form with the lower predicted peak, `sequential` where they are equal or unknown.
-
-    `sequential` holds no stack of all windows, so it is the safer guess where sizes are unknown.
-    """
-    return min(peaks, key=lambda form: (peaks[form], form != "sequential"), default="sequential")
+def _in_bodies(model: onnx.ModelProto) -> Iterator[Refusal]:
+    for inner, place in convolutions_in_bodies(model):
+        yield Refusal(inner, f"it lies in {place}", "in-subgraph")
 
 
 def _describe(
-    emitted: _Emitted,
-    graph: onnx.GraphProto,
+    entry: Draft,
     labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
     analysis: Analysis,
+    decided: _Decision,
 ) -> Rewritten:
-    plan, tiling = emitted.plan, emitted.plan.tiling
-    region = plan.region
+    plan, region, graph = entry.plan, entry.plan.region, analysis.facts.graph
     convs = [at for at in region.nodes if labels[at] in sizes]
-    size = sizes[labels[convs[0]]] if len(convs) == 1 else region_size(region, analysis.sizing)
+    one = len(convs) == 1 and entry.form in SINGLE_FORMS
     return Rewritten(
         nodes=tuple(labels[position] for position in region.nodes),
-        op_type=graph.node[convs[0]].op_type if len(convs) == 1 else "region",
-        form=emitted.form,
+        op_type=graph.node[convs[0]].op_type if one else "region",
+        form=entry.form,
         axis=region.outputs[0].axis,
         splits=plan.splits,
         recompute=plan.recompute,
-        seams=() if tiling is None else tiling.seams(),
-        rows=None if tiling is None else plan.extents[0].rows,
-        size=size,
-        peak_by_form=emitted.peaks,
+        seams=() if plan.tiling is None else plan.tiling.seams(),
+        rows=None if plan.tiling is None else plan.extents[0].rows,
+        size=sizes[labels[convs[0]]] if one else region_size(region, analysis.sizing),
+        peak_by_form=decided.peaks.get(entry.place, {}),
         notes=plan.notes,
     )
 
 
-def _labels(graph: onnx.GraphProto) -> dict[int, str]:
+def node_labels(graph: onnx.GraphProto) -> dict[int, str]:
     """Return a label per node, unique: its name, or its output's where that is not."""
     count = Counter(node.name for node in graph.node)
     taken = {name for name, times in count.items() if name and times == 1}
@@ -489,105 +543,6 @@ def _labels(graph: onnx.GraphProto) -> dict[int, str]:
             taken.add(label)
         labels[position] = label
     return labels
-
-
-def _plan(
-    model: onnx.ModelProto,
-    analysis: Analysis,
-    options: Options,
-    before: int,
-    labels: Mapping[int, str],
-    sizes: Mapping[str, ConvSize],
-    report: Progress,
-) -> tuple[list[RegionPlan], list[Refusal]]:
-    """Decide on every convolution."""
-    plans: list[RegionPlan] = []
-    refused: list[Refusal] = []
-    positions = list(candidates(model.graph))
-    for number, position in enumerate(positions):
-        if number % 64 == 0:
-            report("planning", number, len(positions))
-        label = labels[position]
-        found = select(label, sizes[label], before, options.selection) or _plan_one(
-            analysis, options, position
-        )
-        if isinstance(found, RegionPlan):
-            plans.append(found)
-        else:
-            refused.append(replace(found, node=label))
-    return plans, refused
-
-
-def _plan_one(analysis: Analysis, options: Options, position: int) -> RegionPlan | Refusal:
-    """Plan the region around one convolution that was selected."""
-    facts = analysis.facts
-    if facts.opset < _OLDEST_OPSET:
-        return Refusal(
-            "",
-            _TOO_OLD.format(facts.opset),
-            "opset-too-old",
-        )
-    region = find_region(facts, position, options.axis)
-    if isinstance(region, Refusal):
-        return region
-    return plan_region(region, facts.shapes, options.patches, facts.opset)
-
-
-def _score(
-    plan: RegionPlan, analysis: Analysis, names: NameScheme, base: str, options: Options
-) -> dict[str, tuple[Fragment, int]]:
-    """Emit the region in each form at assumed sizes and predict its peak; {} if sizes are unknown.
-
-    Only the asked form is emitted where the choice is not open.
-    """
-    region, facts = plan.region, analysis.facts
-    if plan.tiling is None:
-        sized = plan_region(region, analysis.sizing, plan.splits, facts.opset)
-        if isinstance(sized, Refusal) or sized.tiling is None:
-            return {}
-        plan = sized
-    outputs = {edge.name for edge in region.outputs}
-    inputs = tuple(edge.name for edge in region.inputs)
-    for name in inputs:
-        later = any(user > region.nodes[-1] for user in analysis.index.users.get(name, ()))
-        if later or name in analysis.index.outputs:
-            outputs.add(name)
-    result = {}
-    for form in ("batch", "sequential") if options.form == "auto" else (options.form,):
-        fragment = emit(plan, form, facts.graph, analysis.sizing, facts.opset, names, base)
-        sizes = {**{name: analysis.bytes.get(name) for name in inputs}, **fragment.sizes}
-        found = peak(fragment.steps(), sizes, inputs=inputs, outputs=outputs)
-        if found.unknown:
-            return {}
-        result[form] = (fragment, found.bytes)
-    return result
-
-
-def _peak_after(
-    analysis: Analysis,
-    emitted: Mapping[int, _Emitted],
-    order: Sequence[int | Fragment] | None,
-) -> Peak:
-    """Return the predicted peak of an arrangement, at assumed sizes.
-
-    Args:
-        analysis: The model.
-        emitted: Its regions.
-        order: `arrange` of the regions' fragments; None: to be found.
-    """
-    weighed = {id(e.fragment): e.scored.get(e.form, e.fragment) for e in emitted.values()}
-    if order is None:
-        order = _arrange(analysis, emitted) or ()
-    steps: list[Step] = []
-    more: dict[str, int | None] = {}
-    for item in order:
-        if isinstance(item, Fragment):
-            fragment = weighed.get(id(item), item)
-            steps.extend(fragment.steps())
-            more.update(fragment.sizes)
-        else:
-            steps.append(analysis.steps[item])
-    return analysis.peak(steps, more)
 
 
 def _declare_outputs(model: onnx.ModelProto, facts: Shapes) -> None:

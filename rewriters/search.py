@@ -15,7 +15,7 @@ stay right (`rewriters.geometry`), walked once from every place a region may beg
 
 Tensors that live long (skip connections) hold a peak that no stage can lower. They may be made
 twice instead: the nodes that make one, repeated right before its late user, become part of the
-region there. Which ones is tried greedily, the largest first.
+region there. Which ones is found greedily: of those that hold the least peak, the largest first.
 
 Related work: MCUNetV2 (arXiv:2110.15352) patches the head of a network; TVM's Ethos-U cascader
 (apache/tvm-rfcs 0037) searches stripes for on-chip memory with Pareto sets.
@@ -29,15 +29,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import gcd, inf
 
+from rewriters.activation import ENGINES
 from rewriters.analysis import Analysis
 from rewriters.geometry import Rows
 from rewriters.operators import RowLocal
 from rewriters.proof import right_rows
 from rewriters.rowmaps import Pointwise
-from rewriters.sequence import Program, program
+from rewriters.sequence import Program, late_order, program
 from rewriters.work import COPY
 
-__all__ = ["Limits", "Space", "Stage", "spaces"]
+__all__ = ["Limits", "Space", "Stage", "spaces", "turns_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -48,8 +49,12 @@ _SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80,
 _MOST_CUTS = 56
 # Steps by which windows are taller than the whole while wrong rows are counted.
 _TALL = 1 << 22
-# Long-lived tensors that are tried to be made twice.
+# Tensors that are made twice at most, those tried each time, and what it has to bring.
 _MOST_REPEATS = 6
+_HOLDERS = 4
+_WORTH = 0.97
+# More work than this is seldom wanted.
+_USUAL = 1.3
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,14 +166,22 @@ class Space:
 
     Args:
         laid: The nodes in order.
+        excess: Bytes an engine has alive while a node runs, by position, beyond those counted
+            here: what it copies and lays out anew.
+        order: Name of the order of the nodes (`turns_of`).
+        stages: Find the regions there are.
     """
 
-    def __init__(self, laid: Program) -> None:
+    def __init__(
+        self, laid: Program, excess: Mapping[int, int], order: str, *, stages: bool = True
+    ) -> None:
         self.program = laid
+        self.order = order
+        self.excess = excess
         # Places between which no region may lie: it was found not to be provable.
         self.forbidden: set[tuple[int, int]] = set()
         self.segments: dict[int, list[_Segment]] = {}
-        for begin, end in self._runs():
+        for begin, end in self._runs() if stages else ():
             cuts = self._cuts(begin, end)
             for at in cuts[:-1]:
                 for segment in self._grow(at, end, cuts):
@@ -329,8 +342,30 @@ class Space:
             made = sum(self.program.tensors[number].bytes for number in occurrence.makes)
             if occurrence.takes_over >= 0:
                 made = 0
-            peaks.append(self.program.live[place] + made)
+            there = self.program.live[place] + made
+            peaks.append(there + self.excess.get(occurrence.node, 0))
         return peaks
+
+    @cached_property
+    def bound(self) -> int:
+        """Bytes below which no plan goes: what nodes that cannot be cut read and make at once."""
+        program = self.program
+        whole = [
+            sum(program.tensors[number].bytes for number in {*o.reads, *o.makes} - {o.takes_over})
+            for o in program.occurrences
+            if o.link is None
+        ]
+        end = len(program.occurrences)
+        outputs = sum(t.bytes for t in program.tensors if t.last_use >= end)
+        return max([outputs, *whole])
+
+    def too_large(self, most: int) -> bool:
+        """Tell whether a tensor between nodes has more elements than that."""
+        return any(t.elements > most and t.made_at >= 0 for t in self.program.tensors)
+
+    def helpless(self, most: int) -> list[str]:
+        """Return tensors of more elements that no tiling makes smaller."""
+        return [t.name for t in self.program.tensors if t.elements > most and t.exempt]
 
     def plan(self, limits: Limits) -> Plan | None:
         """Return the plan of least extra work that keeps the limits, None if there is none.
@@ -392,6 +427,33 @@ class Space:
             int(max([peak, *plain])),
         )
 
+    def held(self, plan: Plan, base: Program) -> list[int]:
+        """Return tensors that hold a plan's peak from afar, by number in another program.
+
+        They are alive where the peak is, and were made well before it.
+
+        Args:
+            plan: A plan of this space.
+            base: The order of the nodes before any was repeated.
+        """
+        peaks = {place: float(peak) for place, peak in enumerate(self.plain_peaks)}
+        for begin, end, splits in plan.spans:
+            segment = next(s for s in self.segments[end] if s.begin == begin)
+            peaks.update(dict.fromkeys(range(begin, end), 0.0))
+            peaks[begin] = segment.peak(splits)
+        worst = max(peaks, key=lambda place: peaks[place])
+        numbers = {tensor.name: number for number, tensor in enumerate(base.tensors)}
+        alive = [
+            tensor
+            for tensor in self.program.tensors
+            if 0 <= tensor.made_at < worst - 1
+            and tensor.last_use >= worst
+            and tensor.bytes
+            and self.program.occurrences[tensor.made_at].link is not None
+        ]
+        alive.sort(key=lambda tensor: -tensor.bytes)
+        return [numbers[tensor.name] for tensor in alive if tensor.name in numbers]
+
     def _stage(self, begin: int, end: int, splits: int) -> Stage:
         tensors = self.program.tensors
         own = self.program.occurrences[begin:end]
@@ -404,28 +466,33 @@ class Space:
         nodes = sorted({occurrence.node for occurrence in own})
         return Stage(tuple(nodes), tuple(wanted), splits)
 
-    def least_peak(self, limits: Limits) -> Plan | None:
-        """Return the plan of least peak that keeps the other limits, None if there is none."""
+    def least_peak(self, limits: Limits, slack: float = 1.0) -> Plan | None:
+        """Return the plan of least peak that keeps the other limits, None if there is none.
+
+        Args:
+            limits: What to keep; the budget is not looked at.
+            slack: How far above the least peak a plan of less work may be.
+        """
         low, high = 0.0, float(max(self.plain_peaks, default=0))
         found = self.plan(replace(limits, budget=high))
         if found is None:
             return None
-        # The peak of a plan is a sum of whole tensors: a thousandth is near enough.
-        while high - low > high / 1000:
+        # The peak of a plan is a sum of whole tensors: a hundredth is near enough.
+        while high - low > high / 100:
             middle = (low + high) / 2
             plan = self.plan(replace(limits, budget=middle))
             if plan is None:
                 low = middle
             else:
                 found, high = plan, min(middle, float(plan.peak))
-        return found
+        return self.plan(replace(limits, budget=slack * high)) or found
 
 
 # --- orders -------------------------------------------------------------------------------------
 
 
 def spaces(
-    analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], *, inputs: bool
+    analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], engine: str
 ) -> Iterator[Space]:
     """Yield the nodes in their own order, then with long-lived tensors made twice.
 
@@ -433,33 +500,81 @@ def spaces(
         analysis: The model.
         links: Row-local nodes that may be in a region.
         skipped: Nodes that compute constants.
-        inputs: Whether the graph's inputs count as memory.
+        engine: A key of `rewriters.activation.ENGINES`.
     """
-    order = [(at, False) for at in range(len(analysis.steps)) if at not in skipped]
-    laid = program(analysis, links, order, count_inputs=inputs)
-    yield Space(laid)
-    chosen: list[int] = []
-    for number in _long_lived(laid):
+    counted = ENGINES[engine]
+    run, alive = analysis.run(engine)
+    orders = {
+        "engine": run,
+        "file": sorted(run),
+        "late": late_order(analysis),
+        "runs": late_order(analysis, links.keys()),
+    }
+    laid = {
+        name: program(
+            analysis, links, [(at, False) for at in order if at not in skipped], engine=counted
+        )
+        for name, order in orders.items()
+        if name == "engine" or order != run
+    }
+    excess = _excess(laid["engine"], alive)
+    found = [Space(base, excess, name) for name, base in laid.items()]
+    yield from found
+    usual = Limits(recompute=_USUAL)
+    plans = [(plan, space) for space in found if (plan := space.least_peak(usual)) is not None]
+    if not plans:
+        return
+    plan, space = min(plans, key=lambda entry: entry[0].peak)
+    base, order, chosen = space.program, space.order, list[int]()
+    for _ in range(_MOST_REPEATS):
+        better = None
+        for number in space.held(plan, base)[:_HOLDERS]:
+            again = _repeated(base, [*chosen, number]) if number not in chosen else None
+            if again is None:
+                continue
+            tried = Space(program(analysis, links, again, engine=counted), excess, order)
+            lower = tried.least_peak(usual)
+            if lower is not None and lower.peak < _WORTH * plan.peak:
+                better = number, tried, lower
+                break
+        if better is None:
+            return
+        number, space, plan = better
         chosen.append(number)
-        again = _repeated(laid, chosen)
-        if again is None:
-            chosen.pop()
-            continue
-        yield Space(program(analysis, links, again, count_inputs=inputs))
+        yield space
 
 
-def _long_lived(laid: Program) -> list[int]:
-    """Return row-local tensors that are read again much later, the costliest first."""
-    found = []
-    for number, tensor in enumerate(laid.tensors):
-        if tensor.made_at < 0 or not tensor.bytes or tensor.last_use >= len(laid.occurrences):
-            continue
-        if laid.occurrences[tensor.made_at].link is None:
-            continue
-        gap = tensor.last_use - tensor.made_at
-        if gap > 8:
-            found.append((tensor.bytes * gap, number))
-    return [number for _, number in sorted(found, reverse=True)[:_MOST_REPEATS]]
+def turns_of(
+    analysis: Analysis, order: str, engine: str, links: Collection[int]
+) -> list[int] | None:
+    """Return when each node runs in an order, by position; None for the order of the file.
+
+    Args:
+        analysis: The model.
+        order: "file", "engine" (as the engine runs the graph as it is), "late" or "runs"
+            (`late_order`, in the second with row-local nodes together).
+        engine: A key of `rewriters.activation.ENGINES`.
+        links: Positions of the row-local nodes.
+    """
+    if order == "file":
+        return None
+    if order == "engine":
+        nodes = analysis.run(engine)[0]
+    else:
+        nodes = late_order(analysis, links if order == "runs" else ())
+    turns = [0] * len(nodes)
+    for turn, at in enumerate(nodes):
+        turns[at] = turn
+    return turns
+
+
+def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
+    """Return what an engine has alive beyond the bytes of tensors, by position of the node."""
+    peaks = Space(laid, {}, "engine", stages=False).plain_peaks
+    return {
+        occurrence.node: max(0, alive.get(occurrence.node, 0) - peak)
+        for occurrence, peak in zip(laid.occurrences, peaks, strict=True)
+    }
 
 
 def _repeated(laid: Program, chosen: Collection[int]) -> list[tuple[int, bool]] | None:

@@ -6,6 +6,7 @@ late user. What a node reads is then the latest version made before it.
 
 from __future__ import annotations
 
+import heapq
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -14,19 +15,11 @@ from math import gcd, lcm, prod
 
 import onnx
 
+from rewriters.activation import Engine
 from rewriters.analysis import Analysis
 from rewriters.operators import RowLocal
-from rewriters.work import node_work
 
-__all__ = ["Occurrence", "Program", "Tensor", "program"]
-
-# A convolution's activation is computed in place by every runtime in view, as is any function of
-# one number whose input dies there.
-_IN_PLACE = frozenset(
-    "Abs BatchNormalization Ceil Celu Clip Elu Erf Exp Floor Gelu HardSigmoid HardSwish LeakyRelu "
-    "Log Mish Neg PRelu Reciprocal Relu Round Selu Sigmoid Sign Softplus Softsign Sqrt Swish Tanh "
-    "ThresholdedRelu Add Sub Mul Div Reshape Squeeze Unsqueeze Identity Dropout Flatten".split()
-)
+__all__ = ["Occurrence", "Program", "Tensor", "late_order", "program"]
 
 
 @dataclass(slots=True)
@@ -106,7 +99,7 @@ def program(
     links: Mapping[int, RowLocal],
     order: Sequence[tuple[int, bool]],
     *,
-    count_inputs: bool,
+    engine: Engine,
 ) -> Program:
     """Lay out nodes in an order.
 
@@ -114,7 +107,7 @@ def program(
         analysis: The model.
         links: Row-local nodes that may be in a region.
         order: Positions of the nodes, and whether each repeats an earlier one.
-        count_inputs: Whether the graph's inputs count as memory.
+        engine: How memory is counted.
     """
     facts, index, sizing = analysis.facts, analysis.index, analysis.sizing
     graph = facts.graph
@@ -128,7 +121,7 @@ def program(
         return latest[name]
 
     for name in analysis.inputs:
-        new(name, -1, (analysis.bytes.get(name) or 0) if count_inputs else 0)
+        new(name, -1, (analysis.bytes.get(name) or 0) if engine.target.counts_inputs else 0)
     occurrences: list[Occurrence] = []
     for place, (position, again) in enumerate(order):
         node, link = graph.node[position], links.get(position)
@@ -172,13 +165,13 @@ def program(
                 tuple(carried),
                 read,
                 tuple(makes),
-                node_work(node, sizing),
+                analysis.work[position],
             )
         )
     for name in index.outputs:
         if name in latest:
             tensors[latest[name]].last_use = len(occurrences)
-    _share(graph.node, occurrences, tensors)
+    _share(graph.node, occurrences, tensors, engine.in_place)
     _step(occurrences, tensors)
     whole = {n for o in occurrences if o.link is None for n in (*o.reads, *o.makes)}
     for number, tensor in enumerate(tensors):
@@ -187,12 +180,53 @@ def program(
     return Program(occurrences, tensors, _live(len(occurrences), tensors))
 
 
+def late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:
+    """Return an order in which nodes that make more than they read run as late as they can.
+
+    Backwards from the end: of the nodes whose users all stand, the one that sets most bytes free
+    comes next. A Resize then runs right before its user, where both can be in one region.
+
+    Args:
+        analysis: The model.
+        together: Row-local nodes: where one is ready it comes before all others, the latest to be
+            ready first, so that they stand in long runs.
+    """
+    index, steps, sizes = analysis.index, analysis.steps, analysis.bytes
+    users = [
+        {user for name in step.makes for user in index.users.get(name, ())} - {at}
+        for at, step in enumerate(steps)
+    ]
+    waiting = [len(others) for others in users]
+    alive = {name for name in index.outputs if sizes.get(name)}
+    order: list[int] = []
+
+    def rank(at: int) -> tuple[int, int, int]:
+        made = sum(sizes.get(name) or 0 for name in steps[at].makes)
+        read = sum(sizes.get(name) or 0 for name in {*steps[at].reads} - alive)
+        return -1 - len(order) if at in together else 0, read - made, -at
+
+    ready = [(rank(at), at) for at, count in enumerate(waiting) if count == 0]
+    heapq.heapify(ready)
+    while ready:
+        _, at = heapq.heappop(ready)
+        order.append(at)
+        alive.update(name for name in steps[at].reads if sizes.get(name))
+        for maker in {index.producer[n] for n in steps[at].reads if n in index.producer} - {at}:
+            waiting[maker] -= 1
+            if not waiting[maker]:
+                heapq.heappush(ready, (rank(maker), maker))
+    return order[::-1]
+
+
 def _share(
-    nodes: Sequence[onnx.NodeProto], occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]
+    nodes: Sequence[onnx.NodeProto],
+    occurrences: Sequence[Occurrence],
+    tensors: Sequence[Tensor],
+    in_place: Collection[str],
 ) -> None:
     """Let a node that works in place take over the bytes of an input that dies there."""
     for place, occurrence in enumerate(occurrences):
-        if nodes[occurrence.node].op_type not in _IN_PLACE or len(occurrence.makes) != 1:
+        if nodes[occurrence.node].op_type not in in_place or len(occurrence.makes) != 1:
             continue
         size = tensors[occurrence.makes[0]].bytes
         for number in occurrence.reads:

@@ -7,7 +7,7 @@ written by Paddle for every unknown dimension alike; it is no symbol that two di
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
@@ -86,15 +86,25 @@ def free_inputs(model: onnx.ModelProto) -> dict[str, Shape]:
 
 
 def nominal_shapes(
-    model: onnx.ModelProto, spatial: int = NOMINAL_SPATIAL
+    model: onnx.ModelProto,
+    spatial: int = NOMINAL_SPATIAL,
+    given: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, tuple[int, ...]]:
     """Return a plausible size for every input with free dimensions, equal symbols alike.
 
     Args:
         model: The model; only its inputs are read.
         spatial: Rows and columns of a free spatial dimension.
+        given: Sizes of inputs that are known better.
     """
     symbols: dict[str, int] = {}
+    wanted = given or {}
+    for value in required_inputs(model):
+        for dim, known in zip(
+            value.type.tensor_type.shape.dim, wanted.get(value.name, ()), strict=False
+        ):
+            if dim.dim_param not in _ANONYMOUS:
+                symbols.setdefault(dim.dim_param, known)
     result = {}
     free = free_inputs(model)
     for value in required_inputs(model):
@@ -108,6 +118,8 @@ def nominal_shapes(
                 size = (NOMINAL_BATCH, NOMINAL_CHANNELS)[axis] if axis < 2 else spatial
                 if len(dims) < 3 and axis == 1:
                     size = 16
+                if value.name in wanted:
+                    size = wanted[value.name][axis]
                 if dim.dim_param not in _ANONYMOUS:
                     size = symbols.setdefault(dim.dim_param, size)
             sizes.append(size)
@@ -115,14 +127,14 @@ def nominal_shapes(
     return result
 
 
-def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) -> None:
+def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]]) -> None:
     """Fix the free dimensions of inputs, in place; a symbol takes its value everywhere.
 
     Shapes of inner tensors that are not wholly known afterwards are dropped, to be inferred anew.
 
     Args:
         model: The model (or its skeleton).
-        shapes: Per input name its whole shape.
+        shapes: Per input name its whole shape; None leaves a dimension as it is.
 
     Raises:
         OptionError: No such input, another rank, or another size than a fixed dimension has.
@@ -145,6 +157,8 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, tuple[int, ...]]) ->
             )
         for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
             known = _known(dim)
+            if size is None:
+                continue
             if not 1 <= size < _LARGEST:
                 raise OptionError(f"--shape {name}: size {size} is not between 1 and 2^31")
             if known is not None and known != size:

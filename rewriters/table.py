@@ -181,8 +181,8 @@ _NEAREST: Mapping[str, Callable[[Fraction], int]] = {
 
 def _resize(record: Record, axis: int) -> RowLocal | str:
     x, y = record.shape(0), record.output
-    if x is None or y is None or x[axis] is None or y[axis] is None:
-        return "it resizes an axis of unknown size"
+    if x is None or y is None:
+        return "its input's rank is unknown"
     values = record.attributes
     old = record.op_type == "Upsample" or record.opset < 11
     coordinates = values.get(
@@ -190,7 +190,7 @@ def _resize(record: Record, axis: int) -> RowLocal | str:
     )
     if values.get("antialias", 0):
         return "antialias widens the kernel with the factor"
-    factor = _factor(record, axis, x[axis] or 0, y[axis] or 0, old)
+    factor = _factor(record, axis, x[axis], y[axis], old)
     if isinstance(factor, str):
         return factor
     mode = values.get("mode", "nearest")
@@ -232,21 +232,28 @@ def _resize_axes(record: Record) -> tuple[int, ...]:
     return tuple(at % rank for at in record.attributes.get("axes", range(rank)))
 
 
-def _factor(record: Record, axis: int, rows: int, out: int, old: bool) -> Fraction | str:
+def _factor(
+    record: Record, axis: int, rows: int | None, out: int | None, old: bool
+) -> Fraction | str:
     """Return the exact factor of the tiled axis, output rows over input rows."""
-    factor = Fraction(out, rows) if rows else Fraction(0)
+    known = rows is not None and out is not None
+    factor = Fraction(out or 0, rows or 1)
     axes = _resize_axes(record)
     sizes = record.value(3)
     if not old and record.given(3):
         if record.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return "keep_aspect_ratio_policy makes sizes that depend on the whole"
-        if sizes is None:
+        if sizes is None or not known:
             return "its sizes are known at run time alone"
     else:
         scales = record.attributes.get("scales") or record.value(1 if old else 2)
         if not scales:
             return "its scales are known at run time alone"
         scale = scales[axes.index(axis)] if axis in axes else 1.0
+        if not known:
+            factor = Fraction(float(scale))
+            if factor.denominator > 1:
+                return "it resizes an axis of unknown size by a fraction"
         if Fraction(float(scale)) != factor:
             return f"its scale {scale} is not exactly its output's size over its input's"
     if factor <= 0 or max(factor.numerator, factor.denominator) > _LARGEST_FACTOR:

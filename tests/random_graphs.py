@@ -335,7 +335,7 @@ def _slice(g: Graph) -> bool:
     x = g.pick()
     begin, end, stride = g.draw(0, 3), g.draw(0, 3), g.one_of(1, 1, 1, 2)
     rows = -(-(x.rows - begin - end) // stride)
-    if not _LEAST <= rows:
+    if not rows >= _LEAST:
         return False
     start = begin if g.draw(0, 1) else begin - x.rows
     stop = x.rows - end if g.draw(0, 1) else -end or np.iinfo(np.int64).max

@@ -17,13 +17,12 @@ from dataclasses import dataclass
 import onnx
 
 from rewriters.analysis import Analysis, analyse
-from rewriters.emission import emit
+from rewriters.draft import draft, ordered
 from rewriters.fragment import NameScheme, drop_unused_value_info, splice
 from rewriters.graph import Loaded, check, index, skeleton
 from rewriters.locality import Locality, find_locality
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
-from rewriters.rewrite import _arrange, _Emitted
 
 __all__ = ["Cut", "tile_all"]
 
@@ -93,18 +92,15 @@ def tile_all(
                 pending += [nodes[middle:], nodes[:middle]]
     names = NameScheme.avoiding(analysis.index.names)
     labels = tuple(node.op_type for node in made.graph.node)
-    emitted = {}
-    for number, plan in enumerate(plans):
-        fragment = emit(
-            plan, form, made.graph, facts.shapes, facts.opset, names, f"region_{number}"
-        )
-        emitted[plan.region.nodes[-1]] = _Emitted(plan, form, fragment, {}, {})
-    if emitted:
-        order = _arrange(analysis, emitted)
+    drafts = [
+        draft(plan, form, analysis, names, f"region_{number}") for number, plan in enumerate(plans)
+    ]
+    if drafts:
+        order = ordered(analysis, drafts)
         assert order is not None, "the regions depend on each other in a circle"
         remaining = {n for at in order if isinstance(at, int) for n in made.graph.node[at].output}
         gone = {name for node in made.graph.node for name in node.output} - remaining
-        gone -= {name for entry in emitted.values() for name in entry.fragment.makes}
+        gone -= {name for entry in drafts for name in entry.fragment.makes}
         splice(made, order)
         drop_unused_value_info(made.graph, gone)
         check(skeleton(Loaded(made, None)), allow_custom_ops=True)

@@ -303,7 +303,7 @@ class Invocation:
 
 
 def invoke(
-    decoder: dict[str, Job], report: list[str], *, arena: bool = True, processes: int = 3
+    decoder: dict[str, Job], report: list[str], *, arena: bool = True, processes: int = 2
 ) -> Invocation:
     """Measure the three forms, and report."""
     options = [OrtOptions(threads=THREADS, arena=arena)] * len(decoder)

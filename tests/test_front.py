@@ -163,7 +163,7 @@ BAD = {
     "never overwritten": ["{model}", "-o", "{model}", "--force"],
     "exists already": ["{model}", "-o", "{garbage}"],
     "is a folder": ["{model}", "-o", "{folder}", "--force"],
-    "not one of": ["{model}", "--form", "loop"],
+    "not one of": ["{model}", "--form", "spiral"],
     "batch and channels": ["{model}", "--axis", "1"],
     "neither height": ["{model}", "--axis", "time"],
     "No such option": ["{model}", "--frobnicate"],

@@ -17,7 +17,7 @@ from engines.cuda import Cuda
 from engines.errors import DeviceMissing, EngineMissing
 from engines.measure import Job, measure
 from engines.nvml import DeviceMemory
-from engines.onnxruntime_engine import PROVIDERS, OrtOptions
+from engines.onnxruntime_engine import PROVIDERS, OrtOptions, open_session
 from patchconv_deploy.inputs import save_inputs
 from tests.small_models import chain, noise
 from tests.test_tensorrt_run import FakeCuda
@@ -151,6 +151,19 @@ def test_time_is_between_events_on_the_session_s_stream(
     assert found["peak_bytes"] == 60
     assert found["host_peak_bytes"] != 60
     assert (found["input_bytes"], found["output_bytes"]) == (28, 24)
+
+
+def test_bindings_are_those_of_the_real_runtime(tmp_path: Path) -> None:
+    """The calls that the stand-in records are taken by ONNX Runtime, and give what a run gives."""
+    path, feeds = tmp_path / "model.onnx", {"x": noise(1, 2, 64, 40)}
+    onnx.save(chain(2, (1, 2, 64, 40)), path)
+    with open_session(path) as session:
+        expected = session.run(feeds)
+        bound = session.bind(feeds, device="cpu")
+        bound.run()
+        bound.run()
+        (found,) = bound.fetch()
+    np.testing.assert_array_equal(found, expected["y"])
 
 
 @pytest.mark.gpu

@@ -15,7 +15,6 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import onnx
@@ -50,9 +49,7 @@ def _run(made: onnx.ModelProto, feeds: dict[str, Array], *, optimised: bool) -> 
     options.intra_op_num_threads = 1
     options.log_severity_level = 4
     level = onnxruntime.GraphOptimizationLevel
-    options.graph_optimization_level = (
-        level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
-    )
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimised else level.ORT_DISABLE_ALL
     session = onnxruntime.InferenceSession(
         made.SerializeToString(), options, providers=["CPUExecutionProvider"]
     )
@@ -126,7 +123,6 @@ def test_random_graphs(form: str, examples: int, most: int, optimised: bool) -> 
 
 
 # --- integers alone -------------------------------------------------------------------------------
-
 
 
 def _apply(op: RowMap, x: Sequence[float], mode: str, *, first: bool, last: bool) -> list[float]:
@@ -212,9 +208,7 @@ def _periodic(draw: st.DrawFn) -> Periodic:
     up, down = draw(st.sampled_from(((2, 1), (3, 1), (4, 1), (1, 2), (2, 3), (3, 2), (1, 1))))
     half = draw(st.booleans())
     reach = draw(st.sampled_from((1, 2, 4)))
-    at = [
-        ((2 * y + 1) * down - up) // (2 * up) if half else y * down // up for y in range(up)
-    ]
+    at = [((2 * y + 1) * down - up) // (2 * up) if half else y * down // up for y in range(up)]
     lows = tuple(row - (reach - 1) // 2 for row in at)
     return Periodic(down, up, lows, tuple(low + reach for low in lows))
 
@@ -246,7 +240,9 @@ def _networks(draw: st.DrawFn) -> tuple[Network, tuple[str, ...], tuple[int, ...
             case 2:
                 op = Sliding(reach, stride, begin, end)
             case 3:
-                op = Sliding(reach, stride, same=draw(st.sampled_from(("SAME_UPPER", "SAME_LOWER"))))
+                op = Sliding(
+                    reach, stride, same=draw(st.sampled_from(("SAME_UPPER", "SAME_LOWER")))
+                )
             case 4:
                 op = Transposed(reach, stride, begin, end, draw(st.integers(0, stride - 1)))
             case 5:
@@ -275,9 +271,7 @@ def _networks(draw: st.DrawFn) -> tuple[Network, tuple[str, ...], tuple[int, ...
     read = {tensor for link in links for tensor in link.reads}
     made = [tensor for link in links for tensor in link.makes]
     inputs = tuple(tensor for tensor in given if tensor in read)
-    outputs = tuple(
-        tensor for tensor in made if tensor not in read or draw(st.integers(0, 5)) == 0
-    )
+    outputs = tuple(tensor for tensor in made if tensor not in read or draw(st.integers(0, 5)) == 0)
     # Inputs that nobody reads are not the network's.
     numbers = {tensor: number for number, tensor in enumerate((*inputs, *made))}
     network = Network(

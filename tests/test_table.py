@@ -8,7 +8,6 @@ table refuses is refused for the reason it should be.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -22,7 +21,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotInR
 
 from rewriters.table import BARRIERS, TABLE
 from tests.random_graphs import Graph
-from tests.regions_by_hand import Cut, tile_all
+from tests.regions_by_hand import tile_all
 from tests.small_models import noise, operators, run
 
 # A node between the Convs: gets the graph and the first Conv's output, [1, 4, 24, 6] of float32,
@@ -810,8 +809,8 @@ REFUSALS: Mapping[str, tuple[Between, int]] = {
         _moved(
             [0, 2, 1, 3],
             lambda g, x: g.node(
-                "BatchNormalization", [x, *(g.weight(_ROWS) for _ in range(3)),
-                                       g.const(np.ones(_ROWS), np.float32)]
+                "BatchNormalization",
+                [x, *(g.weight(_ROWS) for _ in range(3)), g.const(np.ones(_ROWS), np.float32)],
             )[0],
         ),
         17,

@@ -92,10 +92,13 @@ def demo(environment: Environment) -> None:
 
 
 def run_tests(environment: Environment, more: list[str], *, slow: bool = False) -> None:
-    """Run the tests."""
+    """Run the tests; those of Triton against a server in an environment of its own."""
     environment.prepare([*MODELS, *PUBLISHED])
+    server = environment.folder.parent / "triton"
+    run([str(environment.python), "tools/serve.py", "--prepare-if-supported", "--env", str(server)])
     marker = ["-m", "slow"] if slow else []
-    run([str(environment.python), "-m", "pytest", "-n", "2", *marker, *more])
+    pytest = [str(environment.python), "-m", "pytest", "-n", "2", *marker, *more]
+    run(pytest, PATCHCONV_TRITON=str(server))
 
 
 def lint(environment: Environment) -> None:

@@ -1,6 +1,6 @@
 """Export real architectures, with random seeded weights, as ONNX files for tests and benchmarks.
 
-Four networks are available by name: ``vae_decoder``, ``unet``, ``rrdbnet`` and ``mobilenet``.
+Networks are available by name: ``vae_decoder``, ``unet``, ``rrdbnet``, ``srvgg`` and ``mobilenet``.
 Their defaults are small; width and depth are options, so that the published proportions are one
 option away (``export("vae_decoder", path, base=128, groups=32)`` has the shape of SDXL's decoder).
 
@@ -37,6 +37,7 @@ from torch.nn import functional
 
 __all__ = [
     "ARCHITECTURES",
+    "SRVGG",
     "Architecture",
     "MobileNet",
     "RRDBNet",
@@ -342,6 +343,36 @@ class RRDBNet(nn.Module):
         return result
 
 
+# --- SRVGG ----------------------------------------------------------------------------------------
+
+
+class SRVGG(nn.Module):
+    """Compact super-resolution net (Real-ESRGAN's SRVGGNetCompact, arXiv:2107.10833).
+
+    A plain chain of Conv 3x3 and PReLU at the input's size, one Conv to ``3 * scale ** 2``
+    channels, a sub-pixel shuffle (ESPCN, arXiv:1609.05158), and the input added, enlarged by
+    nearest neighbours. Input Nx3xHxW, output Nx3x(scale*H)x(scale*W). The published sizes are
+    ``base=64`` with ``layers=16`` or ``32``.
+    """
+
+    def __init__(self, base: int = 48, layers: int = 8, scale: int = 4) -> None:
+        super().__init__()
+        body: list[nn.Module] = []
+        for index in range(layers):
+            body.append(nn.Conv2d(base if index else 3, base, 3, padding=1))
+            body.append(nn.PReLU(base, init=0.25))
+        self.body = nn.Sequential(*body)
+        self.last = nn.Conv2d(base, 3 * scale * scale, 3, padding=1)
+        self.shuffle = nn.PixelShuffle(scale)
+        self.scale = float(scale)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the output for ``x``; the class says their shapes."""
+        enlarged = functional.interpolate(x, scale_factor=self.scale, mode="nearest")
+        result: Tensor = self.shuffle(self.last(self.body(x))) + enlarged
+        return result
+
+
 # --- MobileNet ------------------------------------------------------------------------------------
 
 
@@ -511,6 +542,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "vae_decoder": Architecture(VAEDecoder, channels=4, size=(16, 16), seed=11),
     "unet": Architecture(UNet, channels=3, size=(128, 128), seed=12, multiple=_unet_multiple),
     "rrdbnet": Architecture(RRDBNet, channels=3, size=(32, 32), seed=13),
+    "srvgg": Architecture(SRVGG, channels=3, size=(32, 32), seed=15),
     "mobilenet": Architecture(MobileNet, channels=3, size=(128, 128), seed=14),
 }
 

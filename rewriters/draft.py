@@ -1,0 +1,143 @@
+"""Drafts: planned regions as nodes, before the model is changed.
+
+A draft holds the nodes that would be written and, where the model's sizes are not all known, the
+same at assumed sizes; memory is predicted on the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rewriters.analysis import Analysis
+from rewriters.emission import emit
+from rewriters.fragment import Fragment, NameScheme, arrange, fold
+from rewriters.memory import Peak, Step, peak
+from rewriters.planner import RegionPlan, plan_region
+
+__all__ = ["Draft", "draft", "ordered", "predict"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A region in one form.
+
+    Attributes:
+        plan: The plan.
+        form: The form.
+        fragment: The nodes that would take the region's place.
+        sized: The same at assumed sizes; None where not even those are known.
+    """
+
+    plan: RegionPlan
+    form: str
+    fragment: Fragment
+    sized: Fragment | None
+
+    @property
+    def place(self) -> int:
+        """Position in the graph that the fragment stands at."""
+        return self.plan.region.nodes[-1]
+
+    def peak(self, analysis: Analysis) -> int | None:
+        """Return the most bytes alive in the region alone, None if sizes are unknown."""
+        if self.sized is None:
+            return None
+        region, index = self.plan.region, analysis.index
+        inputs = [edge.name for edge in region.inputs]
+        outputs = {edge.name for edge in region.outputs}
+        for name in inputs:
+            if name in index.outputs or any(
+                user > region.nodes[-1] for user in index.users.get(name, ())
+            ):
+                outputs.add(name)
+        nodes, _ = self.sized.export()
+        steps = [Step(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in nodes]
+        sizes = {**{name: analysis.bytes.get(name) for name in inputs}, **self.sized.sizes}
+        found = peak(steps, sizes, inputs=inputs, outputs=outputs)
+        return None if found.unknown else found.bytes
+
+
+def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, base: str) -> Draft:
+    """Emit a planned region.
+
+    Args:
+        plan: The plan.
+        form: The form.
+        analysis: The model.
+        names: The name scheme.
+        base: What new names derive from.
+    """
+    facts = analysis.facts
+    fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
+    if not analysis.assumes and plan.tiling is not None:
+        return Draft(plan, form, fragment, fragment)
+    sized = plan_region(plan.region, analysis.sizing, plan.splits, facts.opset)
+    if not isinstance(sized, RegionPlan) or sized.tiling is None:
+        return Draft(plan, form, fragment, None)
+    assumed = emit(sized, form, facts.graph, analysis.sizing, facts.opset, names, base)
+    return Draft(plan, form, fragment, assumed)
+
+
+def ordered(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    turns: Sequence[int] | None = None,
+    *,
+    sized: bool = False,
+) -> list[int | Fragment] | None:
+    """Arrange drafts in the graph; Shape nodes of tensors that are gone become constants.
+
+    Args:
+        analysis: The model.
+        drafts: Its regions.
+        turns: When each node is wanted to run, by position; None for the order of the file.
+        sized: Take the fragments at assumed sizes.
+
+    Returns:
+        The new order, None if the regions depend on each other in a circle, or sizes are unknown.
+    """
+    fragments: dict[int, Fragment] = {}
+    for entry in drafts:
+        fragment = entry.sized if sized else entry.fragment
+        if fragment is None:
+            return None
+        fragments[entry.place] = fragment
+    fragments |= _folded(analysis, fragments)
+    return arrange(analysis.index, fragments, turns)
+
+
+def _folded(analysis: Analysis, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
+    """Return fragments for Shape nodes that read what will not be there any more."""
+    facts, index = analysis.facts, analysis.index
+    made = {name for fragment in fragments.values() for name in fragment.makes}
+    found = {}
+    for fragment in fragments.values():
+        for position in fragment.covers:
+            for name in set(facts.graph.node[position].output) - made:
+                for user in index.users.get(name, ()):
+                    node = facts.graph.node[user]
+                    if node.op_type != "Shape" or user in fragments:
+                        continue
+                    value = facts.constants.array(node.output[0])
+                    if value is not None:
+                        found[user] = fold(user, node, value, fragment)
+    return found
+
+
+def predict(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    engine: str,
+    turns: Sequence[int] | None = None,
+) -> Peak | None:
+    """Return the predicted peak of the model with these regions, None if sizes are unknown.
+
+    Args:
+        analysis: The model.
+        drafts: Its regions.
+        engine: A key of `rewriters.activation.ENGINES`.
+        turns: When each node is wanted to run, by position; None for the order of the file.
+    """
+    order = ordered(analysis, drafts, turns, sized=True)
+    return None if order is None else analysis.predict(order, engine)

@@ -1,0 +1,166 @@
+"""`rewriters.activation`: the predicted peak against what the engines need.
+
+ONNX Runtime really runs, each model in a fresh process, and its profile says the most its arena had
+in use; TensorRT for RTX plans for SM80. Networks as they are, rewritten Conv by Conv, and with a
+region cut into patches, from the table of `tools.calibrate_memory`.
+
+Exceptions are named in `OUTSIDE` and `DISORDER`, each with its cause.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import onnx
+import pytest
+
+from engines.errors import EngineMissing
+from engines.tensorrt_build import load_module
+from rewriters.activation import ENGINES, predict, profile
+from rewriters.graph import Loaded, skeleton
+from rewriters.shapes import infer
+from tools.calibrate_memory import (
+    BOUNDS,
+    OCR,
+    Case,
+    cases,
+    conv_chain,
+    measured,
+    planned,
+    predicted,
+    unrolled,
+)
+
+MIB = 1 << 20
+NETWORKS = ("chain", "srvgg", "rrdbnet", "unet", "vae_decoder", "mobilenet", *OCR)
+
+# TensorRT for RTX, outside of 30 %: its compiler schedules the patches of a Conv-by-Conv rewriting
+# as it likes, the model runs them in the file's order.
+OUTSIDE = {"ppocr_det 640x640 batch", "ppocr_det 640x640 sequential"}
+# The same, pairs of forms predicted in the other order, for the same cause.
+DISORDER = {
+    ("unet", "sequential", "batch"),
+    ("vae_decoder", "original", "sequential"),
+    ("ppocr_det", "original", "sequential"),
+    ("ppocr_det", "original", "batch"),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which exported networks are kept."""
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.fixture(scope="module")
+def report(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Collect lines, and print them when this module is done."""
+    lines: list[str] = []
+    yield lines
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print("", *lines, sep="\n", file=sys.stderr, flush=True)  # noqa: T201
+
+
+@pytest.fixture(scope="module")
+def rtx() -> Any:
+    """Return the module of TensorRT for RTX."""
+    try:
+        return load_module("tensorrt-rtx")
+    except EngineMissing as error:
+        pytest.skip(str(error))
+
+
+def table(folder: Path, network: str) -> list[Case]:
+    """Return a network's cases at the smaller of its sizes."""
+    if network in OCR and importlib.util.find_spec("rapidocr_onnxruntime") is None:
+        pytest.skip("no PP-OCR files: pip install --no-deps rapidocr-onnxruntime==1.4.4")
+    return [case for case in cases(folder, (0,)) if case.network == network]
+
+
+def line(case: Case, target: str, found: int, guess: int) -> str:
+    """Spell a comparison."""
+    return (
+        f"{case.label:32} {target:18} {found / MIB:7.1f} MiB, predicted {guess / MIB:7.1f}: "
+        f"{guess / found:.3f}"
+    )
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_onnxruntime(network: str, folder: Path, report: list[str], tmp_path: Path) -> None:
+    """Within 15 % at default and at tuned session options, in every form; no exception."""
+    outside = []
+    for case in table(folder, network):
+        model = case.make()
+        path = tmp_path / "model.onnx"
+        onnx.save(model, path)
+        for target in ("onnxruntime", "onnxruntime-tuned"):
+            found, guess = measured(path, target), predicted(model, target)
+            report.append(line(case, target, found, guess.bytes))
+            if abs(guess.bytes / found - 1) > BOUNDS[target]:
+                outside.append(report[-1])
+    assert not outside
+
+
+@pytest.mark.parametrize("network", NETWORKS)
+def test_tensorrt(network: str, folder: Path, report: list[str], rtx: Any, tmp_path: Path) -> None:
+    """Plans within 30 % but for those listed; candidates 5 % apart and more come in order."""
+    plans: dict[str, tuple[int, int]] = {}
+    for case in table(folder, network):
+        model = case.make()
+        path = tmp_path / "model.onnx"
+        onnx.save(model, path)
+        found, guess = planned(path, rtx), predicted(model, "tensorrt").bytes
+        plans[case.form] = found, guess
+        report.append(line(case, "tensorrt, planned", found, guess))
+        inside = abs(guess / found - 1) <= BOUNDS["tensorrt"]
+        assert inside != (case.label in OUTSIDE), report[-1]
+    disorder = {
+        (network, one, other)
+        for one, (found, guess) in plans.items()
+        for other, (more, guessed) in plans.items()
+        if more > 1.05 * found and guessed <= guess
+    }
+    assert disorder == {pair for pair in DISORDER if pair[0] == network}
+
+
+class TestProperties:
+    """What holds whatever the engine."""
+
+    def test_the_profile_reaches_the_peak(self) -> None:
+        """Live bytes over the execution order: as many entries as steps, none above the peak."""
+        model = unrolled(conv_chain(64, channels=16), 4, 8, "x", "y")
+        shapes = infer(skeleton(Loaded(model, None)))
+        for engine in ENGINES:
+            entries = profile(model.graph, shapes, engine)
+            found = predict(model.graph, shapes, engine)
+            assert max(bytes_ for _, bytes_ in entries) <= found.bytes
+            assert found.at in {label for label, _ in entries}
+            assert found.alive
+            assert not found.unknown
+
+    def test_patches_lower_it(self) -> None:
+        """More patches, less memory; ONNX Runtime runs the Concat's last input first."""
+        whole = conv_chain(256, channels=32)
+        for engine in ENGINES:
+            peaks = []
+            for patches in (1, 4, 8):
+                model = whole if patches == 1 else unrolled(whole, patches, 8, "x", "y")
+                shapes = infer(skeleton(Loaded(model, None)))
+                peaks.append(predict(model.graph, shapes, engine).bytes)
+            assert peaks == sorted(peaks, reverse=True)
+            assert peaks[-1] < 0.6 * peaks[0]
+        entries = profile(model.graph, shapes, "onnxruntime")
+        order = [label for label, _ in entries if label.startswith("core")]
+        assert order == [f"core{p}" for p in reversed(range(8))]
+
+    def test_unknown_sizes_are_said(self) -> None:
+        """A tensor of unknown size is counted in `unknown`, not guessed."""
+        model = conv_chain(64)
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "rows"
+        shapes = infer(skeleton(Loaded(model, None)))
+        assert predict(model.graph, shapes, "onnxruntime").unknown
