@@ -845,7 +845,7 @@ REFUSALS: Mapping[str, tuple[Between, int]] = {
         _resize(3, mode="linear"),
         17,
     ),
-    "it resizes an axis of unknown size": (
+    "its sizes are known at run time alone": (
         _at_run_time("Resize", "", "", values=[1, 4, 48, 12]),
         17,
     ),
