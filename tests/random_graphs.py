@@ -70,9 +70,11 @@ class Graph:
         return [along, across] if self.axis == "height" else [across, along]
 
     def pads(self, begin: int, end: int, left: int, right: int) -> list[int]:
+        """Return padding as the model spells it."""
         return [*self.both(begin, left), *self.both(end, right)]
 
     def shape(self, image: _Image) -> tuple[int, ...]:
+        """Return the shape of a tensor."""
         return (self.batch, image.channels, *self.both(image.rows, image.columns))
 
     @property
@@ -80,20 +82,20 @@ class Graph:
         """The dimension that is cut."""
         return 2 if self.axis == "height" else 3
 
-    def name(self) -> str:
-        return f"t{len(self.nodes)}"
-
     def weight(self, *shape: int, scale: float = 1.0, dtype: Any = np.float32) -> str:
+        """Add random numbers and return their name."""
         name = f"w{len(self.weights)}"
         self.weights[name] = (scale * self.rng.standard_normal(shape)).astype(dtype)
         return name
 
     def const(self, value: Any, dtype: Any = np.int64) -> str:
+        """Add a constant and return its name."""
         name = f"w{len(self.weights)}"
         self.weights[name] = np.asarray(value, dtype=dtype)
         return name
 
     def node(self, op: str, inputs: Sequence[str], outputs: int = 1, **attrs: Any) -> list[str]:
+        """Add a node and return its outputs."""
         at = len(self.nodes)
         names = [f"t{at}" if k == 0 else f"t{at}_{k}" for k in range(outputs)]
         self.nodes.append(helper.make_node(op, list(inputs), names, name=f"n{at}", **attrs))
@@ -108,6 +110,7 @@ class Graph:
         columns: int,
         **attrs: Any,
     ) -> _Image:
+        """Add a node that makes an image other nodes may read."""
         image = _Image(self.node(op, inputs, **attrs)[0], channels, rows, columns)
         self.images.append(image)
         return image
@@ -118,9 +121,11 @@ class Graph:
         return self.images[-back]
 
     def one_of(self, *values: Any) -> Any:
+        """Return one of the values."""
         return values[self.draw(0, len(values) - 1)]
 
     def take_in(self, channels: int, rows: int, columns: int) -> _Image:
+        """Add an input."""
         name = f"x{len(self.inputs)}"
         image = _Image(name, channels, rows, columns)
         self.inputs[name] = self.shape(image)
@@ -155,6 +160,7 @@ class Graph:
         return made_model
 
     def feeds(self) -> dict[str, Array]:
+        """Return random inputs."""
         return {
             name: self.rng.standard_normal(shape).astype(np.float32)
             for name, shape in self.inputs.items()

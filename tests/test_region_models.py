@@ -109,6 +109,7 @@ def _assert_idempotent(original: Original, outcome: Outcome) -> None:
 @exporters
 @forms
 def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
+    """Sizes in the file."""
     channels, size, _ = SIZES[name]
     original = exported(name, exporter, dynamic=False, size=size)
     feed = noise(1, channels, *size)
@@ -128,6 +129,7 @@ def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
 @exporters
 @forms
 def test_dynamic(exported: Export, name: str, exporter: str, form: str) -> None:
+    """Symbols in the file: cut once, right at two sizes and two batches."""
     channels, size, other = SIZES[name]
     original = exported(name, exporter, dynamic=True, size=size)
     outcome = _rewrite(original, form=form, splits=3)
@@ -150,7 +152,7 @@ def test_budget(exported: Export, name: str, share: float) -> None:
     try:
         outcome = _rewrite(original, memory_budget=int(share * peak))
     except BudgetError:
-        # GroupNorm's statistics are a barrier: what they read and make is there at once.
+        # What holds the VAE's peak is normalised over the whole image.
         assert share < 0.75 or name == "vae_decoder"
         return
     _assert_sound(original.model, outcome.model)
@@ -160,6 +162,7 @@ def test_budget(exported: Export, name: str, share: float) -> None:
 @forms
 @pytest.mark.parametrize("name", ["unet", "rrdbnet", "vae_decoder"])
 def test_fp16(exported: Export, name: str, form: str) -> None:
+    """Half precision stays half precision."""
     channels, size, _ = SIZES[name]
     original = exported(name, dynamic=False, size=size, dtype="float16")
     feed = noise(1, channels, *size, dtype=np.float16)
@@ -173,6 +176,7 @@ def test_fp16(exported: Export, name: str, form: str) -> None:
 @forms
 @pytest.mark.parametrize("name", ["unet", "mobilenet"])
 def test_qdq(exported: Export, name: str, form: str) -> None:
+    """A quantised network: the pairs around each Conv lie in the region with it."""
     channels, size, _ = SIZES[name]
     original = exported(name, dynamic=False, size=size, qdq=True)
     feed = noise(1, channels, *size)

@@ -97,8 +97,8 @@ def _compare(
 @pytest.mark.parametrize(
     ("form", "examples", "most", "optimised"),
     [
-        ("fused", 1200, 8, False),
-        ("loop", 600, 8, False),
+        ("fused", 900, 8, False),
+        ("loop", 450, 8, False),
         ("fused", 150, 20, False),
         ("fused", 200, 8, True),
         ("loop", 100, 8, True),
@@ -228,7 +228,7 @@ def _networks(draw: st.DrawFn) -> tuple[Network, tuple[str, ...], tuple[int, ...
             rows.append(rows[source])
         reads = [source]
         partners = [t for t, count in enumerate(rows) if count == rows[source] and t != source]
-        if partners and draw(st.booleans()):
+        if partners and draw(st.integers(0, 1)):
             reads.append(draw(st.sampled_from(partners)))
         op: RowMap
         mode = "zero"

@@ -184,7 +184,7 @@ def _pad(begin: int, end: int, *, given_axes: bool = False, **attrs: Any) -> Bet
     def between(g: Graph, x: str) -> str:
         pads = [0, 0, begin, 1, 0, 0, end, 2]
         if g.opset < 11:
-            more = {"value": 0.3} if attrs.get("mode", "constant") == "constant" else {}
+            more: Any = {"value": 0.3} if attrs.get("mode", "constant") == "constant" else {}
             return g.node("Pad", [x], pads=pads, **more, **attrs)[0]
         value = g.const(0.3, np.float32) if attrs.get("mode", "constant") == "constant" else ""
         if given_axes:
@@ -355,7 +355,7 @@ def _squeeze_all(g: Graph, x: str) -> str:
 def _bits(op: str) -> Between:
     def between(g: Graph, x: str) -> str:
         other = g.const(g.rng.integers(0, 4, (4, _ROWS, 1)), np.uint8)
-        attrs = {"direction": "LEFT"} if op == "BitShift" else {}
+        attrs: Any = {"direction": "LEFT"} if op == "BitShift" else {}
         return g.node(op, [x, other], **attrs)[0]
 
     return _as(TensorProto.UINT8, between)
@@ -394,7 +394,7 @@ def _several(op: str) -> Between:
     return lambda g, x: g.node(op, [x, g.weight(_ROWS, 1), g.weight(4, 1, 1), x])[0]
 
 
-_FMOD = {"Mod": {"fmod": 1}}
+_FMOD: Mapping[str, Any] = {"Mod": {"fmod": 1}}
 
 
 def _itself(op: str) -> Between:
@@ -645,11 +645,13 @@ _CASES = [
 
 
 def test_none_is_missing() -> None:
+    """Every entry of the table has a spelling here, and none has without being there."""
     assert set(SPELLINGS) == set(TABLE)
 
 
 @pytest.mark.parametrize(("op", "number", "opset"), _CASES)
 def test_operator(op: str, number: int, opset: int) -> None:
+    """The node and its Convs are one region, and the cut model computes the same."""
     between = SPELLINGS[op][number][0]
     model = _model(between, opset)
     feeds = {"x": noise(1, 3, _ROWS, _COLUMNS, seed=5)}
@@ -672,9 +674,9 @@ def _compare(before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str
     if before.opset_import[0].version < 14 and "BatchNormalization" in operators(before):
         return len(pairs)  # the reference takes statistics of the image, as if it were training
     try:
-        evaluated = ReferenceEvaluator(before).run(None, dict(feeds))
+        evaluated: Any = ReferenceEvaluator(before).run(None, dict(feeds))
         names = [value.name for value in before.graph.output]
-        again = ReferenceEvaluator(after).run(None, dict(feeds))
+        again: Any = ReferenceEvaluator(after).run(None, dict(feeds))
     except Exception:  # noqa: BLE001 - it lacks types and operators, and raises of every kind
         pass
     else:
@@ -752,7 +754,7 @@ def _rms_scale_along_rows(g: Graph, x: str) -> str:
 def _roi(g: Graph, x: str) -> str:
     roi = g.const([0, 0, 0.25, 0, 1, 1, 0.75, 1], np.float32)
     scales = g.const([1, 1, 2, 1], np.float32)
-    attrs = {"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}
+    attrs: Any = {"coordinate_transformation_mode": "tf_crop_and_resize", "mode": "linear"}
     return g.node("Resize", [x, roi, scales], **attrs)[0]
 
 
@@ -876,6 +878,7 @@ REFUSALS: Mapping[str, tuple[Between, int]] = {
 
 @pytest.mark.parametrize("reason", list(REFUSALS))
 def test_refused(reason: str) -> None:
+    """What cannot be cut is not, and says why."""
     between, opset = REFUSALS[reason]
     model = _model(between, opset)
     made = tile_all(model)
