@@ -62,6 +62,7 @@ _ORT = Lowering(
     ),
     block=16,
     packed={"MatMul": 1, "Gemm": 1, "ConvTranspose": 1},
+    widened={16: 32},
 )
 
 
