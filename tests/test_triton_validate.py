@@ -22,6 +22,9 @@ from tests.small_models import chain, model, node, value
 from tests.triton_server import running, skip_without_server
 from tools.serve import ServeError
 
+# One worker runs the whole file: the server is started once.
+pytestmark = pytest.mark.xdist_group("triton-validate")
+
 
 @dataclass(frozen=True)
 class Place:
@@ -647,6 +650,62 @@ def _not_every_output(p: Place) -> None:
     made = chain(2, ("N", 2, 16, 10))
     made.graph.output.append(value("c0", ("N", 2, 16, 10)))
     onnx.save(made, p.onnx)
+
+
+@case(None)
+def _version_is_a_link(p: Place) -> None:
+    (p.folder / "1").rename(p.folder.parent.parent / "linked")
+    (p.folder / "1").symlink_to(p.folder.parent.parent / "linked")
+
+
+@case(None)
+def _file_is_a_link(p: Place) -> None:
+    p.onnx.rename(p.folder.parent.parent / "linked.onnx")
+    p.onnx.symlink_to(p.folder.parent.parent / "linked.onnx")
+
+
+@case(None)
+def _file_of_another_folder(p: Place) -> None:
+    p.onnx.rename(p.folder / "shared.onnx")
+    p.config.default_model_filename = "../shared.onnx"
+
+
+@case(None)
+def _file_outside_the_repository(p: Place) -> None:
+    p.onnx.rename(p.folder.parent.parent / "outside.onnx")
+    p.config.default_model_filename = "../../../outside.onnx"
+
+
+@case(None)
+def _version_and_word_below_a_good_one(p: Place) -> None:
+    shutil.copytree(p.folder / "1", p.folder / "5")
+    (p.folder / "1").rename(p.folder / "2_old")
+
+
+@case("begins like a version and is none")
+def _version_below_zero(p: Place) -> None:
+    (p.folder / "1").rename(p.folder / "-1")
+
+
+@case(None)
+def _comment_in_another_encoding(p: Place) -> None:
+    text = to_text(p.config).encode() + b"# gr\xfc\xdfe\n"
+    (p.folder / "config.pbtxt").write_bytes(text)
+
+
+@case(None)
+def _two_groups(p: Place) -> None:
+    p.config.instance_group.add(count=1, kind=schema().ModelInstanceGroup.KIND_CPU)
+
+
+@case(None)
+def _count_of_zero(p: Place) -> None:
+    p.config.instance_group[0].count = 0
+
+
+@case(None)
+def _negative_count(p: Place) -> None:
+    p.config.instance_group[0].count = -3
 
 
 @case(None)

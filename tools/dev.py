@@ -97,7 +97,17 @@ def run_tests(environment: Environment, more: list[str], *, slow: bool = False) 
     server = environment.folder.parent / "triton"
     run([str(environment.python), "tools/serve.py", "--prepare-if-supported", "--env", str(server)])
     marker = ["-m", "slow"] if slow else []
-    pytest = [str(environment.python), "-m", "pytest", "-n", "2", *marker, *more]
+    pytest = [
+        str(environment.python),
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadgroup",
+        *marker,
+        *more,
+    ]
     run(pytest, PATCHCONV_TRITON=str(server))
 
 
