@@ -159,7 +159,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
             continue
         share = row["peak_bytes"] / original["best_bytes"] if row.get("peak_bytes") else None
         here, planned = row.get("planned_bytes"), original.get("planned_bytes")
-        ratio = f" (1/{planned / plan:.1f})" if plan and planned else ""
+        ratio = f" (1/{planned / here:.1f})" if here and planned else ""
         cells = [
             "",
             f"`{row['model']}`",
