@@ -228,7 +228,7 @@ def _networks(draw: st.DrawFn) -> tuple[Network, tuple[str, ...], tuple[int, ...
             rows.append(rows[source])
         reads = [source]
         partners = [t for t, count in enumerate(rows) if count == rows[source] and t != source]
-        if partners and draw(st.integers(0, 1)):
+        if draw(st.booleans()) and partners:
             reads.append(draw(st.sampled_from(partners)))
         op: RowMap
         mode = "zero"
