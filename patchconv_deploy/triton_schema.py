@@ -53,9 +53,8 @@ def read_config(path: Path) -> Any:
         ValueError: It cannot be read, or is none.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise ValueError("it is not UTF-8 text") from error
+        # The server takes other encodings too, in comments at least.
+        text = path.read_text(encoding="utf-8", errors="replace")
     except OSError as error:
         raise ValueError(f"it cannot be read: {error.strerror}") from error
     return parse_config(text)

@@ -354,9 +354,6 @@ def folder_problems(config: Any, model: Path, opener: Runtime) -> Iterator[str]:
         names = {config.default_model_filename, *config.cc_model_filenames.values()}
         for name in sorted(names):
             file = folder / name
-            if not file.resolve().is_relative_to(model.resolve()):
-                yield f"file name {name!r} leads out of the model's folder"
-                continue
             if config.backend == "onnxruntime" and file.is_dir():
                 file /= "model.onnx"
             if not file.is_file():
@@ -371,18 +368,13 @@ def folder_problems(config: Any, model: Path, opener: Runtime) -> Iterator[str]:
 
 def _serving(config: Any, model: Path) -> tuple[list[int], str | None]:
     """Return the versions the server would load, and what is wrong with them."""
-    standing: list[int] = []
+    standing: dict[int, str] = {}
     odd = []
     for entry in sorted(e for e in model.iterdir() if e.is_dir() and e.name not in _RESERVED):
         if len(entry.name) > 1 and entry.name.startswith("0"):
             odd.append(entry.name)
-        elif entry.name.isascii() and entry.name.isdigit() and int(entry.name) < 2**63:
-            standing.append(int(entry.name))
-        elif re.match(r"\s*[+-]?[0-9]", entry.name):
-            return [], (
-                f"folder {entry.name!r} begins like a version and is none; the server reads it as "
-                "a number and looks for a folder of that name. Rename it"
-            )
+        elif number := re.match(r"\s*[+-]?[0-9]+", entry.name, re.ASCII):
+            standing.setdefault(int(number[0]), entry.name)
         else:
             odd.append(entry.name)
     policy = config.version_policy
@@ -398,6 +390,13 @@ def _serving(config: Any, model: Path) -> tuple[list[int], str | None]:
             )
     elif choice != "all":
         wanted = wanted[-max(1, policy.latest.num_versions) :]
+    for version in wanted:
+        name = standing[version]
+        if name != str(version) or not 0 <= version < 2**63:
+            return [], (
+                f"folder {name!r} begins like a version and is none; the server reads it as a "
+                "number and looks for a folder of that name. Rename it"
+            )
     if not wanted:
         seen = f" ({', '.join(map(repr, odd))}: a version is a number without leading zeros)"
         return [], (

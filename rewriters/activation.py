@@ -62,6 +62,7 @@ _ORT = Lowering(
     ),
     block=16,
     packed={"MatMul": 1, "Gemm": 1, "ConvTranspose": 1},
+    widened={16: 32},
 )
 
 
@@ -117,9 +118,9 @@ class Model:
     def lowered(self, engine: Engine) -> Lowered:
         """Return what the engine runs.
 
-        A node with bodies needs the live bytes of the largest while it runs; a Loop also holds what
-        it scans twice, in pieces and put together. A body reads the weights of the graph around it,
-        for which ONNX Runtime has no blocked layout there.
+        A node with bodies needs the live bytes of the largest while it runs. ONNX Runtime holds
+        what a Loop scans twice, in pieces and put together; and its blocked layout is not there in
+        a body, whose weights belong to the graph around it.
         """
         if not self.bodies:
             return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
@@ -133,7 +134,8 @@ class Model:
             held = max(body.peak(inner).bytes for body in found)
             body = None
             if node.op_type in ("Loop", "Scan"):
-                held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
+                if not engine.lowering.compiler:
+                    held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
                 run = found[0].lowered(inner)
                 made = self.tensors.dims.get(node.makes[-1]) or (1,)
                 body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)

@@ -456,8 +456,9 @@ class _Writer:
             target = self.fragment.concat(
                 [self.fragment.ints([count, -1]), tail], 0, f"{suffix}/target"
             )
-        variable = self.fragment.reshape(y.variable, target, suffix, like=y.like)
-        return replace(y, variable=variable, dims=dims)
+        whole = replace(y, dims=dims)
+        variable = self.fragment.reshape(y.variable, target, suffix, like=whole.like)
+        return replace(whole, variable=variable)
 
     def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
         """Emit a Loop whose body takes one window of each stack; return [P, N, C, ...]."""

@@ -90,6 +90,7 @@ class Lowering:
         packed: Operators whose constant operand of that position is packed anew and held.
         compiler: Pointwise operators run inside what reads them, all Slices of a tensor run at
             once, and the inputs of a Concat are made where it wants them.
+        widened: Bits an element of so many bits is computed in, where there are no such kernels.
         workspaces: Bytes per operator that a kernel takes; given, they replace the formulas of
             ONNX Runtime's kernels.
     """
@@ -99,6 +100,7 @@ class Lowering:
     packed: Mapping[str, int] = field(default_factory=dict)
     compiler: bool = False
     workspaces: Mapping[str, int] | None = None
+    widened: Mapping[int, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -129,7 +131,8 @@ def lower(
         outputs: Graph outputs.
         lowering: What the engine does.
     """
-    graph = _Graph(nodes, tensors, outputs)
+    bits = {name: lowering.widened.get(size, size) for name, size in tensors.bits.items()}
+    graph = _Graph(nodes, replace(tensors, bits=bits), outputs)
     graph.drop()
     if lowering.compiler:
         graph.fold_into_convolutions()

@@ -231,8 +231,10 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool
         if _has_shape(value) and value.name not in given:
             value.type.tensor_type.ClearField("shape")
     derived = _read_shapes(_infer(bare).graph)
-    if not estimate and _hide_doubtful(bare, derived):
-        plain, derived = derived, _read_shapes(_infer(bare).graph)
+    wrong = _wrong_ranks(bare.graph, derived)
+    if not estimate and _hide_doubtful(bare, derived, wrong):
+        known = {name: dims for name, dims in derived.dims.items() if name not in wrong}
+        plain, derived = replace(derived, dims=known), _read_shapes(_infer(bare).graph)
         derived = replace(derived, doubtful=_less_known(plain, derived))
     if not declared or all(name in derived.dims for name in needed):
         return derived
@@ -259,7 +261,16 @@ def _less_known(plain: Shapes, derived: Shapes) -> frozenset[str]:
     )
 
 
-def _hide_doubtful(model: onnx.ModelProto, plain: Shapes) -> bool:
+def _wrong_ranks(graph: onnx.GraphProto, plain: Shapes) -> frozenset[str]:
+    """Return outputs of ConvTranspose that inference makes fewer than three dimensions of."""
+    return frozenset(
+        node.output[0]
+        for node in graph.node
+        if node.op_type == "ConvTranspose" and len(plain.dims.get(node.output[0], "123")) < 3
+    )
+
+
+def _hide_doubtful(model: onnx.ModelProto, plain: Shapes, wrong: Collection[str]) -> bool:
     """Hide, in place, nodes whose output size runtimes and onnx's inference disagree on.
 
     A size computed in floating point is rounded down on either side of a whole number (Resize and
@@ -269,6 +280,7 @@ def _hide_doubtful(model: onnx.ModelProto, plain: Shapes) -> bool:
     Args:
         model: Its doubtful nodes move to a domain that inference knows nothing of.
         plain: Shapes as inference sees them; they say whether the doubt makes a difference.
+        wrong: Tensors it is mistaken about; what makes them is hidden, too.
 
     Returns:
         Whether there were any.
@@ -282,8 +294,7 @@ def _hide_doubtful(model: onnx.ModelProto, plain: Shapes) -> bool:
             if node.op_type == "Constant" and attribute.name == "value":
                 constants[node.output[0]] = attribute.t
         dims = plain.dims.get(node.input[0]) if node.input else None
-        flat = node.op_type == "ConvTranspose" and len(plain.dims.get(node.output[0], "123")) < 3
-        if flat or _is_doubtful(node, attributes(node), dims, constants):
+        if node.output[0] in wrong or _is_doubtful(node, attributes(node), dims, constants):
             node.domain, hidden = UNKNOWN_DOMAIN, True
     if hidden:
         model.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)

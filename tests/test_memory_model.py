@@ -40,14 +40,15 @@ NETWORKS = ("chain", "srvgg", "rrdbnet", "unet", "vae_decoder", "mobilenet", *OC
 
 # TensorRT for RTX, outside of 30 %: its compiler schedules the patches of a Conv-by-Conv rewriting
 # as it likes, the model runs them in the file's order.
-OUTSIDE = {"ppocr_det 640x640 batch", "ppocr_det 640x640 sequential"}
+OUTSIDE = {"ppocr_det 640x640 batch"}
 # The same, pairs of forms predicted in the other order, for the same cause.
 DISORDER = {
     ("unet", "sequential", "batch"),
     ("vae_decoder", "original", "sequential"),
-    ("ppocr_det", "original", "sequential"),
     ("ppocr_det", "original", "batch"),
 }
+# Planned at 36 or at 28 MiB, from build to build of the same file: neither can be predicted.
+VARIES = {"ppocr_det 640x640 sequential"}
 
 
 @pytest.fixture(scope="module")
@@ -108,15 +109,17 @@ def test_onnxruntime(network: str, folder: Path, report: list[str], tmp_path: Pa
 
 @pytest.mark.parametrize("network", NETWORKS)
 def test_tensorrt(network: str, folder: Path, report: list[str], rtx: Any, tmp_path: Path) -> None:
-    """Plans within 30 % but for those listed; candidates 5 % apart and more come in order."""
+    """Plans within 30 %, candidates more than 5 % apart in order; the lists are exact."""
     plans: dict[str, tuple[int, int]] = {}
     for case in table(folder, network):
         model = case.make()
         path = tmp_path / "model.onnx"
         onnx.save(model, path)
         found, guess = planned(path, rtx), predicted(model, "tensorrt").bytes
-        plans[case.form] = found, guess
         report.append(line(case, "tensorrt, planned", found, guess))
+        if case.label in VARIES:
+            continue
+        plans[case.form] = found, guess
         inside = abs(guess / found - 1) <= BOUNDS["tensorrt"]
         assert inside != (case.label in OUTSIDE), report[-1]
     disorder = {

@@ -228,7 +228,8 @@ def _networks(draw: st.DrawFn) -> tuple[Network, tuple[str, ...], tuple[int, ...
             rows.append(rows[source])
         reads = [source]
         partners = [t for t, count in enumerate(rows) if count == rows[source] and t != source]
-        if draw(st.booleans()) and partners:
+        joins = draw(st.integers(0, 1))
+        if partners and joins:
             reads.append(draw(st.sampled_from(partners)))
         op: RowMap
         mode = "zero"

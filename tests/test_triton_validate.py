@@ -20,6 +20,10 @@ from patchconv_deploy import check_triton_repository, write_triton_repository
 from patchconv_deploy.triton_schema import parse_config, schema, to_text
 from tests.small_models import chain, model, node, value
 from tests.triton_server import running, skip_without_server
+from tools.serve import ServeError
+
+# One worker runs the whole file: the server is started once.
+pytestmark = pytest.mark.xdist_group("triton-validate")
 
 
 @dataclass(frozen=True)
@@ -649,6 +653,62 @@ def _not_every_output(p: Place) -> None:
 
 
 @case(None)
+def _version_is_a_link(p: Place) -> None:
+    (p.folder / "1").rename(p.folder.parent.parent / "linked")
+    (p.folder / "1").symlink_to(p.folder.parent.parent / "linked")
+
+
+@case(None)
+def _file_is_a_link(p: Place) -> None:
+    p.onnx.rename(p.folder.parent.parent / "linked.onnx")
+    p.onnx.symlink_to(p.folder.parent.parent / "linked.onnx")
+
+
+@case(None)
+def _file_of_another_folder(p: Place) -> None:
+    p.onnx.rename(p.folder / "shared.onnx")
+    p.config.default_model_filename = "../shared.onnx"
+
+
+@case(None)
+def _file_outside_the_repository(p: Place) -> None:
+    p.onnx.rename(p.folder.parent.parent / "outside.onnx")
+    p.config.default_model_filename = "../../../outside.onnx"
+
+
+@case(None)
+def _version_and_word_below_a_good_one(p: Place) -> None:
+    shutil.copytree(p.folder / "1", p.folder / "5")
+    (p.folder / "1").rename(p.folder / "2_old")
+
+
+@case("begins like a version and is none")
+def _version_below_zero(p: Place) -> None:
+    (p.folder / "1").rename(p.folder / "-1")
+
+
+@case(None)
+def _comment_in_another_encoding(p: Place) -> None:
+    text = to_text(p.config).encode() + b"# gr\xfc\xdfe\n"
+    (p.folder / "config.pbtxt").write_bytes(text)
+
+
+@case(None)
+def _two_groups(p: Place) -> None:
+    p.config.instance_group.add(count=1, kind=schema().ModelInstanceGroup.KIND_CPU)
+
+
+@case(None)
+def _count_of_zero(p: Place) -> None:
+    p.config.instance_group[0].count = 0
+
+
+@case(None)
+def _negative_count(p: Place) -> None:
+    p.config.instance_group[0].count = -3
+
+
+@case(None)
 def _unknown_parameter(p: Place) -> None:
     p.config.parameters["author"].string_value = "someone"
 
@@ -659,6 +719,24 @@ class Verdicts:
 
     ours: dict[str, list[str]]
     server: dict[str, str]
+
+
+def _reasons(repository: Path, names: list[str]) -> dict[str, str]:
+    """Have the server load a repository; return why it refuses each model, "" if it does not."""
+    ready: dict[str, list[bool]] = {}
+    reasons: dict[str, str] = {}
+    with running(repository) as server:
+        for entry in server.models():
+            ready.setdefault(entry["name"], []).append(entry.get("state") == "READY")
+            reasons.setdefault(entry["name"], entry.get("reason", ""))
+        log = server.log.read_text(errors="replace").splitlines()
+    return {
+        name: ""
+        if all(ready.get(name, [False]))
+        # What fails before a model is looked at is in the log alone.
+        else reasons.get(name) or next((line for line in log if f"'{name}'" in line), "refused")
+        for name in names
+    }
 
 
 @pytest.fixture(scope="module")
@@ -685,20 +763,18 @@ def verdicts(tmp_path_factory: pytest.TempPathFactory) -> Verdicts:
     ours: dict[str, list[str]] = {name: [] for name in CASES}
     for finding in check_triton_repository(repository, gpu=False):
         ours[finding.model].append(finding.reason)
-    with running(repository) as server:
-        ready: dict[str, list[bool]] = {}
-        reasons: dict[str, str] = {}
-        for entry in server.models():
-            ready.setdefault(entry["name"], []).append(entry.get("state") == "READY")
-            reasons.setdefault(entry["name"], entry.get("reason", ""))
-        log = server.log.read_text(errors="replace")
-    verdict = {}
-    for name in CASES:
-        served = name in ready and all(ready[name])
-        said = reasons.get(name) or next(
-            (line.partition("] ")[2] for line in log.splitlines() if f"'{name}'" in line), "refused"
-        )
-        verdict[name] = "" if served else said
+    # A sample that fails may take this server down with it (a fault of its own, seen in every third
+    # run), so these models are served one by one, and going down counts as refusing.
+    failing = [name for name, (_, says) in CASES.items() if says and name.startswith("warm")]
+    for name in failing:
+        (folder / name).mkdir()
+        (repository / name).rename(folder / name / name)
+    verdict = _reasons(repository, [name for name in CASES if name not in failing])
+    for name in failing:
+        try:
+            verdict |= _reasons(folder / name, [name])
+        except (ServeError, OSError) as error:
+            verdict[name] = str(error)
     return Verdicts(ours, verdict)
 
 

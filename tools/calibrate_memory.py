@@ -45,6 +45,7 @@ __all__ = [
     "cases",
     "conv_chain",
     "engine_here",
+    "looped",
     "measured",
     "planned",
     "predicted",
@@ -172,6 +173,66 @@ def unrolled(
     return new
 
 
+def looped(model: onnx.ModelProto, patches: int, halo: int) -> onnx.ModelProto:
+    """Return a model of one input and one output, row-local throughout, as a Loop over its patches.
+
+    The windows are stacked outside, one is taken by the iteration's number; what the iterations
+    make is stacked, and cropped outside. Arguments as for `unrolled`; the rows stay as many.
+    """
+    taken, made = model.graph.input[0], model.graph.output[0]
+    shape = [dim.dim_value for dim in taken.type.tensor_type.shape.dim]
+    core = shape[2] // patches
+    window = core + 2 * halo
+    weights = list(model.graph.initializer)
+    nodes: list[onnx.NodeProto] = []
+
+    def constant(name: str, value: int | list[int]) -> str:
+        weights.append(numpy_helper.from_array(np.array(value, np.int64), name))
+        return name
+
+    def cut(name: str, label: str, low: int, high: int) -> str:
+        ends = [constant(f"{label}/{k}", [v]) for k, v in (("from", low), ("to", high))]
+        nodes.append(helper.make_node("Slice", [name, *ends, axis], [label], label))
+        return label
+
+    axis, zero = constant("patch/axis", [2]), constant("zero", [0])
+    begins = [min(max(p * core - halo, 0), shape[2] - window) for p in range(patches)]
+    stacked = []
+    for p, begin in enumerate(begins):
+        name = cut(taken.name, f"window{p}", begin, begin + window)
+        nodes.append(helper.make_node("Unsqueeze", [name, zero], [f"{name}/up"]))
+        stacked.append(f"{name}/up")
+    nodes.append(helper.make_node("Concat", stacked, ["windows"], "stack", axis=0))
+    # A name is made once, in bodies too.
+    names = {taken.name: "window", made.name: "result"}
+    inner = [helper.make_node("Gather", ["windows", "i"], ["window"], axis=0)]
+    for node in model.graph.node:
+        inner.append(onnx.NodeProto.FromString(node.SerializeToString()))
+        for field in (inner[-1].input, inner[-1].output):
+            field[:] = [names.get(name, name) for name in field]
+    go_on = helper.make_tensor("true", TensorProto.BOOL, [], [True])
+    inner += [helper.make_node("Constant", [], ["go_on"], value=go_on)]
+    flag = helper.make_tensor_value_info
+    body = helper.make_graph(
+        inner,
+        "body",
+        [flag("i", TensorProto.INT64, []), flag("before", TensorProto.BOOL, [])],
+        [flag("go_on", TensorProto.BOOL, []), flag("result", TensorProto.FLOAT, None)],
+    )
+    trips = constant("trips", patches)
+    nodes.append(helper.make_node("Loop", [trips, ""], ["results"], "loop", body=body))
+    pieces = []
+    for p, begin in enumerate(begins):
+        number, low = constant(f"number{p}", p), p * core - begin
+        nodes.append(helper.make_node("Gather", ["results", number], [f"result{p}"], axis=0))
+        pieces.append(cut(f"result{p}", f"core{p}", low, low + core))
+    nodes.append(helper.make_node("Concat", pieces, [made.name], "join", axis=2))
+    graph = helper.make_graph(nodes, "looped", [taken], [made], weights)
+    return helper.make_model(
+        graph, opset_imports=list(model.opset_import), ir_version=model.ir_version
+    )
+
+
 @dataclass(frozen=True)
 class Case:
     """A model to measure.
@@ -179,7 +240,7 @@ class Case:
     Attributes:
         network: Its network.
         size: Height and width of its input.
-        form: "original", "batch", "sequential", or "4 patches" and the like.
+        form: "original", "batch", "sequential", "4 patches" and the like, "loop of 8".
         make: Returns the model.
     """
 
@@ -262,6 +323,8 @@ def cases(folder: Path, sizes: Sequence[int] = (0, 1)) -> Iterator[Case]:
             yield Case(network, size, "original", original)
             for form in ("batch", "sequential"):
                 yield Case(network, size, form, lambda r=rewritten, f=form: r(f))  # type: ignore[misc]
+            if network == "chain":
+                yield Case(network, size, "loop of 8", lambda o=original: looped(o(), 8, 8))  # type: ignore[misc]
             if network in _REGIONS:
                 for patches in (4, 8):
                     yield Case(network, size, f"{patches} patches", lambda c=cut, p=patches: c(p))  # type: ignore[misc]
@@ -283,9 +346,13 @@ def measured(path: Path, target: str) -> int:
     inputs = path.with_suffix(".npz")
     noise = np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
     save_inputs(inputs, {value.name: noise})
-    with child_process("engines.measure_child") as child:
+    with (
+        tempfile.TemporaryDirectory(prefix="patchconv-") as folder,
+        child_process("engines.measure_child", "0") as child,
+    ):
         answer = child.ask(
             "profile",
+            folder=folder,
             model=str(path),
             inputs=str(inputs),
             options=asdict(OPTIONS[target]),

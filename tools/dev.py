@@ -22,7 +22,7 @@ PUBLISHED = ["patch_conv==0.0.1b0"]
 DETECTOR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 
 COMMANDS = {
-    "demo": "rewrite the PP-OCR text detector at 1x3x1024x1024, verify and measure it",
+    "demo": "rewrite the PP-OCR text detector at 1x3x2048x2048, verify and measure it",
     "test": "run the tests (under 15 minutes on 2 cores)",
     "test-slow": "run the slow tier of the tests",
     "lint": "format check, lint, types, layers",
@@ -79,13 +79,13 @@ def demo(environment: Environment) -> None:
     model.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(source, model)
     folder = "build/demo"
-    page = [f"{folder}/page.npz", "1024", "1024"]
+    page = [f"{folder}/page.npz", "2048", "2048"]
     run([str(environment.python), "tools/demo_page.py", *page])
-    shape = ["--shape", "x:1x3x1024x1024"]
+    shape = ["--shape", "x:1x3x2048x2048"]
     both = [f"{folder}/detector.onnx", f"{folder}/detector.patched.onnx"]
     for command in (
-        ["patchconv-rewrite", both[0], *shape, "--inputs", page[0], "--force"],
-        ["patchconv", "measure", *both, *shape],
+        ["patchconv-rewrite", both[0], *shape, "--splits", "8", "--inputs", page[0], "--force"],
+        ["patchconv", "measure", *both, *shape, "--no-mem-reuse", "--no-mem-pattern"],
     ):
         print("$ " + " ".join(command), flush=True)
         run([str(environment.scripts / command[0]), *command[1:]])
@@ -97,7 +97,17 @@ def run_tests(environment: Environment, more: list[str], *, slow: bool = False) 
     server = environment.folder.parent / "triton"
     run([str(environment.python), "tools/serve.py", "--prepare-if-supported", "--env", str(server)])
     marker = ["-m", "slow"] if slow else []
-    pytest = [str(environment.python), "-m", "pytest", "-n", "2", *marker, *more]
+    pytest = [
+        str(environment.python),
+        "-m",
+        "pytest",
+        "-n",
+        "2",
+        "--dist",
+        "loadgroup",
+        *marker,
+        *more,
+    ]
     run(pytest, PATCHCONV_TRITON=str(server))
 
 
