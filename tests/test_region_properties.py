@@ -97,8 +97,8 @@ def _compare(
 @pytest.mark.parametrize(
     ("form", "examples", "most", "optimised"),
     [
-        ("fused", 900, 8, False),
-        ("loop", 450, 8, False),
+        ("fused", 1600, 8, False),
+        ("loop", 800, 8, False),
         ("fused", 150, 20, False),
         ("fused", 200, 8, True),
         ("loop", 100, 8, True),
