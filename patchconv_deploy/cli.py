@@ -21,6 +21,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
 from patchconv_deploy.api import default_output, rewrite
 from patchconv_deploy.cli_build import build_command
+from patchconv_deploy.cli_inspect import inspect_command
 from patchconv_deploy.cli_measure import measure_command
 from patchconv_deploy.cli_triton import triton_command
 from patchconv_deploy.cli_types import (
@@ -283,6 +284,7 @@ def patchconv() -> None:
 
 
 patchconv.add_command(rewrite_command)
+patchconv.add_command(inspect_command)
 patchconv.add_command(measure_command)
 patchconv.add_command(build_command)
 patchconv.add_command(triton_command)

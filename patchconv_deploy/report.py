@@ -20,7 +20,7 @@ from rewriters.operators import Shape
 from rewriters.rewrite import SESSION_OPTIONS, Options, Outcome
 from rewriters.single import SINGLE_FORMS
 
-__all__ = ["Report", "make_report", "print_report"]
+__all__ = ["Report", "clean", "make_report", "mebibytes", "print_report", "shape_text"]
 
 _ENGINE_NAMES = {
     "onnxruntime-tuned": "ONNX Runtime, recommended options",
@@ -243,7 +243,7 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         _print_verification(report.verification, console)
 
 
-def _clean(text: str) -> str:
+def clean(text: str) -> str:
     """Return a name from a model for a line of its own: no control characters, no markup."""
     return escape("".join(c if c.isprintable() else "?" for c in text))
 
@@ -282,7 +282,7 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
     table.add_column("form x patches", no_wrap=True)
     for region in outcome.rewritten:
         table.add_row(
-            _clean(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
+            clean(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
             str(len(region.nodes)),
             "run time" if region.recompute is None else f"{region.recompute:.2f}x",
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
@@ -291,7 +291,7 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
-            console.print(f"  {_clean(region.nodes[0])}: {note}", highlight=False)
+            console.print(f"  {clean(region.nodes[0])}: {note}", highlight=False)
 
 
 def _print_table(outcome: Outcome, console: Console) -> None:
@@ -309,7 +309,7 @@ def _print_table(outcome: Outcome, console: Console) -> None:
     for region in outcome.rewritten:
         peaks = (region.peak_by_form.get(form) for form in ("batch", "sequential"))
         table.add_row(
-            _clean(" + ".join(region.nodes)),
+            clean(" + ".join(region.nodes)),
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
             mebibytes(region.size.bytes),
             "run time" if region.recompute is None else f"{region.recompute:.2f}x",
@@ -319,7 +319,7 @@ def _print_table(outcome: Outcome, console: Console) -> None:
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
-            console.print(f"  {_clean(region.nodes[0])}: {note}", highlight=False)
+            console.print(f"  {clean(region.nodes[0])}: {note}", highlight=False)
 
 
 def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> None:
@@ -336,14 +336,14 @@ def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> No
         sized = [(outcome.sizes[r.node].bytes or 0, r) for r in small if r.node in outcome.sizes]
         largest = max(sized, key=lambda entry: entry[0])[1] if sized else small[0]
         console.print(
-            f"  {len(small)} not large; the largest, {_clean(largest.node)}: "
+            f"  {len(small)} not large; the largest, {clean(largest.node)}: "
             f"{largest.reason.removeprefix('not large: ')}",
             highlight=False,
         )
     if useless:
         console.print(f"  {len(useless)} Convs: {useless[0].reason}", highlight=False)
     for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
-        console.print(f"  {_clean(refusal.node)}: {_clean(refusal.reason)}", highlight=False)
+        console.print(f"  {clean(refusal.node)}: {clean(refusal.reason)}", highlight=False)
     if not all_rows and len(shown) > _SHOWN_REFUSALS:
         console.print(f"  ... and {len(shown) - _SHOWN_REFUSALS} more (-v shows all)")
 
@@ -356,7 +356,7 @@ def _print_largest(outcome: Outcome, console: Console) -> None:
     console.print("No Conv was cut. The largest Convs:")
     for _, label, size in sorted(sized, key=lambda entry: -entry[0])[:_SHOWN_SIZES]:
         console.print(
-            f"  {_clean(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
+            f"  {clean(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
             f"{mebibytes(size.bytes)} MiB, {size.elements or '?'} elements",
             highlight=False,
         )
@@ -372,7 +372,7 @@ def _print_largest(outcome: Outcome, console: Console) -> None:
 
 def _print_verification(found: Mapping[str, Any], console: Console) -> None:
     if not found["ran"]:
-        console.print(f"Verification: not run ({_clean(found['reason'])})")
+        console.print(f"Verification: not run ({clean(found['reason'])})")
         return
     same = all(output["differing"] == 0 for output in found["outputs"])
     word = {
@@ -384,7 +384,7 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
     for output in found["outputs"]:
         seam = output["seam_max_abs"]
         console.print(
-            f"  {_clean(output['name'])}: max abs {output['max_abs']:.3g}, "
+            f"  {clean(output['name'])}: max abs {output['max_abs']:.3g}, "
             f"max rel {output['max_rel']:.3g}"
             + ("" if seam is None else f", at seams {seam:.3g}")
             + f" (tolerance {output['tolerance']:.3g}, "
@@ -392,4 +392,4 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
             highlight=False,
         )
     if not found["passed"]:
-        console.print(f"  {_clean(found['reason'])}", highlight=False)
+        console.print(f"  {clean(found['reason'])}", highlight=False)

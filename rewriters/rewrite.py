@@ -28,6 +28,7 @@ from rewriters.draft import Draft, ordered, predict
 from rewriters.errors import OptionError
 from rewriters.fragment import drop_unused_value_info, splice
 from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
+from rewriters.inspection import Inspection, inspect_model
 from rewriters.locality import AXES
 from rewriters.memory import Peak
 from rewriters.planner import FORMS, METADATA_KEY, plan_data
@@ -52,6 +53,7 @@ __all__ = [
     "Outcome",
     "Rewritten",
     "analyse_memory",
+    "inspection_of",
     "pareto_of",
     "rewrite_model",
 ]
@@ -265,6 +267,25 @@ def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int
     return None if found.unknown else found.bytes
 
 
+def _look(loaded: Loaded, options: Options) -> tuple[Analysis, dict[int, str]]:
+    """Analyse a copy of a model without its weights; return the names of its nodes, too."""
+    slim, copy = skeleton(loaded), onnx.ModelProto()
+    _fix(slim, options)
+    copy.CopyFrom(slim)
+    return _analyse(copy, slim, options), node_labels(copy.graph)
+
+
+def inspection_of(loaded: Loaded, options: Options) -> Inspection:
+    """Return what holds a model's memory and what could be cut; the model is not changed.
+
+    Args:
+        loaded: The model; external weights stay on disk.
+        options: Shapes, axis and target are looked at.
+    """
+    analysis, labels = _look(loaded, options)
+    return inspect_model(analysis, options.axis, TARGETS[options.target], labels)
+
+
 def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     """Return plans of ever lower peak and ever more work; the model is not changed.
 
@@ -272,11 +293,7 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
         loaded: The model; external weights stay on disk.
         options: As for `rewrite_model`; a budget is not looked at.
     """
-    copy = onnx.ModelProto()
-    copy.CopyFrom(skeleton(loaded))
-    _fix(copy, options)
-    analysis = _analyse(Loaded(copy, loaded.folder), options)
-    labels = node_labels(copy.graph)
+    analysis, labels = _look(loaded, options)
     kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
     limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
     return pareto(analysis, limits, options.axis, TARGETS[options.target], kept, labels)
@@ -293,10 +310,9 @@ def _fix(model: onnx.ModelProto, options: Options) -> None:
         fix_shapes(model, fixed)
 
 
-def _analyse(loaded: Loaded, options: Options) -> Analysis:
-    slim = skeleton(loaded)
+def _analyse(model: onnx.ModelProto, slim: onnx.ModelProto, options: Options) -> Analysis:
     largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
-    return analyse(loaded.model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    return analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
 
 
 def _sizes(analysis: Analysis, labels: Mapping[int, str]) -> dict[str, ConvSize]:
@@ -352,7 +368,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         model = upgrade(model, options.upgrade_opset)
     _fix(model, options)
     report("analysing", 0, 1)
-    analysis = _analyse(Loaded(model, loaded.folder), options)
+    slim = skeleton(Loaded(model, loaded.folder))
+    analysis = _analyse(model, slim, options)
     if options.shapes or options.ranges:
         _declare_outputs(model, analysis.facts.shapes)
     engine = TARGETS[options.target]

@@ -181,7 +181,7 @@ class Space:
         # Places between which no region may lie: it was found not to be provable.
         self.forbidden: set[tuple[int, int]] = set()
         self.segments: dict[int, list[_Segment]] = {}
-        for begin, end in self._runs() if stages else ():
+        for begin, end in self.runs() if stages else ():
             cuts = self._cuts(begin, end)
             for at in cuts[:-1]:
                 for segment in self._grow(at, end, cuts):
@@ -189,7 +189,7 @@ class Space:
 
     # --- stages -----------------------------------------------------------------------------
 
-    def _runs(self) -> Iterator[tuple[int, int]]:
+    def runs(self) -> Iterator[tuple[int, int]]:
         """Yield maximal runs of row-local nodes."""
         begin = 0
         occurrences = self.program.occurrences

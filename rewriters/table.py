@@ -33,7 +33,7 @@ from math import ceil, floor, prod
 from typing import Any
 
 from rewriters.operators import ROWS, Record, RowLocal, Shape, read_convolution
-from rewriters.rowmaps import Padding, Periodic, Pointwise, Sliding, Transposed
+from rewriters.rowmaps import Padding, Periodic, Pointwise, RowMap, Sliding, Transposed
 
 __all__ = ["BARRIERS", "SPATIAL", "TABLE", "Entry"]
 
@@ -560,6 +560,18 @@ def _reshape(record: Record, axis: int) -> RowLocal | str:
             # Row-major order keeps the rows apart; -1 takes as many as there are.
             target = (*y[:axis], -1, *y[axis + 1 :])
             return RowLocal(Pointwise(), ((0, at),), axis, constants={1: target})
+    for at, rows in enumerate(x):
+        # Pixel shuffle spelled out: k neighbouring rows become one more dimension, or one again.
+        if rows < 2 or prod(x[:at]) != prod(y[:axis]):
+            continue
+        target = (*y[:axis], -1, *y[axis + 1 :])
+        together, apart = y[axis] // rows, rows // y[axis]
+        if y[axis] == rows * together and x[at + 1 : at + 2] == (together,):
+            row_map: RowMap = Transposed(together, together)
+            return RowLocal(row_map, ((0, at),), axis, constants={1: target})
+        if rows == y[axis] * apart and y[axis + 1 : axis + 2] == (apart,):
+            row_map = Sliding(apart, apart)
+            return RowLocal(row_map, ((0, at),), axis, constants={1: target})
     return "it takes rows apart or puts them together"
 
 

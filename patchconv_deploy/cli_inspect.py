@@ -1,0 +1,129 @@
+"""``patchconv inspect``: what holds a model's memory, and what could be cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import click
+from rich.console import Console
+from rich.table import Table
+
+from patchconv_deploy.cli_types import (
+    AxisType,
+    RangesType,
+    check_json_target,
+    stdout_console,
+    write_text,
+)
+from patchconv_deploy.report import clean, mebibytes, shape_text
+from rewriters.graph import load
+from rewriters.inspection import Inspection
+from rewriters.regional import Candidate
+from rewriters.rewrite import TARGETS, Options, inspection_of, pareto_of
+
+__all__ = ["inspect_command"]
+
+_SHOWN = 8
+
+
+@click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--shape", "ranges", type=RangesType(), multiple=True, help="Size of an input.")
+@click.option(
+    "--target",
+    type=click.Choice(list(TARGETS)),
+    default="onnxruntime",
+    show_default=True,
+    help="Engine that memory is predicted for.",
+)
+@click.option("--axis", type=AxisType(), default="height", show_default=True, help="Axis to cut.")
+@click.option("--pareto", is_flag=True, help="Print predicted peak against work, too.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all as JSON.")
+def inspect_command(
+    model: Path,
+    ranges: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
+    target: str,
+    axis: str | int,
+    pareto: bool,
+    json_file: Path | None,
+) -> None:
+    """Show MODEL's largest tensors, its peak, its barriers, and the regions that could be cut."""
+    check_json_target("--json", json_file)
+    loaded = load(model)
+    options = Options(target=target, axis=axis, ranges=dict(ranges), allow_custom_ops=True)
+    found = inspection_of(loaded, options)
+    points = pareto_of(loaded, options) if pareto else []
+    if json_file is not None:
+        data = {
+            **dataclasses.asdict(found),
+            "target": target,
+            "pareto": [dataclasses.asdict(point) for point in points],
+        }
+        write_text(json_file, json.dumps(data, indent=2) + "\n")
+    console = stdout_console()
+    _print(found, target, console)
+    if points:
+        _print_points(points, console)
+
+
+def _table(*columns: str) -> Table:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def _print(found: Inspection, target: str, console: Console) -> None:
+    held = ", ".join(f"{clean(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
+    console.print(
+        f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at {clean(found.peak.at)}; "
+        f"alive there, MiB: {held}",
+        highlight=False,
+    )
+    for name, shape in found.assumed.items():
+        console.print(f"  assuming {clean(name)} {shape_text(shape)}", highlight=False)
+    tensors = _table("largest tensors", "shape", "MiB", "made by")
+    for tensor in found.tensors[:_SHOWN]:
+        tensors.add_row(
+            clean(tensor.name),
+            shape_text(tensor.shape),
+            mebibytes(tensor.bytes),
+            clean(tensor.maker),
+        )
+    console.print(tensors)
+    barriers = _table("barriers", "operator", "MiB it touches", "why")
+    for barrier in found.barriers[:_SHOWN]:
+        barriers.add_row(
+            clean(barrier.node), barrier.op_type, mebibytes(barrier.bytes), clean(barrier.reason)
+        )
+    if found.barriers:
+        console.print(barriers)
+    runs = _table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
+    for run in found.runs[:_SHOWN]:
+        tiled = "; ".join(
+            f"x{patches} {mebibytes(size)} {work:.2f}x"
+            for patches, (size, work) in run.tiled.items()
+        )
+        runs.add_row(
+            " .. ".join(dict.fromkeys((clean(run.first), clean(run.last)))),
+            str(run.nodes),
+            mebibytes(run.peak),
+            tiled or "in parts alone",
+        )
+    if found.runs:
+        console.print(runs)
+
+
+def _print_points(points: list[Candidate], console: Console) -> None:
+    table = _table("plan", "regions", "peak, MiB", "work")
+    for point in points:
+        patches = "" if point.regions == 0 else f" x{point.splits}"
+        table.add_row(
+            point.form + patches,
+            str(point.regions),
+            mebibytes(point.peak),
+            f"{point.recompute:.2f}x",
+        )
+    console.print(table)
