@@ -34,6 +34,9 @@ _TRIED = (1.25, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 _MARGIN = 0.05
 # A loop is worth its copies where it saves more than a quarter.
 _LOOP_SAVES = 0.75
+_LOOP_TIME = 1.4
+# Budgets of `_TRIED` that are tried even if an earlier one fits.
+_ENOUGH = 7
 # A peak that falls by less is not worth a change.
 _GAIN = 0.98
 _POINTS = 12
@@ -175,6 +178,20 @@ def recompute_of(analysis: Analysis, drafts: Sequence[Draft], unknown: float) ->
     return after / sum(work) if sum(work) else 1.0
 
 
+def _cost(taken: _Taken) -> float:
+    """Return the predicted time, in terms of the original's: a loop copies what it stacks."""
+    return taken.candidate.recompute * (_LOOP_TIME if taken.candidate.form == "loop" else 1.0)
+
+
+def _before(taken: _Taken, other: _Taken, budget: float) -> bool:
+    """Tell whether a plan is better: less time under a budget, else a lower peak."""
+    return _cost(taken) < _cost(other) if budget < inf else taken.peak < other.peak
+
+
+def _same(candidate: Candidate, other: Candidate) -> bool:
+    return replace(candidate, taken=False) == replace(other, taken=False)
+
+
 def _extra(analysis: Analysis, entry: Draft) -> float:
     region = sum(analysis.work[at] for at in entry.plan.region.nodes)
     return region * ((entry.plan.recompute or 1.0) - 1)
@@ -204,20 +221,17 @@ class _Search:
         Args:
             limits: What the search has to keep.
             always: Take it even if the peak does not fall.
-            budget: Only plans that keep it on the engine; the first of them, which is the one of
-                least work.
+            budget: Only plans that keep it on the engine; of them the one of least work.
         """
         best: _Taken | None = None
         for chosen in self.found.choose(limits, self.labels)[:_WEIGHED]:
             taken = self._weigh(chosen, budget)
-            if taken is not None and (best is None or taken.peak < best.peak):
+            if taken is not None and (best is None or _before(taken, best, budget)):
                 best = taken
-                if budget < inf:
-                    break
         if best is None or (not always and best.peak > _GAIN * self.plain.bytes):
             return None
         best = self._pruned(best, budget)
-        self.weighed = [replace(c, taken=c is best.candidate) for c in self.weighed]
+        self.weighed = [replace(c, taken=_same(c, best.candidate)) for c in self.weighed]
         return best
 
     def _weigh(self, chosen: Chosen, budget: float) -> _Taken | None:
@@ -308,11 +322,19 @@ class _Search:
                 raise BudgetError(self._too_large())
             return taken
         budget = self.limits.budget * (1 - _MARGIN)
-        for share in _TRIED:
+        fitting: list[_Taken] = []
+        for number, share in enumerate(_TRIED):
             limits = replace(self.limits, budget=self.limits.budget * share)
             taken = self.least(limits, always=True, budget=budget)
             if taken is not None:
-                return taken
+                fitting.append(taken)
+            # A smaller budget for the search may do with less work: the engine counts otherwise.
+            if fitting and number >= _ENOUGH:
+                break
+        if fitting:
+            best = min(fitting, key=_cost)
+            self.weighed = [replace(c, taken=_same(c, best.candidate)) for c in self.weighed]
+            return best
         taken = self.least(replace(self.limits, budget=inf), always=True)
         if taken is not None and taken.peak <= budget:
             return taken
