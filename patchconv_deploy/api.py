@@ -78,8 +78,8 @@ class CutKeywords(TypedDict, total=False):
             ONNX Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
             dimension, or one after the other), or "auto" (default): regions, or, where convolutions
             are named by ``include`` or ``min_elements``, single ones.
-        axis: The axis to cut: "height" (default), "width", "depth", or a dimension of the tensor
-            (>= 2).
+        axis: The axis to cut: "height" (default), "width", "depth", a dimension of the tensor
+            (>= 2), or "auto": of height and width the one that serves better.
         memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
             plan of least extra work that keeps it is taken. Without one the peak is made as low as
             ``splits`` and ``max_recompute`` allow.

@@ -104,7 +104,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option(
     "--axis",
     type=AxisType(),
-    metavar="height|width|depth|INDEX",
+    metavar="height|width|depth|auto|INDEX",
     default="height",
     show_default=True,
     help="Axis to cut.",

@@ -75,20 +75,20 @@ class RangesType(click.ParamType[tuple[str, tuple[tuple[int, int], ...]]]):
 
 
 class AxisType(click.ParamType[str | int]):
-    """height, width, depth, or a dimension."""
+    """height, width, depth, auto, or a dimension."""
 
-    name = "height|width|depth|INDEX"
+    name = "height|width|depth|auto|INDEX"
 
     def convert(
         self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
     ) -> str | int:
         """Return the name or the index."""
-        if isinstance(value, int) or value in ("height", "width", "depth"):
+        if isinstance(value, int) or value in ("height", "width", "depth", "auto"):
             return value
         try:
             return int(value)
         except ValueError:
-            self.fail(f"{value!r} is neither height, width, depth nor an index", param, ctx)
+            self.fail(f"{value!r} is neither height, width, depth, auto nor an index", param, ctx)
 
 
 class SizeType(click.ParamType[int]):

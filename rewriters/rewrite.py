@@ -25,14 +25,14 @@ import onnx
 
 from rewriters.analysis import Analysis, analyse, upgrade
 from rewriters.draft import Draft, ordered, predict
-from rewriters.errors import OptionError
+from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import drop_unused_value_info, splice
 from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
 from rewriters.inspection import Inspection, inspect_model
 from rewriters.locality import AXES
 from rewriters.memory import Peak
 from rewriters.planner import FORMS, METADATA_KEY, plan_data
-from rewriters.regional import Candidate, apply_plan, cut_regions, pareto
+from rewriters.regional import Candidate, Regional, apply_plan, cut_regions, pareto
 from rewriters.regions import (
     ConvSize,
     Refusal,
@@ -86,7 +86,8 @@ class Options:
             as the budget asks for.
         form: "batch" and "sequential" cut convolutions one by one, "fused" and "loop" whole
             regions; "auto" chooses between the last two.
-        axis: "height", "width", "depth", or a dimension of the tensor (2 or above).
+        axis: "height", "width", "depth", a dimension of the tensor (2 or above), or "auto": of
+            height and width the one that serves better; height for convolutions one by one.
         selection: Which convolutions.
         shapes: Sizes to fix the inputs' free dimensions to.
         ranges: Least and largest size of each dimension of an input; it stays free where they
@@ -113,6 +114,11 @@ class Options:
     max_tensor_elements: int | None = None
     target: str = "onnxruntime"
     plan: Mapping[str, Any] | None = None
+
+    @property
+    def axes(self) -> tuple[str | int, ...]:
+        """The axes in question, the usual one first."""
+        return ("height", "width") if self.axis == "auto" else (self.axis,)
 
     @property
     def patches(self) -> int:
@@ -156,8 +162,8 @@ class Options:
             raise OptionError(f"--splits {self.splits}: at most {_MOST_SPLITS} patches")
         if self.form not in ("auto", *FORMS):
             raise OptionError(f"--form {self.form}: must be auto, {' or '.join(FORMS)}")
-        if isinstance(self.axis, str) and self.axis not in AXES:
-            raise OptionError(f"--axis {self.axis}: must be height, width, depth or an index")
+        if isinstance(self.axis, str) and self.axis not in (*AXES, "auto"):
+            raise OptionError(f"--axis {self.axis}: must be height, width, depth, auto or an index")
         if isinstance(self.axis, int) and self.axis < 2:
             raise OptionError(
                 f"--axis {self.axis}: dimensions 0 and 1 are batch and channels; spatial ones "
@@ -283,7 +289,7 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
         options: Shapes, axis and target are looked at.
     """
     analysis, labels = _look(loaded, options)
-    return inspect_model(analysis, options.axis, TARGETS[options.target], labels)
+    return inspect_model(analysis, options.axes[0], TARGETS[options.target], labels)
 
 
 def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
@@ -296,7 +302,7 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     analysis, labels = _look(loaded, options)
     kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
     limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
-    return pareto(analysis, limits, options.axis, TARGETS[options.target], kept, labels)
+    return pareto(analysis, limits, options.axes[0], TARGETS[options.target], kept, labels)
 
 
 def _fix(model: onnx.ModelProto, options: Options) -> None:
@@ -336,6 +342,7 @@ class _Decision:
         recompute: Work after over before.
         order: Name of the order of the nodes, `rewriters.search.turns_of`.
         turns: When each node is wanted to run, by position; None for the order of the file.
+        axis: The axis that is cut.
     """
 
     drafts: Sequence[Draft]
@@ -346,6 +353,7 @@ class _Decision:
     recompute: float | None = None
     order: str = "file"
     turns: list[int] | None = None
+    axis: str | int = "height"
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -401,7 +409,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     report("splicing", 0, 1)
     done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
     plan = plan_data(
-        options.axis if options.plan is None else options.plan["axis"],
+        decided.axis,
         decided.order,
         [(e.plan, e.form, r.nodes) for e, r in zip(decided.drafts, done, strict=True)],
     )
@@ -449,23 +457,25 @@ def _decide(
         )
     if options.plan is not None:
         drafts, turns = apply_plan(analysis, options.plan, labels, engine)
-        return _Decision(drafts, (), order=options.plan["order"], turns=turns)
+        return _Decision(
+            drafts, (), order=options.plan["order"], turns=turns, axis=options.plan["axis"]
+        )
     if not options.by_region:
         found = cut_singles(
             analysis,
             options.selection,
-            options.axis,
+            options.axes[0],
             options.patches,
             options.form,
             labels,
             sizes,
             report,
         )
-        return _Decision(found.drafts, found.refused, found.forms, found.peaks)
+        return _Decision(
+            found.drafts, found.refused, found.forms, found.peaks, axis=options.axes[0]
+        )
     kept, refused = _kept(analysis, options, labels, sizes)
-    cut = cut_regions(
-        analysis, options.limits, options.axis, options.form, engine, kept, labels, report
-    )
+    axis, cut = _best_axis(analysis, options, engine, kept, labels, report)
     inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
     failed = {refusal.node: refusal for refusal in cut.refused}
     for at in candidates(facts.graph):
@@ -488,7 +498,39 @@ def _decide(
         recompute=cut.recompute,
         order=cut.order,
         turns=cut.turns,
+        axis=axis,
     )
+
+
+def _best_axis(
+    analysis: Analysis,
+    options: Options,
+    engine: str,
+    kept: frozenset[int],
+    labels: Mapping[int, str],
+    report: Progress,
+) -> tuple[str | int, Regional]:
+    """Cut regions along each axis in question; return the better one and what was done.
+
+    Better is, under a budget, less work; else a lower predicted peak.
+    """
+    found: list[tuple[float, str | int, Regional]] = []
+    failed: BudgetError | None = None
+    for axis in options.axes:
+        try:
+            cut = cut_regions(
+                analysis, options.limits, axis, options.form, engine, kept, labels, report
+            )
+        except BudgetError as error:
+            failed = failed or error
+            continue
+        taken = next((candidate for candidate in cut.weighed if candidate.taken), None)
+        peak = inf if taken is None else float(taken.peak)
+        found.append((peak if options.memory_budget is None else cut.recompute, axis, cut))
+    if failed is not None and not found:
+        raise failed
+    _, axis, best = min(found, key=lambda entry: entry[0])
+    return axis, best
 
 
 def _kept(

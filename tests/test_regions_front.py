@@ -53,6 +53,20 @@ def test_a_budget_is_kept_with_the_least_work() -> None:
     assert work == sorted(work)
 
 
+def test_the_axis_that_serves_better_is_found() -> None:
+    """A wide image of few rows is cut along its width; what is written says so."""
+    made = _chain()
+    for dim, size in zip(
+        made.graph.input[0].type.tensor_type.shape.dim[2:], (12, 512), strict=True
+    ):
+        dim.dim_value = size
+    outcome = _rewrite(made, axis="auto", splits=4)
+    assert {done.axis for done in outcome.rewritten} == {3}
+    assert (outcome.plan or {})["axis"] == "width"
+    assert outcome.after.bytes < _rewrite(made, splits=4).after.bytes
+    assert_same(made, outcome.model, {"x": noise(1, 2, 12, 512)})
+
+
 def test_a_budget_that_cannot_be_met_says_what_holds_it() -> None:
     """The smallest peak found, a bound, and the tensors are in the message."""
     with pytest.raises(BudgetError, match=r"smallest peak found .* held by .* no plan goes below"):
