@@ -25,8 +25,6 @@ from tools.serve import Server
 from tools.triton_load import client, infer
 
 CPU = ["CPUExecutionProvider"]
-# One worker runs the whole file: the server is started once.
-pytestmark = pytest.mark.xdist_group("triton-server")
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,6 @@ from tests.small_models import chain, model, node, value
 from tests.triton_server import running, skip_without_server
 from tools.serve import ServeError
 
-# One worker runs the whole file: the server is started once.
-pytestmark = pytest.mark.xdist_group("triton-validate")
-
 
 @dataclass(frozen=True)
 class Place:

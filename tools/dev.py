@@ -97,17 +97,9 @@ def run_tests(environment: Environment, more: list[str], *, slow: bool = False) 
     server = environment.folder.parent / "triton"
     run([str(environment.python), "tools/serve.py", "--prepare-if-supported", "--env", str(server)])
     marker = ["-m", "slow"] if slow else []
-    pytest = [
-        str(environment.python),
-        "-m",
-        "pytest",
-        "-n",
-        "2",
-        "--dist",
-        "loadgroup",
-        *marker,
-        *more,
-    ]
+    # By file: what a module sets up once (a server, measurements) is set up once.
+    pytest = [str(environment.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"]
+    pytest += [*marker, *more]
     run(pytest, PATCHCONV_TRITON=str(server))
 
 
