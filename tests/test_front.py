@@ -309,6 +309,8 @@ def test_a_failed_rename_leaves_what_stood_there(
 def test_an_interrupt_cleans_up(path: Path, number: signal.Signals) -> None:
     """Ctrl-C during verification: one line, exit code 130, nothing written."""
     code = (
+        # Whoever starts the tests in the background has Ctrl-C ignored, and it is inherited.
+        "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "import time, sys, patchconv_deploy.api as api\n"
         "def wait(*a, **k):\n    print('ready', flush=True); time.sleep(60)\n"
         "api.verify = wait\n"
