@@ -85,7 +85,9 @@ class CutKeywords(TypedDict, total=False):
             ``splits`` and ``max_recompute`` allow.
         max_recompute: Most work after over before; 1.5 without a budget, any with one.
         max_tensor_elements: Most elements of a tensor; 2^31 - 1 for TensorRT by default.
-        target: "onnxruntime" (default) or "tensorrt": the engine that memory is predicted for.
+        target: The engine that memory is predicted for: "onnxruntime" (default; at the session
+            options that the report recommends), "onnxruntime-default" (at its own defaults, for
+            servers that cannot set them) or "tensorrt".
         plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         min_elements: Cut single convolutions whose larger side has at least this many elements
             (channels x height x width; 0: all). Default for "batch" and "sequential": those whose

@@ -39,6 +39,15 @@ class Draft:
         """Position in the graph that the fragment stands at."""
         return self.plan.region.nodes[-1]
 
+    def recompute(self, analysis: Analysis) -> float | None:
+        """Return the region's work after over before, None if known at run time alone."""
+        shares = self.plan.shares
+        if shares is None:
+            return None
+        work = [analysis.work[at] for at in self.plan.region.nodes]
+        after = sum(each * share for each, share in zip(work, shares, strict=True))
+        return after / sum(work) if sum(work) else self.plan.recompute
+
     def peak(self, analysis: Analysis) -> int | None:
         """Return the most bytes alive in the region alone, None if sizes are unknown."""
         if self.sized is None:
@@ -69,12 +78,16 @@ def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, ba
         base: What new names derive from.
     """
     facts = analysis.facts
+    if form == "shrinking":
+        plan = plan.shrunk()
     fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
     if not analysis.assumes and plan.tiling is not None:
         return Draft(plan, form, fragment, fragment)
     sized = plan_region(plan.region, analysis.sizing, plan.splits, facts.opset)
     if not isinstance(sized, RegionPlan) or sized.tiling is None:
         return Draft(plan, form, fragment, None)
+    if form == "shrinking":
+        sized = sized.shrunk()
     assumed = emit(sized, form, facts.graph, analysis.sizing, facts.opset, names, base)
     return Draft(plan, form, fragment, assumed)
 

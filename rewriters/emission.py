@@ -6,6 +6,9 @@
         +-- Slice -- Conv ... Conv -- Slice --+-- Concat -- y
         +-- Slice -- Conv ... Conv -- Slice --+
 
+`shrinking`, the same, each patch without the rows that its later nodes do not need
+(`rewriters.shrinking`): nodes at interior edges have less padding, or none.
+
 `batch`, the published PatchConv as a subgraph (P patches, N images):
 
     x --+-- Slice --+                                           +-- Slice --+
@@ -20,7 +23,8 @@
 
 The first Slices take windows, one for each of the region's inputs, the second ones crop each
 window's outputs to their cores. Nodes are cloned with their attributes as they are, original
-padding included, and share their weights. Slices that would take everything are left out.
+padding included unless windows shrink, and share their weights. Slices that would take everything
+are left out.
 
 At a height known at run time alone, the bounds of all Slices come from `rewriters.geometry`, read
 this time on tensors: the same formulas that are proven on integers. TensorRT plans memory for the
@@ -41,10 +45,10 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewriters.fragment import Fragment, Like, NameScheme
-from rewriters.geometry import Extent, core, free_steps, schedule
-from rewriters.operators import ROWS, Shape
+from rewriters.geometry import Extent, Patch, core, free_steps, schedule
+from rewriters.operators import ROWS, RowLocal, Shape
 from rewriters.planner import RegionPlan
-from rewriters.proof import window_slack
+from rewriters.proof import Link, padding_dropped, window_slack
 from rewriters.regions import Edge
 from rewriters.shapes import Shapes
 
@@ -86,7 +90,7 @@ def emit(
 
     Args:
         plan: The region and its tiling.
-        form: "fused", "sequential", "batch" or "loop".
+        form: One of `planner.FORMS`; windows shrink if the plan's do.
         graph: The graph its nodes lie in; not changed.
         shapes: Known shapes.
         opset: Version of the default domain.
@@ -111,20 +115,16 @@ def emit(
 
 
 def _static_bounds(plan: RegionPlan) -> list[_Bounds]:
-    tiling, step, network = plan.tiling, plan.steps, plan.region.network
+    tiling, network = plan.tiling, plan.region.network
     assert tiling is not None
-    assert plan.rows is not None
     bounds = []
     for patch in tiling.patches:
-        windows = []
-        for number, rows in zip(network.inputs, plan.rows, strict=True):
-            begin = patch.shift * step[number]
-            windows.append((begin, begin + rows - tiling.trim * step[number]))
+        windows = [plan.window(number, patch) for number in network.inputs]
         cores = [
-            tuple(owned.shifted(-patch.shift * step[number]))
+            owned.shifted(-plan.window(number, patch).begin)
             for number, owned in zip(network.outputs, patch.cores, strict=True)
         ]
-        bounds.append(_Bounds(tuple(windows), tuple((a, b) for a, b in cores)))
+        bounds.append(_Bounds(tuple(windows), tuple(cores)))
     return bounds
 
 
@@ -337,10 +337,15 @@ class _Writer:
         return windows
 
     def _clones(
-        self, into: Fragment, tensors: dict[Edge, _Tensor], suffix: str, batch: int
+        self, into: Fragment, tensors: dict[Edge, _Tensor], suffix: str, batch: int, patch: int
     ) -> list[_Tensor]:
-        """Clone the region's nodes on windows (or ``batch`` stacked ones); return the outputs."""
+        """Clone the region's nodes on a patch's window (or ``batch`` stacked ones).
+
+        Returns:
+            The outputs.
+        """
         plan, counts = self.plan, _Counter()
+        at = None if plan.tiling is None else plan.tiling.patches[patch]
         wanted: dict[str, _Tensor] = {}
         for node, link, entry in zip(
             self.nodes, self.region.links, self.region.network.links, strict=True
@@ -353,8 +358,8 @@ class _Writer:
                 if len(y.dims) <= link.axis:  # nobody reads it, and inference leaves it out
                     y = replace(y, dims=(None,) * (link.axis + 1))
                 rows = None
-                if plan.tiling is not None and y.dims[link.axis] is not None:
-                    rows = (y.dims[link.axis] or 0) - plan.tiling.trim * plan.steps[number]
+                if at is not None and y.dims[link.axis] is not None:
+                    rows = len(plan.window(number, at))
                 y = y.resized(link.axis, rows)
                 if batch > 1:
                     y = y.resized(0, None if y.dims[0] is None else y.dims[0] * batch)
@@ -364,13 +369,15 @@ class _Writer:
                 i: into.ints([local if number is ROWS else number for number in numbers])
                 for i, numbers in link.constants.items()
             }
+            attributes, padding = self._less_padding(link, entry, at)
+            replaced.update({i: into.ints(numbers) for i, numbers in padding.items()})
             for i, axis in link.carriers:
                 replaced[i] = tensors[Edge(node.input[i], axis)].variable
             variables = into.clone(
                 node,
                 replaced,
                 f"{counts.label(node.op_type)}{suffix}",
-                attributes=link.attributes,
+                attributes={**link.attributes, **attributes},
                 likes=[y.like for _, y in made],
             )
             for (name, y), variable in zip(made, variables, strict=True):
@@ -378,12 +385,28 @@ class _Writer:
                 tensors[Edge(name, link.axis)] = wanted[name]
         return [wanted[edge.name] for edge in self.region.outputs]
 
+    def _less_padding(
+        self, link: RowLocal, entry: Link, patch: Patch | None
+    ) -> tuple[Mapping[str, Any], Mapping[int, tuple[int, ...]]]:
+        """Return attributes and inputs, by index, that drop padding at interior edges."""
+        plan = self.plan
+        if plan.shrinking is None or plan.tiling is None or patch is None or link.pads is None:
+            return {}, {}
+        dropped = padding_dropped(entry, *plan.shrinking.at(patch.shift, plan.tiling.trim))
+        assert dropped is not None  # it is proven
+        if not any(dropped):
+            return {}, {}
+        values = link.pads.dropped(*dropped)
+        if link.pads.index is not None:
+            return {}, {link.pads.index: values}
+        return {**dict.fromkeys(link.pads.without), "pads": values}, {}
+
     def sequential(self, bounds: list[_Bounds]) -> None:
         """Emit each patch after the one before."""
         outputs = self.region.outputs
         cores: list[list[gs.Variable]] = [[] for _ in outputs]
         for k, bound in enumerate(bounds):
-            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1)
+            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1, k)
             for at, (edge, y) in enumerate(zip(outputs, made, strict=True)):
                 suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
                 cores[at].append(self._cut(y, edge.axis, bound.cores[at], suffix).variable)
@@ -425,7 +448,7 @@ class _Writer:
             made = self._loop(stacks, count)
         else:
             made = []
-            for at, y in enumerate(self._clones(fragment, stacks, "", count)):
+            for at, y in enumerate(self._clones(fragment, stacks, "", count, 0)):
                 suffix = "patches" if at == 0 else f"patches_{at}"
                 made.append(self._unstack(y, count, suffix))
         for at, edge in enumerate(region.outputs):
@@ -476,7 +499,7 @@ class _Writer:
                 "Gather", [rows.variable, step], suffix, attrs={"axis": 0}, like=one.like
             )
             windows[edge] = replace(one, variable=variable)
-        made = self._clones(body, windows, "", 1)
+        made = self._clones(body, windows, "", 1, 0)
         elements = [self.shapes.elements.get(edge.name, 0) for edge in self.region.outputs]
         stacked = [replace(y, dims=(count, *y.dims)) for y in made]
         variables = fragment.loop(

@@ -12,12 +12,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriters.rowmaps import RowMap
+from rewriters.rowmaps import RowMap, room
 
 __all__ = [
     "CONVOLUTIONS",
     "ROWS",
     "Convolution",
+    "Pads",
     "Record",
     "RowLocal",
     "Shape",
@@ -81,6 +82,34 @@ class Record:
 
 
 @dataclass(frozen=True, slots=True)
+class Pads:
+    """How a node's padding is written, so that less of it can be.
+
+    Attributes:
+        values: The padding of all axes.
+        begin: Which of them is above the tiled axis.
+        end: Which of them is below.
+        index: The input that holds them, None for the attribute ``pads``.
+        crops: They take rows away (ConvTranspose): more of them is less output.
+        without: Attributes that would overrule them.
+    """
+
+    values: tuple[int, ...]
+    begin: int
+    end: int
+    index: int | None = None
+    crops: bool = False
+    without: tuple[str, ...] = ()
+
+    def dropped(self, above: int, below: int) -> tuple[int, ...]:
+        """Return the padding with rows dropped above and below."""
+        values, sign = list(self.values), 1 if self.crops else -1
+        values[self.begin] += sign * above
+        values[self.end] += sign * below
+        return tuple(values)
+
+
+@dataclass(frozen=True, slots=True)
 class RowLocal:
     """A node's rows along the tiled axis.
 
@@ -92,6 +121,7 @@ class RowLocal:
         attributes: Attributes to replace so that the node holds no absolute size; None drops one.
         constants: Integer inputs to replace for the same reason, by index; `ROWS` stands for the
             rows of the output in a window.
+        pads: Its padding, where it may go without some (`rewriters.rowmaps.room`).
     """
 
     row_map: RowMap
@@ -99,6 +129,12 @@ class RowLocal:
     axis: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[int, tuple[int | None, ...]] = field(default_factory=dict)
+    pads: Pads | None = None
+
+    @property
+    def room(self) -> tuple[int, int]:
+        """Rows of padding it may go without at an interior edge, above and below."""
+        return (0, 0) if self.pads is None else room(self.row_map)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,22 +9,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rewriters import proof
 from rewriters.errors import OptionError
-from rewriters.geometry import Extent, Tiling, tile
+from rewriters.geometry import Extent, Patch, Rows, Tiling, tile
 from rewriters.locality import AXES
 from rewriters.operators import ROWS
 from rewriters.regions import Refusal, Region
 from rewriters.shapes import Shapes
+from rewriters.shrinking import shrink
 
 __all__ = ["FORMS", "METADATA_KEY", "RegionPlan", "plan_data", "plan_region", "read_plan"]
 
 # Metadata entry that holds the plan of a rewritten model.
 METADATA_KEY = "patchconv.plan"
-FORMS = ("batch", "sequential", "fused", "loop")
+FORMS = ("batch", "sequential", "fused", "shrinking", "loop")
 ORDERS = ("file", "engine", "late", "runs")
 _VERSION = 2
 # Patches times heights to prove where the height is unknown: a second or so.
@@ -44,6 +45,8 @@ class RegionPlan:
         ranks: Dimensions of the first input, then of each output.
         tiling: Windows and cores; None if worked out at run time.
         notes: What the user should know.
+        heights: Rows of every tensor of the region; empty if known at run time alone.
+        shrinking: Rows that tensors go without at interior edges, None in uniform windows.
     """
 
     region: Region
@@ -54,17 +57,46 @@ class RegionPlan:
     ranks: tuple[int, ...]
     tiling: Tiling | None
     notes: tuple[str, ...] = ()
+    heights: tuple[int, ...] = ()
+    shrinking: proof.Shrinking | None = None
 
     @property
     def recompute(self) -> float | None:
-        """Rows computed after over before, None if known at run time alone."""
-        return None if self.tiling is None else _recompute(self.extents[0], self.tiling)
+        """Rows computed after over before, of all nodes alike; None if known at run time alone."""
+        shares = self.shares
+        return None if shares is None else sum(shares) / len(shares)
 
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """Rows computed after over before, of each node; None if known at run time alone."""
+        if self.tiling is None:
+            return None
+        made = [link.makes[0] for link in self.region.network.links]
+        return tuple(
+            sum(len(self.window(tensor, patch)) for patch in self.tiling.patches)
+            / self.heights[tensor]
+            for tensor in made
+        )
 
-def _recompute(extent: Extent, tiling: Tiling) -> float:
-    """Return output rows computed after over before."""
-    window = extent.rows - tiling.trim * extent.step
-    return len(tiling.patches) * window / extent.rows
+    def window(self, tensor: int, patch: Patch) -> Rows:
+        """Return the rows of the whole tensor that a patch has of it; the height must be known."""
+        assert self.tiling is not None
+        begin = patch.shift * self.steps[tensor]
+        end = begin + self.heights[tensor] - self.tiling.trim * self.steps[tensor]
+        if self.shrinking is not None:
+            top, bottom = self.shrinking.at(patch.shift, self.tiling.trim)
+            begin, end = begin + top[tensor], end - bottom[tensor]
+        return Rows(begin, end)
+
+    def shrunk(self) -> RegionPlan:
+        """Return the same with windows that shrink, where they can (`rewriters.shrinking`)."""
+        if self.tiling is None or self.rows is None:
+            return self
+        network = self.region.network
+        found = shrink(network, self.steps, self.heights, self.tiling)
+        if found is None or proof.prove(network, self.rows, self.tiling, found) is not None:
+            return self
+        return replace(self, shrinking=found)
 
 
 def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:
@@ -106,7 +138,9 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
         notes.append(f"{len(tiling.patches)} patches instead of {splits}: too few rows for more")
     if tiling.trim == 0:
         notes.append("every window is the whole input: the halo is as tall as the image")
-    return RegionPlan(region, len(tiling.patches), rows, step, extents, ranks, tiling, tuple(notes))
+    return RegionPlan(
+        region, len(tiling.patches), rows, step, extents, ranks, tiling, tuple(notes), whole
+    )
 
 
 def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | None:

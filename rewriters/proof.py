@@ -9,6 +9,9 @@ between them. `walk` carries the interval of right rows through one patch, opera
 2. each operator needs the same rows in the window as in the whole, shifted by the patch,
 3. each core lies inside the right rows, and the cores cover every output exactly once.
 
+The same with windows that shrink (`rewriters.shrinking`): there every operator is the one that has
+dropped some of its padding, and a tensor has less rows at interior edges.
+
 Walking assumes the worst: a row that reads the padding at an interior edge of a window is wrong.
 """
 
@@ -32,15 +35,17 @@ from rewriters.geometry import (
     free_steps,
     schedule,
 )
-from rewriters.rowmaps import RowMap
+from rewriters.rowmaps import RowMap, dropped
 
 __all__ = [
     "Link",
     "Network",
+    "Shrinking",
     "effort",
     "extents",
     "first_height",
     "heights",
+    "padding_dropped",
     "prove",
     "prove_every_height",
     "right_rows",
@@ -56,11 +61,19 @@ _TALL = 1 << 22
 
 
 class Link(NamedTuple):
-    """One operator: the tensors it reads along the tiled axis, and those it makes."""
+    """One operator: the tensors it reads along the tiled axis, and those it makes.
+
+    Attributes:
+        row_map: Its rows.
+        reads: Tensors by number.
+        makes: Tensors by number.
+        room: Rows of padding it may go without at an interior edge, above and below.
+    """
 
     row_map: RowMap
     reads: tuple[int, ...]
     makes: tuple[int, ...]
+    room: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,6 +97,44 @@ class Network:
         """Return operators one after the other: tensor 0 is the input, the last the output."""
         links = tuple(Link(row_map, (k,), (k + 1,)) for k, row_map in enumerate(row_maps))
         return cls(len(links) + 1, links, (0,), (len(links),))
+
+
+@dataclass(frozen=True, slots=True)
+class Shrinking:
+    """Rows that every tensor, by number, goes without at an interior edge of a window.
+
+    Attributes:
+        top: At an upper edge.
+        bottom: At a lower edge.
+    """
+
+    top: tuple[int, ...]
+    bottom: tuple[int, ...]
+
+    def at(self, patch_shift: int, trim: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the rows that a patch goes without: none where its edge is the whole's."""
+        none = (0,) * len(self.top)
+        return (self.top if patch_shift > 0 else none), (
+            self.bottom if patch_shift < trim else none
+        )
+
+
+def padding_dropped(
+    link: Link, top: Sequence[int], bottom: Sequence[int]
+) -> tuple[int, int] | None:
+    """Return the padding an operator drops, above and below; None if it cannot be.
+
+    Args:
+        link: The operator.
+        top: Rows that every tensor goes without above.
+        bottom: The same below.
+    """
+    row_map, source, target = link.row_map, link.reads[0], link.makes[0]
+    above = row_map.step_in * top[target] - row_map.step_out * top[source]
+    below = row_map.step_in * bottom[target] - row_map.step_out * bottom[source]
+    if not (0 <= above <= link.room[0] and 0 <= below <= link.room[1]):
+        return None
+    return above, below
 
 
 def steps(network: Network) -> tuple[int, ...] | str:
@@ -168,7 +219,13 @@ def right_rows(
 
 
 def walk(
-    network: Network, step: Sequence[int], whole: Sequence[int], *, shift: int, trim: int
+    network: Network,
+    step: Sequence[int],
+    whole: Sequence[int],
+    *,
+    shift: int,
+    trim: int,
+    shrinking: Shrinking | None = None,
 ) -> list[Rows] | str:
     """Carry the right rows of one patch through the network.
 
@@ -178,17 +235,31 @@ def walk(
         whole: Its `heights`.
         shift: Steps the window starts down.
         trim: Steps the window is shorter than the whole.
+        shrinking: Rows that tensors go without at interior edges.
 
     Returns:
-        The right rows of every tensor, counted in the window; or why there are none.
+        The right rows of every tensor, counted in what the patch has of it; or why there are none.
     """
-    local = [rows - trim * r for rows, r in zip(whole, step, strict=True)]
+    top: Sequence[int] = (0,) * network.tensors
+    bottom = top
+    if shrinking is not None:
+        top, bottom = shrinking.at(shift, trim)
+    begins = [shift * r + above for r, above in zip(step, top, strict=True)]
+    local = [
+        rows - trim * r - above - below
+        for rows, r, above, below in zip(whole, step, top, bottom, strict=True)
+    ]
     if min(local) < 1:
         return "a window has no rows"
     right = [Rows(0, rows) for rows in local]
     first, last = shift == 0, shift == trim
     for link in network.links:
         row_map, source, target = link.row_map, link.reads[0], link.makes[0]
+        if shrinking is not None:
+            less = padding_dropped(link, top, bottom)
+            if less is None or len({(top[tensor], bottom[tensor]) for tensor in link.reads}) > 1:
+                return "its operands do not shrink alike"
+            row_map = dropped(row_map, *less)
         rows, count = local[source], local[target]
         if row_map.rows_out(rows) != count:
             return f"a window is {row_map.rows_out(rows)} rows high where {count} fit"
@@ -200,9 +271,9 @@ def walk(
         )
         made = right_rows(row_map, read, rows, count, first=first, last=last)
         for at in {made.begin, made.end - 1} if len(made) else ():
-            here = row_map.needs(Rows(at, at + 1), rows).shifted(shift * step[source])
-            there = Rows(at, at + 1).shifted(shift * step[target])
-            if here != row_map.needs(there, whole[source]):
+            here = row_map.needs(Rows(at, at + 1), rows).shifted(begins[source])
+            there = Rows(at, at + 1).shifted(begins[target])
+            if here != link.row_map.needs(there, whole[source]):
                 return "a window's rows are not the whole's rows, shifted"
         for tensor in link.makes:
             right[tensor] = made
@@ -264,13 +335,16 @@ def _fitting(found: tuple[int, ...] | str) -> tuple[int, ...]:
     return found
 
 
-def prove(network: Network, rows: Sequence[int], tiling: Tiling) -> str | None:
+def prove(
+    network: Network, rows: Sequence[int], tiling: Tiling, shrinking: Shrinking | None = None
+) -> str | None:
     """Prove a tiling of a region of known height.
 
     Args:
         network: The region.
         rows: Rows of each whole input.
         tiling: The patches; empty cores are allowed.
+        shrinking: Rows that tensors go without at interior edges.
 
     Returns:
         None if every core is right, else the reason it is not.
@@ -290,12 +364,15 @@ def prove(network: Network, rows: Sequence[int], tiling: Tiling) -> str | None:
             return "a window reaches beyond the tensor"
         kind = (patch.shift == 0, patch.shift == tiling.trim)
         if kind not in walked:
-            walked[kind] = walk(network, step, whole, shift=patch.shift, trim=tiling.trim)
+            walked[kind] = walk(
+                network, step, whole, shift=patch.shift, trim=tiling.trim, shrinking=shrinking
+            )
         found = walked[kind]
         if isinstance(found, str):
             return found
         for tensor, owned in zip(network.outputs, patch.cores, strict=True):
-            right = found[tensor].shifted(patch.shift * step[tensor])
+            above = shrinking.top[tensor] if shrinking is not None and patch.shift else 0
+            right = found[tensor].shifted(patch.shift * step[tensor] + above)
             if len(owned) and not (right.begin <= owned.begin and owned.end <= right.end):
                 return (
                     f"rows {owned.begin}..{owned.end} of a patch are not all right "

@@ -7,7 +7,7 @@ budget, the search goes on with a smaller one. What is taken and what was not is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -32,6 +32,9 @@ Progress = Callable[[str, int, int], None]
 _TRIED = (1.25, 1.1, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1)
 # The prediction is this much too low at worst on the models of the tests.
 _MARGIN = 0.05
+# Forms that "auto" chooses from, the plainest first.
+_UNROLLED = ("fused", "shrinking")
+_AUTO = (*_UNROLLED, "loop")
 # A loop is worth its copies where it saves more than a quarter.
 _LOOP_SAVES = 0.75
 _LOOP_TIME = 1.4
@@ -39,6 +42,8 @@ _LOOP_TIME = 1.4
 _ENOUGH = 7
 # A peak that falls by less is not worth a change.
 _GAIN = 0.98
+# Work is counted in ways that differ by so much: of the region's outputs, or of every node.
+_ROUNDED = 1.005
 _POINTS = 12
 # Plans of the search that are emitted and predicted, of those for different orders of the nodes.
 _WEIGHED = 3
@@ -116,7 +121,7 @@ def cut_regions(
         analysis: The model.
         limits: What to keep; without a budget the peak is made as low as the others allow.
         axis: The axis to cut.
-        form: "fused", "loop", or "auto".
+        form: "fused", "shrinking", "loop", or "auto".
         engine: A key of `rewriters.activation.ENGINES`.
         kept: Positions of nodes to leave as they are.
         labels: Names of the nodes.
@@ -128,7 +133,11 @@ def cut_regions(
     report("searching", 0, 1)
     found = candidates_of(analysis, axis, kept, engine)
     plain = analysis.predict(None, engine)
-    search = _Search(analysis, found, plain, engine, form, labels, limits)
+    forms_tried = _AUTO if form == "auto" else (form,)
+    limits = replace(
+        limits, shrinks=form == "shrinking" or (form == "auto" and limits.budget < inf)
+    )
+    search = _Search(analysis, found, plain, engine, forms_tried, labels, limits)
     too_large = limits.elements is not None and found.spaces[0].too_large(limits.elements)
     search.prunes = not too_large
     taken = None
@@ -168,19 +177,37 @@ def recompute_of(analysis: Analysis, drafts: Sequence[Draft], unknown: float) ->
         unknown: What to return where a region's patches are worked out at run time.
     """
     order = ordered(analysis, drafts)
-    if order is None or any(entry.plan.recompute is None for entry in drafts):
+    if order is None or any(entry.plan.tiling is None for entry in drafts):
         return unknown
     work = analysis.work
     after = sum(work[item] for item in order if isinstance(item, int))
     for entry in drafts:
         region = sum(work[at] for at in entry.plan.region.nodes)
-        after += region * (entry.plan.recompute or 1.0)
+        after += region * (entry.recompute(analysis) or 1.0)
     return after / sum(work) if sum(work) else 1.0
 
 
-def _cost(taken: _Taken) -> float:
+def _time(candidate: Candidate) -> float:
     """Return the predicted time, in terms of the original's: a loop copies what it stacks."""
-    return taken.candidate.recompute * (_LOOP_TIME if taken.candidate.form == "loop" else 1.0)
+    return candidate.recompute * (_LOOP_TIME if candidate.form == "loop" else 1.0)
+
+
+def _cost(taken: _Taken) -> float:
+    return _time(taken.candidate)
+
+
+def _best_form(fitting: Sequence[Candidate], budget: float) -> Candidate:
+    """Return the form to take: the plainest, unless another saves time or, if all fit, memory."""
+    taken = fitting[0]
+    for candidate in fitting[1:]:
+        saves = _LOOP_SAVES if candidate.form == "loop" else _GAIN
+        if budget < inf:
+            better = _time(candidate) < _GAIN * _time(taken)
+        else:
+            better = candidate.peak < saves * taken.peak
+        if better:
+            taken = candidate
+    return taken
 
 
 def _before(taken: _Taken, other: _Taken, budget: float) -> bool:
@@ -194,7 +221,7 @@ def _same(candidate: Candidate, other: Candidate) -> bool:
 
 def _extra(analysis: Analysis, entry: Draft) -> float:
     region = sum(analysis.work[at] for at in entry.plan.region.nodes)
-    return region * ((entry.plan.recompute or 1.0) - 1)
+    return region * ((entry.recompute(analysis) or 1.0) - 1)
 
 
 @dataclass
@@ -205,7 +232,7 @@ class _Search:
     found: Candidates
     plain: Peak
     engine: str
-    form: str
+    forms: Sequence[str]
     labels: Mapping[int, str]
     limits: Limits
     prunes: bool = True
@@ -213,6 +240,7 @@ class _Search:
     def __post_init__(self) -> None:
         self.weighed: list[Candidate] = []
         self.turns: dict[str, list[int] | None] = {}
+        self.known: dict[Hashable, _Taken | None] = {}
         self.names = NameScheme.avoiding(self.analysis.index.names)
 
     def least(self, limits: Limits, *, always: bool, budget: float = inf) -> _Taken | None:
@@ -224,10 +252,14 @@ class _Search:
             budget: Only plans that keep it on the engine; of them the one of least work.
         """
         best: _Taken | None = None
-        for chosen in self.found.choose(limits, self.labels)[:_WEIGHED]:
-            taken = self._weigh(chosen, budget)
-            if taken is not None and (best is None or _before(taken, best, budget)):
-                best = taken
+        # What shrinking windows save is counted too high where branches join.
+        for counted in (limits, replace(limits, shrinks=False)) if limits.shrinks else (limits,):
+            for chosen in self.found.choose(counted, self.labels)[:_WEIGHED]:
+                taken = self._weigh(chosen, budget)
+                if taken is not None and (best is None or _before(taken, best, budget)):
+                    best = taken
+            if best is not None:
+                break
         if best is None or (not always and best.peak > _GAIN * self.plain.bytes):
             return None
         best = self._pruned(best, budget)
@@ -238,13 +270,21 @@ class _Search:
         """Emit a plan in every form; return it in the best one, None if none keeps the budget."""
         if not chosen.regions:
             return None
+        key = chosen.plan.stages, chosen.order, budget
+        if key not in self.known:
+            self.known[key] = self._emit(chosen, budget)
+        return self.known[key]
+
+    def _emit(self, chosen: Chosen, budget: float) -> _Taken | None:
         forms: dict[str, tuple[Draft, ...]] = {}
         figures: dict[str, Candidate] = {}
-        for form in ("fused", "loop") if self.form == "auto" else (self.form,):
+        for form in self.forms:
             drafts = tuple(
                 draft(plan, form, self.analysis, self.names, plan.region.label)
                 for plan in chosen.regions
             )
+            if form == "shrinking" and figures and not any(d.plan.shrinking for d in drafts):
+                continue
             found = predict(self.analysis, drafts, self.engine)
             if found is None:
                 continue
@@ -256,23 +296,22 @@ class _Search:
                 other = predict(self.analysis, drafts, self.engine, turns) if turns else None
                 if other is not None and other.bytes < _GAIN * found.bytes:
                     found, order = other, name
+            work = recompute_of(self.analysis, drafts, chosen.plan.recompute)
             forms[form] = drafts
             figures[form] = Candidate(
                 form,
                 len(chosen.regions),
                 max(plan.splits for plan in chosen.regions),
                 found.bytes,
-                recompute_of(self.analysis, drafts, chosen.plan.recompute),
-                found.bytes <= budget,
+                work,
+                found.bytes <= budget and work <= _ROUNDED * self.limits.recompute,
                 order=order,
             )
             self.weighed.append(figures[form])
         fitting = [candidate for candidate in figures.values() if candidate.fits]
         if not fitting:
             return None
-        taken = fitting[0]
-        if budget == inf and fitting[-1].peak < _LOOP_SAVES * taken.peak:
-            taken = fitting[-1]
+        taken = _best_form(fitting, budget)
         return _Taken(chosen, forms[taken.form], forms, taken.peak, taken)
 
     def _pruned(self, taken: _Taken, budget: float) -> _Taken:
@@ -387,7 +426,8 @@ def pareto(
     """
     found = candidates_of(analysis, axis, kept, engine)
     plain = analysis.predict(None, engine)
-    search = _Search(analysis, found, plain, engine, "fused", labels, limits)
+    limits = replace(limits, shrinks=True)
+    search = _Search(analysis, found, plain, engine, _UNROLLED, labels, limits)
     points = [Candidate("original", 0, 1, plain.bytes, 1.0, True)]
     least = search.least(replace(limits, budget=inf), always=True)
     if least is None:

@@ -253,7 +253,7 @@ def make_region(
                 made[name] = edge
                 numbers[edge] = len(numbers)
                 makes.append(numbers[edge])
-        entries.append(Link(link.row_map, tuple(reads), tuple(makes)))
+        entries.append(Link(link.row_map, tuple(reads), tuple(makes), link.room))
     outputs = tuple(numbers[made[name]] for name in made if name in wanted)
     network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
     region = Region(

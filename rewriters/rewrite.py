@@ -62,7 +62,11 @@ logger = logging.getLogger(__name__)
 Progress = Callable[[str, int, int], None]
 
 # Engines that a plan may be made for, and the table memory is predicted by.
-TARGETS: Mapping[str, str] = {"onnxruntime": "onnxruntime-tuned", "tensorrt": "tensorrt"}
+TARGETS: Mapping[str, str] = {
+    "onnxruntime": "onnxruntime-tuned",
+    "onnxruntime-default": "onnxruntime",
+    "tensorrt": "tensorrt",
+}
 # ONNX Runtime's session options that the predictions above are made for.
 SESSION_OPTIONS_KEY = "patchconv.session_options"
 SESSION_OPTIONS = {"enable_mem_reuse": False, "enable_mem_pattern": False}
@@ -84,8 +88,8 @@ class Options:
     Attributes:
         splits: Patches per region, at least 1; with a budget: at most so many. None: 4, or as many
             as the budget asks for.
-        form: "batch" and "sequential" cut convolutions one by one, "fused" and "loop" whole
-            regions; "auto" chooses between the last two.
+        form: "batch" and "sequential" cut convolutions one by one, "fused", "shrinking" and
+            "loop" whole regions; "auto" chooses among the last three.
         axis: "height", "width", "depth", a dimension of the tensor (2 or above), or "auto": of
             height and width the one that serves better; height for convolutions one by one.
         selection: Which convolutions.
@@ -97,7 +101,8 @@ class Options:
         memory_budget: Most bytes of activations alive at once, None for as few as can be.
         max_recompute: Most work after over before; None: 1.5 without a budget, else any.
         max_tensor_elements: Most elements of a tensor, None for any number.
-        target: The engine whose memory is predicted: "onnxruntime" or "tensorrt".
+        target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
+            recommended for the model), "onnxruntime-default" (at its own), or "tensorrt".
         plan: What to do, as `planner.read_plan` returns it; nothing is searched then.
     """
 
@@ -153,7 +158,9 @@ class Options:
         """
         named = self.selection.include or self.selection.min_elements is not None
         free = self.memory_budget is None and self.max_tensor_elements is None
-        return self.form in ("fused", "loop") or (self.form == "auto" and not (named and free))
+        if self.form == "auto":
+            return not (named and free)
+        return self.form not in SINGLE_FORMS
 
     def __post_init__(self) -> None:
         if self.splits is not None and self.splits < 1:
@@ -179,10 +186,10 @@ class Options:
             )
         if self.target not in TARGETS:
             raise OptionError(f"--target {self.target}: must be {' or '.join(TARGETS)}")
-        if self.form in ("batch", "sequential") and (self.memory_budget or self.max_recompute):
+        if self.form in SINGLE_FORMS and (self.memory_budget or self.max_recompute):
             raise OptionError(
                 f"--form {self.form} cuts convolutions one by one, which meets no budget; "
-                "use --form fused, loop or auto"
+                "use --form auto"
             )
         low = self.selection.min_elements
         if low is not None and low < 0:
@@ -578,7 +585,7 @@ def _describe(
         form=entry.form,
         axis=region.outputs[0].axis,
         splits=plan.splits,
-        recompute=plan.recompute,
+        recompute=entry.recompute(analysis),
         seams=() if plan.tiling is None else plan.tiling.seams(),
         rows=None if plan.tiling is None else plan.extents[0].rows,
         size=sizes[labels[convs[0]]] if one else region_size(region, analysis.sizing),

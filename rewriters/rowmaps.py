@@ -12,17 +12,31 @@ s: stride, p and q: begin and end padding (negative: rows cut off), K: the kerne
 outside [0, H) stand for padding at a true border of the image. ``K - 1`` and ``p`` enter with the
 window's own height where SAME padding depends on it.
 
+`room` says how much padding an operator may go without where the rows beyond the edge are real, and
+`dropped` what is left of it then; a ConvTranspose goes without the rows that its kernel reaches in
+part alone. At an edge that is ``d`` rows shorter, with x rows cut off an operator's input and y off
+its output, ``d = step_in * y - step_out * x``.
+
 Source: ONNX operator definitions of Conv, ConvTranspose, AveragePool, Pad and Resize.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from rewriters.geometry import Rows
 
-__all__ = ["Padding", "Periodic", "Pointwise", "RowMap", "Sliding", "Transposed"]
+__all__ = [
+    "Padding",
+    "Periodic",
+    "Pointwise",
+    "RowMap",
+    "Sliding",
+    "Transposed",
+    "dropped",
+    "room",
+]
 
 
 class RowMap(Protocol):
@@ -194,3 +208,30 @@ class Periodic:
         low = period * self.step_in + self.lows[phase]
         period, phase = divmod(out.end - 1, self.step_out)
         return Rows(low, period * self.step_in + self.highs[phase])
+
+
+def room(row_map: RowMap) -> tuple[int, int]:
+    """Return the rows of padding, above and below, that an operator may go without."""
+    match row_map:
+        case Sliding(same=None, ceil=False) | Padding():
+            return max(0, row_map.begin), max(0, row_map.end)
+        case Transposed(reach=reach, stride=stride):
+            above = reach - stride - row_map.begin
+            return max(0, above), max(0, reach - stride - row_map.end + row_map.extra)
+    return 0, 0
+
+
+def dropped(row_map: RowMap, above: int, below: int) -> RowMap:
+    """Return an operator without some of its `room`.
+
+    Args:
+        row_map: The operator.
+        above: Rows that are dropped above.
+        below: Rows that are dropped below.
+    """
+    match row_map:
+        case Sliding() | Padding():
+            return replace(row_map, begin=row_map.begin - above, end=row_map.end - below)
+        case Transposed():
+            return replace(row_map, begin=row_map.begin + above, end=row_map.end + below)
+    return row_map

@@ -11,7 +11,9 @@ it were staged, so each stage's peak can be told alone:
 So the least extra work under a budget is a shortest path over the places between nodes, found by
 dynamic programming; the least peak is the smallest budget with a path. All windows of a region are
 of one height: P patches of window share w do P*w times the work, where w follows from the rows that
-stay right (`rewriters.geometry`), walked once from every place a region may begin.
+stay right (`rewriters.geometry`), walked once from every place a region may begin. Where windows
+shrink (`rewriters.shrinking`), each node does the less of it the more rows were dropped before it;
+that is estimated on the way, and exact for a plan that is emitted.
 
 Tensors that live long (skip connections) hold a peak that no stage can lower. They may be made
 twice instead: the nodes that make one, repeated right before its late user, become part of the
@@ -66,12 +68,14 @@ class Limits:
         recompute: Most work after over before.
         splits: Most patches per region.
         elements: Most elements of a tensor, None for any number.
+        shrinks: Windows may shrink: their work is counted so.
     """
 
     budget: float = inf
     recompute: float = inf
     splits: int = _SPLITS[-1]
     elements: int | None = None
+    shrinks: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +95,8 @@ class _Segment:
         begin: First place.
         end: One past the last place.
         work: Multiply-accumulates of all nodes.
+        saved: Those of all nodes, each times the steps its output is shorter by at an upper and a
+            lower edge together, where windows shrink.
         before: Bytes alive before it.
         inside: Most bytes alive inside, at full height.
         inputs: Bytes of its inputs.
@@ -105,6 +111,7 @@ class _Segment:
     begin: int
     end: int
     work: float
+    saved: float
     before: int
     inside: int
     inputs: int
@@ -123,11 +130,15 @@ class _Segment:
         """Return the bytes alive at once."""
         return self.before + self.outputs + max(self.window(splits) * self.inside, self.largest)
 
-    def cost(self, splits: int) -> float:
-        """Return the extra work: rows computed again, and tensors moved."""
-        share = splits * self.window(splits)
-        moved = share * self.inputs + 2 * self.outputs
-        return (share - 1) * self.work + COPY * moved
+    def extra(self, splits: int, *, shrinks: bool) -> float:
+        """Return the extra work: rows computed again."""
+        extra = (splits * self.window(splits) - 1) * self.work
+        return max(0.0, extra - (splits - 1) / self.steps * self.saved) if shrinks else extra
+
+    def cost(self, splits: int, *, shrinks: bool) -> float:
+        """Return the extra work, tensors moved included."""
+        moved = splits * self.window(splits) * self.inputs + 2 * self.outputs
+        return self.extra(splits, shrinks=shrinks) + COPY * moved
 
     def least_splits(self, limits: Limits) -> int | None:
         """Return the fewest patches that keep the limits, None if there are none."""
@@ -220,8 +231,9 @@ class Space:
         windows: dict[int, int] = {}
         alive: dict[int, int] = {}
         sets: dict[int, int] = {}
+        shorter: dict[int, float] = {}
         parts = inside = now = common = widest = 0
-        work = 0.0
+        work = saved = 0.0
         component = -1
 
         def root(number: int) -> int:
@@ -269,6 +281,14 @@ class Space:
                     sets[root(number)] = anchor
                     parts -= 1
             work += occurrence.work
+            known = [shorter[number] for number in occurrence.carried if number in shorter]
+            held = min(known, default=0.0)
+            if known and max(known) > held:
+                saved -= self._held(occurrence.carried, held, shorter)
+            least = held + sum(link.room) / tensors[target].step
+            shorter.update(dict.fromkeys(occurrence.carried, held))
+            shorter.update(dict.fromkeys(occurrence.makes, least))
+            saved += occurrence.work * least
             for number in occurrence.makes:
                 right[number] = made
                 alive[number] = tensors[number].size
@@ -286,6 +306,7 @@ class Space:
                         begin,
                         place + 1,
                         work,
+                        saved * common,
                         self.program.live[begin],
                         inside,
                         sum(windows.values()),
@@ -296,6 +317,26 @@ class Space:
                         widest,
                         broadest,
                     )
+
+    def _held(self, joined: Sequence[int], bound: float, shorter: dict[int, float]) -> float:
+        """Lower what operands, and all they are made of, are shorter by; return the work so lost.
+
+        Args:
+            joined: The operands.
+            bound: Steps that the least of them is shorter by.
+            shorter: Steps that every tensor of the region is shorter by, changed in place.
+        """
+        lost, pending = 0.0, list(joined)
+        while pending:
+            number = pending.pop()
+            there = shorter.get(number, 0.0)
+            if there <= bound:
+                continue
+            occurrence = self.program.occurrences[self.program.tensors[number].made_at]
+            lost += occurrence.work * (there - bound)
+            shorter.update(dict.fromkeys(occurrence.makes, bound))
+            pending.extend(occurrence.carried)
+        return lost
 
     def _segment(
         self,
@@ -391,7 +432,7 @@ class Space:
                     continue
                 splits = segment.least_splits(limits)
                 if splits is not None:
-                    cost = base + segment.cost(splits)
+                    cost = base + segment.cost(splits, shrinks=limits.shrinks)
                     if cost < found[0]:
                         found = (cost, segment.begin, splits)
             best.append(found)
@@ -403,10 +444,10 @@ class Space:
             if splits > 1:
                 stages.append((begin, at, splits))
             at = begin
-        plan = self._plan(best[-1][0], stages[::-1])
+        plan = self._plan(best[-1][0], stages[::-1], shrinks=limits.shrinks)
         return plan if plan.recompute <= limits.recompute else None
 
-    def _plan(self, cost: float, spans: Sequence[tuple[int, int, int]]) -> Plan:
+    def _plan(self, cost: float, spans: Sequence[tuple[int, int, int]], *, shrinks: bool) -> Plan:
         stages = []
         extra = 0.0
         peak = 0.0
@@ -414,7 +455,7 @@ class Space:
         for begin, end, splits in spans:
             segment = next(s for s in self.segments[end] if s.begin == begin)
             own = sum(o.work for o in self.program.occurrences[begin:end] if o.again)
-            extra += (splits * segment.window(splits) - 1) * segment.work + own
+            extra += segment.extra(splits, shrinks=shrinks) + own
             peak = max(peak, segment.peak(splits))
             covered.update(range(begin, end))
             stages.append(self._stage(begin, end, splits))

@@ -32,7 +32,7 @@ from fractions import Fraction
 from math import ceil, floor, prod
 from typing import Any
 
-from rewriters.operators import ROWS, Record, RowLocal, Shape, read_convolution
+from rewriters.operators import ROWS, Pads, Record, RowLocal, Shape, read_convolution
 from rewriters.rowmaps import Padding, Periodic, Pointwise, RowMap, Sliding, Transposed
 
 __all__ = ["BARRIERS", "SPATIAL", "TABLE", "Entry"]
@@ -59,9 +59,17 @@ def _sliding(record: Record, axis: int) -> RowLocal | str:
     i = axis - 2
     if not 0 <= i < conv.rank:
         return "it mixes batch or channels"
+    begins, ends = conv.begins, conv.ends
     same = conv.auto_pad if conv.auto_pad.startswith("SAME") else None
-    row_map = Sliding(conv.reach(i), conv.strides[i], conv.begins[i], conv.ends[i], same=same)
-    return RowLocal(row_map, ((0, axis),), axis)
+    if same is not None and max(conv.strides) == 1:
+        # Moved by one, SAME padding is the same at every size.
+        pairs = [
+            _split_padding(conv.reach(j) - 1, upper=same == "SAME_UPPER") for j in range(conv.rank)
+        ]
+        begins, ends, same = tuple(a for a, _ in pairs), tuple(b for _, b in pairs), None
+    row_map = Sliding(conv.reach(i), conv.strides[i], begins[i], ends[i], same=same)
+    pads = Pads((*begins, *ends), i, conv.rank + i, without=("auto_pad",))
+    return RowLocal(row_map, ((0, axis),), axis, pads=None if same else pads)
 
 
 def _pool(record: Record, axis: int) -> RowLocal | str:
@@ -95,13 +103,14 @@ def _pool(record: Record, axis: int) -> RowLocal | str:
         Sliding(reach, stride, begin, end, ceil=ceil_mode),
         ((0, axis),),
         axis,
+        pads=Pads(tuple(pads), i, rank + i) if auto_pad == "NOTSET" else None,
     )
 
 
-def _split_padding(total: int, auto_pad: str) -> tuple[int, int]:
-    """Split ConvTranspose's computed padding: the odd row goes below for SAME_UPPER alone."""
+def _split_padding(total: int, *, upper: bool) -> tuple[int, int]:
+    """Split computed padding; the odd row goes below for SAME_UPPER alone."""
     small, large = total // 2, total - total // 2
-    return (small, large) if auto_pad == "SAME_UPPER" else (large, small)
+    return (small, large) if upper else (large, small)
 
 
 def _transposed(record: Record, axis: int) -> RowLocal | str:
@@ -137,11 +146,14 @@ def _transposed(record: Record, axis: int) -> RowLocal | str:
         if min(totals) < 0:
             return "its output is asked to be larger than the kernel can fill"
         for j, total in enumerate(totals):
-            begins[j], ends[j] = _split_padding(total, conv.auto_pad)
+            begins[j], ends[j] = _split_padding(total, upper=conv.auto_pad == "SAME_UPPER")
         if replaced:
             replaced["pads"] = (*begins, *ends)
     row_map = Transposed(conv.reach(i), conv.strides[i], begins[i], ends[i], conv.output_padding[i])
-    return RowLocal(row_map, ((0, axis),), axis, attributes=replaced)
+    pads = Pads(
+        (*begins, *ends), i, conv.rank + i, crops=True, without=("auto_pad", "output_shape")
+    )
+    return RowLocal(row_map, ((0, axis),), axis, attributes=replaced, pads=pads)
 
 
 # --- resampling and moving rows -----------------------------------------------------------------
@@ -295,7 +307,13 @@ def _pad(record: Record, axis: int) -> RowLocal | str:
         return f"its mode is {mode!r}"
     # What one side cuts off is no longer there for the other to be made of.
     margin = margins[mode] + max(-begin, -end, 0)
-    return RowLocal(Padding(begin, end, margin), ((0, axis),), axis)
+    written = Pads(
+        tuple(int(number) for number in pads),
+        at,
+        len(axes) + at,
+        index=None if record.attributes.get("pads") else 1,
+    )
+    return RowLocal(Padding(begin, end, margin), ((0, axis),), axis, pads=written)
 
 
 def _slice(record: Record, axis: int) -> RowLocal | str:

@@ -69,7 +69,7 @@ def tile_all(
     Args:
         model: The model.
         splits: Patches per region.
-        form: "fused" or "loop".
+        form: "fused", "shrinking" or "loop".
         axis: The axis that is cut.
         halve: Cut halves of a region that is refused.
     """
@@ -105,7 +105,7 @@ def tile_all(
         drop_unused_value_info(made.graph, gone)
         check(skeleton(Loaded(made, None)), allow_custom_ops=True)
         index(made)
-    return Cut(made, tuple(plans), tuple(refused), locality, labels)
+    return Cut(made, tuple(d.plan for d in drafts), tuple(refused), locality, labels)
 
 
 def _levels(analysis: Analysis, locality: Locality) -> dict[int, list[int]]:
