@@ -1,7 +1,8 @@
 """Odd models, cut as regions: each computes what it did, and what must not be cut is not.
 
-Every model goes through `rewrite_model` in three forms and is cut by hand wherever a node is
-row-local. The convolutions widen to 12 channels inside, so that the search has a peak to lower.
+Every model goes through `rewrite_model` in every form of regions and is cut by hand wherever a
+node is row-local. The convolutions widen to 12 channels inside, so that the search has a peak to
+lower.
 """
 
 from __future__ import annotations
@@ -307,11 +308,12 @@ _UNCUT = {"1 rows"}
 def test_odd_model(name: str) -> None:
     """Cut or not, in every form, the model computes what it did."""
     made, feeds = MODELS[name]()
-    results = [tile_all(made, 3, "fused"), tile_all(made, 2, "loop")]
+    cuts = (("fused", 3), ("shrinking", 4), ("loop", 2))
+    results = [tile_all(made, splits, form) for form, splits in cuts]
     assert all(bool(cut.plans) == (name not in _UNCUT) for cut in results)
     rewritten = [
         rewrite_model(Loaded(copy_of(made), None), Options(form=form, splits=4))
-        for form in ("fused", "loop", "auto")
+        for form in ("fused", "shrinking", "loop", "auto")
     ]
     for after in [*(cut.model for cut in results), *(outcome.model for outcome in rewritten)]:
         onnx.checker.check_model(after)

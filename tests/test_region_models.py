@@ -42,7 +42,7 @@ SIZES = {
     "rrdbnet": (3, (48, 16), (33, 21)),
     "mobilenet": (3, (160, 48), (112, 80)),
 }
-FORMS = ("fused", "loop")
+FORMS = ("fused", "shrinking", "loop")
 names = pytest.mark.parametrize("name", list(SIZES))
 exporters = pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 forms = pytest.mark.parametrize("form", FORMS)

@@ -158,7 +158,7 @@ def test_a_tensor_of_three_billion_elements() -> None:
     assert max(sizes) <= 2**31 - 1
 
 
-@pytest.mark.parametrize("form", ["fused", "loop"])
+@pytest.mark.parametrize("form", ["fused", "shrinking", "loop"])
 @pytest.mark.parametrize("deep", [False, True])
 def test_pixel_shuffle_spelled_out(form: str, deep: bool) -> None:
     """Reshape and Transpose that put rows together, or take them apart, are cut like the real."""

@@ -655,7 +655,7 @@ def test_operator(op: str, number: int, opset: int) -> None:
     between = SPELLINGS[op][number][0]
     model = _model(between, opset)
     feeds = {"x": noise(1, 3, _ROWS, _COLUMNS, seed=5)}
-    for form, splits in (("fused", 3), ("loop", 2)):
+    for form, splits in (("fused", 3), ("shrinking", 3), ("loop", 2)):
         made = tile_all(model, splits, form)
         assert op in made.operators, made.reasons
         assert len(made.plans) == 1, made.reasons

@@ -240,7 +240,8 @@ class Case:
     Attributes:
         network: Its network.
         size: Height and width of its input.
-        form: "original", "batch", "sequential", "4 patches" and the like, "loop of 8".
+        form: "original", "batch", "sequential", "4 patches" and the like, "loop of 8",
+            "8, shrinking" (what the rewriter makes of it).
         make: Returns the model.
     """
 
@@ -312,6 +313,11 @@ def cases(folder: Path, sizes: Sequence[int] = (0, 1)) -> Iterator[Case]:
             ) -> onnx.ModelProto:
                 return convert_model(original(), splits=4, form=form, min_elements=0, verify=False)
 
+            def shrinking(
+                original: Callable[[], onnx.ModelProto] = original,
+            ) -> onnx.ModelProto:
+                return convert_model(original(), splits=8, form="shrinking", verify=False)
+
             def cut(
                 patches: int,
                 network: str = network,
@@ -326,6 +332,7 @@ def cases(folder: Path, sizes: Sequence[int] = (0, 1)) -> Iterator[Case]:
             if network == "chain":
                 yield Case(network, size, "loop of 8", lambda o=original: looped(o(), 8, 8))  # type: ignore[misc]
             if network in _REGIONS:
+                yield Case(network, size, "8, shrinking", shrinking)
                 for patches in (4, 8):
                     yield Case(network, size, f"{patches} patches", lambda c=cut, p=patches: c(p))  # type: ignore[misc]
 
