@@ -1,4 +1,4 @@
-"""The Python API: `convert_model` and `rewrite`."""
+"""The Python API: `convert_model`, `rewrite` and `pareto`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import onnx
 
@@ -28,8 +28,9 @@ from patchconv_deploy.verification import (
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 from rewriters.graph import Loaded, load
 from rewriters.planner import read_plan
+from rewriters.regional import Candidate
 from rewriters.regions import Selection
-from rewriters.rewrite import Options, Outcome, rewrite_model
+from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from rewriters.shapes import free_inputs
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CutKeywords",
+    "ParetoKeywords",
     "RewriteKeywords",
     "RewriteResult",
     "convert_model",
     "default_output",
+    "pareto",
     "rewrite",
 ]
 
@@ -70,23 +73,15 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{stem}.patched.onnx")
 
 
-class CutKeywords(TypedDict, total=False):
-    """Keywords of both `rewrite` and `convert_model`.
+class ParetoKeywords(TypedDict, total=False):
+    """Keywords of `pareto`, `rewrite` and `convert_model`.
 
     Attributes:
-        form: "fused" (whole regions of layers, one patch after the other), "loop" (the same as an
-            ONNX Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
-            dimension, or one after the other), or "auto" (default): regions, or, where convolutions
-            are named by ``include`` or ``min_elements``, single ones.
         axis: The axis to cut: "height" (default), "width", "depth", a dimension of the tensor
-            (>= 2), or "auto": of height and width the one that serves better.
-        memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
-            plan of least extra work that keeps it is taken. Without one the peak is made as low as
-            ``splits`` and ``max_recompute`` allow.
-        max_recompute: Most work after over before; 1.5 without a budget, any with one.
+            (>= 2), or, but for `pareto`, "auto": of height and width the one that serves better.
+        max_recompute: Most work after over before; 1.5 for a rewrite without a budget, else any.
         max_tensor_elements: Most elements of a tensor; 2^31 - 1 for TensorRT by default.
         target: "onnxruntime" (default) or "tensorrt": the engine that memory is predicted for.
-        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         min_elements: Cut single convolutions whose larger side has at least this many elements
             (channels x height x width; 0: all). Default for "batch" and "sequential": those whose
             input and output are at least half of the peak of live activations.
@@ -96,6 +91,32 @@ class CutKeywords(TypedDict, total=False):
             of a size leaves that dimension free, and memory is predicted for the largest.
         upgrade_opset: Convert the model to this opset first.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
+    """
+
+    axis: str | int
+    max_recompute: float | None
+    max_tensor_elements: int | None
+    target: str
+    min_elements: int | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
+    upgrade_opset: int | None
+    allow_custom_ops: bool
+
+
+class CutKeywords(ParetoKeywords, total=False):
+    """Keywords of both `rewrite` and `convert_model`, beside `ParetoKeywords`.
+
+    Attributes:
+        form: "fused" (whole regions of layers, one patch after the other), "loop" (the same as an
+            ONNX Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
+            dimension, or one after the other), or "auto" (default): regions, or, where convolutions
+            are named by ``include`` or ``min_elements``, single ones.
+        memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
+            plan of least extra work that keeps it is taken. Without one the peak is made as low as
+            ``splits`` and ``max_recompute`` allow.
+        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         verify: Run original and result on the same inputs in a child process and compare
             (default). `convert_model` skips it, with a log message, where a model that is no file
             cannot run (no runtime, or weights that lie elsewhere).
@@ -103,18 +124,8 @@ class CutKeywords(TypedDict, total=False):
     """
 
     form: str
-    axis: str | int
     memory_budget: int | None
-    max_recompute: float | None
-    max_tensor_elements: int | None
-    target: str
     plan: Mapping[str, Any] | None
-    min_elements: int | None
-    include: Sequence[str]
-    exclude: Sequence[str]
-    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
-    upgrade_opset: int | None
-    allow_custom_ops: bool
     verify: bool
     force: bool
 
@@ -208,7 +219,7 @@ def rewrite(
         out: The file to write; ``MODEL.patched.onnx`` beside it if None.
         splits: Patches per region or convolution, at least 1; at most so many where a budget is
             given. Default: 4, or as many as the budget asks for.
-        **keywords: See `CutKeywords` and `RewriteKeywords`.
+        **keywords: See `ParetoKeywords`, `CutKeywords` and `RewriteKeywords`.
 
     Returns:
         The written file, the report, and the outcome.
@@ -255,6 +266,27 @@ def rewrite(
             )
         staged.publish()
     return RewriteResult(target, report, outcome)
+
+
+def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> list[Candidate]:
+    """Return what ever lower peaks cost in work, for a model file; nothing is written or run.
+
+    Args:
+        path: The model's file.
+        **keywords: See `ParetoKeywords`.
+
+    Returns:
+        Plans of whole regions, the model as it is first; predicted peaks in bytes fall, work over
+        the original's rises. `rewrite` leaves a margin of 5 % below its ``memory_budget``: ask for
+        that much more than a peak to get there.
+
+    Raises:
+        RewriterError: The model is not valid, was rewritten before, or an option does not fit it.
+    """
+    _check_known(keywords, ParetoKeywords)
+    # Every keyword of the one is one of the other's; mypy wants all of them named.
+    options = _make_options(None, cast("CutKeywords", keywords))
+    return pareto_of(load(Path(path)), options)
 
 
 def _check_numbers(keywords: RewriteKeywords) -> None:
@@ -308,7 +340,7 @@ def convert_model(
         splits: As in `rewrite`.
         out: For a path: the file to write.
         example_inputs: Inputs to export a torch module with.
-        **keywords: See `CutKeywords`.
+        **keywords: See `ParetoKeywords` and `CutKeywords`.
 
     Raises:
         RewriterError: The model is not valid, or an option does not fit it.

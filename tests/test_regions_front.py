@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from patchconv_deploy.cli import patchconv
+from patchconv_deploy import pareto
+from patchconv_deploy.cli import main_rewrite, patchconv
 from rewriters.errors import BudgetError, OptionError
 from rewriters.graph import Loaded
 from rewriters.planner import read_plan
@@ -209,6 +210,107 @@ def test_pareto_falls() -> None:
     peaks, work = [p.peak for p in points], [p.recompute for p in points]
     assert peaks == sorted(set(peaks), reverse=True)
     assert work == sorted(work)
+
+
+def _rewrite_command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(patchconv, ["rewrite", *map(str, arguments)])
+
+
+def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
+    """--pareto, the same points from the command, from inspect and from Python."""
+    path, report = tmp_path / "m.onnx", tmp_path / "r.json"
+    onnx.save(_chain(), path)
+    done = _rewrite_command(path, "--pareto", "--report", report)
+    assert done.exit_code == 0, done.output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "r.json"]
+    data = json.loads(report.read_text())
+    points = pareto(path)
+    assert [(p["peak"], p["recompute"]) for p in data["pareto"]] == [
+        (p.peak, p.recompute) for p in points
+    ]
+    head, *rows = done.output.splitlines()
+    assert head.split() == ["plan", "regions", "peak,", "MiB", "work"]
+    assert [row.split()[0] for row in rows] == [point.form for point in points]
+    other = tmp_path / "i.json"
+    shown = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto", "--json", str(other)])
+    assert shown.output.splitlines()[-len(rows) :] == rows
+    assert json.loads(other.read_text())["pareto"] == data["pareto"]
+    # A rewrite leaves a margin of 5 % below its budget; with it, every point is one that is met.
+    for point in points:
+        outcome = _rewrite(_chain(), memory_budget=int(point.peak / 0.94))
+        assert (outcome.recompute or 1.0) <= point.recompute
+
+
+def test_the_curve_obeys_what_it_looks_at(tmp_path: Path) -> None:
+    """The axis, what is kept, the most work, the target, sizes of inputs: as for a rewrite."""
+    path = tmp_path / "m.onnx"
+    made = _chain()
+    made.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(made, path)
+    sizes: dict[str, Any] = {"shapes": {"x": (1, 2, (40, 400), 64)}}
+    least = pareto(path, **sizes)[-1]
+    assert pareto(path, shapes={"x": DIMS})[0].peak < pareto(path, **sizes)[0].peak
+    assert pareto(path, target="tensorrt", **sizes)[0].peak != pareto(path, **sizes)[0].peak
+    assert all(point.recompute <= 1.05 for point in pareto(path, max_recompute=1.05, **sizes))
+    assert pareto(path, exclude="conv1", **sizes)[-1].peak > least.peak
+    assert pareto(path, axis="width", **sizes)[-1] != least
+    assert len(pareto(path, exclude="*", **sizes)) == 1
+    with pytest.raises(TypeError, match="unknown keyword 'splits'"):
+        pareto(path, splits=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory-budget", "1MiB"], "--memory-budget means nothing to --pareto"),
+        (["--splits", "4"], "--splits means nothing to --pareto"),
+        (["--plan", "p.json"], "--plan means nothing to --pareto"),
+        (["--form", "fused"], "--form means nothing to --pareto"),
+        (["-o", "o.onnx"], "--output means nothing to --pareto"),
+        (["--no-verify"], "--verify means nothing to --pareto"),
+        (["--measure"], "--measure means nothing to --pareto"),
+        (["--axis", "auto"], "name height or width"),
+        (["--max-recompute", "0.5"], "must be 1 or more"),
+    ],
+)
+def test_beside_the_curve_nothing_is_ignored(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What would have to be ignored is refused: one line, exit code 2, no file."""
+    onnx.save(_chain(), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["patchconv-rewrite", "m.onnx", "--pareto", *arguments])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        main_rewrite()
+    assert stop.value.code == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert len(errors.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_no_curve_of_what_is_left_alone(tmp_path: Path) -> None:
+    """A model that holds a plan, and one too old to be cut; converted, the old one has a curve."""
+    path = tmp_path / "m.onnx"
+    onnx.save(_rewrite(_chain(), splits=4).model, path)
+    with pytest.raises(OptionError, match=r"was rewritten before .* give the original"):
+        pareto(path)
+    old = _chain()
+    old.opset_import[0].version = 8
+    old.ir_version = 3
+    old.graph.input.extend(
+        onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims)
+        for w in old.graph.initializer
+    )
+    onnx.save(old, path)
+    with pytest.raises(OptionError, match="opset 8 is older than 9"):
+        pareto(path)
+    assert len(pareto(path, upgrade_opset=13)) > 2
 
 
 def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
