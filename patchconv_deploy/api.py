@@ -15,9 +15,13 @@ from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import onnx
 
+from engines.measure import Measurement
 from patchconv_deploy.errors import UsageError, VerificationError
+from patchconv_deploy.measuring import check_engine
 from patchconv_deploy.report import Report, make_report
-from patchconv_deploy.saving import check_target, external_files, stage
+from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
+from patchconv_deploy.session_options import recommend
+from patchconv_deploy.tuning import Tuned, tune_rewritten
 from patchconv_deploy.verification import (
     TIMEOUT_S,
     Verification,
@@ -60,11 +64,14 @@ class RewriteResult:
         path: The file that was written, None for a dry run.
         report: What was done.
         outcome: The same as objects, the rewritten model included.
+        measured: What was measured, a row a model and set of session options, the original at the
+            defaults first; empty if that was not asked for, or nothing was cut.
     """
 
     path: Path | None
     report: Report
     outcome: Outcome
+    measured: tuple[Measurement, ...] = ()
 
 
 def default_output(model: Path) -> Path:
@@ -141,6 +148,10 @@ class RewriteKeywords(CutKeywords, total=False):
         inputs: An .npz file with inputs to verify on.
         timeout_s: Seconds that verification may take to run the original, 1800 by default; the
             result may take as long, or ten times what the original took.
+        measure: Measure the result under ONNX Runtime on the CPU before it is written, with memory
+            reuse and memory pattern on and off, beside the original. The pair of the lowest peak
+            (of those within 2 %: the one nearest the defaults) becomes the session options that the
+            written model recommends. Off by default: what it recommends is then predicted.
         dry_run: Do everything but run and write.
         progress: Called with (what, done, total) from time to time.
     """
@@ -151,6 +162,7 @@ class RewriteKeywords(CutKeywords, total=False):
     seed: int
     inputs: str | os.PathLike[str] | None
     timeout_s: float
+    measure: bool
     dry_run: bool
     progress: Progress | None
 
@@ -229,6 +241,7 @@ def rewrite(
         UsageError: The given inputs do not fit.
         VerificationError: The result does not compute the same; nothing was written.
         BudgetError: No plan keeps the memory budget; nothing was written.
+        EngineMissing: It is to be measured, and ONNX Runtime is not installed; nothing was written.
         OSError: The disk is full or failing; nothing was written.
 
     Source of the method: PatchConv (https://github.com/mit-han-lab/patch_conv).
@@ -240,6 +253,8 @@ def rewrite(
     options = _make_options(splits, keywords)
     loaded = load(source)
     dry_run = keywords.get("dry_run", False)
+    if keywords.get("measure", False) and not dry_run:
+        check_engine("onnxruntime")
     if not dry_run:
         force = keywords.get("force", False)
         check_target(target, [source, *external_files(loaded)], force=force)
@@ -254,9 +269,16 @@ def rewrite(
     share = keywords.get("share_weights", False)
     with stage(outcome.model, loaded.folder, target, share_weights=share) as staged:
         checked = _verify_staged(source, staged.path, outcome, options, keywords)
-        written = None if checked.passed is False else target
+        wrong = checked.passed is False
+        tuned = None if wrong else _tune_staged(source, staged, target, outcome, keywords)
         report = make_report(
-            outcome, options, checked, source=source, out=written, source_free=free
+            outcome,
+            options,
+            checked,
+            source=source,
+            out=None if wrong else target,
+            source_free=free,
+            tuned=tuned,
         )
         if checked.passed is False:
             raise VerificationError(
@@ -265,7 +287,7 @@ def rewrite(
                 report,
             )
         staged.publish()
-    return RewriteResult(target, report, outcome)
+    return RewriteResult(target, report, outcome, () if tuned is None else tuned.results)
 
 
 def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> list[Candidate]:
@@ -321,6 +343,23 @@ def _verify_staged(
         inputs=None if inputs is None else Path(inputs),
         timeout_s=keywords.get("timeout_s", TIMEOUT_S),
     )
+
+
+def _tune_staged(
+    source: Path, staged: StagedModel, target: Path, outcome: Outcome, keywords: RewriteKeywords
+) -> Tuned | None:
+    """Measure a staged model if asked for; record the session options that serve it best in it."""
+    if not keywords.get("measure", False) or not outcome.rewritten:
+        return None
+    progress, shapes = keywords.get("progress"), keywords.get("shapes") or {}
+    if progress is not None:
+        progress("measuring", 0, 1)
+    largest = {name: tuple(high for _, high in _pairs(shape)) for name, shape in shapes.items()}
+    tuned = tune_rewritten(source, staged.path, shapes=largest, seed=keywords.get("seed", 0))
+    if tuned.chosen is not None:
+        recommend(outcome.model, tuned.session_options)
+        staged.write(outcome.model)
+    return tuned.renamed(staged.path, target)
 
 
 def convert_model(

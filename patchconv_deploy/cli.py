@@ -151,7 +151,12 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
 @click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
-@click.option("--measure", "measured", is_flag=True, help="Measure both models afterwards.")
+@click.option(
+    "--measure",
+    "measured",
+    is_flag=True,
+    help="Measure both models; under ONNX Runtime, find the session options to recommend.",
+)
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
@@ -259,12 +264,13 @@ def rewrite_command(
             seed=seed,
             inputs=inputs,
             timeout_s=verify_timeout,
+            measure=measured and engine == "onnxruntime",
             force=force,
             dry_run=dry_run,
             progress=progress,
         )
-    results: Sequence[Result] = ()
-    if measured and result.path is not None:
+    results: Sequence[Result] = result.measured
+    if measured and result.path is not None and not results:
         try:
             largest = {name: tuple(high for _, high in each) for name, each in ranges}
             results = measure_models([model, result.path], engine, shapes=largest, seed=seed)
@@ -290,7 +296,8 @@ def rewrite_command(
     except OSError as error:
         written = f"{result.path} was written, but " if result.path else ""
         raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
-    failed = "; ".join(f"{each.model}: {each.error}" for each in results if each.error)
+    errors = [f"{each.model}: {each.error}" for each in results if each.error]
+    failed = "; ".join(dict.fromkeys(errors))
     if failed:
         raise PatchConvError(f"{result.path} was written, but not measured: {failed}")
 
