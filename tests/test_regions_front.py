@@ -148,6 +148,20 @@ def test_a_tensor_of_three_billion_elements() -> None:
     assert most_elements(outcome.model) <= 2**31 - 1
 
 
+@pytest.mark.parametrize("constant", [False, True])
+def test_what_a_loop_scales_up_is_counted(constant: bool) -> None:
+    """A Resize in a body reads its scales from around it: the loop's patches are no smaller."""
+    made = super_resolution(256)
+    if constant:
+        (scales,) = [each for each in made.graph.initializer if each.name == "s"]
+        made.graph.node.insert(0, node("Constant", "", "s", value=scales))
+        made.graph.initializer.remove(scales)
+    outcome = _rewrite(made, splits=4)
+    fused, loop = (outcome.after_by_form[form] for form in ("fused", "loop"))
+    assert loop > 0.9 * fused
+    assert [done.form for done in outcome.rewritten] == ["fused"]
+
+
 @pytest.mark.parametrize("form", ["fused", "loop"])
 @pytest.mark.parametrize("deep", [False, True])
 def test_pixel_shuffle_spelled_out(form: str, deep: bool) -> None:
