@@ -1,4 +1,4 @@
-"""The Python API: `convert_model` and `rewrite`."""
+"""The Python API: `convert_model`, `rewrite` and `pareto`."""
 
 from __future__ import annotations
 
@@ -11,13 +11,17 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
 
 import onnx
 
+from engines.measure import Measurement
 from patchconv_deploy.errors import UsageError, VerificationError
+from patchconv_deploy.measuring import check_engine
 from patchconv_deploy.report import Report, make_report
-from patchconv_deploy.saving import check_target, external_files, stage
+from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
+from patchconv_deploy.session_options import recommend
+from patchconv_deploy.tuning import Tuned, tune_rewritten
 from patchconv_deploy.verification import (
     TIMEOUT_S,
     Verification,
@@ -28,8 +32,9 @@ from patchconv_deploy.verification import (
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 from rewriters.graph import Loaded, load
 from rewriters.planner import read_plan
+from rewriters.regional import Candidate
 from rewriters.regions import Selection
-from rewriters.rewrite import Options, Outcome, rewrite_model
+from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from rewriters.shapes import free_inputs
 
 if TYPE_CHECKING:
@@ -37,10 +42,12 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CutKeywords",
+    "ParetoKeywords",
     "RewriteKeywords",
     "RewriteResult",
     "convert_model",
     "default_output",
+    "pareto",
     "rewrite",
 ]
 
@@ -57,11 +64,14 @@ class RewriteResult:
         path: The file that was written, None for a dry run.
         report: What was done.
         outcome: The same as objects, the rewritten model included.
+        measured: What was measured, a row a model and set of session options, the original at the
+            defaults first; empty if that was not asked for, or nothing was cut.
     """
 
     path: Path | None
     report: Report
     outcome: Outcome
+    measured: tuple[Measurement, ...] = ()
 
 
 def default_output(model: Path) -> Path:
@@ -70,25 +80,17 @@ def default_output(model: Path) -> Path:
     return model.with_name(f"{stem}.patched.onnx")
 
 
-class CutKeywords(TypedDict, total=False):
-    """Keywords of both `rewrite` and `convert_model`.
+class ParetoKeywords(TypedDict, total=False):
+    """Keywords of `pareto`, `rewrite` and `convert_model`.
 
     Attributes:
-        form: "fused" (whole regions of layers, one patch after the other), "loop" (the same as an
-            ONNX Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
-            dimension, or one after the other), or "auto" (default): regions, or, where convolutions
-            are named by ``include`` or ``min_elements``, single ones.
         axis: The axis to cut: "height" (default), "width", "depth", a dimension of the tensor
-            (>= 2), or "auto": of height and width the one that serves better.
-        memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
-            plan of least extra work that keeps it is taken. Without one the peak is made as low as
-            ``splits`` and ``max_recompute`` allow.
-        max_recompute: Most work after over before; 1.5 without a budget, any with one.
+            (>= 2), or, but for `pareto`, "auto": of height and width the one that serves better.
+        max_recompute: Most work after over before; 1.5 for a rewrite without a budget, else any.
         max_tensor_elements: Most elements of a tensor; 2^31 - 1 for TensorRT by default.
         target: The engine that memory is predicted for: "onnxruntime" (default; at the session
             options that the report recommends), "onnxruntime-default" (at its own defaults, for
             servers that cannot set them) or "tensorrt".
-        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         min_elements: Cut single convolutions whose larger side has at least this many elements
             (channels x height x width; 0: all). Default for "batch" and "sequential": those whose
             input and output are at least half of the peak of live activations.
@@ -98,6 +100,33 @@ class CutKeywords(TypedDict, total=False):
             of a size leaves that dimension free, and memory is predicted for the largest.
         upgrade_opset: Convert the model to this opset first.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
+    """
+
+    axis: str | int
+    max_recompute: float | None
+    max_tensor_elements: int | None
+    target: str
+    min_elements: int | None
+    include: Sequence[str]
+    exclude: Sequence[str]
+    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
+    upgrade_opset: int | None
+    allow_custom_ops: bool
+
+
+class CutKeywords(ParetoKeywords, total=False):
+    """Keywords of both `rewrite` and `convert_model`, beside `ParetoKeywords`.
+
+    Attributes:
+        form: "fused" (whole regions of layers, one patch after the other), "shrinking" (the same
+            with less recompute, layers of a patch of many heights), "loop" (an ONNX Loop), "batch"
+            and "sequential" (single convolutions: windows stacked in the batch dimension, or one
+            after the other), or "auto" (default): regions, or, where convolutions are named by
+            ``include`` or ``min_elements``, single ones.
+        memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
+            plan of least extra work that keeps it is taken. Without one the peak is made as low as
+            ``splits`` and ``max_recompute`` allow.
+        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         verify: Run original and result on the same inputs in a child process and compare
             (default). `convert_model` skips it, with a log message, where a model that is no file
             cannot run (no runtime, or weights that lie elsewhere).
@@ -105,18 +134,8 @@ class CutKeywords(TypedDict, total=False):
     """
 
     form: str
-    axis: str | int
     memory_budget: int | None
-    max_recompute: float | None
-    max_tensor_elements: int | None
-    target: str
     plan: Mapping[str, Any] | None
-    min_elements: int | None
-    include: Sequence[str]
-    exclude: Sequence[str]
-    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
-    upgrade_opset: int | None
-    allow_custom_ops: bool
     verify: bool
     force: bool
 
@@ -132,6 +151,10 @@ class RewriteKeywords(CutKeywords, total=False):
         inputs: An .npz file with inputs to verify on.
         timeout_s: Seconds that verification may take to run the original, 1800 by default; the
             result may take as long, or ten times what the original took.
+        measure: Measure the result under ONNX Runtime on the CPU before it is written, with memory
+            reuse and memory pattern on and off, beside the original. The pair of the lowest peak
+            (of those within 2 %: the one nearest the defaults) becomes the session options that the
+            written model recommends. Off by default: what it recommends is then predicted.
         dry_run: Do everything but run and write.
         progress: Called with (what, done, total) from time to time.
     """
@@ -142,6 +165,7 @@ class RewriteKeywords(CutKeywords, total=False):
     seed: int
     inputs: str | os.PathLike[str] | None
     timeout_s: float
+    measure: bool
     dry_run: bool
     progress: Progress | None
 
@@ -210,7 +234,7 @@ def rewrite(
         out: The file to write; ``MODEL.patched.onnx`` beside it if None.
         splits: Patches per region or convolution, at least 1; at most so many where a budget is
             given. Default: 4, or as many as the budget asks for.
-        **keywords: See `CutKeywords` and `RewriteKeywords`.
+        **keywords: See `ParetoKeywords`, `CutKeywords` and `RewriteKeywords`.
 
     Returns:
         The written file, the report, and the outcome.
@@ -220,6 +244,7 @@ def rewrite(
         UsageError: The given inputs do not fit.
         VerificationError: The result does not compute the same; nothing was written.
         BudgetError: No plan keeps the memory budget; nothing was written.
+        EngineMissing: It is to be measured, and ONNX Runtime is not installed; nothing was written.
         OSError: The disk is full or failing; nothing was written.
 
     Source of the method: PatchConv (https://github.com/mit-han-lab/patch_conv).
@@ -231,6 +256,8 @@ def rewrite(
     options = _make_options(splits, keywords)
     loaded = load(source)
     dry_run = keywords.get("dry_run", False)
+    if keywords.get("measure", False) and not dry_run:
+        check_engine("onnxruntime")
     if not dry_run:
         force = keywords.get("force", False)
         check_target(target, [source, *external_files(loaded)], force=force)
@@ -245,9 +272,16 @@ def rewrite(
     share = keywords.get("share_weights", False)
     with stage(outcome.model, loaded.folder, target, share_weights=share) as staged:
         checked = _verify_staged(source, staged.path, outcome, options, keywords)
-        written = None if checked.passed is False else target
+        wrong = checked.passed is False
+        tuned = None if wrong else _tune_staged(source, staged, target, outcome, keywords)
         report = make_report(
-            outcome, options, checked, source=source, out=written, source_free=free
+            outcome,
+            options,
+            checked,
+            source=source,
+            out=None if wrong else target,
+            source_free=free,
+            tuned=tuned,
         )
         if checked.passed is False:
             raise VerificationError(
@@ -256,7 +290,28 @@ def rewrite(
                 report,
             )
         staged.publish()
-    return RewriteResult(target, report, outcome)
+    return RewriteResult(target, report, outcome, () if tuned is None else tuned.results)
+
+
+def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> list[Candidate]:
+    """Return what ever lower peaks cost in work, for a model file; nothing is written or run.
+
+    Args:
+        path: The model's file.
+        **keywords: See `ParetoKeywords`.
+
+    Returns:
+        Plans of whole regions, the model as it is first; predicted peaks in bytes fall, work over
+        the original's rises. `rewrite` leaves a margin of 5 % below its ``memory_budget``: ask for
+        that much more than a peak to get there.
+
+    Raises:
+        RewriterError: The model is not valid, was rewritten before, or an option does not fit it.
+    """
+    _check_known(keywords, ParetoKeywords)
+    # Every keyword of the one is one of the other's; mypy wants all of them named.
+    options = _make_options(None, cast("CutKeywords", keywords))
+    return pareto_of(load(Path(path)), options)
 
 
 def _check_numbers(keywords: RewriteKeywords) -> None:
@@ -293,6 +348,23 @@ def _verify_staged(
     )
 
 
+def _tune_staged(
+    source: Path, staged: StagedModel, target: Path, outcome: Outcome, keywords: RewriteKeywords
+) -> Tuned | None:
+    """Measure a staged model if asked for; record the session options that serve it best in it."""
+    if not keywords.get("measure", False) or not outcome.rewritten:
+        return None
+    progress, shapes = keywords.get("progress"), keywords.get("shapes") or {}
+    if progress is not None:
+        progress("measuring", 0, 1)
+    largest = {name: tuple(high for _, high in _pairs(shape)) for name, shape in shapes.items()}
+    tuned = tune_rewritten(source, staged.path, shapes=largest, seed=keywords.get("seed", 0))
+    if tuned.chosen is not None:
+        recommend(outcome.model, tuned.session_options)
+        staged.write(outcome.model)
+    return tuned.renamed(staged.path, target)
+
+
 def convert_model(
     model: ModelT,
     splits: int | None = None,
@@ -310,7 +382,7 @@ def convert_model(
         splits: As in `rewrite`.
         out: For a path: the file to write.
         example_inputs: Inputs to export a torch module with.
-        **keywords: See `CutKeywords`.
+        **keywords: See `ParetoKeywords` and `CutKeywords`.
 
     Raises:
         RewriterError: The model is not valid, or an option does not fit it.

@@ -19,10 +19,11 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
-from patchconv_deploy.api import default_output, rewrite
+from patchconv_deploy.api import default_output, pareto, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_inspect import inspect_command
 from patchconv_deploy.cli_measure import measure_command
+from patchconv_deploy.cli_pareto import check_pareto, pareto_json, print_pareto
 from patchconv_deploy.cli_triton import triton_command
 from patchconv_deploy.cli_types import (
     AxisType,
@@ -125,6 +126,12 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     help="Fix an input's free dimensions; 256..4096 leaves one free.",
 )
 @click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
+@click.option(
+    "--pareto",
+    "pareto_only",
+    is_flag=True,
+    help="Print predicted peak against work, at every budget; run and write nothing.",
+)
 @click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run both, compare.")
 @click.option("--rtol", type=float, help="Tolerance relative to an output's spread.")
@@ -144,7 +151,12 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
 @click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
-@click.option("--measure", "measured", is_flag=True, help="Measure both models afterwards.")
+@click.option(
+    "--measure",
+    "measured",
+    is_flag=True,
+    help="Measure both models; under ONNX Runtime, find the session options to recommend.",
+)
 @click.option(
     "--engine",
     type=click.Choice(ENGINES),
@@ -156,7 +168,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("-v", "--verbose", is_flag=True, help="List every Conv left alone; log what is done.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings alone.")
 @click.version_option(package_name="patchconv-deploy")
+@click.pass_context
 def rewrite_command(
+    context: click.Context,
     model: Path,
     out: Path | None,
     splits: int | None,
@@ -173,6 +187,7 @@ def rewrite_command(
     exclude: tuple[str, ...],
     ranges: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
     report: Path | None,
+    pareto_only: bool,
     dry_run: bool,
     verify: bool,
     rtol: float | None,
@@ -192,6 +207,8 @@ def rewrite_command(
     """Run MODEL's large layers patch by patch: same interface, same numbers, less memory."""
     check_json_target("--report", report)
     check_json_target("--plan-out", plan_out)
+    if pareto_only:
+        check_pareto(context)
     if report is not None and report.resolve() == (out or default_output(model)).resolve():
         raise click.UsageError(f"--report {report}: this is the output's own file")
     if measured:
@@ -201,6 +218,27 @@ def rewrite_command(
         handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
         format="%(message)s",
     )
+    shapes = {name: [a if a == b else (a, b) for a, b in each] for name, each in ranges}
+    if pareto_only:
+        points = pareto(
+            model,
+            axis=axis,
+            max_recompute=max_recompute,
+            max_tensor_elements=max_tensor_elements,
+            target=target,
+            min_elements=min_elements,
+            include=include,
+            exclude=exclude,
+            shapes=shapes,
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+        )
+        if report is not None:
+            data = {"model": {"path": str(model)}, "target": target, "pareto": pareto_json(points)}
+            write_text(report, json.dumps(data, indent=2) + "\n")
+        if not quiet:
+            print_pareto(points, stdout_console())
+        return
     with _progress(quiet) as progress, _report_of_failure(report):
         result = rewrite(
             model,
@@ -216,7 +254,7 @@ def rewrite_command(
             min_elements=min_elements,
             include=include,
             exclude=exclude,
-            shapes={name: [a if a == b else (a, b) for a, b in each] for name, each in ranges},
+            shapes=shapes,
             upgrade_opset=upgrade_opset,
             allow_custom_ops=allow_custom_ops,
             share_weights=share_weights,
@@ -226,12 +264,13 @@ def rewrite_command(
             seed=seed,
             inputs=inputs,
             timeout_s=verify_timeout,
+            measure=measured and engine == "onnxruntime",
             force=force,
             dry_run=dry_run,
             progress=progress,
         )
-    results: Sequence[Result] = ()
-    if measured and result.path is not None:
+    results: Sequence[Result] = result.measured
+    if measured and result.path is not None and not results:
         try:
             largest = {name: tuple(high for _, high in each) for name, each in ranges}
             results = measure_models([model, result.path], engine, shapes=largest, seed=seed)
@@ -257,7 +296,8 @@ def rewrite_command(
     except OSError as error:
         written = f"{result.path} was written, but " if result.path else ""
         raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
-    failed = "; ".join(f"{each.model}: {each.error}" for each in results if each.error)
+    errors = [f"{each.model}: {each.error}" for each in results if each.error]
+    failed = "; ".join(dict.fromkeys(errors))
     if failed:
         raise PatchConvError(f"{result.path} was written, but not measured: {failed}")
 

@@ -8,19 +8,19 @@ from pathlib import Path
 
 import click
 from rich.console import Console
-from rich.table import Table
 
+from patchconv_deploy.cli_pareto import pareto_json, print_pareto
 from patchconv_deploy.cli_types import (
     AxisType,
     RangesType,
     check_json_target,
+    plain_table,
     stdout_console,
     write_text,
 )
 from patchconv_deploy.report import clean, mebibytes, shape_text
 from rewriters.graph import load
 from rewriters.inspection import Inspection
-from rewriters.regional import Candidate
 from rewriters.rewrite import TARGETS, Options, inspection_of, pareto_of
 
 __all__ = ["inspect_command"]
@@ -59,20 +59,13 @@ def inspect_command(
         data = {
             **dataclasses.asdict(found),
             "target": target,
-            "pareto": [dataclasses.asdict(point) for point in points],
+            "pareto": pareto_json(points),
         }
         write_text(json_file, json.dumps(data, indent=2) + "\n")
     console = stdout_console()
     _print(found, target, console)
     if points:
-        _print_points(points, console)
-
-
-def _table(*columns: str) -> Table:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
+        print_pareto(points, console)
 
 
 def _print(found: Inspection, target: str, console: Console) -> None:
@@ -84,7 +77,7 @@ def _print(found: Inspection, target: str, console: Console) -> None:
     )
     for name, shape in found.assumed.items():
         console.print(f"  assuming {clean(name)} {shape_text(shape)}", highlight=False)
-    tensors = _table("largest tensors", "shape", "MiB", "made by")
+    tensors = plain_table("largest tensors", "shape", "MiB", "made by")
     for tensor in found.tensors[:_SHOWN]:
         tensors.add_row(
             clean(tensor.name),
@@ -93,14 +86,14 @@ def _print(found: Inspection, target: str, console: Console) -> None:
             clean(tensor.maker),
         )
     console.print(tensors)
-    barriers = _table("barriers", "operator", "MiB it touches", "why")
+    barriers = plain_table("barriers", "operator", "MiB it touches", "why")
     for barrier in found.barriers[:_SHOWN]:
         barriers.add_row(
             clean(barrier.node), barrier.op_type, mebibytes(barrier.bytes), clean(barrier.reason)
         )
     if found.barriers:
         console.print(barriers)
-    runs = _table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
+    runs = plain_table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
     for run in found.runs[:_SHOWN]:
         tiled = "; ".join(
             f"x{patches} {mebibytes(size)} {work:.2f}x"
@@ -114,16 +107,3 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         )
     if found.runs:
         console.print(runs)
-
-
-def _print_points(points: list[Candidate], console: Console) -> None:
-    table = _table("plan", "regions", "peak, MiB", "work")
-    for point in points:
-        patches = "" if point.regions == 0 else f" x{point.splits}"
-        table.add_row(
-            point.form + patches,
-            str(point.regions),
-            mebibytes(point.peak),
-            f"{point.recompute:.2f}x",
-        )
-    console.print(table)

@@ -16,6 +16,7 @@ from patchconv_deploy.cli_types import (
     ShapeType,
     SizeType,
     check_json_target,
+    given,
     stdout_console,
     write_text,
 )
@@ -174,10 +175,8 @@ def _check_fits(context: click.Context, engine: str, provider: str, tune: bool) 
     Raises:
         click.UsageError: It names the option.
     """
-    for parameter in context.command.params:
+    for parameter in given(context):
         name = parameter.name or ""
-        if context.get_parameter_source(name) != click.core.ParameterSource.COMMANDLINE:
-            continue
         if engine != "onnxruntime" and name not in _EVERY_ENGINE:
             raise click.UsageError(f"{parameter.opts[0]} means nothing to --engine {engine}")
         if engine == "tensorrt-rtx" and name == "runs":

@@ -11,12 +11,16 @@ from pathlib import Path
 
 import click
 from rich.console import Console
+from rich.table import Table
 
 __all__ = [
     "AxisType",
     "ShapeType",
     "SizeType",
     "check_json_target",
+    "given",
+    "plain_table",
+    "read_text",
     "stdout_console",
     "write_bytes",
     "write_text",
@@ -135,6 +139,25 @@ def stdout_console() -> Console:
             stream.reconfigure(errors="replace")
     console = Console(soft_wrap=True)
     return console if console.is_terminal else Console(width=200, soft_wrap=True)
+
+
+def plain_table(*columns: str) -> Table:
+    """Return a table without lines: names in its first column, figures at the right."""
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    for number, column in enumerate(columns):
+        table.add_column(column, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def given(context: click.Context) -> list[click.Parameter]:
+    """Return the options that stood on the command line, those left at their defaults not."""
+    source = click.core.ParameterSource.COMMANDLINE
+    return [
+        parameter
+        for parameter in context.command.params
+        if isinstance(parameter, click.Option)
+        and context.get_parameter_source(parameter.name or "") == source
+    ]
 
 
 def check_json_target(option: str, path: Path | None) -> None:

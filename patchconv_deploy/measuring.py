@@ -31,16 +31,22 @@ from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
 
 __all__ = [
     "ENGINES",
+    "Prepared",
     "Result",
     "best",
     "check_engine",
+    "lowest_of",
     "measure_models",
     "measure_onnxruntime",
     "measure_with_tensorrt",
     "measurement_json",
+    "memory_pairs",
+    "noted",
+    "prepared",
     "print_measurements",
     "print_results",
     "print_tensorrt",
+    "spelled",
     "tune_onnxruntime",
     "tuning_json",
 ]
@@ -52,7 +58,7 @@ ResultT = TypeVar("ResultT", Measurement, TensorRTResult)
 
 
 @dataclass(frozen=True, slots=True)
-class _Prepared:
+class Prepared:
     """What measuring needs to know of a model.
 
     Attributes:
@@ -70,7 +76,7 @@ class _Prepared:
     note: str
 
 
-def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> _Prepared:
+def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Prepared:
     """Make seeded inputs for a model, and write them to a file.
 
     What is still free when ``shapes`` are put in counts as batch 1 and the nominal number of rows
@@ -88,13 +94,13 @@ def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed
     sizes = " ".join(f"{name}:{'x'.join(map(str, arrays[name].shape))}" for name in taken)
     note = f"free dimensions taken as {sizes}; give --shape for others" if taken else ""
     metadata = {entry.key: entry.value for entry in loaded.model.metadata_props}
-    return _Prepared(Job(path, file), arrays, free, metadata, note)
+    return Prepared(Job(path, file), arrays, free, metadata, note)
 
 
 @contextmanager
-def _prepared(
+def prepared(
     models: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], seed: int
-) -> Iterator[list[_Prepared]]:
+) -> Iterator[list[Prepared]]:
     """Prepare models; the files of their inputs are there as long as the context.
 
     Raises:
@@ -115,7 +121,8 @@ def _prepared(
         yield made
 
 
-def _noted(result: ResultT, *notes: str) -> ResultT:
+def noted(result: ResultT, *notes: str) -> ResultT:
+    """Return a result with more to say about it; empty notes are none."""
     return dataclasses.replace(result, note="; ".join(filter(None, (result.note, *notes))))
 
 
@@ -146,13 +153,13 @@ def measure_onnxruntime(
     Raises:
         UsageError: What a model recommends is not understood.
     """
-    with _prepared(models, shapes, seed) as prepared:
+    with prepared(models, shapes, seed) as made:
         found = [
             recommended_options(one.job.model, one.metadata, options) if recommended else None
-            for one in prepared
+            for one in made
         ]
         results = measure(
-            [one.job for one in prepared],
+            [one.job for one in made],
             [each or options for each in found],
             runs=runs,
             processes=processes,
@@ -160,8 +167,8 @@ def measure_onnxruntime(
         )
     none = "recommends no session options: at defaults"
     return [
-        _noted(result, none if recommended and each is None else "", one.note)
-        for result, each, one in zip(results, found, prepared, strict=True)
+        noted(result, none if recommended and each is None else "", one.note)
+        for result, each, one in zip(results, found, made, strict=True)
     ]
 
 
@@ -191,13 +198,10 @@ def tune_onnxruntime(
     Returns:
         Per model four results, the runtime's defaults first; the best one says so in ``note``.
     """
-    pairs = [
-        dataclasses.replace(options, arena=True, memory_reuse=reuse, memory_pattern=pattern)
-        for reuse, pattern in itertools.product((True, False), repeat=2)
-    ]
+    pairs = memory_pairs(options)
     tuned = []
-    with _prepared(models, shapes, seed) as prepared:
-        for one in prepared:
+    with prepared(models, shapes, seed) as made:
+        for one in made:
             results = measure(
                 [one.job] * len(pairs),
                 pairs,
@@ -207,22 +211,35 @@ def tune_onnxruntime(
             )
             chosen = best(results)
             if chosen is not None:
-                text = f"best: {_spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
-                results[results.index(chosen)] = _noted(chosen, text, one.note)
+                text = f"best: {spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
+                results[results.index(chosen)] = noted(chosen, text, one.note)
             tuned.append(results)
     return tuned
 
 
+def memory_pairs(options: OrtOptions) -> list[OrtOptions]:
+    """Return options with memory reuse and memory pattern on and off, arena on; defaults first."""
+    return [
+        dataclasses.replace(options, arena=True, memory_reuse=reuse, memory_pattern=pattern)
+        for reuse, pattern in itertools.product((True, False), repeat=2)
+    ]
+
+
 def best(results: Sequence[Measurement]) -> Measurement | None:
     """Return the fastest of those whose peak is within 2 % of the lowest; None if all failed."""
-    ran = [
-        (result.peak_bytes, result.latency_s.median, result)
-        for result in results
-        if result.peak_bytes is not None and result.latency_s is not None
+    fast = [
+        (result.latency_s.median, result)
+        for result in lowest_of(results)
+        if result.latency_s is not None
     ]
-    lowest = min((peak for peak, _, _ in ran), default=0)
-    fast = [(seconds, result) for peak, seconds, result in ran if peak <= 1.02 * lowest]
     return min(fast, key=lambda pair: pair[0])[1] if fast else None
+
+
+def lowest_of(results: Sequence[Measurement]) -> list[Measurement]:
+    """Return those whose peak is within 2 % of the lowest; none if all failed."""
+    ran = [(result.peak_bytes, result) for result in results if result.peak_bytes is not None]
+    lowest = min((peak for peak, _ in ran), default=0)
+    return [result for peak, result in ran if peak <= 1.02 * lowest]
 
 
 def measure_with_tensorrt(
@@ -242,14 +259,14 @@ def measure_with_tensorrt(
         runs: Timed runs of each.
         seed: Seed of the inputs.
     """
-    with _prepared(models, shapes, seed) as prepared:
-        options = [BuildOptions(profiles=_profiles(each)) for each in prepared]
+    with prepared(models, shapes, seed) as made:
+        options = [BuildOptions(profiles=_profiles(each)) for each in made]
         if engine == "tensorrt-rtx":
             results = plan_tensorrt(models, options, engine)
         else:
-            jobs = [each.job for each in prepared]
+            jobs = [each.job for each in made]
             results = measure_tensorrt(jobs, options, runs=runs, engine=engine)
-        return [_noted(result, one.note) for result, one in zip(results, prepared, strict=True)]
+        return [noted(result, one.note) for result, one in zip(results, made, strict=True)]
 
 
 def check_engine(engine: str) -> None:
@@ -302,8 +319,8 @@ def print_results(results: Sequence[Result], console: Console) -> None:
         print_measurements([r for r in results if isinstance(r, Measurement)], console)
 
 
-def _profiles(prepared: _Prepared) -> tuple[Profile, ...]:
-    shapes = {name: prepared.arrays[name].shape for name in prepared.free & prepared.arrays.keys()}
+def _profiles(one: Prepared) -> tuple[Profile, ...]:
+    shapes = {name: one.arrays[name].shape for name in one.free & one.arrays.keys()}
     return ({name: (shape, shape, shape) for name, shape in shapes.items()},) if shapes else ()
 
 
@@ -391,7 +408,7 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     for result in results:
         cells = [escape(result.model)]
         if differing:
-            cells.append(_spelled(result, differing))
+            cells.append(spelled(result, differing))
         if result.error or result.latency_s is None:
             table.add_row(*cells, "[red]failed[/]")
             continue
@@ -432,10 +449,11 @@ def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
     idle = ("cudnn", "arena_extend") if options["provider"] == "cpu" else ()
     names = [name for name in options if not name.startswith(idle)]
     differing = [n for n in names if any(r.options[n] != options[n] for r in results)]
-    return _spelled(results[0], [name for name in names if name not in differing]), differing
+    return spelled(results[0], [name for name in names if name not in differing]), differing
 
 
-def _spelled(result: Measurement, names: Sequence[str]) -> str:
+def spelled(result: Measurement, names: Sequence[str]) -> str:
+    """Return options that a model was measured under, for people."""
     return ", ".join(f"{name}={result.options[name]}" for name in names)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import onnx
 from rich.console import Console
@@ -19,6 +19,9 @@ from rewriters.graph import opset_of
 from rewriters.operators import Shape
 from rewriters.rewrite import SESSION_OPTIONS, Options, Outcome
 from rewriters.single import SINGLE_FORMS
+
+if TYPE_CHECKING:
+    from patchconv_deploy.tuning import Tuned
 
 __all__ = ["Report", "clean", "make_report", "mebibytes", "print_report", "shape_text"]
 
@@ -117,6 +120,7 @@ def make_report(
     source: Path | None = None,
     out: Path | None = None,
     source_free: Mapping[str, Shape] | None = None,
+    tuned: Tuned | None = None,
 ) -> Report:
     """Put together the report of a rewrite.
 
@@ -127,10 +131,15 @@ def make_report(
         source: The model's file.
         out: The file that was written, None if none was.
         source_free: Shapes of the inputs that had free dimensions before.
+        tuned: What was measured of it, None if nothing was.
     """
     model: onnx.ModelProto = outcome.model
     warnings = _warnings(outcome, options, verification, source_free or {})
-    data = {
+    recommended = _recommended(outcome, options)
+    if tuned is not None and tuned.chosen is None:
+        so = "what is recommended is predicted" if recommended else "nothing is recommended"
+        warnings += (f"no session options were found by measuring; {so}",)
+    data: dict[str, Any] = {
         "model": {
             "path": None if source is None else str(source),
             "graph": model.graph.name,
@@ -184,10 +193,12 @@ def make_report(
         },
         "recompute": outcome.recompute,
         "candidates": [dataclasses.asdict(candidate) for candidate in outcome.weighed],
-        "recommended_session_options": _recommended(outcome, options),
+        "recommended_session_options": (tuned and tuned.as_json()) or recommended,
         "verification": dataclasses.asdict(verification),
         "warnings": list(warnings),
     }
+    if tuned is not None:
+        data["measured"] = [row.as_json() for row in tuned.results]
     return Report(data, warnings)
 
 
@@ -198,6 +209,7 @@ def _recommended(outcome: Outcome, options: Options) -> dict[str, Any] | None:
     before, after = outcome.defaults
     return {
         **SESSION_OPTIONS,
+        "kind": "predicted",
         "predicted_peak_bytes": outcome.after.bytes,
         "predicted_peak_bytes_at_defaults": after,
         "original_predicted_peak_bytes": outcome.before.bytes,
@@ -234,10 +246,14 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     _print_candidates(outcome, console)
     recommended = report.data["recommended_session_options"]
     if recommended is not None:
-        said = ", ".join(f"{name}={value}" for name, value in SESSION_OPTIONS.items())
-        usual = mebibytes(recommended["predicted_peak_bytes_at_defaults"])
+        said = ", ".join(f"{name}={recommended[name]}" for name in SESSION_OPTIONS)
+        kind = recommended["kind"]
+        least, usual = (
+            mebibytes(recommended[f"{kind}_peak_bytes{at}"]) for at in ("", "_at_defaults")
+        )
         console.print(
-            f"Recommended session options (in the model's metadata): {said}; {usual} MiB without",
+            f"Recommended session options (in the model's metadata): {said}; {kind}: {least} MiB, "
+            f"{usual} at the defaults",
             highlight=False,
         )
     if outcome.rewritten:

@@ -76,6 +76,12 @@ class StagedModel:
         self._out = out
         self.path = folder / out.name
 
+    def write(self, model: onnx.ModelProto) -> None:
+        """Write the model itself anew, whole or not at all; its weights stay as they are."""
+        begun = self._folder / f"{self._out.name}.begun"
+        _write(model, begun)
+        os.replace(begun, self.path)
+
     def publish(self) -> None:
         """Rename the staged files into place; the weights first, so that no model lacks them.
 
@@ -125,15 +131,19 @@ def stage(
                     copy_external(model, folder, stream, _data_file(out).name)
                     _flush(stream.fileno())
         staged = StagedModel(staging, out)
-        data = model.SerializeToString(deterministic=True)
-        # "x": a shared weight file that is linked there under this name is not written through.
-        with staged.path.open("xb") as stream:
-            stream.write(data)
-            stream.flush()
-            _flush(stream.fileno())
+        _write(model, staged.path)
         yield staged
     finally:
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write(model: onnx.ModelProto, path: Path) -> None:
+    data = model.SerializeToString(deterministic=True)
+    # "x": a shared weight file that is linked there under this name is not written through.
+    with path.open("xb") as stream:
+        stream.write(data)
+        stream.flush()
+        _flush(stream.fileno())
 
 
 def _flush(descriptor: int) -> None:

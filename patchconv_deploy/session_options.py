@@ -12,12 +12,29 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
+import onnx
+
 from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.errors import UsageError
 
-__all__ = ["METADATA_KEY", "recommended_options"]
+__all__ = ["METADATA_KEY", "recommend", "recommended_options"]
 
 METADATA_KEY = "patchconv.session_options"
+
+
+def recommend(model: onnx.ModelProto, options: Mapping[str, bool]) -> None:
+    """Record session options in a model's metadata, in place of those that stand there.
+
+    Args:
+        model: The model; changed in place.
+        options: Names of onnxruntime.SessionOptions to true or false.
+    """
+    text = json.dumps(dict(options), separators=(",", ":"))
+    for entry in model.metadata_props:
+        if entry.key == METADATA_KEY:
+            entry.value = text
+            return
+    model.metadata_props.add(key=METADATA_KEY, value=text)
 
 
 def recommended_options(

@@ -199,19 +199,25 @@ def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
     weights |= {sparse.values.name for sparse in graph.sparse_initializer}
     constants = set(weights)
     values = dict(_values(graph.initializer))
+    known = {tensor.name: tensor for tensor in graph.initializer if tensor.name in values}
     nodes: list[Node] = []
     inner: dict[int, tuple[Model, ...]] = {}
     dims = dict(shapes.dims)
     for node in graph.node:
         if graphs := tuple(bodies(node)):
-            inner[len(nodes)] = tuple(_read_body(body, node, shapes, opset) for body in graphs)
+            inner[len(nodes)] = tuple(
+                _read_body(body, node, shapes, known, opset) for body in graphs
+            )
             dims.update(_scanned(node, values, dims))
         reads = (*node.input, *captured(node))
         domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
         if all(name in constants for name in reads if name):
             constants.update(node.output)
         if node.op_type == "Constant":
-            values.update(_values([a.t for a in node.attribute if a.HasField("t")], node.output[0]))
+            for each in [a.t for a in node.attribute if a.HasField("t")]:
+                values.update(_values([each], node.output[0]))
+                if node.output[0] in values:
+                    known[node.output[0]] = each
         nodes.append(
             Node(
                 node_label(node),
@@ -231,11 +237,24 @@ def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
     )
 
 
-def _read_body(body: onnx.GraphProto, node: onnx.NodeProto, outer: Shapes, opset: int) -> Model:
-    """Read a body, with the tensors it reads of the graph around it as inputs."""
+def _read_body(
+    body: onnx.GraphProto,
+    node: onnx.NodeProto,
+    outer: Shapes,
+    known: Mapping[str, onnx.TensorProto],
+    opset: int,
+) -> Model:
+    """Read a body, with the tensors it reads of the graph around it as inputs.
+
+    Those of known value are its constants: sizes may be made of them, such as a Resize's scales.
+    """
     model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", opset)])
     for name in dict.fromkeys(captured(node)):
-        if name in outer.dims:
+        if name in known:
+            constant = model.graph.initializer.add()
+            constant.CopyFrom(known[name])
+            constant.name = name
+        elif name in outer.dims:
             value = onnx.helper.make_tensor_value_info(
                 name, outer.elements.get(name, 0), [size or "" for size in outer.dims[name]]
             )

@@ -282,6 +282,8 @@ def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int
 
 def _look(loaded: Loaded, options: Options) -> tuple[Analysis, dict[int, str]]:
     """Analyse a copy of a model without its weights; return the names of its nodes, too."""
+    if options.upgrade_opset is not None:
+        loaded = Loaded(upgrade(loaded.model, options.upgrade_opset), loaded.folder)
     slim, copy = skeleton(loaded), onnx.ModelProto()
     _fix(slim, options)
     copy.CopyFrom(slim)
@@ -304,12 +306,26 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
 
     Args:
         loaded: The model; external weights stay on disk.
-        options: As for `rewrite_model`; a budget is not looked at.
+        options: As for `rewrite_model`; form, splits, budget and plan are not looked at.
+
+    Raises:
+        OptionError: Both axes are in question, the model was rewritten before, or its opset is too
+            old to be cut.
     """
+    if len(options.axes) > 1:
+        raise OptionError("--axis auto: a curve is along one axis; name height or width")
+    if _holds_plan(loaded.model):
+        raise OptionError("the model was rewritten before (it holds a plan); give the original")
     analysis, labels = _look(loaded, options)
+    if analysis.facts.opset < _OLDEST_OPSET:
+        raise OptionError(_TOO_OLD.format(analysis.facts.opset))
     kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
     limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
     return pareto(analysis, limits, options.axes[0], TARGETS[options.target], kept, labels)
+
+
+def _holds_plan(model: onnx.ModelProto) -> bool:
+    return any(entry.key == METADATA_KEY for entry in model.metadata_props)
 
 
 def _fix(model: onnx.ModelProto, options: Options) -> None:
@@ -378,7 +394,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     """
     model = loaded.model
     report = progress or (lambda what, done, total: None)
-    already = any(entry.key == METADATA_KEY for entry in model.metadata_props)
+    already = _holds_plan(model)
     if options.upgrade_opset is not None and not already:
         model = upgrade(model, options.upgrade_opset)
     _fix(model, options)

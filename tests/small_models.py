@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -119,6 +120,43 @@ def chain(
             x = f"r{k}"
             nodes.append(node("Relu", y, x, name=f"relu{k}"))
     return model(nodes, {"x": dims}, {"y": (None,) * 4}, weights, ir=ir)
+
+
+def super_resolution(side: int) -> onnx.ModelProto:
+    """Make a network that scales 3 channels up by 4: inside, 64 channels at four times the side."""
+    nodes = [
+        node("Conv", "x a", "c", name="first", pads=[1] * 4),
+        node(
+            "Resize",
+            "c _ s",
+            "u",
+            name="up",
+            mode="nearest",
+            nearest_mode="floor",
+            coordinate_transformation_mode="asymmetric",
+        ),
+        node("Conv", "u b", "v", name="wide", pads=[1] * 4),
+        node("Relu", "v", "r", name="relu"),
+        node("Conv", "r d", "y", name="last", pads=[1] * 4),
+    ]
+    weights = {
+        "a": noise(64, 3, 3, 3),
+        "b": noise(64, 64, 3, 3) / 24,
+        "d": noise(3, 64, 3, 3) / 24,
+        "s": np.array([1, 1, 4, 4], np.float32),
+    }
+    dims = {"x": (1, 3, side, side)}, {"y": (1, 3, 4 * side, 4 * side)}
+    return model(nodes, *dims, weights)
+
+
+def most_elements(made: onnx.ModelProto) -> int:
+    """Return the elements of a model's largest tensor; every shape has to be known."""
+    inferred = onnx.shape_inference.infer_shapes(made, strict_mode=True, data_prop=True).graph
+    shapes = {each.name: each.type.tensor_type.shape.dim for each in inferred.value_info}
+    shapes |= {each.name: each.type.tensor_type.shape.dim for each in inferred.output}
+    assert {name for each in inferred.node for name in each.output if name} == shapes.keys()
+    assert all(dim.dim_value for dims in shapes.values() for dim in dims)
+    return max(math.prod(dim.dim_value for dim in dims) for dims in shapes.values())
 
 
 def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:

@@ -66,11 +66,18 @@ def _check_row(row: dict[str, Any]) -> None:
 
 
 def test_the_matrix_is_the_published_one() -> None:
-    """Three kernels at two sizes, and the decoder at three; every form, patches and engine."""
-    assert [case.name for case in CASES if case.family != "vae"] == list(PUBLISHED)
-    assert [case.name for case in CASES[6:]] == ["vae-1024", "vae-2048", "vae-4096"]
+    """Three kernels at two sizes, the decoder, a chain; every form, patches and engine.
+
+    Regions of layers are cut where there are several.
+    """
+    assert [case.name for case in CASES if case.family.startswith("conv")] == list(PUBLISHED)
+    assert [case.name for case in CASES[6:]] == [
+        "vae-1024", "vae-2048", "vae-4096", "chain-2048x2048x64", "chain-4096x4096x64",
+    ]  # fmt: skip
     cells = matrix(("a", "b"), (2, 4, 8), ())
-    assert len(cells) == len({cell.name for cell in cells}) == 9 * 7 * 2
+    assert len(cells) == len({cell.name for cell in cells}) == (6 * 7 + 5 * 13) * 2
+    regional = {cell.case.family for cell in cells if cell.form in ("fused", "loop")}
+    assert regional == {"vae", "chain"}
     assert matrix(("a", "b"), (2, 4), ("b/vae-1024/batch-*",)) == [
         Cell(CASES[6], "batch", count, "b") for count in (2, 4)
     ]
@@ -151,6 +158,33 @@ def test_a_cell_measured_on_the_cpu(tmp_path: Path) -> None:
         assert [float(point["memory_bytes"]) for point in points] == [
             row["figures"]["peak_bytes"]["value"] for row in found["rows"]
         ]
+
+
+def test_whole_regions_are_in_the_matrix(tmp_path: Path) -> None:
+    """Of the chain: all eight layers as one region, and less memory for it, measured."""
+    only = [f"onnxruntime/chain-2048*/{how}" for how in ("original", "fused-x8", "loop-x8")]
+    result = _report(
+        tmp_path, "--cpu", "--runs", "1", "--splits", "8", *(w for o in only for w in ("--only", o))
+    )
+    assert result.exit_code == 0, result.output
+    original, *cut = _json(tmp_path)["rows"]
+    assert [row["form"] for row in cut] == ["fused", "loop"]
+    for row in cut:
+        _check_row(row)
+        assert (row["regions"], row["patches"], row["published"]) == (1, 8, "")
+        assert 1 < row["recompute"] < 2
+        name = "runtime_peak_bytes"
+        assert row["figures"][name]["value"] < original["figures"][name]["value"]
+    assert "### 8 x Conv 3x3 + Relu" in (tmp_path / "report.md").read_text()
+
+
+def test_regions_are_chosen_for_the_engine_in_view(tmp_path: Path) -> None:
+    """In the model's metadata: session options where ONNX Runtime is to run it, else none."""
+    found = {}
+    for predicted in ("onnxruntime", "tensorrt"):
+        made = write_variant(stand_in(CASES[9]), "fused", 4, tmp_path, predicted)
+        found[predicted] = {entry.key for entry in onnx.load(made.path).metadata_props}
+    assert found["onnxruntime"] - found["tensorrt"] == {"patchconv.session_options"}
 
 
 def test_a_plan_is_called_one(tmp_path: Path) -> None:

@@ -31,9 +31,11 @@ from engines.onnxruntime_engine import OrtOptions
 from engines.tensorrt_build import BuildResult, build, load_module
 from engines.tensorrt_options import BuildOptions
 from patchconv_deploy.inputs import save_inputs
+from rewriters.graph import Loaded
+from rewriters.rewrite import Options, rewrite_model
 from rewriters.shapes import fix_shapes
 from tests import test_real_models as real
-from tests.small_models import copy_of, noise
+from tests.small_models import copy_of, most_elements, noise, super_resolution
 
 MIB = 1 << 20
 FORMS = ("original", *real.FORMS)
@@ -224,6 +226,57 @@ def test_rtx_ocr(
     size = OCR_SIZES[name]
     label = f"{name} {'dynamic' if free else 'static'} {size[0]}x{size[1]}"
     planned(ocr(name), (1, 3, *size), label, report, rtx, tmp_path, free=free)
+
+
+LIMIT = 2**31 - 1
+GIB = 1 << 30
+
+
+@pytest.mark.parametrize(
+    ("options", "most"),
+    [
+        ({}, 0.55),
+        ({"form": "loop"}, 0.55),
+        ({"target": "onnxruntime", "max_tensor_elements": LIMIT}, 0.55),
+        ({"memory_budget": 2 * GIB, "form": "fused"}, 0.1),
+    ],
+    ids=["target tensorrt", "loop", "max-tensor-elements", "budget 2 GiB"],
+)
+def test_rtx_plans_what_tensorrt_refuses(
+    options: dict[str, Any],
+    most: float,
+    report: list[str],
+    rtx: Any,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """3e9 elements in a tensor, where TensorRT's convolutions take 2^31 - 1: planned once cut.
+
+    The builder of TensorRT for RTX does not check that limit (our build does, and warns), so the
+    original has a plan too, to compare with; on TensorRT it would have none.
+    """
+    made = super_resolution(1712)
+    assert most_elements(made) > 3e9 - 1e7
+    outcome = rewrite_model(
+        Loaded(copy_of(made), None), Options(**{"target": "tensorrt"} | options)
+    )
+    (done,) = outcome.rewritten
+    if done.form != "loop":
+        assert most_elements(outcome.model) <= LIMIT
+    found = []
+    for how, model in (("original", made), (f"{done.form} x{done.splits}", outcome.model)):
+        path = tmp_path / "m.onnx"
+        onnx.save(model, path)
+        caplog.clear()
+        found.append(build(path, BuildOptions(), rtx))
+        assert ("more than 2^31 - 1 elements" in caplog.text) is (how == "original")
+        label = "super-resolution 1712 -> 6848, 3e9 elements"
+        report.append(f"planned, SM80: {label:44} {how:10} {figures(found[-1])}")
+    original, rewritten = (each.planned_activation_bytes or 0 for each in found)
+    assert original > 2 * 4 * (3e9 - 1e7)
+    assert rewritten < most * original
+    if options.get("target") != "onnxruntime":
+        assert abs(outcome.after.bytes / rewritten - 1) < 0.15
 
 
 # --- patchconv measure ----------------------------------------------------------------------------

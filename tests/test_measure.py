@@ -278,7 +278,7 @@ def test_the_best_is_the_fastest_of_the_lowest() -> None:
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
 def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
-    """--measure adds a row per model to the table and to the report."""
+    """--measure adds rows to the table and to the report; ONNX Runtime's options are found."""
     if engine == "tensorrt-rtx":
         pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     model, report = _chain(tmp_path, 64).model, tmp_path / "report.json"
@@ -294,7 +294,23 @@ def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
     assert "x first" in done.stdout
     rows = json.loads(report.read_text())["measured"]
     key = "peak_bytes" if engine == "onnxruntime" else "planned_activation_bytes"
-    assert [row["engine"] for row in rows] == [engine] * 2
+    original, patched = str(model), str(tmp_path / f"{model.stem}.patched.onnx")
+    models = [row["model"] for row in rows]
+    assert {row["engine"] for row in rows} == {engine}
+    if engine == "tensorrt-rtx":
+        assert models == [original, patched]
+    else:
+        # The original at the defaults, and where others serve better, at those too.
+        assert models in ([original] * k + [patched] * 4 for k in (1, 2))
+        found = json.loads(report.read_text())["recommended_session_options"]
+        entries = {e.key: e.value for e in onnx.load(patched).metadata_props}
+        recommended = json.loads(entries[METADATA_KEY])
+        assert found["kind"] == "measured"
+        assert recommended == {name: found[name] for name in recommended}
+        assert found["measured_peak_bytes"] <= 1.02 * min(row["peak_bytes"] for row in rows[-4:])
+        again = _command(patched, "--recommended", "--runs", "1", "--processes", "1")
+        assert again.returncode == 0, again.stderr
+        assert "recommends no session options" not in again.stdout
     assert all(row[key] > 0 for row in rows)
     # A plan holds no figure that looks measured.
     assert all(("peak_bytes" in row) == (engine == "onnxruntime") for row in rows)

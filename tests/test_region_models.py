@@ -152,8 +152,9 @@ def test_budget(exported: Export, name: str, share: float) -> None:
     try:
         outcome = _rewrite(original, memory_budget=int(share * peak))
     except BudgetError:
-        # What holds the VAE's peak is normalised over the whole image.
-        assert share < 0.75 or name == "vae_decoder"
+        # What holds the VAE's peak is normalised over the whole image; the small network's is its
+        # output, which the patches of the last Resize are put together to.
+        assert share < 0.75 or name in ("vae_decoder", "mobilenet")
         return
     _assert_sound(original.model, outcome.model)
     _assert_close(original, outcome.model, noise(1, channels, *size))

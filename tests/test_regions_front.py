@@ -10,15 +10,26 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from click.testing import CliRunner
+from click.testing import CliRunner, Result
 
-from patchconv_deploy.cli import patchconv
+from patchconv_deploy import pareto
+from patchconv_deploy.cli import main_rewrite, patchconv
 from rewriters.errors import BudgetError, OptionError
 from rewriters.graph import Loaded
 from rewriters.planner import read_plan
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from tests.regions_by_hand import tile_all
-from tests.small_models import assert_same, chain, copy_of, model, node, noise, run
+from tests.small_models import (
+    assert_same,
+    chain,
+    copy_of,
+    model,
+    most_elements,
+    node,
+    noise,
+    run,
+    super_resolution,
+)
 
 DIMS = (1, 2, 96, 64)
 
@@ -120,42 +131,35 @@ def test_no_tensor_above_the_limit() -> None:
     """Every tensor is brought under the limit; what cannot be is named."""
     made, limit = _chain(), 40_000
     outcome = _rewrite(made, max_tensor_elements=limit)
-    inferred = onnx.shape_inference.infer_shapes(outcome.model)
-    for value in inferred.graph.value_info:
-        sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
-        assert np.prod(sizes) <= limit, value.name
+    assert most_elements(outcome.model) <= limit
     assert_same(made, outcome.model, {"x": noise(*DIMS)})
     with pytest.raises(BudgetError, match="tensors of more than 100 elements stay"):
         _rewrite(made, max_tensor_elements=100)
 
 
 def test_a_tensor_of_three_billion_elements() -> None:
-    """A super-resolution network TensorRT refuses becomes one it takes; nothing is run."""
-    nodes = [
-        node("Conv", "x a", "c", name="first", pads=[1] * 4),
-        node("Resize", "c _ s", "u", name="up", mode="nearest", nearest_mode="floor"),
-        node("Conv", "u b", "v", name="wide", pads=[1] * 4),
-        node("Relu", "v", "r", name="relu"),
-        node("Conv", "r d", "y", name="last", pads=[1] * 4),
-    ]
-    nodes[1].attribute.append(
-        onnx.helper.make_attribute("coordinate_transformation_mode", "asymmetric")
-    )
-    weights = {
-        "a": noise(64, 3, 3, 3),
-        "b": noise(64, 64, 3, 3),
-        "d": noise(3, 64, 3, 3),
-        "s": np.array([1, 1, 4, 4], np.float32),
-    }
-    made = model(nodes, {"x": (1, 3, 1712, 1712)}, {"y": (1, 3, 6848, 6848)}, weights)
+    """A super-resolution network TensorRT refuses becomes one it takes; nothing is run.
+
+    `tests.test_engine_evidence` has TensorRT for RTX plan it.
+    """
     assert 64 * 6848 * 6848 > 3e9 - 1e7
-    outcome = _rewrite(made, target="tensorrt", splits=64)
-    inferred = onnx.shape_inference.infer_shapes(outcome.model)
-    sizes = [
-        np.prod([dim.dim_value for dim in value.type.tensor_type.shape.dim], dtype=np.int64)
-        for value in inferred.graph.value_info
-    ]
-    assert max(sizes) <= 2**31 - 1
+    outcome = _rewrite(super_resolution(1712), target="tensorrt", splits=64)
+    assert outcome.rewritten
+    assert most_elements(outcome.model) <= 2**31 - 1
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_what_a_loop_scales_up_is_counted(constant: bool) -> None:
+    """A Resize in a body reads its scales from around it: the loop's patches are no smaller."""
+    made = super_resolution(256)
+    if constant:
+        (scales,) = [each for each in made.graph.initializer if each.name == "s"]
+        made.graph.node.insert(0, node("Constant", "", "s", value=scales))
+        made.graph.initializer.remove(scales)
+    outcome = _rewrite(made, splits=4)
+    fused, loop = (outcome.after_by_form[form] for form in ("fused", "loop"))
+    assert loop > 0.9 * fused
+    assert [done.form for done in outcome.rewritten] == ["fused"]
 
 
 @pytest.mark.parametrize("form", ["fused", "shrinking", "loop"])
@@ -209,6 +213,107 @@ def test_pareto_falls() -> None:
     peaks, work = [p.peak for p in points], [p.recompute for p in points]
     assert peaks == sorted(set(peaks), reverse=True)
     assert work == sorted(work)
+
+
+def _rewrite_command(*arguments: str | Path) -> Result:
+    return CliRunner().invoke(patchconv, ["rewrite", *map(str, arguments)])
+
+
+def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
+    """--pareto, the same points from the command, from inspect and from Python."""
+    path, report = tmp_path / "m.onnx", tmp_path / "r.json"
+    onnx.save(_chain(), path)
+    done = _rewrite_command(path, "--pareto", "--report", report)
+    assert done.exit_code == 0, done.output
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["m.onnx", "r.json"]
+    data = json.loads(report.read_text())
+    points = pareto(path)
+    assert [(p["peak"], p["recompute"]) for p in data["pareto"]] == [
+        (p.peak, p.recompute) for p in points
+    ]
+    head, *rows = done.output.splitlines()
+    assert head.split() == ["plan", "regions", "peak,", "MiB", "work"]
+    assert [row.split()[0] for row in rows] == [point.form for point in points]
+    other = tmp_path / "i.json"
+    shown = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto", "--json", str(other)])
+    assert shown.output.splitlines()[-len(rows) :] == rows
+    assert json.loads(other.read_text())["pareto"] == data["pareto"]
+    # A rewrite leaves a margin of 5 % below its budget; with it, every point is one that is met.
+    for point in points:
+        outcome = _rewrite(_chain(), memory_budget=int(point.peak / 0.94))
+        assert (outcome.recompute or 1.0) <= point.recompute
+
+
+def test_the_curve_obeys_what_it_looks_at(tmp_path: Path) -> None:
+    """The axis, what is kept, the most work, the target, sizes of inputs: as for a rewrite."""
+    path = tmp_path / "m.onnx"
+    made = _chain()
+    made.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "height"
+    onnx.save(made, path)
+    sizes: dict[str, Any] = {"shapes": {"x": (1, 2, (40, 400), 64)}}
+    least = pareto(path, **sizes)[-1]
+    assert pareto(path, shapes={"x": DIMS})[0].peak < pareto(path, **sizes)[0].peak
+    assert pareto(path, target="tensorrt", **sizes)[0].peak != pareto(path, **sizes)[0].peak
+    assert all(point.recompute <= 1.05 for point in pareto(path, max_recompute=1.05, **sizes))
+    assert pareto(path, exclude="conv1", **sizes)[-1].peak > least.peak
+    assert pareto(path, axis="width", **sizes)[-1] != least
+    assert len(pareto(path, exclude="*", **sizes)) == 1
+    with pytest.raises(TypeError, match="unknown keyword 'splits'"):
+        pareto(path, splits=4)  # type: ignore[call-arg]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--memory-budget", "1MiB"], "--memory-budget means nothing to --pareto"),
+        (["--splits", "4"], "--splits means nothing to --pareto"),
+        (["--plan", "p.json"], "--plan means nothing to --pareto"),
+        (["--form", "fused"], "--form means nothing to --pareto"),
+        (["-o", "o.onnx"], "--output means nothing to --pareto"),
+        (["--no-verify"], "--verify means nothing to --pareto"),
+        (["--measure"], "--measure means nothing to --pareto"),
+        (["--axis", "auto"], "name height or width"),
+        (["--max-recompute", "0.5"], "must be 1 or more"),
+    ],
+)
+def test_beside_the_curve_nothing_is_ignored(
+    arguments: list[str],
+    words: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """What would have to be ignored is refused: one line, exit code 2, no file."""
+    onnx.save(_chain(), tmp_path / "m.onnx")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["patchconv-rewrite", "m.onnx", "--pareto", *arguments])
+    monkeypatch.setattr("signal.signal", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        main_rewrite()
+    assert stop.value.code == 2
+    errors = capsys.readouterr().err
+    assert words in errors
+    assert len(errors.splitlines()) == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_no_curve_of_what_is_left_alone(tmp_path: Path) -> None:
+    """A model that holds a plan, and one too old to be cut; converted, the old one has a curve."""
+    path = tmp_path / "m.onnx"
+    onnx.save(_rewrite(_chain(), splits=4).model, path)
+    with pytest.raises(OptionError, match=r"was rewritten before .* give the original"):
+        pareto(path)
+    old = _chain()
+    old.opset_import[0].version = 8
+    old.ir_version = 3
+    old.graph.input.extend(
+        onnx.helper.make_tensor_value_info(w.name, w.data_type, w.dims)
+        for w in old.graph.initializer
+    )
+    onnx.save(old, path)
+    with pytest.raises(OptionError, match="opset 8 is older than 9"):
+        pareto(path)
+    assert len(pareto(path, upgrade_opset=13)) > 2
 
 
 def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:

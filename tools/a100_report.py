@@ -1,8 +1,10 @@
 """The published figure, reproduced for deployment: memory and time of every form, per engine.
 
     matrix    one Conv of kernel 3, 5 or 7, at 2048x2048 with 512 channels and at 4096x4096 with
-              256, and the SDXL-shaped VAE decoder at 1024, 2048 and 4096; fp16; each as it is,
-              and cut in each form and each number of patches
+              256, the SDXL-shaped VAE decoder at 1024, 2048 and 4096, and 8 x Conv 3x3 + Relu of 64
+              channels at 2048 and 4096; fp16; each as it is, and cut in each form and each number
+              of patches: single Convs (batch, sequential), and of networks of several layers whole
+              regions (fused, loop), too
     engines   with a GPU: TensorRT and ONNX Runtime CUDA, measured. With --cpu: the same matrix as
               plans of TensorRT for RTX (nothing runs), and ONNX Runtime measured on the CPU on
               stand-ins, smaller models in float32 that fit a small machine
@@ -32,6 +34,7 @@ import zipfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -62,10 +65,13 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 FORMS = ("batch", "sequential")
+REGIONAL = ("fused", "loop")
 MIB = 1 << 20
 # How much smaller a stand-in is, per side and in channels.
 SHRINK = 8
 VAE_BASE = 128
+# Layers of the chain.
+CHAIN = 8
 # Begins the names of exports with free sizes, which several cases are made from.
 _FREE = "free-vae-"
 PUBLISHED_BY = "published (MIT, PyTorch, A100)"
@@ -79,9 +85,9 @@ class Case:
     """A model of the matrix.
 
     Attributes:
-        family: "conv3", "conv5", "conv7" or "vae".
+        family: "conv3", "conv5", "conv7", "vae" or "chain".
         side: Height and width of the image.
-        channels: Channels of the Conv; of the decoder's last level.
+        channels: Channels of the Conv; of the decoder's last level; between the chain's layers.
         dtype: "float16" or "float32".
     """
 
@@ -99,11 +105,17 @@ class Case:
         return f"{self.family}-{self.side}x{self.side}x{self.channels}"
 
     @property
+    def forms(self) -> tuple[str, ...]:
+        """Forms it is cut in."""
+        # Of one Conv a region lowers nothing: its peak is what goes in and comes out.
+        return FORMS if self.family.startswith("conv") else (*FORMS, *REGIONAL)
+
+    @property
     def input_shape(self) -> tuple[int, ...]:
         """Shape of the one input."""
         if self.family == "vae":
             return (1, 4, self.side // 8, self.side // 8)
-        return (1, self.channels, self.side, self.side)
+        return (1, 3 if self.family == "chain" else self.channels, self.side, self.side)
 
     @property
     def elements(self) -> int:
@@ -121,6 +133,7 @@ CASES: tuple[Case, ...] = (
     *(Case(f"conv{kernel}", 2048, 512) for kernel in (3, 5, 7)),
     *(Case(f"conv{kernel}", 4096, 256) for kernel in (3, 5, 7)),
     *(Case("vae", side, VAE_BASE) for side in (1024, 2048, 4096)),
+    *(Case("chain", side, 64) for side in (2048, 4096)),
 )
 
 # The published figure: memory as printed there (GB), as it is and cut. 24 to 60 % more time.
@@ -145,7 +158,7 @@ class Cell:
 
     Attributes:
         case: The case.
-        form: "original", "batch" or "sequential".
+        form: "original", or one of the case's.
         splits: Number of patches; 1 for the original.
         engine: Name of the engine.
     """
@@ -170,11 +183,11 @@ def matrix(engines: Sequence[str], splits: Sequence[int], only: Sequence[str]) -
         splits: Numbers of patches.
         only: Patterns (fnmatch) of names of cells; all cells if empty.
     """
-    variants = [("original", 1), *((form, count) for form in FORMS for count in splits)]
     cells = [
         Cell(case, form, count, engine)
         for case in CASES
-        for form, count in variants
+        for form, counts in (("original", (1,)), *((form, splits) for form in case.forms))
+        for count in counts
         for engine in engines
     ]
     return [
@@ -207,6 +220,37 @@ def _conv(case: Case) -> onnx.ModelProto:
     return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
 
 
+def _chain(case: Case) -> onnx.ModelProto:
+    """Return 8 x Conv 3x3 + Relu from 3 channels to 3, weights of unit gain."""
+    widths = [3, *[case.channels] * (CHAIN - 1), 3]
+    dtype = np.dtype(case.dtype)
+    generator = np.random.default_rng(CHAIN)
+    nodes, weights, x = [], [], "input"
+    for number, (before, after) in enumerate(pairwise(widths)):
+        shape = (after, before, 3, 3)
+        # A Relu halves what it is given.
+        gain = np.sqrt((1 if number == 0 else 2) / (before * 9))
+        weight = generator.standard_normal(shape, dtype=np.float32) * gain
+        weights.append(numpy_helper.from_array(weight.astype(dtype), f"weight{number}"))
+        y = "output" if number == CHAIN - 1 else f"relu{number}"
+        conv = f"conv{number}"
+        read = [x, f"weight{number}"]
+        nodes.append(
+            helper.make_node("Conv", read, [conv], conv, kernel_shape=[3, 3], pads=[1] * 4)
+        )
+        nodes.append(helper.make_node("Relu", [conv], [y], f"relu{number}"))
+        x = y
+    element = helper.np_dtype_to_tensor_dtype(dtype)
+    graph = helper.make_graph(
+        nodes,
+        case.name,
+        [helper.make_tensor_value_info("input", element, case.input_shape)],
+        [helper.make_tensor_value_info("output", element, case.input_shape)],
+        weights,
+    )
+    return helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)])
+
+
 def _vae(case: Case, folder: Path) -> onnx.ModelProto:
     """Return the decoder for one image size.
 
@@ -230,7 +274,11 @@ def write_model(case: Case, folder: Path) -> Path:
     """Write a case's original and return the file; one that is there is kept."""
     path = folder / f"{case.name}-{case.dtype}.onnx"
     if not path.exists():
-        onnx.save(_vae(case, folder) if case.family == "vae" else _conv(case), path)
+        if case.family == "vae":
+            made = _vae(case, folder)
+        else:
+            made = _chain(case) if case.family == "chain" else _conv(case)
+        onnx.save(made, path)
     return path
 
 
@@ -265,7 +313,7 @@ class Variant:
 
     Attributes:
         path: The file.
-        regions: Number of convolutions that were cut.
+        regions: Number of convolutions, or regions of layers, that were cut.
         patches: Patches of each; the fewest, where a small one allows no more.
         recompute: Most output rows any of them computes over the rows it has.
     """
@@ -276,8 +324,18 @@ class Variant:
     recompute: float = 1.0
 
 
-def write_variant(case: Case, form: str, splits: int, folder: Path) -> Variant:
-    """Write a case in a form; convolutions of at least half the largest tensor are cut.
+def write_variant(
+    case: Case, form: str, splits: int, folder: Path, predicted: str = "onnxruntime"
+) -> Variant:
+    """Write a case in a form.
+
+    Args:
+        case: The case.
+        form: "original", or one of the case's. "batch" and "sequential" cut convolutions of at
+            least half the largest tensor; the others the regions that bring the least peak.
+        splits: Number of patches; of a region at most so many.
+        folder: Takes the files.
+        predicted: The engine that regions are chosen for, `rewriters.rewrite.TARGETS`.
 
     Raises:
         ValueError: Nothing could be cut; the message has the rewriter's reason.
@@ -292,7 +350,8 @@ def write_variant(case: Case, form: str, splits: int, folder: Path) -> Variant:
         target,
         splits=splits,
         form=form,
-        min_elements=case.elements // 2,
+        min_elements=None if form in REGIONAL else case.elements // 2,
+        target=predicted,
         verify=False,
         force=True,
     ).outcome
@@ -504,8 +563,12 @@ WORDS: Mapping[str, str] = {
     "x original": "over the original of the same model on the same engine",
     "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
     "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. No form cuts them: where "
-    "they are the peak, cutting convolutions changes nothing",
-    "recompute": "output rows computed over output rows there are, the largest of the cut Convs",
+    "they are the peak, cutting changes nothing",
+    "form": "batch, sequential: single Convs of at least half the largest tensor. fused, loop: "
+    "whole regions of layers, chosen for the engine's predicted peak; normalisation over space is "
+    "in none, so of the decoder little can be cut. ONNX Runtime runs every form at its default "
+    "session options",
+    "recompute": "output rows computed over output rows there are, the largest of what was cut",
     PUBLISHED_BY: "GB as printed there, as it is and cut (number of patches not given), at 24 to "
     "60 % more time when cut; not ours, and PyTorch's: beside the original and the batch form, "
     "which is the published one",
@@ -525,12 +588,12 @@ class Row:
         model: The model that was built or run: the case, or its stand-in.
         stands_for: The case if the model is a stand-in, else empty.
         family: Family of the case.
-        form: "original", "batch" or "sequential".
+        form: "original", "batch", "sequential", "fused" or "loop".
         splits: Number of patches asked for; 1 for the original.
         patches: Number there are; the fewest, where a small Conv allows no more.
         dtype: Element type of the model.
         activation_bytes: Largest tensor of a Conv of the model, from its shape.
-        regions: Convolutions that were cut.
+        regions: Convolutions, or regions of layers, that were cut.
         recompute: Largest recompute of them.
         engine: The engine.
         kind: "measured" or "planned": its memory figures.
@@ -594,7 +657,8 @@ def run_cell(cell: Cell, engine: Engine, runs: int, folder: Path) -> Row:
     model = stand_in(cell.case) if engine.scaled else cell.case
     variant = Variant(folder)
     try:
-        variant = write_variant(model, cell.form, cell.splits, folder)
+        predicted = "onnxruntime" if engine.name == "onnxruntime" else "tensorrt"
+        variant = write_variant(model, cell.form, cell.splits, folder, predicted)
         inputs = write_inputs(model, folder) if engine.runs else None
         found = engine.ask(variant.path, inputs, runs)
     except Exception as error:  # whatever goes wrong in a cell is its outcome
@@ -766,8 +830,9 @@ def report_markdown(report: Report, plots: Sequence[str]) -> str:
             f"Options: {_options(rows)}."
         )
         for family in dict.fromkeys(row.family for row in rows):
-            title = "VAE decoder" if family == "vae" else f"Conv {family[-1]}x{family[-1]}"
-            parts.append(f"### {title}")
+            single = f"Conv {family[-1]}x{family[-1]}"
+            titles = {"vae": "VAE decoder", "chain": f"{CHAIN} x Conv 3x3 + Relu"}
+            parts.append(f"### {titles.get(family, single)}")
             parts.append(_engine_table(engine, [row for row in rows if row.family == family]))
     failed = [row for row in report.rows if row.error]
     if failed:
@@ -858,7 +923,8 @@ def _draw(points: Sequence[Mapping[str, Any]], name: str, engines: Sequence[Engi
                 panel.plot(
                     [point[x_name] / scale for point in group],
                     [point["memory_bytes"] / MIB for point in group],
-                    marker="osD^vPX*<>"[number % 10],
+                    # Of another length than the colours: a variant has a pair of its own.
+                    marker="osD^vPX*<>h"[number % 11],
                     color=f"C{number % 10}",
                     linestyle="none" if name == LATENCY_PLOT else "-",
                     label=variant,

@@ -1,0 +1,69 @@
+"""The curve of predicted peak against work, as ``inspect`` and ``patchconv-rewrite`` print it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+import click
+from rich.console import Console
+
+from patchconv_deploy.cli_types import given, plain_table
+from patchconv_deploy.report import mebibytes
+from rewriters.regional import Candidate
+
+__all__ = ["check_pareto", "pareto_json", "print_pareto"]
+
+# Options of `patchconv-rewrite` that the curve depends on, or that say how to show it.
+_LOOKED_AT = frozenset(
+    {
+        "pareto_only",
+        "target",
+        "axis",
+        "max_recompute",
+        "max_tensor_elements",
+        "min_elements",
+        "include",
+        "exclude",
+        "ranges",
+        "upgrade_opset",
+        "allow_custom_ops",
+        "report",
+        "verbose",
+        "quiet",
+    }
+)
+
+
+def check_pareto(context: click.Context) -> None:
+    """Refuse what was given beside ``--pareto`` and means nothing to it.
+
+    Raises:
+        click.UsageError: It names the option.
+    """
+    for parameter in given(context):
+        if parameter.name not in _LOOKED_AT:
+            raise click.UsageError(
+                f"{parameter.opts[-1]} means nothing to --pareto, which shows what regions cost "
+                "at every budget and writes no model; leave one of the two out"
+            )
+
+
+def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
+    """Return the points as JSON-ready data; peaks in bytes, work over the original's."""
+    return [dataclasses.asdict(point) for point in points]
+
+
+def print_pareto(points: Sequence[Candidate], console: Console) -> None:
+    """Print one row a point, the model as it is first."""
+    table = plain_table("plan", "regions", "peak, MiB", "work")
+    for point in points:
+        patches = "" if point.regions == 0 else f" x{point.splits}"
+        table.add_row(
+            point.form + patches,
+            str(point.regions),
+            mebibytes(point.peak),
+            f"{point.recompute:.2f}x",
+        )
+    console.print(table)
