@@ -594,7 +594,8 @@ def _check_sizes(module: Any, network: Any, model_path: Path) -> tuple[str, ...]
     text = (
         f"{', '.join(_user_node(each.layer) for each in found)}: more than 2^31 - 1 elements "
         f"(up to {worst.elements}), which TensorRT's convolutions do not take; cut: "
-        f"patchconv-rewrite {model_path} {names} --form sequential --splits {worst.splits}"
+        f"patchconv-rewrite {model_path} --target tensorrt, or these alone: {names} "
+        f"--form sequential --splits {worst.splits}"
     )
     if engine_of(module) == "tensorrt-rtx":
         return (text,)

@@ -65,7 +65,7 @@ logger = logging.getLogger(__name__)
 
 SCHEMA = 1
 FORMS = ("batch", "sequential")
-REGIONAL = ("fused", "loop")
+REGIONAL = ("fused", "shrinking", "loop")
 MIB = 1 << 20
 # How much smaller a stand-in is, per side and in channels.
 SHRINK = 8
