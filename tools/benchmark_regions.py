@@ -57,16 +57,22 @@ NETWORKS: Mapping[str, Network] = {
         "chain",
         (1024, 1024),
         {},
-        ({"splits": 4}, {"splits": 8}, {"splits": 12}, {"splits": 16}),
+        ({"splits": 4}, {"splits": 8}, {"splits": 16}, {"memory_budget": 70 * MIB}),
     ),
     "rrdbnet": Network(
         "RRDBNet, 6 blocks, x4, 256 -> 1024",
         "rrdbnet",
         (256, 256),
         {"base": 64, "growth": 32, "blocks": 6},
-        ({"splits": 8},),
+        ({"splits": 8}, {"memory_budget": 160 * MIB}),
     ),
-    "unet": Network("U-Net, 1024x1024", "unet", (1024, 1024), {}, ({"splits": 8},)),
+    "unet": Network(
+        "U-Net, 1024x1024",
+        "unet",
+        (1024, 1024),
+        {},
+        ({"splits": 8}, {"memory_budget": 170 * MIB}),
+    ),
     "det": Network("PP-OCR v4 detector, 2048x2048", "det", (2048, 2048), {}, ({"splits": 8},)),
     "srvgg": Network("SRVGG, x4, 256 -> 1024", "srvgg", (256, 256), {}, ({"splits": 8},)),
     "mobilenet": Network("MobileNet, 1024x1024", "mobilenet", (1024, 1024), {}, ({"splits": 8},)),
@@ -107,7 +113,10 @@ def rows_of(name: str, runs: int, processes: int, rtx: bool, folder: Path) -> li
         paths.append(out)
         outcome = result.outcome
         outputs = result.report.verification["outputs"]
-        spelled = " ".join(f"--{k.replace('_', '-')} {v}" for k, v in keywords.items())
+        spelled = " ".join(
+            f"--{k.replace('_', '-')} {f'{v // MIB}MiB' if k == 'memory_budget' else v}"
+            for k, v in keywords.items()
+        )
         rows.append(
             {
                 "network": network.title,
