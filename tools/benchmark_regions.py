@@ -64,7 +64,7 @@ NETWORKS: Mapping[str, Network] = {
         "rrdbnet",
         (256, 256),
         {"base": 64, "growth": 32, "blocks": 6},
-        ({"splits": 8}, {"memory_budget": 160 * MIB}),
+        ({"splits": 8}, {"memory_budget": 120 * MIB}),
     ),
     "unet": Network(
         "U-Net, 1024x1024",
