@@ -15,9 +15,11 @@ stay right (`rewriters.geometry`), walked once from every place a region may beg
 shrink (`rewriters.shrinking`), each node does the less of it the more rows were dropped before it;
 that is estimated on the way, and exact for a plan that is emitted.
 
-Tensors that live long (skip connections) hold a peak that no stage can lower. They may be made
-twice instead: the nodes that make one, repeated right before its late user, become part of the
-region there. Which ones is found greedily: of those that hold the least peak, the largest first.
+Tensors that live long (skip connections, what a pool over the whole image reads before the rest
+does) hold a peak that no stage can lower. They may be made twice instead: the nodes that make one,
+repeated right before a later user, become part of the region there, and all users from there on
+read what is made again. Which ones is found greedily: of those that hold the least peak, the
+largest first.
 
 Related work: MCUNetV2 (arXiv:2110.15352) patches the head of a network; TVM's Ethos-U cascader
 (apache/tvm-rfcs 0037) searches stripes for on-chip memory with Pareto sets.
@@ -55,6 +57,8 @@ _TALL = 1 << 22
 _MOST_REPEATS = 6
 _HOLDERS = 4
 _WORTH = 0.97
+# A tensor so many times smaller than the one made again from it is kept instead.
+_SMALLER = 4
 # More work than this is seldom wanted.
 _USUAL = 1.3
 
@@ -213,9 +217,15 @@ class Space:
             yield begin, len(occurrences)
 
     def _cuts(self, begin: int, end: int) -> list[int]:
-        """Return the places of a run where little is alive."""
+        """Return the places of a run where little is alive, none between a Conv and its fold."""
         live = self.program.live
-        inner = list(range(begin + 1, end))
+        joined = {
+            place
+            for at, occurrence in enumerate(self.program.occurrences[begin:end], begin)
+            if occurrence.folded >= 0
+            for place in range(self.program.tensors[occurrence.folded].made_at + 1, at + 1)
+        }
+        inner = [place for place in range(begin + 1, end) if place not in joined]
         if len(inner) > _MOST_CUTS:
             best = sorted(inner, key=lambda place: (live[place], place))[: _MOST_CUTS // 2]
             size = -(-len(inner) // (_MOST_CUTS // 2))
@@ -468,14 +478,18 @@ class Space:
             int(max([peak, *plain])),
         )
 
-    def held(self, plan: Plan, base: Program) -> list[int]:
-        """Return tensors that hold a plan's peak from afar, by number in another program.
+    def held(self, plan: Plan, base: Program) -> list[tuple[int, int]]:
+        """Return tensors that hold a plan's peak, and the users before which to make them again.
 
-        They are alive where the peak is, and were made well before it.
+        They are alive where the peak is. A user is the first one after the peak that may be in a
+        region, what reads the tensor whole (a pool) standing before it; or else the last one.
 
         Args:
             plan: A plan of this space.
             base: The order of the nodes before any was repeated.
+
+        Returns:
+            Numbers of tensors and places of users in ``base``, the largest tensor first.
         """
         peaks = {place: float(peak) for place, peak in enumerate(self.plain_peaks)}
         for begin, end, splits in plan.spans:
@@ -484,16 +498,28 @@ class Space:
             peaks[begin] = segment.peak(splits)
         worst = max(peaks, key=lambda place: peaks[place])
         numbers = {tensor.name: number for number, tensor in enumerate(base.tensors)}
+        places = {occurrence.node: place for place, occurrence in enumerate(base.occurrences)}
+        there = places[next(o.node for o in self.program.occurrences[worst:] if not o.again)]
         alive = [
             tensor
             for tensor in self.program.tensors
-            if 0 <= tensor.made_at < worst - 1
+            if 0 <= tensor.made_at <= worst
             and tensor.last_use >= worst
             and tensor.bytes
             and self.program.occurrences[tensor.made_at].link is not None
         ]
         alive.sort(key=lambda tensor: -tensor.bytes)
-        return [numbers[tensor.name] for tensor in alive if tensor.name in numbers]
+        found = []
+        for number in (numbers[tensor.name] for tensor in alive if tensor.name in numbers):
+            made = base.tensors[number].made_at
+            users = [
+                place
+                for place in range(max(there, made + 2), len(base.occurrences))
+                if number in base.occurrences[place].reads
+                and base.occurrences[place].link is not None
+            ]
+            found += [(number, user) for user in dict.fromkeys((*users[:1], *users[-1:]))]
+        return found
 
     def _stage(self, begin: int, end: int, splits: int) -> Stage:
         tensors = self.program.tensors
@@ -532,6 +558,40 @@ class Space:
 # --- orders -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Again:
+    """How a tensor is made again.
+
+    Attributes:
+        use: Place of the user that it is made again for.
+        keeps: Much smaller tensors on the way to it are kept; else it is made from what is alive.
+    """
+
+    use: int
+    keeps: bool
+
+
+def _ways(
+    laid: Program, chosen: Mapping[int, _Again], held: Sequence[tuple[int, int]]
+) -> Iterator[tuple[dict[int, _Again], list[tuple[int, bool]]]]:
+    """Yield ways to make one tensor more again, with the order of the nodes.
+
+    Args:
+        laid: The order before any is repeated.
+        chosen: Tensors that are made again already.
+        held: Further ones and their users.
+    """
+    numbers = [number for number in dict.fromkeys(n for n, _ in held) if number not in chosen]
+    seen: list[list[tuple[int, bool]]] = []
+    for number, use in held:
+        for keeps in (True, False) if number in numbers[:_HOLDERS] else ():
+            wanted = {**chosen, number: _Again(use, keeps)}
+            again = _repeated(laid, wanted)
+            if again is not None and again not in seen:
+                seen.append(again)
+                yield wanted, again
+
+
 def spaces(
     analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], engine: str
 ) -> Iterator[Space]:
@@ -566,22 +626,19 @@ def spaces(
     if not plans:
         return
     plan, space = min(plans, key=lambda entry: entry[0].peak)
-    base, order, chosen = space.program, space.order, list[int]()
+    base, order, chosen = space.program, space.order, dict[int, _Again]()
     for _ in range(_MOST_REPEATS):
         better = None
-        for number in space.held(plan, base)[:_HOLDERS]:
-            again = _repeated(base, [*chosen, number]) if number not in chosen else None
-            if again is None:
-                continue
-            tried = Space(program(analysis, links, again, engine=counted), excess, order)
+        for wanted, again in _ways(base, chosen, space.held(plan, base)):
+            laid_out = program(analysis, links, again, engine=counted)
+            tried = Space(laid_out, _shorter(base, wanted, excess), order)
             lower = tried.least_peak(usual)
             if lower is not None and lower.peak < _WORTH * plan.peak:
-                better = number, tried, lower
+                better = wanted, tried, lower
                 break
         if better is None:
             return
-        number, space, plan = better
-        chosen.append(number)
+        chosen, space, plan = better
         yield space
 
 
@@ -618,19 +675,41 @@ def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
     }
 
 
-def _repeated(laid: Program, chosen: Collection[int]) -> list[tuple[int, bool]] | None:
-    """Return an order in which tensors are made again before their last user, None if none is.
+def _shorter(
+    laid: Program, chosen: Mapping[int, _Again], excess: Mapping[int, int]
+) -> dict[int, int]:
+    """Return the excess without the copies of tensors that are made again before those users.
 
-    The nodes repeated go back to what is alive at that place anyway.
+    A copy in another layout is for the users, and those are in a region now.
+    """
+    left = dict(excess)
+    for number, way in chosen.items():
+        tensor = laid.tensors[number]
+        for occurrence in laid.occurrences[tensor.made_at : way.use]:
+            if number in (*occurrence.makes, *occurrence.reads) and occurrence.node in left:
+                left[occurrence.node] = max(0, left[occurrence.node] - tensor.bytes)
+    return left
+
+
+def _repeated(laid: Program, chosen: Mapping[int, _Again]) -> list[tuple[int, bool]] | None:
+    """Return an order in which tensors are made again before a user, None if there is none.
+
+    The nodes repeated go back to what is alive at that place anyway, or kept for it.
+
+    Args:
+        laid: The order before any is repeated.
+        chosen: Per tensor how.
     """
     before: dict[int, list[int]] = {}
-    for number in chosen:
-        use = laid.tensors[number].last_use
+    for number, way in chosen.items():
+        use = way.use
+        small = laid.tensors[number].bytes // _SMALLER if way.keeps else -1
         needed, pending = set(), [number]
         while pending:
             at = pending.pop()
             made = laid.tensors[at].made_at
-            there = laid.tensors[at].last_use >= use and at not in chosen
+            tensor = laid.tensors[at]
+            there = at not in chosen and (tensor.last_use >= use or tensor.bytes <= small)
             if made < 0 or there or made in needed:
                 continue
             if laid.occurrences[made].link is None:

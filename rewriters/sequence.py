@@ -66,6 +66,7 @@ class Occurrence:
         makes: Tensors it makes.
         work: `rewriters.work.node_work`.
         takes_over: The tensor whose bytes its output has from here on, -1 for none.
+        folded: The Conv's result that it is folded into by engines, -1 for none.
     """
 
     node: int
@@ -76,6 +77,7 @@ class Occurrence:
     makes: tuple[int, ...]
     work: float
     takes_over: int = -1
+    folded: int = -1
 
 
 @dataclass(frozen=True)
@@ -166,6 +168,7 @@ def program(
                 read,
                 tuple(makes),
                 analysis.work[position],
+                folded=_folded(analysis, position, carried),
             )
         )
     for name in index.outputs:
@@ -178,6 +181,21 @@ def program(
         outside = tensor.made_at < 0 or tensor.last_use >= len(occurrences)
         tensor.exempt = outside or number in whole
     return Program(occurrences, tensors, _live(len(occurrences), tensors))
+
+
+def _folded(analysis: Analysis, position: int, carried: Sequence[int]) -> int:
+    """Return the Conv's result that a BatchNormalization alone reads, -1 if it is none such.
+
+    Engines scale the weights in its place, which rounds otherwise than the two nodes do.
+    """
+    graph, index = analysis.facts.graph, analysis.index
+    node = graph.node[position]
+    if node.op_type != "BatchNormalization" or not carried:
+        return -1
+    name = node.input[0]
+    maker = index.producer.get(name)
+    alone = len(index.users.get(name, ())) == 1 and name not in index.outputs
+    return carried[0] if alone and maker is not None and graph.node[maker].op_type == "Conv" else -1
 
 
 def late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:

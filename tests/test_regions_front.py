@@ -336,3 +336,53 @@ def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
     assert {entry["first"] for entry in data["runs"]} == {"conv", "scale"}
     assert data["pareto"][0]["form"] == "original"
     assert run(made, {"x": noise(*DIMS)})
+
+
+def _squeezed() -> onnx.ModelProto:
+    """Make a wide tensor of few channels that is pooled whole, then scaled and added to itself."""
+    nodes = [
+        node("Conv", "x w0", "t", name="widen"),
+        node("GlobalAveragePool", "t", "g", name="pool"),
+        node("Sigmoid", "g", "s", name="gate"),
+        node("Mul", "t s", "m", name="scale"),
+        node("Add", "t m", "a", name="add"),
+        node("Conv", "a w1", "y", name="narrow"),
+    ]
+    weights = {"w0": noise(32, 2, 1, 1, seed=1), "w1": noise(2, 32, 1, 1, seed=2)}
+    return model(nodes, {"x": DIMS}, {"y": (None,) * 4}, weights)
+
+
+def test_what_is_pooled_whole_is_made_again_for_its_later_users() -> None:
+    """A tensor does not wait, whole, for the pool over it: patches after the pool make it again."""
+    made = _squeezed()
+    outcome = _rewrite(made, splits=8)
+    (region,) = outcome.rewritten
+    assert region.nodes == ("widen", "scale", "add", "narrow")
+    assert "widen" in {found.name for found in outcome.model.graph.node}
+    # The pool needs it once; before, its users had it and a copy in their layout.
+    whole = 4 * 32 * DIMS[2] * DIMS[3]
+    assert outcome.after.bytes < 1.5 * whole
+    assert outcome.before.bytes > 2.5 * whole
+    assert_same(made, outcome.model, {"x": noise(*DIMS)})
+
+
+@pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
+def test_no_region_begins_between_a_conv_and_its_batch_normalization(share: float) -> None:
+    """Engines fold the two into one, which rounds otherwise than one after the other."""
+    nodes, weights, x = [], {}, "x"
+    for k, (a, b) in enumerate(pairwise([2, 16, 2, 16, 2])):
+        y = "y" if k == 3 else f"b{k}"
+        nodes.append(node("Conv", f"{x} w{k}", f"c{k}", name=f"conv{k}", pads=[1] * 4))
+        nodes.append(node("BatchNormalization", f"c{k} s{k} o{k} o{k} s{k}", y, name=f"norm{k}"))
+        weights[f"w{k}"] = noise(b, a, 3, 3, seed=k) / 8
+        weights[f"s{k}"] = abs(noise(b, seed=10 + k)) + 0.5
+        weights[f"o{k}"] = noise(b, seed=20 + k)
+        x = y
+    made = model(nodes, {"x": DIMS}, {"y": (None,) * 4}, weights)
+    peak = _rewrite(made, splits=1).before.bytes
+    outcome = _rewrite(made, memory_budget=int(share * peak))
+    assert outcome.rewritten
+    for region in outcome.rewritten:
+        for k in range(4):
+            assert (f"conv{k}" in region.nodes) == (f"norm{k}" in region.nodes)
+    assert_same(made, outcome.model, {"x": noise(*DIMS)})
