@@ -107,7 +107,8 @@ class Analysis:
         return WeakKeyDictionary()
 
     @cached_property
-    def _plain(self) -> dict[str, Peak]:
+    def _peaks(self) -> dict[tuple[int | Fragment, ...], dict[str, Peak]]:
+        """Predictions so far, per arrangement and engine: searches come back to the same ones."""
         return {}
 
     def _part(self, fragment: Fragment) -> _Part:
@@ -211,14 +212,14 @@ class Analysis:
         self, order: Sequence[int | Fragment] | None, engines: Sequence[str]
     ) -> list[Peak]:
         """Return the predicted peak on each engine, as `predict`."""
-        if order is None:
-            new = [engine for engine in engines if engine not in self._plain]
-            if new:
-                everything = range(len(self.slim.graph.node))
-                self._plain.update(zip(new, self.predict_all(everything, new), strict=True))
-            return [self._plain[engine] for engine in engines]
-        with uncollected():
-            return self.model(order).peaks([ENGINES[engine] for engine in engines])
+        key = tuple(range(len(self.slim.graph.node)) if order is None else order)
+        known = self._peaks.setdefault(key, {})
+        new = [engine for engine in engines if engine not in known]
+        if new:
+            with uncollected():
+                found = self.model(key).peaks([ENGINES[engine] for engine in new])
+            known.update(zip(new, found, strict=True))
+        return [known[engine] for engine in engines]
 
 
 def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:

@@ -214,6 +214,16 @@ class _Search:
         self.weighed: list[Candidate] = []
         self.turns: dict[str, list[int] | None] = {}
         self.names = NameScheme.avoiding(self.analysis.index.names)
+        self.drafts: dict[tuple[Any, ...], Draft] = {}
+
+    def _draft(self, plan: RegionPlan, form: str) -> Draft:
+        """Emit a region; plans for budgets near each other share most of theirs."""
+        region = plan.region
+        outputs = tuple(edge.name for edge in region.outputs)
+        key = region.nodes, outputs, plan.splits, plan.tiling, form
+        if key not in self.drafts:
+            self.drafts[key] = draft(plan, form, self.analysis, self.names, region.label)
+        return self.drafts[key]
 
     def least(self, limits: Limits, *, always: bool, budget: float = inf) -> _Taken | None:
         """Weigh the best few plans the search has; return the one of least peak on the engine.
@@ -241,10 +251,7 @@ class _Search:
         forms: dict[str, tuple[Draft, ...]] = {}
         figures: dict[str, Candidate] = {}
         for form in ("fused", "loop") if self.form == "auto" else (self.form,):
-            drafts = tuple(
-                draft(plan, form, self.analysis, self.names, plan.region.label)
-                for plan in chosen.regions
-            )
+            drafts = tuple(self._draft(plan, form) for plan in chosen.regions)
             found = predict(self.analysis, drafts, self.engine)
             if found is None:
                 continue
