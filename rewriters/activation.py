@@ -15,8 +15,12 @@ tables, in `ENGINES`:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import gc
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import cached_property
+from math import prod
 
 import onnx
 import onnx.helper
@@ -29,18 +33,43 @@ from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timelin
 from rewriters.operators import Shape
 from rewriters.shapes import Shapes, infer
 
-__all__ = ["ENGINES", "Engine", "Model", "predict", "profile", "read"]
+__all__ = [
+    "ENGINES",
+    "Engine",
+    "Model",
+    "Reading",
+    "assemble",
+    "bits_of",
+    "predict",
+    "profile",
+    "read",
+    "read_node",
+    "small_values",
+    "uncollected",
+    "weight_names",
+]
 
 # Constants of up to as many elements are read: scales, pads, scalars.
 _SMALL = 16
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Engine:
     """What an engine makes of a graph, and how it holds the tensors."""
 
     target: Target
     lowering: Lowering
+
+    @cached_property
+    def inner(self) -> Engine:
+        """The same for bodies.
+
+        ONNX Runtime's blocked layout is not there, as the weights belong to the graph around.
+        """
+        return Engine(
+            replace(self.target, allocator=Allocator.SUM, counts_outputs=True),
+            replace(self.lowering, block=0, packed={}),
+        )
 
     @property
     def in_place(self) -> frozenset[str]:
@@ -107,6 +136,7 @@ class Model:
         inputs: Graph inputs.
         outputs: Graph outputs.
         bodies: The bodies of a node, by its position.
+        inside: What the model is as a body, per engine, so that it is worked out once.
     """
 
     nodes: tuple[Node, ...]
@@ -114,37 +144,53 @@ class Model:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     bodies: Mapping[int, tuple[Model, ...]] = field(default_factory=dict)
+    inside: dict[Engine, tuple[Lowered, int]] = field(default_factory=dict, repr=False)
 
     def lowered(self, engine: Engine) -> Lowered:
         """Return what the engine runs.
 
         A node with bodies needs the live bytes of the largest while it runs. ONNX Runtime holds
-        what a Loop scans twice, in pieces and put together; and its blocked layout is not there in
-        a body, whose weights belong to the graph around it.
+        what a Loop scans twice, in pieces and put together.
         """
         if not self.bodies:
             return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
-        inner = Engine(
-            replace(engine.target, allocator=Allocator.SUM, counts_outputs=True),
-            replace(engine.lowering, block=0, packed={}),
-        )
         nodes = list(self.nodes)
         for position, found in self.bodies.items():
             node = nodes[position]
-            held = max(body.peak(inner).bytes for body in found)
+            held = max(body.as_body(engine)[1] for body in found)
             body = None
             if node.op_type in ("Loop", "Scan"):
                 if not engine.lowering.compiler:
                     held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
-                run = found[0].lowered(inner)
+                run, _ = found[0].as_body(engine)
                 made = self.tensors.dims.get(node.makes[-1]) or (1,)
                 body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
             nodes[position] = replace(node, workspace=held, body=body)
         return lower(nodes, self.tensors, self.outputs, engine.lowering)
 
+    def as_body(self, engine: Engine) -> tuple[Lowered, int]:
+        """Return what the engine runs where the model is a body, and the peak of that, bytes."""
+        if engine not in self.inside:
+            run = self.lowered(engine.inner)
+            self.inside[engine] = run, self._peak(run, engine.inner).bytes
+        return self.inside[engine]
+
     def peak(self, engine: Engine) -> Peak:
         """Return the predicted peak."""
-        run = self.lowered(engine)
+        return self.peaks([engine])[0]
+
+    def peaks(self, engines: Sequence[Engine]) -> list[Peak]:
+        """Return the predicted peak on each engine."""
+        found = []
+        run, made = None, None
+        for engine in engines:
+            # Bodies are held as the engine's target says.
+            if run is None or self.bodies or engine.lowering is not made:
+                run, made = self.lowered(engine), engine.lowering
+            found.append(self._peak(run, engine))
+        return found
+
+    def _peak(self, run: Lowered, engine: Engine) -> Peak:
         return peak(
             run.steps,
             run.sizes,
@@ -179,12 +225,116 @@ def predict(graph: onnx.GraphProto, shapes: Shapes, engine: str) -> Peak:
     Raises:
         KeyError: No such engine.
     """
-    return read(graph, shapes).peak(ENGINES[engine])
+    with uncollected():
+        return read(graph, shapes).peak(ENGINES[engine])
 
 
 def profile(graph: onnx.GraphProto, shapes: Shapes, engine: str) -> list[tuple[str, int]]:
     """Return (node, live bytes while it runs) in the engine's order. As `predict`."""
-    return read(graph, shapes).profile(ENGINES[engine])
+    with uncollected():
+        return read(graph, shapes).profile(ENGINES[engine])
+
+
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """Keep Python's cyclic garbage collector from running.
+
+    A prediction makes many objects, none of them in a circle, that are all gone at its end: walked
+    time and again meanwhile, they would make it more than linear in the nodes.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A node as it is read, wherever it may stand.
+
+    Attributes:
+        node: The node.
+        inputs: Its own inputs, without what bodies capture.
+        bodies: Its bodies.
+        values: What a small Constant holds.
+    """
+
+    node: Node
+    inputs: int
+    bodies: tuple[Model, ...]
+    values: Mapping[str, tuple[float, ...]]
+
+
+def read_node(
+    node: onnx.NodeProto,
+    shapes: Shapes,
+    known: Mapping[str, onnx.TensorProto],
+    *,
+    opset: int = 17,
+) -> Reading:
+    """Read a node.
+
+    Args:
+        node: The node.
+        shapes: Tensors around it.
+        known: Small constants around it (`small_tensors`); bodies may make sizes of them.
+        opset: Version of the default domain, for the shapes in bodies.
+    """
+    graphs = tuple(bodies(node))
+    reads = tuple(node.input)
+    values: Mapping[str, tuple[float, ...]] = {}
+    if node.op_type == "Constant":
+        values = small_values([a.t for a in node.attribute if a.HasField("t")], node.output[0])
+    domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
+    return Reading(
+        Node(
+            node_label(node),
+            domain + node.op_type,
+            (*reads, *captured(node)) if graphs else reads,
+            tuple(node.output),
+            attributes(node),
+        ),
+        len(reads),
+        tuple(_read_body(body, node, shapes, known, opset) for body in graphs),
+        values,
+    )
+
+
+def assemble(
+    readings: Iterable[Reading],
+    tensors: Tensors,
+    inputs: tuple[str, ...],
+    outputs: tuple[str, ...],
+) -> Model:
+    """Put nodes together; linear in them.
+
+    Args:
+        readings: The nodes, in order.
+        tensors: Their tensors; of constants and their values those of the initializers.
+        inputs: Graph inputs.
+        outputs: Graph outputs.
+    """
+    constants, values, dims = set(tensors.constants), dict(tensors.values), dict(tensors.dims)
+    nodes: list[Node] = []
+    inner: dict[int, tuple[Model, ...]] = {}
+    for reading in readings:
+        node = reading.node
+        if reading.bodies:
+            inner[len(nodes)] = reading.bodies
+            dims.update(_scanned(node, reading.inputs, values, dims))
+        for name in node.reads:
+            if name and name not in constants:
+                break
+        else:
+            constants.update(node.makes)
+        values.update(reading.values)
+        nodes.append(node)
+    return Model(
+        tuple(nodes), Tensors(dims, tensors.bits, constants, values), inputs, outputs, inner
+    )
 
 
 def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
@@ -195,46 +345,25 @@ def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
         shapes: Its tensors, inferred at the sizes in question.
         opset: Version of the default domain, for the shapes in bodies.
     """
-    weights = {tensor.name for tensor in graph.initializer}
-    weights |= {sparse.values.name for sparse in graph.sparse_initializer}
-    constants = set(weights)
-    values = dict(_values(graph.initializer))
-    known = {tensor.name: tensor for tensor in graph.initializer if tensor.name in values}
-    nodes: list[Node] = []
-    inner: dict[int, tuple[Model, ...]] = {}
-    dims = dict(shapes.dims)
-    for node in graph.node:
-        if graphs := tuple(bodies(node)):
-            inner[len(nodes)] = tuple(
-                _read_body(body, node, shapes, known, opset) for body in graphs
-            )
-            dims.update(_scanned(node, values, dims))
-        reads = (*node.input, *captured(node))
-        domain = "" if node.domain in ("", "ai.onnx") else f"{node.domain}:"
-        if all(name in constants for name in reads if name):
-            constants.update(node.output)
-        if node.op_type == "Constant":
-            for each in [a.t for a in node.attribute if a.HasField("t")]:
-                values.update(_values([each], node.output[0]))
-                if node.output[0] in values:
-                    known[node.output[0]] = each
-        nodes.append(
-            Node(
-                node_label(node),
-                domain + node.op_type,
-                reads,
-                tuple(node.output),
-                attributes(node),
-            )
-        )
-    bits = {name: found for name in shapes.elements if (found := shapes.bits(name)) is not None}
-    return Model(
-        tuple(nodes),
-        Tensors(dims, bits, constants, values),
+    weights, known = weight_names(graph), small_tensors(graph)
+    return assemble(
+        [read_node(node, shapes, known, opset=opset) for node in graph.node],
+        Tensors(shapes.dims, bits_of(shapes), weights, small_values(graph.initializer)),
         tuple(value.name for value in graph.input if value.name not in weights),
         tuple(value.name for value in graph.output),
-        inner,
     )
+
+
+def weight_names(graph: onnx.GraphProto) -> set[str]:
+    """Return the names of a graph's initializers."""
+    names = {tensor.name for tensor in graph.initializer}
+    return names | {sparse.values.name for sparse in graph.sparse_initializer}
+
+
+def bits_of(shapes: Shapes) -> dict[str, int]:
+    """Return the bits of an element of every tensor, as far as they are known."""
+    found = ((name, shapes.bits(name)) for name in shapes.elements)
+    return {name: bits for name, bits in found if bits is not None}
 
 
 def _read_body(
@@ -263,26 +392,37 @@ def _read_body(
 
 
 def _scanned(
-    node: onnx.NodeProto, values: Mapping[str, tuple[float, ...]], dims: Mapping[str, Shape]
+    node: Node, inputs: int, values: Mapping[str, tuple[float, ...]], dims: Mapping[str, Shape]
 ) -> dict[str, Shape]:
     """Return the shapes of what a Loop scans, which inference leaves open along the iterations."""
-    trips = values.get(node.input[0], ()) if node.op_type == "Loop" else ()
-    scanned = node.output[len(node.input) - 2 :] if trips else ()
+    trips = values.get(node.reads[0], ()) if node.op_type == "Loop" else ()
+    scanned = node.makes[inputs - 2 :] if trips else ()
     return {name: (int(trips[0]), *dims[name][1:]) for name in scanned if dims.get(name)}
 
 
-def _values(
+def small_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
+    """Return small constants of a graph, by name, Constant nodes included."""
+    known = {tensor.name: tensor for tensor in graph.initializer if _is_small(tensor)}
+    for node in graph.node:
+        if node.op_type == "Constant":
+            found = (a.t for a in node.attribute if a.HasField("t") and _is_small(a.t))
+            known.update((node.output[0], tensor) for tensor in found)
+    return known
+
+
+def _is_small(tensor: onnx.TensorProto) -> bool:
+    if is_external(tensor) or tensor.data_type == onnx.TensorProto.STRING:
+        return False
+    return prod(tensor.dims) <= _SMALL
+
+
+def small_values(
     tensors: Iterable[onnx.TensorProto], name: str = ""
-) -> Iterable[tuple[str, tuple[float, ...]]]:
-    """Yield the values of small numeric tensors."""
+) -> dict[str, tuple[float, ...]]:
+    """Return the values of small numeric tensors, by name or under one that is given."""
+    values = {}
     for tensor in tensors:
-        size = 1
-        for dim in tensor.dims:
-            size *= dim
-        if (
-            size <= _SMALL
-            and not is_external(tensor)
-            and tensor.data_type != onnx.TensorProto.STRING
-        ):
+        if _is_small(tensor):
             array = onnx.numpy_helper.to_array(tensor).reshape(-1)
-            yield name or tensor.name, tuple(float(value) for value in array)
+            values[name or tensor.name] = tuple(float(value) for value in array)
+    return values

@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
+from weakref import WeakKeyDictionary
 
 import onnx
 import onnx.version_converter
 
-from rewriters.activation import predict, profile
+from rewriters.activation import (
+    ENGINES,
+    Model,
+    Reading,
+    assemble,
+    bits_of,
+    read_node,
+    small_tensors,
+    small_values,
+    uncollected,
+    weight_names,
+)
 from rewriters.constants import Constants
 from rewriters.errors import OptionError
+from rewriters.external_data import BITS
 from rewriters.fragment import Fragment, sorted_by
 from rewriters.graph import Index, captured, check, index, node_label, opset_of
 from rewriters.locality import Facts
+from rewriters.lowering import Tensors
 from rewriters.memory import Peak, Step, peak
+from rewriters.operators import Shape
 from rewriters.regions import candidates
 from rewriters.shapes import Shapes, fix_shapes, infer, nominal_shapes
 from rewriters.work import node_work
 
 __all__ = ["Analysis", "analyse", "upgrade"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A fragment as it is read: its nodes, its tensors, its constants and their values."""
+
+    readings: Sequence[Reading]
+    dims: Mapping[str, Shape]
+    bits: Mapping[str, int | None]
+    constants: AbstractSet[str]
+    values: Mapping[str, tuple[float, ...]]
 
 
 @dataclass(frozen=True)
@@ -65,31 +92,83 @@ class Analysis:
         """The most bytes alive over the file's order, inputs and outputs included."""
         return peak(self.steps, self.bytes, inputs=self.inputs, outputs=self.index.outputs)
 
-    def graph(self, order: Sequence[int | Fragment]) -> tuple[onnx.GraphProto, Shapes]:
-        """Return an arrangement of the graph with its shapes, without its weights.
+    @cached_property
+    def _tensors(self) -> Tensors:
+        """The tensors, of constants the weights."""
+        graph = self.slim.graph
+        values = small_values(graph.initializer)
+        return Tensors(self.sizing.dims, bits_of(self.sizing), weight_names(graph), values)
+
+    @cached_property
+    def _readings(self) -> list[Reading]:
+        return [read_node(node, self.sizing, self._known) for node in self.slim.graph.node]
+
+    @cached_property
+    def _known(self) -> Mapping[str, onnx.TensorProto]:
+        return small_tensors(self.slim.graph)
+
+    @cached_property
+    def _parts(self) -> WeakKeyDictionary[Fragment, _Part]:
+        return WeakKeyDictionary()
+
+    @cached_property
+    def _peaks(self) -> dict[tuple[int | Fragment, ...], dict[str, Peak]]:
+        """Predictions so far, per arrangement and engine: searches come back to the same ones."""
+        return {}
+
+    def _part(self, fragment: Fragment) -> _Part:
+        """Return a fragment as it is read, whatever else is in the graph."""
+        if fragment not in self._parts:
+            nodes, constants = fragment.export()
+            dims = {name: shape for name, (shape, _) in fragment.shapes.items()}
+            elements = {name: kind for name, (_, kind) in fragment.shapes.items()}
+            bits = {name: BITS.get(kind) for name, kind in elements.items()}
+            outer = [name for name in fragment.reads if name in self.sizing.dims]
+            around = Shapes(
+                {**{name: self.sizing.dims[name] for name in outer}, **dims},
+                {**{name: self.sizing.elements.get(name, 0) for name in outer}, **elements},
+            )
+            self._parts[fragment] = _Part(
+                [read_node(node, around, {**self._known, **constants}) for node in nodes],
+                dims,
+                bits,
+                constants.keys(),
+                small_values(constants.values()),
+            )
+        return self._parts[fragment]
+
+    def model(self, order: Iterable[int | Fragment]) -> Model:
+        """Return an arrangement of the graph as predictions read it.
 
         Args:
             order: Nodes by position, and fragments.
         """
-        graph = onnx.GraphProto()
-        slim = self.slim.graph
-        graph.input.extend(slim.input)
-        graph.output.extend(slim.output)
-        graph.initializer.extend(slim.initializer)
-        graph.sparse_initializer.extend(slim.sparse_initializer)
-        dims, elements = dict(self.sizing.dims), dict(self.sizing.elements)
-        constants: dict[str, onnx.TensorProto] = {}
+        known = self._tensors
+        dims, bits, values = dict(known.dims), dict(known.bits), dict(known.values)
+        constants = set(known.constants)
+        readings: list[Reading] = []
         for item in order:
             if isinstance(item, Fragment):
-                nodes, used = item.export()
-                graph.node.extend(nodes)
-                constants.update(used)
-                for name, (shape, kind) in item.shapes.items():
-                    dims[name], elements[name] = shape, kind
+                part = self._part(item)
+                readings += part.readings
+                dims.update(part.dims)
+                for name, size in part.bits.items():
+                    if size is not None:
+                        bits[name] = size
+                    else:
+                        bits.pop(name, None)
+                constants |= part.constants
+                values.update(part.values)
             else:
-                graph.node.append(slim.node[item])
-        graph.initializer.extend(constants.values())
-        return graph, Shapes(dims, elements)
+                readings.append(self._readings[item])
+        outputs = tuple(value.name for value in self.slim.graph.output)
+        inputs = (value.name for value in self.slim.graph.input)
+        return assemble(
+            readings,
+            Tensors(dims, bits, constants, values),
+            tuple(name for name in inputs if name not in constants),
+            outputs,
+        )
 
     def run(self, engine: str) -> tuple[list[int], dict[int, int]]:
         """Return the order in which an engine runs the nodes, and what is alive meanwhile.
@@ -105,7 +184,9 @@ class Analysis:
         labels = {node_label(node): at for at, node in enumerate(nodes)}
         alive: dict[int, int] = {}
         turn: dict[int, int] = {}
-        for number, (label, size) in enumerate(profile(*self.graph(range(len(nodes))), engine)):
+        with uncollected():
+            steps = self.model(range(len(nodes))).profile(ENGINES[engine])
+        for number, (label, size) in enumerate(steps):
             at = labels.get(label)
             if at is None:
                 # A step that an engine adds is called after the tensor it copies.
@@ -130,8 +211,20 @@ class Analysis:
             order: An arrangement of the graph, None for the graph as it is.
             engine: A key of `rewriters.activation.ENGINES`.
         """
-        nodes = range(len(self.slim.graph.node)) if order is None else order
-        return predict(*self.graph(nodes), engine)
+        return self.predict_all(order, [engine])[0]
+
+    def predict_all(
+        self, order: Sequence[int | Fragment] | None, engines: Sequence[str]
+    ) -> list[Peak]:
+        """Return the predicted peak on each engine, as `predict`."""
+        key = tuple(range(len(self.slim.graph.node)) if order is None else order)
+        known = self._peaks.setdefault(key, {})
+        new = [engine for engine in engines if engine not in known]
+        if new:
+            with uncollected():
+                found = self.model(key).peaks([ENGINES[engine] for engine in new])
+            known.update(zip(new, found, strict=True))
+        return [known[engine] for engine in engines]
 
 
 def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:

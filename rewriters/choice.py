@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 
 from rewriters.analysis import Analysis
@@ -16,7 +16,7 @@ from rewriters.locality import find_locality
 from rewriters.operators import RowLocal
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
-from rewriters.search import Limits, Plan, Space, spaces
+from rewriters.search import Limits, Plan, Space, Stage, spaces
 
 __all__ = ["Candidates", "Chosen", "candidates_of", "row_local"]
 
@@ -52,6 +52,7 @@ class Candidates:
         reasons: Why other nodes are not.
         spaces: The stages of each order of the nodes.
         refused: Regions that turned out not to be provable.
+        proven: Regions that were asked for so far.
     """
 
     analysis: Analysis
@@ -59,6 +60,7 @@ class Candidates:
     reasons: Mapping[int, str]
     spaces: Sequence[Space]
     refused: list[Refusal]
+    proven: dict[Stage, RegionPlan | Refusal] = field(default_factory=dict)
 
     @property
     def plain_peak(self) -> int:
@@ -93,7 +95,11 @@ class Candidates:
                 return None
             regions = []
             for stage, span in zip(plan.stages, plan.spans, strict=True):
-                made = self._prove(stage.nodes, stage.wanted, stage.splits, labels)
+                if stage not in self.proven:
+                    self.proven[stage] = self._prove(
+                        stage.nodes, stage.wanted, stage.splits, labels
+                    )
+                made = self.proven[stage]
                 if isinstance(made, Refusal):
                     logger.debug("region %s: %s", made.node, made.reason)
                     self.refused.append(made)

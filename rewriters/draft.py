@@ -15,7 +15,7 @@ from rewriters.fragment import Fragment, NameScheme, arrange, fold
 from rewriters.memory import Peak, Step, peak
 from rewriters.planner import RegionPlan, plan_region
 
-__all__ = ["Draft", "draft", "ordered", "predict"]
+__all__ = ["Draft", "draft", "ordered", "predict", "predict_all"]
 
 
 @dataclass(frozen=True)
@@ -152,5 +152,16 @@ def predict(
         engine: A key of `rewriters.activation.ENGINES`.
         turns: When each node is wanted to run, by position; None for the order of the file.
     """
+    found = predict_all(analysis, drafts, [engine], turns)
+    return found[0] if found else None
+
+
+def predict_all(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    engines: Sequence[str],
+    turns: Sequence[int] | None = None,
+) -> list[Peak]:
+    """Return the predicted peak on each engine, none if sizes are unknown. As `predict`."""
     order = ordered(analysis, drafts, turns, sized=True)
-    return None if order is None else analysis.predict(order, engine)
+    return [] if order is None else analysis.predict_all(order, engines)

@@ -23,7 +23,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewriters.external_data import BITS
-from rewriters.graph import Index, captured
+from rewriters.graph import Index
 
 __all__ = [
     "Fragment",
@@ -63,7 +63,7 @@ class NameScheme:
         return f"{self.tag}/{array.dtype}/{'scalar/' if array.ndim == 0 else ''}{values}"
 
 
-@dataclass
+@dataclass(eq=False)
 class Fragment:
     """A growing graph of new nodes. Every method adds one node and returns its output.
 
@@ -89,6 +89,7 @@ class Fragment:
     _bodies: dict[int, tuple[onnx.GraphProto, Fragment]] = field(default_factory=dict)
     _inner: dict[str, onnx.TensorProto] = field(default_factory=dict)
     _exported: tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]] | None = None
+    _reads: frozenset[str] = frozenset()
 
     def outer(self, name: str) -> gs.Variable:
         """Return a tensor of the surrounding graph, the same object every time it is asked for."""
@@ -112,6 +113,8 @@ class Fragment:
     @property
     def reads(self) -> frozenset[str]:
         """Tensors of the surrounding graph that the fragment reads."""
+        if self._exported is not None:
+            return self._reads
         own = frozenset(tensor.name for node in self._nodes for tensor in node.inputs)
         return own.union(*(body.reads for _, body in self._bodies.values()))
 
@@ -336,7 +339,12 @@ class Fragment:
     def export(self) -> tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]]:
         """Return the nodes in order, and the constants they read by name; the fragment is whole."""
         if self._exported is None:
+            self._reads = self.reads
             self._exported = self._export()
+            # graphsurgeon's nodes and tensors hold each other, so that only the garbage collector
+            # frees them: kept, they would make each of its walks longer.
+            for held in (self._nodes, self._outer, self._constants, self._originals, self._bodies):
+                held.clear()
         return self._exported
 
     def _export(self) -> tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]]:
@@ -425,8 +433,7 @@ def _sorted(
     def ends(item: int | Fragment) -> tuple[Iterable[str], Iterable[str]]:
         if isinstance(item, Fragment):
             return item.reads, item.makes
-        node = index.graph.node[item]
-        return (*node.input, *captured(node)), node.output
+        return index.ends[item]
 
     keys = list(items)
     maker = {name: at for at, key in enumerate(keys) for name in ends(items[key])[1] if name}

@@ -199,6 +199,11 @@ class Index:
     constants: frozenset[str]
 
     @cached_property
+    def ends(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
+        """What each node reads, bodies included, and makes."""
+        return [((*n.input, *captured(n)), tuple(n.output)) for n in self.graph.node]
+
+    @cached_property
     def names(self) -> frozenset[str]:
         """Every tensor and node name in the graph and its bodies."""
         found: set[str] = set()

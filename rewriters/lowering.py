@@ -24,7 +24,7 @@ from itertools import accumulate
 from math import prod
 from typing import Any
 
-from rewriters.memory import VIEWS, Body, Step, execution_order
+from rewriters.memory import VIEWS, Body, Step, walk
 from rewriters.operators import Record, Shape, read_convolution
 
 __all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "lower"]
@@ -75,9 +75,9 @@ class Tensors:
     def bytes(self, name: str) -> int | None:
         """Return a tensor's size, None if it is unknown."""
         dims, bits = self.dims.get(name), self.bits.get(name)
-        if dims is None or bits is None or any(size is None for size in dims):
+        if dims is None or bits is None or None in dims:
             return None
-        return (prod(size or 0 for size in dims) * bits + 7) // 8
+        return (prod(dims) * bits + 7) // 8  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -203,21 +203,21 @@ class _Graph:
         self._constants = set(tensors.constants)
         self._outputs = set(outputs)
         self._renamed: dict[str, str] = {}
-        self._index()
 
     def _index(self) -> None:
+        """Find who makes and who reads every tensor; nobody asks who reads a constant."""
         self._maker: dict[str, int] = {}
         self._users: dict[str, list[int]] = {}
+        constants, users = self._constants, self._users
         for position, node in self._present():
             for name in node.makes:
                 self._maker[name] = position
             for name in node.reads:
-                self._users.setdefault(name, []).append(position)
+                if name not in constants:
+                    users.setdefault(name, []).append(position)
 
     def _present(self) -> Iterator[tuple[int, Node]]:
-        for position, node in enumerate(self._nodes):
-            if node is not None:
-                yield position, node
+        return ((position, node) for position, node in enumerate(self._nodes) if node is not None)
 
     def _uses(self, name: str) -> int:
         return len(self._users.get(name, ())) + (name in self._outputs)
@@ -243,20 +243,24 @@ class _Graph:
         """Write a node in another's place; what it makes and reads is indexed anew."""
         old = self._nodes[position]
         if old is not None:
-            for name in old.reads:
-                self._users[name].remove(position)
+            self._forget(position, old)
         self._nodes[position] = node
         for name in node.reads:
-            self._users.setdefault(name, []).append(position)
+            if name not in self._constants:
+                self._users.setdefault(name, []).append(position)
         for name in node.makes:
             self._maker[name] = position
 
     def _remove(self, position: int) -> None:
         node = self._nodes[position]
         assert node is not None
-        for name in node.reads:
-            self._users[name].remove(position)
+        self._forget(position, node)
         self._nodes[position] = None
+
+    def _forget(self, position: int, node: Node) -> None:
+        for name in node.reads:
+            if name not in self._constants:
+                self._users[name].remove(position)
 
     def _append(self, node: Node) -> int:
         self._nodes.append(None)
@@ -456,8 +460,9 @@ class _Graph:
 
     def _in_order(self) -> list[int]:
         """Return positions in the order the engine would run the graph as it stands."""
-        steps = [Step(str(n), node.op_type, node.reads, node.makes) for n, node in self._present()]
-        return [int(step.label) for step in execution_order(steps, depth_first=True)]
+        present = list(self._present())
+        order = walk([node.reads for _, node in present], [node.makes for _, node in present])
+        return [present[at][0] for at in order]
 
     def _is_bias(self, node: Node, product: Node) -> bool:
         others = [name for name in node.reads if name != product.makes[0]]
@@ -904,7 +909,7 @@ class _Graph:
             makes = tuple(name for name in node.makes if name)
             steps.append(Step(node.label, node.op_type, node.reads, makes, workspace, node.body))
             for name in (*node.reads, *makes):
-                if name and name not in self._constants and name not in sizes:
+                if name and name not in sizes and name not in self._constants:
                     sizes[name] = known.bytes(name)
                     shapes[name] = (self._dims.get(name), self._bits.get(name))
             operand = lowering.packed.get(node.op_type)

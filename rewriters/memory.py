@@ -24,6 +24,8 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
+from itertools import chain
+from typing import TypeAlias
 
 __all__ = [
     "IDEAL",
@@ -36,6 +38,7 @@ __all__ = [
     "execution_order",
     "peak",
     "timeline",
+    "walk",
 ]
 
 # Operators whose output shares its first input's bytes on every runtime in view.
@@ -200,20 +203,32 @@ def execution_order(steps: Sequence[Step], *, depth_first: bool) -> list[Step]:
     """
     if not depth_first:
         return list(steps)
-    maker = {name: number for number, step in enumerate(steps) for name in step.makes}
-    needs = [sorted({maker[name] for name in step.reads if name in maker}) for step in steps]
-    needed = {number for each in needs for number in each}
-    stack = [number for number in range(len(steps)) if number not in needed]
-    entered = [False] * len(steps)
+    order = walk([step.reads for step in steps], [step.makes for step in steps])
+    return [steps[number] for number in order]
+
+
+def walk(reads: Sequence[Sequence[str]], makes: Sequence[Sequence[str]]) -> list[int]:
+    """Return the numbers of steps in their order depth first, as `execution_order`."""
+    maker = {name: number for number, names in enumerate(makes) for name in names}
+    needs: list[Sequence[int]] = []
+    needed: set[int] = set()
+    for names in reads:
+        found = {maker[name] for name in names if name in maker}
+        needed |= found
+        needs.append(sorted(found) if len(found) > 1 else tuple(found))
+    stack = [number for number in range(len(reads)) if number not in needed]
+    entered = [False] * len(reads)
     result = []
     while stack:
         number = stack.pop()
         if number < 0:
-            result.append(steps[~number])
+            result.append(~number)
         elif not entered[number]:
             entered[number] = True
             stack.append(~number)
-            stack.extend(n for n in needs[number] if not entered[n])
+            for need in needs[number]:
+                if not entered[need]:
+                    stack.append(need)
     return result
 
 
@@ -238,6 +253,8 @@ class _Run:
         self._shapes = shapes
         self._counted_inputs = inputs if target.counts_inputs else ()
         self._outputs = set(outputs)
+        # What bodies run, by the identity of the body: the steps hold them.
+        self._inner: dict[int, _Run] = {}
         self.unknown = 0
         self._assign(inputs)
 
@@ -252,7 +269,7 @@ class _Run:
         """Give every tensor its buffer, and every buffer its first and last step."""
         target, sizes = self._target, self._sizes
         # A tensor is held once by each reader, by the step that makes it, and by the caller.
-        held = Counter(name for step in self.steps for name in (*step.reads, *step.makes))
+        held = Counter(chain.from_iterable((*step.reads, *step.makes) for step in self.steps))
         held.update(inputs)
         held.update(self._outputs)
         owner: dict[str, str] = {}
@@ -277,13 +294,13 @@ class _Run:
                 else:
                     owner[name] = taken
                     held[taken] += held[name]
-            for name in (*step.reads, *step.makes):
+            for name in chain(step.reads, step.makes):
                 root = owner.get(name, name)
                 if root not in known:
                     continue
                 last[root] = number
                 held[root] -= 1
-                if not held[root] and root not in caller and target.reuse:
+                if target.reuse and not held[root] and root not in caller:
                     free.setdefault(self._shape(root), []).append(root)
         # A view of an output, and an output that is a view, are the output's bytes.
         for name in self._outputs:
@@ -294,6 +311,8 @@ class _Run:
         for name, number in last.items():
             if number < len(self.steps):
                 self._ends[number].append(name)
+        # Bytes of every buffer, rounded up.
+        self._bytes = {name: self._size(name) for names in begins for name in names}
 
     def _over(
         self,
@@ -327,18 +346,17 @@ class _Run:
 
     def live(self) -> list[tuple[str, int]]:
         """Return the live bytes at every step."""
-        alive = sum(self._size(n) for n in dict.fromkeys(self._counted_inputs))
-        held = set(self._counted_inputs)
+        held = {name: self._size(name) for name in self._counted_inputs}
+        alive = sum(held.values())
         result = []
         for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
             for name in begins:
                 if self._counts(name):
-                    held.add(name)
-                    alive += self._size(name)
+                    held[name] = self._bytes[name]
+                    alive += held[name]
             result.append((step.label, alive + step.workspace))
             for name in ends:
-                if name in held:
-                    alive -= self._size(name)
+                alive -= held.get(name, 0)
         return result
 
     def highest(self) -> tuple[int, str, tuple[tuple[str, int], ...]]:
@@ -386,8 +404,8 @@ class _Run:
 
         for begins, ends in zip(self._begins, self._ends, strict=True):
             for name in begins:
-                if name not in self._outputs and self._size(name):
-                    place(name, self._size(name))
+                if name not in self._outputs and self._bytes[name]:
+                    place(name, self._bytes[name])
             for name in ends:
                 take(name)
         return top
@@ -400,41 +418,41 @@ class _Run:
         return arena.peak
 
     @cached_property
+    def _block(self) -> int:
+        return self.block() if self._target.pattern else 0
+
+    @cached_property
     def _in_block(self) -> frozenset[str]:
         return frozenset(name for begins in self._begins for name in begins) - self._outputs
 
-    def _run_again(self, arena: _Arena, *, keep: bool = False) -> list[Hashable]:
+    def _run_again(self, arena: _Arena, *, keep: bool = False) -> list[_Chunk]:
         """Run once more; the block is there now, if the target has one."""
-        block = self.block() if self._target.pattern else 0
-        if not block:
+        if not self._block:
             return self._run_in(arena, frozenset(), keep=keep)
-        name = object()
-        arena.take(name, block)
+        block = arena.take(self._block)
         kept = self._run_in(arena, self._in_block, keep=keep)
-        arena.give(name)
+        arena.give(block)
         return kept
 
     def _run_in(
         self, arena: _Arena, elsewhere: Collection[str], *, keep: bool = False
-    ) -> list[Hashable]:
+    ) -> list[_Chunk]:
         """Run once; tensors ``elsewhere`` are not the arena's.
 
         Returns:
             What is still taken: the outputs, if they are to be kept.
         """
-        held: dict[str, Hashable] = {}
+        held: dict[str, _Chunk] = {}
+        sizes = self._bytes
         for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
-            pieces = self._iterate(arena, step.body) if step.body is not None else []
+            pieces = self._iterate(arena, step.body) if step.body is not None else ()
             for name in begins:
-                if name not in elsewhere and self._size(name):
-                    held[name] = object()
-                    arena.take(held[name], self._size(name))
+                if sizes[name] and name not in elsewhere:
+                    held[name] = arena.take(sizes[name])
             for piece in pieces:
                 arena.give(piece)
             if step.workspace and step.body is None:
-                scratch = object()
-                arena.take(scratch, step.workspace)
-                arena.give(scratch)
+                arena.give(arena.take(step.workspace))
             for name in ends:
                 if name in held:
                     arena.give(held.pop(name))
@@ -443,13 +461,20 @@ class _Run:
             arena.give(chunk)
         return kept
 
-    def _iterate(self, arena: _Arena, body: Body) -> list[Hashable]:
+    def _iterate(self, arena: _Arena, body: Body) -> list[_Chunk]:
         """Run a body as often as it runs; return its outputs, which are taken still."""
-        run = _Run(body.steps, body.sizes, (), body.outputs, self._target, body.shapes)
+        run = self._inner.get(id(body))
+        if run is None:
+            run = _Run(body.steps, body.sizes, (), body.outputs, self._target, body.shapes)
+            self._inner[id(body)] = run
         pieces = run._run_in(arena, frozenset(), keep=True)
         for _ in range(1, body.trips):
             pieces += run._run_again(arena, keep=True)
         return pieces
+
+
+# A chunk that is taken: where it begins, and its bytes.
+_Chunk: TypeAlias = tuple[int, int]
 
 
 class _Arena:
@@ -471,7 +496,6 @@ class _Arena:
         self._free: list[tuple[int, ...]] = []
         self._free_at: dict[int, int] = {}
         self._free_end: dict[int, int] = {}
-        self._taken: dict[Hashable, tuple[int, int]] = {}
 
     def _insert(self, begin: int, size: int) -> None:
         insort(self._free, (size, begin))
@@ -484,7 +508,7 @@ class _Arena:
         del self._free[bisect_left(self._free, (size, begin))]
         return size
 
-    def take(self, name: Hashable, size: int) -> None:
+    def take(self, size: int) -> _Chunk:
         """Allocate."""
         size = -(-size // self._GRANULE) * self._GRANULE
         found = bisect_left(self._free, (size,))
@@ -499,18 +523,25 @@ class _Arena:
             if not grown:
                 self._next_region *= 2
             found = bisect_left(self._free, (size,))
-        chunk, begin = self._free[found]
-        self._remove(begin)
+        chunk, begin = self._free.pop(found)
+        del self._free_at[begin]
         if chunk >= 2 * size or chunk - size >= self._MOST_WASTE:
-            self._insert(begin + size, chunk - size)
+            # What is left ends where the chunk ended.
+            left = chunk - size
+            insort(self._free, (left, begin + size))
+            self._free_at[begin + size] = left
+            self._free_end[begin + chunk] = begin + size
             chunk = size
-        self._taken[name] = (begin, chunk)
+        else:
+            del self._free_end[begin + chunk]
         self._in_use += chunk
-        self.peak = max(self.peak, self._in_use)
+        if self._in_use > self.peak:
+            self.peak = self._in_use
+        return begin, chunk
 
-    def give(self, name: Hashable) -> None:
+    def give(self, chunk: _Chunk) -> None:
         """Free; neighbours that are free too become one chunk."""
-        begin, size = self._taken.pop(name)
+        begin, size = chunk
         self._in_use -= size
         if begin + size in self._free_at:
             size += self._remove(begin + size)

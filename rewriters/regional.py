@@ -242,6 +242,16 @@ class _Search:
         self.turns: dict[str, list[int] | None] = {}
         self.known: dict[Hashable, _Taken | None] = {}
         self.names = NameScheme.avoiding(self.analysis.index.names)
+        self.drafts: dict[tuple[Any, ...], Draft] = {}
+
+    def _draft(self, plan: RegionPlan, form: str) -> Draft:
+        """Emit a region; plans for budgets near each other share most of theirs."""
+        region = plan.region
+        outputs = tuple(edge.name for edge in region.outputs)
+        key = region.nodes, outputs, plan.splits, plan.tiling, form
+        if key not in self.drafts:
+            self.drafts[key] = draft(plan, form, self.analysis, self.names, region.label)
+        return self.drafts[key]
 
     def least(self, limits: Limits, *, always: bool, budget: float = inf) -> _Taken | None:
         """Weigh the best few plans the search has; return the one of least peak on the engine.
@@ -279,10 +289,9 @@ class _Search:
         forms: dict[str, tuple[Draft, ...]] = {}
         figures: dict[str, Candidate] = {}
         for form in self.forms:
-            drafts = tuple(
-                draft(plan, form, self.analysis, self.names, plan.region.label)
-                for plan in chosen.regions
-            )
+            if form == "loop" and budget < inf and any(each.fits for each in figures.values()):
+                continue  # it takes more time
+            drafts = tuple(self._draft(plan, form) for plan in chosen.regions)
             if form == "shrinking" and figures and not any(d.plan.shrinking for d in drafts):
                 continue
             found = predict(self.analysis, drafts, self.engine)

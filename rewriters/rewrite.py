@@ -19,12 +19,13 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count as count_from
 from math import inf
+from operator import is_
 from typing import Any
 
 import onnx
 
 from rewriters.analysis import Analysis, analyse, upgrade
-from rewriters.draft import Draft, ordered, predict
+from rewriters.draft import Draft, ordered, predict, predict_all
 from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import drop_unused_value_info, splice
 from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
@@ -404,7 +405,9 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     if options.shapes or options.ranges:
         _declare_outputs(model, analysis.facts.shapes)
     engine = TARGETS[options.target]
-    before = analysis.predict(None, engine)
+    # ONNX Runtime's default session options are shown beside those that are recommended.
+    engines = [engine] if options.target != "onnxruntime" else [engine, "onnxruntime"]
+    before, *usual_before = analysis.predict_all(None, engines)
     labels = node_labels(model.graph)
     sizes = _sizes(analysis, labels)
     unchanged = Outcome(model, (), (), engine, before, before, {}, analysis.assumed, sizes, already)
@@ -418,17 +421,17 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     unchanged = replace(unchanged, refused=refused, weighed=decided.weighed)
     if not decided.drafts or order is None:
         return unchanged
-    after = predict(analysis, decided.drafts, engine, turns)
-    by_form = {
-        form: found.bytes
-        for form, drafts in decided.forms.items()
-        if (found := predict(analysis, drafts, engine, turns)) is not None
-    }
+    found_after = predict_all(analysis, decided.drafts, engines, turns)
+    after = found_after[0] if found_after else None
+    by_form = {}
+    for form, drafts in decided.forms.items():
+        same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
+        found = after if same else predict(analysis, drafts, engine, turns)
+        if found is not None:
+            by_form[form] = found.bytes
     defaults = None
-    if options.target == "onnxruntime":
-        usual = predict(analysis, decided.drafts, "onnxruntime", turns)
-        if usual is not None:
-            defaults = analysis.predict(None, "onnxruntime").bytes, usual.bytes
+    if usual_before and found_after:
+        defaults = usual_before[0].bytes, found_after[1].bytes
     report("splicing", 0, 1)
     done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
     plan = plan_data(

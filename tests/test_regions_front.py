@@ -20,6 +20,7 @@ from rewriters.planner import read_plan
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from tests.regions_by_hand import tile_all
 from tests.small_models import (
+    Array,
     assert_same,
     chain,
     copy_of,
@@ -369,13 +370,14 @@ def test_what_is_pooled_whole_is_made_again_for_its_later_users() -> None:
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
 def test_no_region_begins_between_a_conv_and_its_batch_normalization(share: float) -> None:
     """Engines fold the two into one, which rounds otherwise than one after the other."""
-    nodes, weights, x = [], {}, "x"
+    nodes, x = [], "x"
+    weights: dict[str, Array] = {}
     for k, (a, b) in enumerate(pairwise([2, 16, 2, 16, 2])):
         y = "y" if k == 3 else f"b{k}"
         nodes.append(node("Conv", f"{x} w{k}", f"c{k}", name=f"conv{k}", pads=[1] * 4))
         nodes.append(node("BatchNormalization", f"c{k} s{k} o{k} o{k} s{k}", y, name=f"norm{k}"))
         weights[f"w{k}"] = noise(b, a, 3, 3, seed=k) / 8
-        weights[f"s{k}"] = abs(noise(b, seed=10 + k)) + 0.5
+        weights[f"s{k}"] = np.abs(noise(b, seed=10 + k)) + np.float32(0.5)
         weights[f"o{k}"] = noise(b, seed=20 + k)
         x = y
     made = model(nodes, {"x": DIMS}, {"y": (None,) * 4}, weights)
