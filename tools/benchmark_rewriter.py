@@ -4,6 +4,9 @@
     convs    graphs of 250 to 4,000 Convs, all cut: seconds (of the processor, so that neighbours
              on the machine count less) per emitted node, which must not grow
     weights  a graph of 1,000 nodes with 3 GB of external weights: peak resident memory
+    search   networks of 300 and of 3,000 nodes (`tools.deep_models`), regions found for eight
+             patches, for half the memory, and for a budget that nothing keeps: the slowest of the
+             three, seconds of the processor
 
 Run as ``python -m tools.benchmark_rewriter``; exits 1 if a bound is missed.
 """
@@ -18,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -27,12 +31,14 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
+from rewriters.errors import BudgetError
 from rewriters.external_data import copy_external
 from rewriters.graph import Loaded, load
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, rewrite_model
+from tools.deep_models import KINDS, make
 
-__all__ = ["main"]
+__all__ = ["MAX_SEARCH", "main", "search"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -40,6 +46,8 @@ MAX_SECONDS = 5.0
 # Twice the sizes may cost this much more per node before the time counts as not linear.
 MAX_GROWTH = 1.5
 MAX_MEGABYTES = 300.0
+# Nodes of a network, and seconds of the processor that its regions may take to find.
+MAX_SEARCH = {300: 5.0, 3000: 30.0}
 
 CONV_COUNTS = (250, 500, 1000, 2000, 4000)
 WEIGHT_BYTES = 3 * 10**9
@@ -164,10 +172,43 @@ def _measure_weights(form: str, count: int, folder: Path) -> Figures:
     }
 
 
+def search(kind: str, count: int) -> Figures:
+    """Return what it takes to find regions in a network of about so many nodes.
+
+    Args:
+        kind: A key of `tools.deep_models.KINDS`.
+        count: Nodes.
+
+    Returns:
+        Nodes, and seconds of the processor per task: ``splits``, ``half`` the peak as a budget, and
+        a fiftieth, which nothing keeps (``none``). A budget is found infeasible in good time, too.
+    """
+    whole = rewrite_model(Loaded(make(kind, count), None), Options(splits=1)).before.bytes
+    tasks = {
+        "splits": Options(splits=8),
+        "half": Options(memory_budget=whole // 2),
+        "none": Options(memory_budget=whole // 50),
+    }
+    figures: Figures = {}
+    for name, options in tasks.items():
+        loaded = Loaded(make(kind, count), None)
+        figures["nodes"] = len(loaded.model.graph.node)
+        start = time.process_time()
+        with suppress(BudgetError):
+            rewrite_model(loaded, options)
+        figures[name] = time.process_time() - start
+    return figures
+
+
+def _measure_search(form: str, count: int, folder: Path) -> Figures:
+    return search(form, count)
+
+
 MEASUREMENTS: Mapping[str, Callable[[str, int, Path], Figures]] = {
     "nodes": _measure_nodes,
     "convs": _measure_convs,
     "weights": _measure_weights,
+    "search": _measure_search,
 }
 
 
@@ -213,13 +254,20 @@ def _report() -> bool:
         figure = f"{found['megabytes']:.0f} MB, {found['seconds']:.1f} s"
         good = found["megabytes"] < MAX_MEGABYTES and found["cut"] == 50
         row("1,000 nodes, 3 GB external", form, figure, f"< {MAX_MEGABYTES:g} MB", good)
+    for count, most in MAX_SEARCH.items():
+        for kind in KINDS:
+            found = _in_child("search", kind, count)
+            tasks = {name: found[name] for name in ("splits", "half", "none")}
+            figure = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in tasks.items())
+            good = max(tasks.values()) < most
+            row(f"{found['nodes']:.0f} nodes, regions found", kind, figure, f"< {most:g} s", good)
     Console(width=110).print(table)
     return all(met)
 
 
 @click.command()
 @click.option("--measure", type=click.Choice(list(MEASUREMENTS)), hidden=True)
-@click.option("--form", type=click.Choice(FORMS), default=FORMS[0], hidden=True)
+@click.option("--form", type=click.Choice([*FORMS, *KINDS]), default=FORMS[0], hidden=True)
 @click.option("--count", type=int, default=0, hidden=True)
 def main(measure: str | None, form: str, count: int) -> None:
     """Measure the rewriter's time and memory; exit 1 if a bound is missed."""
