@@ -38,8 +38,12 @@ _AUTO = (*_UNROLLED, "loop")
 # A loop is worth its copies where it saves more than a quarter.
 _LOOP_SAVES = 0.75
 _LOOP_TIME = 1.4
-# Budgets of `_TRIED` that are tried even if an earlier one fits.
+# Above so many times the budget, another form does not fit either.
+_HOPELESS = 1.5
+# Budgets of `_TRIED` that are tried even if an earlier one fits, and tried between the first one
+# that fits and the last before it.
 _ENOUGH = 7
+_HALVED = 3
 # A peak that falls by less is not worth a change.
 _GAIN = 0.98
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
@@ -253,13 +257,16 @@ class _Search:
             self.drafts[key] = draft(plan, form, self.analysis, self.names, region.label)
         return self.drafts[key]
 
-    def least(self, limits: Limits, *, always: bool, budget: float = inf) -> _Taken | None:
+    def least(
+        self, limits: Limits, *, always: bool, budget: float = inf, prune: bool = True
+    ) -> _Taken | None:
         """Weigh the best few plans the search has; return the one of least peak on the engine.
 
         Args:
             limits: What the search has to keep.
             always: Take it even if the peak does not fall.
             budget: Only plans that keep it on the engine; of them the one of least work.
+            prune: Leave out what the engine's peak does not need.
         """
         best: _Taken | None = None
         # What shrinking windows save is counted too high where branches join.
@@ -272,7 +279,8 @@ class _Search:
                 break
         if best is None or (not always and best.peak > _GAIN * self.plain.bytes):
             return None
-        best = self._pruned(best, budget)
+        if prune:
+            best = self._pruned(best, budget)
         self.weighed = [replace(c, taken=_same(c, best.candidate)) for c in self.weighed]
         return best
 
@@ -291,6 +299,8 @@ class _Search:
         for form in self.forms:
             if form == "loop" and budget < inf and any(each.fits for each in figures.values()):
                 continue  # it takes more time
+            if any(each.peak > _HOPELESS * budget for each in figures.values()):
+                break
             drafts = tuple(self._draft(plan, form) for plan in chosen.regions)
             if form == "shrinking" and figures and not any(d.plan.shrinking for d in drafts):
                 continue
@@ -301,6 +311,8 @@ class _Search:
             # What the fused form is best run in will do for the loop.
             tried = ORDERS if not figures else [each.order for each in figures.values()]
             for name in tried:
+                if found.bytes <= budget < inf:
+                    break
                 turns = self.turns_of(name)
                 other = predict(self.analysis, drafts, self.engine, turns) if turns else None
                 if other is not None and other.bytes < _GAIN * found.bytes:
@@ -371,16 +383,29 @@ class _Search:
             return taken
         budget = self.limits.budget * (1 - _MARGIN)
         fitting: list[_Taken] = []
-        for number, share in enumerate(_TRIED):
+        failed, fits = inf, 0.0
+
+        def fitting_at(share: float) -> bool:
             limits = replace(self.limits, budget=self.limits.budget * share)
-            taken = self.least(limits, always=True, budget=budget)
-            if taken is not None:
-                fitting.append(taken)
+            taken = self.least(limits, always=True, budget=budget, prune=False)
+            fitting.extend([] if taken is None else [taken])
+            return taken is not None
+
+        for number, share in enumerate(_TRIED):
+            if not fitting_at(share):
+                failed = failed if fitting else share
+            fits = fits or (share if fitting else 0.0)
             # A smaller budget for the search may do with less work: the engine counts otherwise.
             if fitting and number >= _ENOUGH:
                 break
+        for _ in range(_HALVED if fitting and failed < inf else 0):
+            middle = (failed + fits) / 2
+            if fitting_at(middle):
+                fits = middle
+            else:
+                failed = middle
         if fitting:
-            best = min(fitting, key=_cost)
+            best = self._pruned(min(fitting, key=_cost), budget)
             self.weighed = [replace(c, taken=_same(c, best.candidate)) for c in self.weighed]
             return best
         taken = self.least(replace(self.limits, budget=inf), always=True)
@@ -397,7 +422,8 @@ class _Search:
         bound = self.found.spaces[0].bound
         held = ", ".join(f"{name} ({_mib(size)} MiB)" for name, size in there.alive[:3])
         return (
-            f"a budget of {_mib(self.limits.budget)} MiB cannot be met: the smallest peak found is "
+            f"a budget of {_mib(self.limits.budget)} MiB, less {_MARGIN:.0%} for the prediction's "
+            f"error, cannot be met: the smallest peak found is "
             f"{_mib(smallest)} MiB (predicted, at {there.at!r}, held by {held}); no plan goes "
             f"below {_mib(bound)} MiB. Raise --memory-budget"
             + ("" if self.limits.recompute == inf else " or --max-recompute")
