@@ -27,26 +27,34 @@ class Draft:
         form: The form.
         fragment: The nodes that would take the region's place.
         sized: The same at assumed sizes; None where not even those are known.
+        assumed: The plan at assumed sizes, None where the plan's own are known.
     """
 
     plan: RegionPlan
     form: str
     fragment: Fragment
     sized: Fragment | None
+    assumed: RegionPlan | None = None
 
     @property
     def place(self) -> int:
         """Position in the graph that the fragment stands at."""
         return self.plan.region.nodes[-1]
 
-    def recompute(self, analysis: Analysis) -> float | None:
-        """Return the region's work after over before, None if known at run time alone."""
-        shares = self.plan.shares
+    def recompute(self, analysis: Analysis, *, assume: bool = False) -> float | None:
+        """Return the region's work after over before, None if known at run time alone.
+
+        Args:
+            analysis: The model.
+            assume: Return that at assumed sizes rather than None.
+        """
+        plan = self.assumed if assume and self.assumed is not None else self.plan
+        shares = plan.shares
         if shares is None:
             return None
-        work = [analysis.work[at] for at in self.plan.region.nodes]
+        work = [analysis.work[at] for at in plan.region.nodes]
         after = sum(each * share for each, share in zip(work, shares, strict=True))
-        return after / sum(work) if sum(work) else self.plan.recompute
+        return after / sum(work) if sum(work) else plan.recompute
 
     def peak(self, analysis: Analysis) -> int | None:
         """Return the most bytes alive in the region alone, None if sizes are unknown."""
@@ -86,10 +94,10 @@ def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, ba
     sized = plan_region(plan.region, analysis.sizing, plan.splits, facts.opset)
     if not isinstance(sized, RegionPlan) or sized.tiling is None:
         return Draft(plan, form, fragment, None)
-    if form == "shrinking":
+    if plan.shrinking is not None:
         sized = sized.shrunk()
     assumed = emit(sized, form, facts.graph, analysis.sizing, facts.opset, names, base)
-    return Draft(plan, form, fragment, assumed)
+    return Draft(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
 
 
 def ordered(

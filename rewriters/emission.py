@@ -364,7 +364,7 @@ class _Writer:
                 if batch > 1:
                     y = y.resized(0, None if y.dims[0] is None else y.dims[0] * batch)
                 made.append((name, y))
-            local = made[0][1].dims[link.axis]
+            local = None if at is None else len(plan.window(entry.makes[0], at))
             replaced: dict[int, gs.Tensor] = {
                 i: into.ints([local if number is ROWS else number for number in numbers])
                 for i, numbers in link.constants.items()

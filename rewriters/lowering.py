@@ -358,8 +358,12 @@ class _Graph:
         """Return the Slices of a tensor, by position."""
         if name in self._constants:
             return []
-        found = ((n, self._nodes[n]) for n in self._users.get(name, ()))
-        return [(n, node) for n, node in found if node is not None and node.op_type == "Slice"]
+        found = ((n, self._nodes[n]) for n in dict.fromkeys(self._users.get(name, ())))
+        return [
+            (n, node)
+            for n, node in found
+            if node is not None and node.op_type == "Slice" and node.reads[0] == name
+        ]
 
     def _cut(self, position: int) -> tuple[int, int, int] | None:
         """Return (axis, begin, end) of a Slice along one axis, None of any other node."""

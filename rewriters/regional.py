@@ -173,21 +173,22 @@ class _Taken:
 
 
 def recompute_of(analysis: Analysis, drafts: Sequence[Draft], unknown: float) -> float:
-    """Return the work after over before.
+    """Return the work after over before, at assumed sizes where a height is known at run time.
 
     Args:
         analysis: The model.
         drafts: Its regions.
-        unknown: What to return where a region's patches are worked out at run time.
+        unknown: What to return where not even assumed sizes are known.
     """
     order = ordered(analysis, drafts)
-    if order is None or any(entry.plan.tiling is None for entry in drafts):
+    shares = [entry.recompute(analysis, assume=True) for entry in drafts]
+    if order is None or None in shares:
         return unknown
     work = analysis.work
     after = sum(work[item] for item in order if isinstance(item, int))
-    for entry in drafts:
+    for entry, share in zip(drafts, shares, strict=True):
         region = sum(work[at] for at in entry.plan.region.nodes)
-        after += region * (entry.recompute(analysis) or 1.0)
+        after += region * (share or 1.0)
     return after / sum(work) if sum(work) else 1.0
 
 
@@ -501,7 +502,11 @@ def apply_plan(
         unknown = [label for label in entry["nodes"] if label not in positions]
         if unknown:
             raise OptionError(f"--plan: the model has no node {unknown[0]!r}")
-        nodes = [positions[label] for label in entry["nodes"]]
+        nodes = sorted({positions[label] for label in entry["nodes"]})
+        made = {name for at in nodes for name in facts.graph.node[at].output}
+        strange = [name for name in entry["outputs"] if name not in made]
+        if strange:
+            raise OptionError(f"--plan: no node of its region makes {strange[0]!r}")
         outside = [label for label in entry["nodes"] if positions[label] not in links]
         if outside:
             raise OptionError(f"--plan: node {outside[0]!r} cannot be in a region")

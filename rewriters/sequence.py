@@ -132,7 +132,7 @@ def program(
         for i, axis in link.carriers if link is not None else ():
             name = node.input[i]
             number = latest[name] if name in latest else new(name, -1, 0)
-            rows = (sizing.dims.get(name) or ())[axis]
+            rows = (sizing.dims.get(name) or (None,) * (axis + 1))[axis]
             if rows is None or tensors[number].rows not in (0, rows):
                 link = None
                 break

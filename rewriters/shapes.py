@@ -275,7 +275,8 @@ def _hide_doubtful(model: onnx.ModelProto, plain: Shapes, wrong: Collection[str]
 
     A size computed in floating point is rounded down on either side of a whole number (Resize and
     Upsample by a fractional scale), a pooling window that begins in the padding counts or not
-    (ceil_mode), and a Cast to few bits wraps around.
+    (ceil_mode), a dilated pool's SAME padding counts the dilation or not, and a Cast to few bits
+    wraps around.
 
     Args:
         model: Its doubtful nodes move to a domain that inference knows nothing of.
@@ -316,6 +317,11 @@ def _is_doubtful(
     constants: Mapping[str, onnx.TensorProto],
 ) -> bool:
     match node.op_type:
+        case "MaxPool" | "AveragePool" | "LpPool" if (
+            values.get("auto_pad", "NOTSET").startswith("SAME")
+            and max(values.get("dilations", (1,))) > 1
+        ):
+            return True
         case "MaxPool" | "AveragePool" | "LpPool" if values.get("ceil_mode") and dims:
             return any(_last_window_in_padding(values, i, d) for i, d in enumerate(dims[2:]))
         case "Cast":

@@ -88,6 +88,8 @@ def _pool(record: Record, axis: int) -> RowLocal | str:
     if min(reach, stride) < 1:
         return "a kernel, stride or dilation below 1"
     if auto_pad.startswith("SAME"):
+        if max(values.get("dilations", (1,))) > 1 or stride > reach + 1:
+            return "runtimes pad it differently (auto_pad, dilated or of a stride above its kernel)"
         return RowLocal(Sliding(reach, stride, same=auto_pad), ((0, axis),), axis)
     begin, end = (pads[i], pads[rank + i]) if auto_pad == "NOTSET" else (0, 0)
     ceil_mode = bool(values.get("ceil_mode", 0))
@@ -135,7 +137,6 @@ def _transposed(record: Record, axis: int) -> RowLocal | str:
             )
         ]
         totals = [a - b for a, b in zip(natural, conv.output_shape, strict=True)]
-        replaced = {"output_shape": None, "auto_pad": None}
     elif conv.auto_pad.startswith("SAME"):
         totals = [
             conv.reach(j) + conv.output_padding[j] - conv.strides[j] for j in range(conv.rank)
@@ -147,8 +148,10 @@ def _transposed(record: Record, axis: int) -> RowLocal | str:
             return "its output is asked to be larger than the kernel can fill"
         for j, total in enumerate(totals):
             begins[j], ends[j] = _split_padding(total, upper=conv.auto_pad == "SAME_UPPER")
-        if replaced:
-            replaced["pads"] = (*begins, *ends)
+    padded = conv.auto_pad != "NOTSET" and any(conv.output_padding)
+    if conv.output_shape is not None or padded:
+        # onnx's inference adds output_padding on top of auto_pad's size, TensorRT leaves it out.
+        replaced = {"output_shape": None, "auto_pad": None, "pads": (*begins, *ends)}
     row_map = Transposed(conv.reach(i), conv.strides[i], begins[i], ends[i], conv.output_padding[i])
     pads = Pads(
         (*begins, *ends), i, conv.rank + i, crops=True, without=("auto_pad", "output_shape")

@@ -323,6 +323,59 @@ def test_odd_model(name: str) -> None:
             assert_same(made, after, feed)
 
 
+@pytest.mark.parametrize("op", ["MaxPool", "AveragePool", "LpPool"])
+@pytest.mark.parametrize(
+    ("kernel", "attrs"), [(3, {"dilations": [3, 1]}), (1, {"strides": [3, 1]})]
+)
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER"])
+def test_same_padding_of_a_pool(
+    op: str, kernel: int, attrs: Mapping[str, Any], auto_pad: str
+) -> None:
+    """ONNX Runtime pads for the kernel without its dilation, and by less than nothing."""
+    nodes = [
+        node("Conv", "x w", "a", pads=[2, 0, 2, 0]),
+        node(op, "a", "b", kernel_shape=[kernel, 1], auto_pad=auto_pad, **attrs),
+        node("Conv", "b v", "y", pads=[1, 0, 1, 0]),
+    ]
+    weights = {"w": noise(1, 1, 5, 1), "v": noise(1, 1, 3, 1)}
+    made = model(nodes, {"x": (1, 1, 18, 3)}, {"y": (None,) * 4}, weights, opset=19, ir=9)
+    feed = {"x": noise(1, 1, 18, 3)}
+    for form in ("fused", "shrinking"):
+        tiled = tile_all(made, 2, form)
+        assert op not in tiled.operators
+        assert any("runtimes" in reason for reason in tiled.reasons)
+        if op == "LpPool" or "dilations" in attrs:  # the others take no padding below zero
+            assert_same(made, tiled.model, feed)
+
+
+@pytest.mark.parametrize("form", ["fused", "shrinking", "auto"])
+def test_sizes_written_down_beside_a_free_one(form: str) -> None:
+    """At the width that is assumed for the free one, the model's sizes do not fit each other."""
+    nodes = [
+        node("Reshape", "c size", "a"),
+        node("Add", "a c", "b"),
+        node("Resize", "b _ _ tall", "d", mode="nearest"),
+        node("MaxPool", "d", "r", kernel_shape=[2, 1], strides=[2, 1]),
+    ]
+    weights = {
+        "size": np.asarray([1, 12, 32, 10], np.int64),
+        "tall": np.asarray([1, 12, 64, 10], np.int64),
+    }
+    made, feeds = _between(nodes, dims=(1, 2, 32, "w"), weights=weights)
+    outcome = rewrite_model(Loaded(copy_of(made), None), Options(form=form))
+    for after in (outcome.model, tile_all(made, 3, "fused" if form == "auto" else form).model):
+        assert_same(made, after, feeds[0])
+
+
+def test_a_slice_that_reads_one_number_twice() -> None:
+    """It begins at row 3 of axis 3, in a Loop's body, where constants are not seen as such."""
+    bounds = {"three": np.asarray([3], np.int64), "far": np.asarray([99], np.int64)}
+    made, feeds = _between([node("Slice", "c three far three", "r")], weights=bounds)
+    for form in ("fused", "shrinking", "loop"):
+        options = Options(form=form, target="tensorrt", max_recompute=9)
+        assert_same(made, rewrite_model(Loaded(copy_of(made), None), options).model, feeds[0])
+
+
 def test_a_tensor_made_inside_and_used_whole() -> None:
     """A region cannot hold a tensor of which each row needs all rows."""
     from rewriters.analysis import analyse

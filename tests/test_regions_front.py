@@ -118,6 +118,18 @@ def test_a_damaged_plan_is_refused(change: dict[str, Any], message: str) -> None
         read_plan(json.dumps(plan))
 
 
+def test_an_edited_plan() -> None:
+    """A region makes what its nodes make; a node that is named twice is one."""
+    plan: dict[str, Any] = dict(_rewrite(_chain(), splits=4).plan or {})
+    whole = _rewrite(_chain(), plan=plan).model
+    region = plan["regions"][0]
+    region["nodes"].append(region["nodes"][0])
+    assert _rewrite(_chain(), plan=plan).model == whole
+    region["outputs"].append("x")
+    with pytest.raises(OptionError, match="no node of its region makes 'x'"):
+        _rewrite(_chain(), plan=plan)
+
+
 def test_a_plan_of_another_model_is_refused() -> None:
     """Nodes that are not there, and regions that cannot be proven."""
     plan: dict[str, Any] = dict(_rewrite(_chain(), splits=4).plan or {})

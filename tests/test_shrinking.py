@@ -13,10 +13,11 @@ from onnx import numpy_helper
 from rewriters import proof
 from rewriters.geometry import Tiling, tile
 from rewriters.proof import Link, Network, Shrinking
+from rewriters.regions import Selection
 from rewriters.rowmaps import Padding, Pointwise, RowMap, Sliding, Transposed, dropped, room
 from rewriters.shrinking import needed, shrink
 from tests.regions_by_hand import Cut, tile_all
-from tests.small_models import Array, assert_same, model, node, noise
+from tests.small_models import Array, assert_same, chain, cut, model, node, noise
 
 Links: TypeAlias = Sequence[tuple[RowMap, tuple[int, ...], tuple[int, ...]]]
 CONV = Sliding(3, 1, 1, 1)
@@ -200,3 +201,30 @@ def test_nothing_to_shrink_is_fused() -> None:
     cut = _cut(nodes, w=noise(4, 4, 3, 3))
     assert cut.plans[0].shrinking is None
     assert _attributes(cut, "Conv") == 4 * [[1, 1, 1, 1]]
+
+
+@pytest.mark.parametrize("auto_pad", ["SAME_UPPER", "SAME_LOWER", "VALID"])
+@pytest.mark.parametrize("extra", [[0, 2], [1, 1]])
+def test_auto_pad_with_output_padding(auto_pad: str, extra: Sequence[int]) -> None:
+    """Patches that keep auto_pad would be of another size, to onnx and to TensorRT, than others."""
+    transposed = node(
+        "ConvTranspose", "x w", "y", auto_pad=auto_pad, output_padding=extra, strides=[2, 3]
+    )
+    shapes = {"x": (1, 4, 64, 12)}, {"y": (None,) * 4}
+    made = model([transposed], *shapes, {"w": noise(4, 4, 3, 4)})
+    for form in ("fused", "shrinking"):
+        tiled = tile_all(made, 4, form)
+        assert len(_attributes(tiled, "ConvTranspose")) == 4
+        assert_same(made, tiled.model, {"x": noise(1, 4, 64, 12)})
+        onnx.shape_inference.infer_shapes(tiled.model, strict_mode=True)
+        names = {a.name for each in tiled.model.graph.node for a in each.attribute}
+        assert "auto_pad" not in names
+
+
+def test_a_free_height_does_not_shrink() -> None:
+    """Windows are uniform then, and are counted so: their work and what they hold."""
+    made = chain(5, (1, 2, None, 32))
+    fused, shrinking = (cut(made, form, selection=Selection()) for form in ("fused", "shrinking"))
+    assert fused.rewritten
+    assert shrinking.recompute == fused.recompute
+    assert shrinking.after.bytes == fused.after.bytes
