@@ -473,7 +473,7 @@ def pareto(
         budget = high * (low / high) ** (step / _POINTS)
         search.least(replace(limits, budget=budget), always=True)
     for candidate in sorted(search.weighed, key=lambda c: (c.recompute, c.peak)):
-        if candidate.peak < points[-1].peak:
+        if candidate.fits and candidate.peak < points[-1].peak:
             points.append(replace(candidate, taken=False))
     return points
 
