@@ -122,6 +122,11 @@ def program(
         latest[name] = len(tensors) - 1
         return latest[name]
 
+    def rows_of(name: str, axis: int) -> int | None:
+        # At assumed sizes the model may not fit itself: its shapes, or ranks, are unknown then.
+        dims = sizing.dims.get(name, ())
+        return dims[axis] if axis < len(dims) else None
+
     for name in analysis.inputs:
         new(name, -1, (analysis.bytes.get(name) or 0) if engine.target.counts_inputs else 0)
     occurrences: list[Occurrence] = []
@@ -132,7 +137,7 @@ def program(
         for i, axis in link.carriers if link is not None else ():
             name = node.input[i]
             number = latest[name] if name in latest else new(name, -1, 0)
-            rows = (sizing.dims.get(name) or (None,) * (axis + 1))[axis]
+            rows = rows_of(name, axis)
             if rows is None or tensors[number].rows not in (0, rows):
                 link = None
                 break
@@ -147,8 +152,7 @@ def program(
                 made = new(name, place, analysis.bytes.get(name) or 0)
                 makes.append(made)
                 if link is not None:
-                    rows = (sizing.dims.get(name) or (None,) * (link.axis + 1))[link.axis]
-                    tensors[made].rows = rows or 0
+                    tensors[made].rows = rows_of(name, link.axis) or 0
         if link is not None and (
             not carried
             or not makes

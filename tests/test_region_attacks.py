@@ -367,6 +367,15 @@ def test_sizes_written_down_beside_a_free_one(form: str) -> None:
         assert_same(made, after, feeds[0])
 
 
+def test_an_output_shape_below_the_assumed_height() -> None:
+    """It is inferred to be less than an image then."""
+    big = node("ConvTranspose", "c t", "r", output_shape=[64, 20], strides=[2, 2])
+    weights = {"t": 0.3 * noise(12, 12, 2, 2)}
+    made, feeds = _between([big], dims=(1, 2, "h", 10), weights=weights)
+    outcome = rewrite_model(Loaded(copy_of(made), None), Options(form="fused", axis="width"))
+    assert_same(made, outcome.model, feeds[0])
+
+
 def test_a_slice_that_reads_one_number_twice() -> None:
     """It begins at row 3 of axis 3, in a Loop's body, where constants are not seen as such."""
     bounds = {"three": np.asarray([3], np.int64), "far": np.asarray([99], np.int64)}
