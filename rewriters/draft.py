@@ -88,6 +88,8 @@ def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, ba
     facts = analysis.facts
     if form == "shrinking":
         plan = plan.shrunk()
+        # Windows of a height known at run time alone are uniform.
+        form = form if plan.tiling is not None else "fused"
     fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
     if not analysis.assumes and plan.tiling is not None:
         return Draft(plan, form, fragment, fragment)
