@@ -84,8 +84,8 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     type=click.Choice(["auto", *FORMS]),
     default="auto",
     show_default=True,
-    help="fused, shrinking, loop: whole regions; batch, sequential: single Convs. auto: regions, or the Convs "
-    "that are named by --include or --min-elements.",
+    help="fused, shrinking, loop: whole regions; batch, sequential: single Convs. auto: regions, "
+    "or the Convs that are named by --include or --min-elements.",
 )
 @click.option(
     "--target",
