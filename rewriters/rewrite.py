@@ -207,7 +207,7 @@ class Rewritten:
         form: One of `rewriters.planner.FORMS`.
         axis: The tiled axis.
         splits: Number of patches.
-        recompute: Output rows computed after over before; None if known at run time alone.
+        recompute: Work after over before; None if known at run time alone.
         seams: Rows of the first output at which a core begins; empty if known at run time alone.
         rows: Rows of the first output, None if known at run time alone.
         size: Sizes of its first input and output (free dimensions as assumed), bytes of all.
