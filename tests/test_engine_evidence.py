@@ -25,10 +25,10 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from engines.errors import BuildError, EngineMissing, ParseError
+from engines.errors import BuildError, ParseError
 from engines.measure import Job, Measurement, measure
 from engines.onnxruntime_engine import OrtOptions
-from engines.tensorrt_build import BuildResult, build, load_module
+from engines.tensorrt_build import BuildResult, build
 from engines.tensorrt_options import BuildOptions
 from patchconv_deploy.inputs import save_inputs
 from rewriters.graph import Loaded
@@ -61,15 +61,6 @@ def mib(size: int | None) -> str:
 
 
 # --- TensorRT for RTX -----------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    """Return the module of TensorRT for RTX."""
-    try:
-        return load_module("tensorrt-rtx")
-    except EngineMissing as error:
-        pytest.skip(str(error))
 
 
 # Large enough that activations are megabytes; build time does not depend on it.

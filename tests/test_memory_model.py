@@ -18,8 +18,6 @@ from typing import Any
 import onnx
 import pytest
 
-from engines.errors import EngineMissing
-from engines.tensorrt_build import load_module
 from rewriters.activation import ENGINES, predict, profile
 from rewriters.graph import Loaded, skeleton
 from rewriters.shapes import infer
@@ -67,15 +65,6 @@ def report(request: pytest.FixtureRequest) -> Iterator[list[str]]:
     capture = request.config.pluginmanager.getplugin("capturemanager")
     with capture.global_and_fixture_disabled():
         print("", *lines, sep="\n", file=sys.stderr, flush=True)  # noqa: T201
-
-
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    """Return the module of TensorRT for RTX."""
-    try:
-        return load_module("tensorrt-rtx")
-    except EngineMissing as error:
-        pytest.skip(str(error))
 
 
 def table(folder: Path, network: str) -> list[Case]:

@@ -639,15 +639,6 @@ def test_gpu_builds(tmp_path: Path) -> None:
 # --- TensorRT for RTX, for real -------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def rtx() -> Any:
-    """Return the module of TensorRT for RTX."""
-    try:
-        return load_module("tensorrt-rtx")
-    except EngineMissing as error:
-        pytest.skip(str(error))
-
-
 def convolutions(count: int, dims: Sequence[int | str]) -> onnx.ModelProto:
     """Make conv0 -> relu0 -> conv1 ...: 4 channels throughout, size kept."""
     channels = dims[1]

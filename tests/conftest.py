@@ -1,0 +1,19 @@
+"""Fixtures of several modules."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from engines.errors import EngineMissing
+from engines.tensorrt_build import load_module
+
+
+@pytest.fixture(scope="session")
+def rtx() -> Any:
+    """Return the module of TensorRT for RTX."""
+    try:
+        return load_module("tensorrt-rtx")
+    except EngineMissing as error:
+        pytest.skip(str(error))
