@@ -410,6 +410,7 @@ class _Search:
             self.weighed = [replace(c, taken=_same(c, best.candidate)) for c in self.weighed]
             return best
         taken = self.least(replace(self.limits, budget=inf), always=True)
+        self.weighed = [replace(c, fits=c.fits and c.peak <= budget) for c in self.weighed]
         if taken is not None and taken.peak <= budget:
             return taken
         raise BudgetError(self._infeasible(taken))
