@@ -19,7 +19,7 @@ from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
-from patchconv_deploy.api import default_output, pareto, rewrite
+from patchconv_deploy.api import ParetoKeywords, default_output, pareto, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_inspect import inspect_command
 from patchconv_deploy.cli_measure import measure_command
@@ -219,20 +219,20 @@ def rewrite_command(
         format="%(message)s",
     )
     shapes = {name: [a if a == b else (a, b) for a, b in each] for name, each in ranges}
+    common: ParetoKeywords = {
+        "axis": axis,
+        "max_recompute": max_recompute,
+        "max_tensor_elements": max_tensor_elements,
+        "target": target,
+        "min_elements": min_elements,
+        "include": include,
+        "exclude": exclude,
+        "shapes": shapes,
+        "upgrade_opset": upgrade_opset,
+        "allow_custom_ops": allow_custom_ops,
+    }
     if pareto_only:
-        points = pareto(
-            model,
-            axis=axis,
-            max_recompute=max_recompute,
-            max_tensor_elements=max_tensor_elements,
-            target=target,
-            min_elements=min_elements,
-            include=include,
-            exclude=exclude,
-            shapes=shapes,
-            upgrade_opset=upgrade_opset,
-            allow_custom_ops=allow_custom_ops,
-        )
+        points = pareto(model, **common)
         if report is not None:
             data = {"model": {"path": str(model)}, "target": target, "pareto": pareto_json(points)}
             write_text(report, json.dumps(data, indent=2) + "\n")
@@ -245,18 +245,9 @@ def rewrite_command(
             out,
             splits=splits,
             memory_budget=memory_budget,
-            max_recompute=max_recompute,
             form=form,
-            target=target,
-            max_tensor_elements=max_tensor_elements,
             plan=None if plan_in is None else read_plan(read_text("--plan", plan_in)),
-            axis=axis,
-            min_elements=min_elements,
-            include=include,
-            exclude=exclude,
-            shapes=shapes,
-            upgrade_opset=upgrade_opset,
-            allow_custom_ops=allow_custom_ops,
+            **common,
             share_weights=share_weights,
             verify=verify,
             rtol=rtol,
