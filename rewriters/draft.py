@@ -53,8 +53,10 @@ class Draft:
         if shares is None:
             return None
         work = [analysis.work[at] for at in plan.region.nodes]
+        if not any(work):  # of unknown sizes: all nodes count alike
+            work = [1.0] * len(work)
         after = sum(each * share for each, share in zip(work, shares, strict=True))
-        return after / sum(work) if sum(work) else plan.recompute
+        return after / sum(work)
 
     def peak(self, analysis: Analysis) -> int | None:
         """Return the most bytes alive in the region alone, None if sizes are unknown."""

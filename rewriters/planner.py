@@ -61,12 +61,6 @@ class RegionPlan:
     shrinking: proof.Shrinking | None = None
 
     @property
-    def recompute(self) -> float | None:
-        """Rows computed after over before, of all nodes alike; None if known at run time alone."""
-        shares = self.shares
-        return None if shares is None else sum(shares) / len(shares)
-
-    @property
     def shares(self) -> tuple[float, ...] | None:
         """Rows computed after over before, of each node; None if known at run time alone."""
         if self.tiling is None:

@@ -389,13 +389,16 @@ class _Search:
         def fitting_at(share: float) -> bool:
             limits = replace(self.limits, budget=self.limits.budget * share)
             taken = self.least(limits, always=True, budget=budget, prune=False)
-            fitting.extend([] if taken is None else [taken])
-            return taken is not None
+            if taken is None:
+                return False
+            fitting.append(taken)
+            return True
 
         for number, share in enumerate(_TRIED):
-            if not fitting_at(share):
-                failed = failed if fitting else share
-            fits = fits or (share if fitting else 0.0)
+            if fitting_at(share):
+                fits = fits or share
+            elif not fitting:
+                failed = share
             # A smaller budget for the search may do with less work: the engine counts otherwise.
             if fitting and number >= _ENOUGH:
                 break
