@@ -16,7 +16,7 @@ from rewriters.errors import (
     RewriterError,
     SaveError,
 )
-from rewriters.regional import Candidate
+from rewriters.frontier import Candidate
 
 __all__ = [
     "Candidate",

@@ -30,9 +30,9 @@ from patchconv_deploy.verification import (
     verify,
 )
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
+from rewriters.frontier import Candidate
 from rewriters.graph import Loaded, load
 from rewriters.planner import read_plan
-from rewriters.regional import Candidate
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from rewriters.shapes import free_inputs

@@ -11,7 +11,7 @@ from rich.console import Console
 
 from patchconv_deploy.cli_types import given, plain_table
 from patchconv_deploy.report import mebibytes
-from rewriters.regional import Candidate
+from rewriters.frontier import Candidate
 
 __all__ = ["check_pareto", "pareto_json", "print_pareto"]
 
@@ -51,19 +51,20 @@ def check_pareto(context: click.Context) -> None:
 
 
 def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """Return the points as JSON-ready data; peaks in bytes, work over the original's."""
+    """Return the points as JSON-ready data; peaks in bytes, work and time over the original's."""
     return [dataclasses.asdict(point) for point in points]
 
 
 def print_pareto(points: Sequence[Candidate], console: Console) -> None:
     """Print one row a point, the model as it is first."""
-    table = plain_table("plan", "regions", "peak, MiB", "work")
+    table = plain_table("plan", "regions", "peak, MiB", "work", "time")
     for point in points:
         patches = "" if point.regions == 0 else f" x{point.splits}"
         table.add_row(
             point.form + patches,
             str(point.regions),
             mebibytes(point.peak),
-            f"{point.recompute:.2f}x",
+            f"{point.recompute:.3f}x",
+            f"{point.time:.3f}x",
         )
     console.print(table)

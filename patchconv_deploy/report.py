@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,8 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from patchconv_deploy.verification import Verification
+from rewriters.frontier import Candidate
 from rewriters.graph import opset_of
 from rewriters.operators import Shape
+from rewriters.regional import MARGIN
 from rewriters.rewrite import SESSION_OPTIONS, Options, Outcome
 from rewriters.single import SINGLE_FORMS
 
@@ -32,6 +35,8 @@ _ENGINE_NAMES = {
 }
 _SHOWN_REFUSALS = 8
 _SHOWN_SIZES = 5
+# Plans shown on either side of the one taken.
+_BESIDE = 3
 # A peak that rises by less is a few rows of halo.
 _NOTABLE_RISE = 1.01
 
@@ -192,7 +197,7 @@ def make_report(
             "kind": "predicted",
         },
         "recompute": outcome.recompute,
-        "candidates": [dataclasses.asdict(candidate) for candidate in outcome.weighed],
+        "candidates": [{**dataclasses.asdict(each), "time": each.time} for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
         "verification": dataclasses.asdict(verification),
         "warnings": list(warnings),
@@ -240,7 +245,7 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     console.print(
         f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]}): {mebibytes(peak['before'])} "
         f"-> {mebibytes(peak['after'])} MiB{work}"
-        + (f" (in one form alone: {forms})" if len(peak["by_form"]) > 1 else ""),
+        + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
         highlight=False,
     )
     _print_candidates(outcome, console)
@@ -266,25 +271,28 @@ def clean(text: str) -> str:
 
 
 def _print_candidates(outcome: Outcome, console: Console) -> None:
-    """Print what else was weighed, so that the choice is no riddle."""
-    if len(outcome.weighed) < 2:
+    """Print the plans beside the one taken, so that the choice is no riddle."""
+    # Every candidate is in the JSON; here, those that no other beats in both peak and time.
+    best, least = list[Candidate](), inf
+    for each in sorted(outcome.weighed, key=lambda each: (each.time, each.peak)):
+        if each.taken or each.peak < least:
+            best.append(each)
+            least = min(least, each.peak)
+    at = next((number for number, each in enumerate(best) if each.taken), 0)
+    shown = best[max(0, at - _BESIDE) : at + _BESIDE + 1]
+    if len(shown) < 2:
         return
-    # Every candidate is in the JSON; here, those that no other beats in both peak and work.
-    best = [
-        each
-        for each in dict.fromkeys(outcome.weighed)
-        if each.taken
-        or not any(
-            other.peak < each.peak and other.recompute <= each.recompute
-            for other in outcome.weighed
-        )
-    ]
-    console.print("Weighed:")
-    for candidate in sorted(best, key=lambda each: (each.recompute, -each.peak)):
+    console.print(
+        f"Weighed: {len(outcome.weighed)} plans (of a budget {MARGIN:.0%} are kept back); the best "
+        "around the one taken:",
+        highlight=False,
+    )
+    for candidate in shown:
         console.print(
             f"  {candidate.form} x{candidate.splits}, regions {candidate.regions}: "
-            f"{mebibytes(candidate.peak)} MiB, {candidate.recompute:.2f}x the work"
-            + ("" if candidate.fits else ", above the budget")
+            f"{mebibytes(candidate.peak)} MiB, {candidate.recompute:.3f}x the work, "
+            f"{candidate.time:.3f}x the time"
+            + ("" if candidate.fits else ", above the limits")
             + (", taken" if candidate.taken else ""),
             highlight=False,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -111,11 +111,6 @@ class Analysis:
     def _parts(self) -> WeakKeyDictionary[Fragment, _Part]:
         return WeakKeyDictionary()
 
-    @cached_property
-    def _peaks(self) -> dict[tuple[int | Fragment, ...], dict[str, Peak]]:
-        """Predictions so far, per arrangement and engine: searches come back to the same ones."""
-        return {}
-
     def _part(self, fragment: Fragment) -> _Part:
         """Return a fragment as it is read, whatever else is in the graph."""
         if fragment not in self._parts:
@@ -217,14 +212,15 @@ class Analysis:
         self, order: Sequence[int | Fragment] | None, engines: Sequence[str]
     ) -> list[Peak]:
         """Return the predicted peak on each engine, as `predict`."""
-        key = tuple(range(len(self.slim.graph.node)) if order is None else order)
-        known = self._peaks.setdefault(key, {})
-        new = [engine for engine in engines if engine not in known]
-        if new:
-            with uncollected():
-                found = self.model(key).peaks([ENGINES[engine] for engine in new])
-            known.update(zip(new, found, strict=True))
-        return [known[engine] for engine in engines]
+        with uncollected():
+            model = self.model(range(len(self.slim.graph.node)) if order is None else order)
+            return model.peaks([ENGINES[engine] for engine in engines])
+
+    def labels(self, fragment: Fragment) -> Iterator[str]:
+        """Yield the names that a fragment's nodes, and copies of what they make, go by in a run."""
+        for reading in self._part(fragment).readings:
+            yield reading.node.label
+            yield from reading.node.makes
 
 
 def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:

@@ -10,15 +10,19 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf
+from typing import TypeAlias
 
 from rewriters.analysis import Analysis
 from rewriters.locality import find_locality
 from rewriters.operators import RowLocal
 from rewriters.planner import RegionPlan, plan_region
-from rewriters.regions import Refusal, make_region
+from rewriters.regions import Refusal, Region, make_region
 from rewriters.search import Limits, Plan, Space, Stage, spaces
 
 __all__ = ["Candidates", "Chosen", "candidates_of", "row_local"]
+
+# A region: its nodes, its outputs, the patches it is in.
+RegionKey: TypeAlias = tuple[tuple[int, ...], tuple[str, ...], int]
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +57,7 @@ class Candidates:
         spaces: The stages of each order of the nodes.
         refused: Regions that turned out not to be provable.
         proven: Regions that were asked for so far.
+        again: The same of `in_patches`.
     """
 
     analysis: Analysis
@@ -61,6 +66,7 @@ class Candidates:
     spaces: Sequence[Space]
     refused: list[Refusal]
     proven: dict[Stage, RegionPlan | Refusal] = field(default_factory=dict)
+    again: dict[RegionKey, RegionPlan | Refusal] = field(default_factory=dict)
 
     @property
     def plain_peak(self) -> int:
@@ -87,6 +93,15 @@ class Candidates:
                 chosen.plan.cost,
             ),
         )
+
+    def in_patches(self, plan: RegionPlan, splits: int) -> RegionPlan | None:
+        """Return a region in another number of patches, None if it cannot be cut so."""
+        region = plan.region
+        key = region.nodes, tuple(edge.name for edge in region.outputs), splits
+        if key not in self.again:
+            self.again[key] = self._cut(region, splits)
+        made = self.again[key]
+        return None if isinstance(made, Refusal) else made
 
     def _choose(self, space: Space, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
         for _ in range(_MOST_TRIES):
@@ -117,14 +132,15 @@ class Candidates:
         splits: int,
         labels: Mapping[int, str],
     ) -> RegionPlan | Refusal:
-        facts = self.analysis.facts
         label = labels[nodes[-1]]
-        region = make_region(facts, self.links, nodes, wanted, label)
-        if isinstance(region, Refusal):
-            return region
+        region = make_region(self.analysis.facts, self.links, nodes, wanted, label)
+        return region if isinstance(region, Refusal) else self._cut(region, splits)
+
+    def _cut(self, region: Region, splits: int) -> RegionPlan | Refusal:
+        facts = self.analysis.facts
         found = plan_region(region, facts.shapes, splits, facts.opset)
         if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
-            return Refusal(label, "the halo is as tall as the image", "halo-too-tall")
+            return Refusal(region.label, "the halo is as tall as the image", "halo-too-tall")
         return found
 
 

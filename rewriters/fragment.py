@@ -36,6 +36,8 @@ __all__ = [
     "to_graphsurgeon",
 ]
 
+# What only moves bytes.
+_MOVES = frozenset({"Slice", "Concat"})
 # Shape and element type of a tensor.
 Like = tuple[tuple[int | None, ...], int]
 
@@ -63,6 +65,13 @@ class NameScheme:
         return f"{self.tag}/{array.dtype}/{'scalar/' if array.ndim == 0 else ''}{values}"
 
 
+def _bytes(like: Like) -> int | None:
+    dims, kind = like
+    if None in dims or kind not in BITS:
+        return None
+    return (prod(size or 0 for size in dims) * BITS[kind] + 7) // 8
+
+
 @dataclass(eq=False)
 class Fragment:
     """A growing graph of new nodes. Every method adds one node and returns its output.
@@ -74,6 +83,7 @@ class Fragment:
         covers: Positions of the nodes that it makes the outputs of.
         makes: Tensors of the surrounding graph that it makes.
         shapes: Shape and element type of every new activation; the rest is shape arithmetic.
+        moved: Bytes, as far as known, of what is cut out of tensors and put together.
     """
 
     base: str
@@ -82,6 +92,7 @@ class Fragment:
     covers: tuple[int, ...] = ()
     makes: tuple[str, ...] = ()
     shapes: dict[str, Like] = field(default_factory=dict)
+    moved: int = 0
     _nodes: list[gs.Node] = field(default_factory=list)
     _outer: dict[str, gs.Variable] = field(default_factory=dict)
     _constants: dict[str, gs.Constant] = field(default_factory=dict)
@@ -93,22 +104,20 @@ class Fragment:
 
     def outer(self, name: str) -> gs.Variable:
         """Return a tensor of the surrounding graph, the same object every time it is asked for."""
-        return self._outer.setdefault(name, gs.Variable(name))
+        found = self._outer.get(name)
+        if found is None:
+            found = self._outer[name] = gs.Variable(name)
+        return found
 
     @property
     def sizes(self) -> dict[str, int | None]:
         """Bytes of every new activation, None where unknown."""
-        return {
-            name: None
-            if None in dims or kind not in BITS
-            else (prod(size or 0 for size in dims) * BITS[kind] + 7) // 8
-            for name, (dims, kind) in self.shapes.items()
-        }
+        return {name: _bytes(like) for name, like in self.shapes.items()}
 
     @property
     def count(self) -> int:
         """Number of nodes so far."""
-        return len(self._nodes)
+        return len(self._nodes) if self._exported is None else len(self._exported[0])
 
     @property
     def reads(self) -> frozenset[str]:
@@ -152,6 +161,8 @@ class Fragment:
         result = gs.Variable(output or self._name(suffix))
         if like is not None:
             self.shapes[result.name] = like
+            if op in _MOVES:
+                self.moved += _bytes(like) or 0
         self._nodes.append(
             gs.Node(
                 op=op,

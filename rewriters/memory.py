@@ -139,12 +139,15 @@ class Peak:
         at: Label of the step with the most live bytes; "" if that is before the first.
         unknown: Activations of unknown size, counted as nothing.
         alive: The largest tensors alive at that step, with their bytes, largest first.
+        held: Label of every step and bytes held while it runs, in the order they run: in an arena
+            the chunks in use, else what is alive (`timeline`).
     """
 
     bytes: int
     at: str
     unknown: int
     alive: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    held: Sequence[tuple[str, int]] = field(default=(), compare=False, repr=False)
 
 
 def peak(
@@ -170,11 +173,11 @@ def peak(
         resident: Bytes held throughout, such as weights the engine packs anew.
     """
     run = _Run(steps, sizes, tuple(inputs), outputs, target, shapes or {})
-    live, at, alive = run.highest()
-    figure = live
+    held = run.live()
+    figure, at, alive = run.highest(held)
     if target.allocator is Allocator.ARENA:
-        figure = run.arena_peak()
-    return Peak(figure + resident, at, run.unknown, alive)
+        figure, held = run.arena_peak()
+    return Peak(figure + resident, at, run.unknown, alive, held)
 
 
 def timeline(
@@ -253,6 +256,8 @@ class _Run:
         self._shapes = shapes
         self._counted_inputs = inputs if target.counts_inputs else ()
         self._outputs = set(outputs)
+        # Most bytes an arena had in use while each step ran.
+        self._used = [0] * len(self.steps)
         # What bodies run, by the identity of the body: the steps hold them.
         self._inner: dict[int, _Run] = {}
         self.unknown = 0
@@ -359,11 +364,13 @@ class _Run:
                 alive -= held.get(name, 0)
         return result
 
-    def highest(self) -> tuple[int, str, tuple[tuple[str, int], ...]]:
+    def highest(
+        self, live: Sequence[tuple[str, int]]
+    ) -> tuple[int, str, tuple[tuple[str, int], ...]]:
         """Return the most live bytes, the step they occur at, and the largest tensors alive."""
         start = sum(self._size(n) for n in dict.fromkeys(self._counted_inputs))
         best, where = start, -1
-        for number, (_, alive) in enumerate(self.live()):
+        for number, (_, alive) in enumerate(live):
             if alive > best:
                 best, where = alive, number
         held = dict.fromkeys(self._counted_inputs)
@@ -410,12 +417,13 @@ class _Run:
                 take(name)
         return top
 
-    def arena_peak(self) -> int:
-        """Return the most an arena has in use over two runs."""
+    def arena_peak(self) -> tuple[int, list[tuple[str, int]]]:
+        """Return the most an arena has in use over two runs, and as much of every step."""
         arena = _Arena()
         self._run_in(arena, frozenset())
         self._run_again(arena)
-        return arena.peak
+        labels = (step.label for step in self.steps)
+        return max(self._used, default=0), list(zip(labels, self._used, strict=True))
 
     @cached_property
     def _block(self) -> int:
@@ -443,8 +451,11 @@ class _Run:
             What is still taken: the outputs, if they are to be kept.
         """
         held: dict[str, _Chunk] = {}
-        sizes = self._bytes
-        for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
+        sizes, used = self._bytes, self._used
+        for number, (step, begins, ends) in enumerate(
+            zip(self.steps, self._begins, self._ends, strict=True)
+        ):
+            outer = arena.start()
             pieces = self._iterate(arena, step.body) if step.body is not None else ()
             for name in begins:
                 if sizes[name] and name not in elsewhere:
@@ -453,6 +464,8 @@ class _Run:
                 arena.give(piece)
             if step.workspace and step.body is None:
                 arena.give(arena.take(step.workspace))
+            used[number] = max(used[number], arena.most)
+            arena.most = max(arena.most, outer)
             for name in ends:
                 if name in held:
                     arena.give(held.pop(name))
@@ -488,7 +501,7 @@ class _Arena:
     _MOST_WASTE = 128 << 20
 
     def __init__(self) -> None:
-        self.peak = 0
+        self.most = 0
         self._in_use = 0
         self._next_region = self._FIRST_REGION
         self._bottom = 0
@@ -496,6 +509,11 @@ class _Arena:
         self._free: list[tuple[int, ...]] = []
         self._free_at: dict[int, int] = {}
         self._free_end: dict[int, int] = {}
+
+    def start(self) -> int:
+        """Begin to count the most bytes in use anew; return what they were so far."""
+        most, self.most = self.most, self._in_use
+        return most
 
     def _insert(self, begin: int, size: int) -> None:
         insort(self._free, (size, begin))
@@ -535,8 +553,8 @@ class _Arena:
         else:
             del self._free_end[begin + chunk]
         self._in_use += chunk
-        if self._in_use > self.peak:
-            self.peak = self._in_use
+        if self._in_use > self.most:
+            self.most = self._in_use
         return begin, chunk
 
     def give(self, chunk: _Chunk) -> None:

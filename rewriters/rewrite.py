@@ -538,7 +538,7 @@ def _best_axis(
 ) -> tuple[str | int, Regional]:
     """Cut regions along each axis in question; return the better one and what was done.
 
-    Better is, under a budget, less work; else a lower predicted peak.
+    Better is, under a budget, less predicted time; else a lower predicted peak.
     """
     found: list[tuple[float, str | int, Regional]] = []
     failed: BudgetError | None = None
@@ -552,7 +552,7 @@ def _best_axis(
             continue
         taken = next((candidate for candidate in cut.weighed if candidate.taken), None)
         peak = inf if taken is None else float(taken.peak)
-        found.append((peak if options.memory_budget is None else cut.recompute, axis, cut))
+        found.append((peak if options.memory_budget is None else cut.time, axis, cut))
     if failed is not None and not found:
         raise failed
     _, axis, best = min(found, key=lambda entry: entry[0])

@@ -28,9 +28,10 @@ Related work: MCUNetV2 (arXiv:2110.15352) patches the head of a network; TVM's E
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 from math import gcd, inf
 
 from rewriters.activation import ENGINES
@@ -42,11 +43,11 @@ from rewriters.rowmaps import Pointwise
 from rewriters.sequence import Program, late_order, program
 from rewriters.work import COPY
 
-__all__ = ["Limits", "Space", "Stage", "spaces", "turns_of"]
+__all__ = ["Limits", "Space", "Stage", "rungs", "spaces", "turns_of"]
 
 logger = logging.getLogger(__name__)
 
-# Numbers of patches that are tried, up to the limit.
+# Numbers of patches that are tried, up to the limit, which is tried itself.
 _SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192)
 # Places where regions of one run of nodes may begin or end; the graph is tried at all of them if
 # they are no more than that.
@@ -61,6 +62,13 @@ _WORTH = 0.97
 _SMALLER = 4
 # More work than this is seldom wanted.
 _USUAL = 1.3
+
+
+@lru_cache
+def rungs(most: int) -> tuple[int, ...]:
+    """Return the numbers of patches that are tried, if no more than ``most`` are wanted."""
+    below = tuple(splits for splits in _SPLITS if splits < most)
+    return (*below, most) if _SPLITS[0] <= most <= _SPLITS[-1] else below
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,7 +99,7 @@ class Stage:
     splits: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class _Segment:
     """Nodes ``[begin, end)`` as one region.
 
@@ -134,6 +142,11 @@ class _Segment:
         """Return the bytes alive at once."""
         return self.before + self.outputs + max(self.window(splits) * self.inside, self.largest)
 
+    @cached_property
+    def _peaks(self) -> list[float]:
+        """Bytes alive at once in each of `_SPLITS` patches, negative: they rise."""
+        return [-self.peak(splits) for splits in _SPLITS if splits <= self.free]
+
     def extra(self, splits: int, *, shrinks: bool) -> float:
         """Return the extra work: rows computed again."""
         extra = (splits * self.window(splits) - 1) * self.work
@@ -149,8 +162,9 @@ class _Segment:
         most = limits.elements or inf
         if self.broadest > most or self.before + self.outputs + self.largest > limits.budget:
             return None
-        for splits in _SPLITS:
-            if splits > min(limits.splits, self.free):
+        tried = rungs(limits.splits)
+        for splits in tried[bisect_left(self._peaks, -limits.budget) :]:
+            if splits > self.free:
                 return None
             if self.peak(splits) <= limits.budget and self.window(splits) * self.elements <= most:
                 return splits

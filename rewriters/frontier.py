@@ -1,0 +1,550 @@
+"""Plans of a model that were weighed: what each needs against how long it takes.
+
+The search counts live bytes; an engine holds more (its order, its arena). So a plan is judged by
+the prediction for the engine in view, on the nodes that would be written. Which plans are weighed
+depends on the model, the axis, the engine, the forms and the most patches, and not on a budget or a
+limit on work. Those are answered from what was weighed: a larger budget never takes longer, and
+each point of the curve is met by a budget.
+
+    search   what `rewriters.search` finds for budgets from the model's own peak down to the least;
+             where two neighbours differ, one between them
+    refit    of a plan that is beaten by little or not at all: its regions, each in as few patches
+             as keep what the plan holds, or somewhat less. What a region would hold in other
+             patches follows from what it was predicted to hold in these
+    step     of a plan that nothing beats: one region in a few patches more or less
+
+The effort is bounded by the nodes that are emitted and predicted, so that it is the same on every
+machine.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from math import inf, log, sqrt
+
+from rewriters.activation import uncollected
+from rewriters.analysis import Analysis
+from rewriters.choice import Candidates, RegionKey
+from rewriters.draft import Draft, draft, ordered
+from rewriters.fragment import Fragment, NameScheme
+from rewriters.memory import Peak
+from rewriters.planner import ORDERS, RegionPlan
+from rewriters.search import Limits, rungs, turns_of
+from rewriters.work import COPY
+
+__all__ = ["FORMS", "UNROLLED", "Candidate", "Frontier", "Point", "front"]
+
+# Forms that are weighed, the plainest first.
+UNROLLED = ("fused", "shrinking")
+FORMS = (*UNROLLED, "loop")
+# A loop takes longer: it holds and copies what its rounds make.
+_LOOP_TIME = 1.4
+# Plans of one budget that are weighed, of those for different orders of the nodes.
+_WEIGHED = 1
+# The first plans are weighed in every form and order, the rest in those that did best.
+_FIRST = 4
+_ANY = 1e300
+# Budgets are no nearer to each other than that.
+_NEAR = 1.05
+# What is spent, in nodes predicted (20 to 30 us each), with what a node costs that is emitted
+# first. Half of it is for the search; what the search leaves, and the rest, for plans near the
+# best; a tenth for the best ones in other forms.
+_EFFORT = 100_000
+_EFFORT_PER_NODE = 60
+_EMITTED = 3
+_SEARCHED = 0.5
+_OTHERS = 0.1
+# More work than this is hardly wanted.
+_USUAL = 2.0
+# Levels a plan is refitted to, in terms of its own, and how often a refit is corrected.
+_LEVELS = (1.0, 0.94, 0.8)
+_CORRECTED = 3
+_ROUNDED = 1.001
+# A plan is refitted if its extra time is no more than this many times that of a plan that holds no
+# more.
+_BEATEN = 1.5
+_LITTLE = 0.01
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A plan that was weighed.
+
+    Attributes:
+        form: The form of its regions.
+        regions: Number of regions.
+        splits: Most patches of a region.
+        peak: Predicted peak on the engine in view, bytes.
+        recompute: Work after over before.
+        time: Predicted time after over before: the work, and what is copied.
+        fits: It keeps the limits.
+        taken: It is the one that was taken.
+        order: Name of the order of the nodes, `rewriters.search.turns_of`.
+    """
+
+    form: str
+    regions: int
+    splits: int
+    peak: int
+    recompute: float
+    time: float
+    fits: bool
+    taken: bool = False
+    order: str = "file"
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Point:
+    """A plan that was weighed, with what it is made of.
+
+    Attributes:
+        regions: Its regions, windows uniform.
+        drafts: The same as nodes.
+        candidate: Its figures.
+        peak: The predicted peak.
+        level: Most bytes held.
+        needs: Per region the most and the least bytes held while it runs.
+        around: Most bytes held while other nodes run.
+    """
+
+    regions: tuple[RegionPlan, ...]
+    drafts: tuple[Draft, ...]
+    candidate: Candidate
+    peak: Peak
+    level: int
+    needs: tuple[tuple[int, int], ...]
+    around: int
+
+
+class Frontier:
+    """The plans of a model that were weighed.
+
+    Args:
+        analysis: The model.
+        found: What there is to choose from.
+        engine: A key of `rewriters.activation.ENGINES`.
+        labels: Names of the nodes.
+        limits: Patches and elements are looked at.
+        forms: Forms of regions.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        found: Candidates,
+        engine: str,
+        labels: Mapping[int, str],
+        limits: Limits,
+        forms: Sequence[str] = FORMS,
+    ) -> None:
+        self.analysis = analysis
+        self.found = found
+        self.engine = engine
+        self.labels = labels
+        self.forms = forms
+        self.limits = Limits(splits=limits.splits, elements=limits.elements)
+        self.too_large = limits.elements is not None and found.spaces[0].too_large(limits.elements)
+        self._points: dict[tuple[tuple[RegionKey, ...], str], Point | None] = {}
+        self._names = NameScheme.avoiding(analysis.index.names)
+        self._drafts: dict[tuple[RegionKey, str], Draft] = {}
+        self._turns: dict[str, list[int] | None] = {}
+        self._report: Callable[[str, int, int], None] = lambda what, done, total: None
+        # Plans that were weighed in every form and order.
+        self._first: list[list[Point]] = []
+        self._whole = float(_EFFORT + _EFFORT_PER_NODE * len(analysis.facts.graph.node))
+        self._left = self._whole
+
+    @cached_property
+    def _alive(self) -> Mapping[int, int]:
+        """Bytes alive while a node runs in the model as it is, by position."""
+        return self.analysis.run(self.engine)[1]
+
+    # --- what was weighed -------------------------------------------------------------------
+
+    def weighed(self) -> list[Point]:
+        """Return all plans, those of least time first."""
+        return sorted(
+            self._all(),
+            key=lambda p: (p.candidate.time, p.peak.bytes, FORMS.index(p.candidate.form)),
+        )
+
+    def _all(self) -> list[Point]:
+        return [point for point in self._points.values() if point is not None]
+
+    def in_forms(self, point: Point) -> dict[str, tuple[Draft, ...]]:
+        """Return a plan's regions in every form that they can have, as nodes."""
+        found = {form: self.drafts(point.regions, form) for form in self.forms}
+        shrunk = any(entry.plan.shrinking for entry in found.get("shrinking", ()))
+        if "fused" in found and not shrunk:
+            found.pop("shrinking", None)
+        return found
+
+    # --- weighing ---------------------------------------------------------------------------
+
+    def explore(self, report: Callable[[str, int, int], None] | None = None) -> None:
+        """Weigh plans until the effort is spent or there are no more.
+
+        Args:
+            report: Called with (what, done, total) from time to time.
+        """
+        self._report = report or self._report
+        self._search(self._whole * (1 - _SEARCHED))
+        self._polish(self._whole * _OTHERS)
+        for form in self.forms[::-1]:
+            for point in front(self.weighed())[::-1]:
+                if self._left > 0:
+                    self._weigh(point.regions, form, (point.candidate.order,))
+        self._polish(0)
+
+    def turns_of(self, order: str) -> list[int] | None:
+        """Return when each node runs in an order, None for that of the file."""
+        if order not in self._turns:
+            links = self.found.links.keys()
+            self._turns[order] = turns_of(self.analysis, order, self.engine, links)
+        return self._turns[order]
+
+    def _search(self, reserve: float) -> None:
+        """Weigh what the search finds, from coarse to fine, until no more effort is left than that.
+
+        Args:
+            reserve: Effort to leave.
+        """
+        for regions in self._plans():
+            if self._left <= reserve:
+                break
+            if len(self._first) < _FIRST:
+                found = [self._weigh(regions, form, ORDERS) for form in self._searched]
+                self._first.append([point for point in found if point is not None])
+            else:
+                form, order = self._usual
+                self._weigh(regions, form, (order,))
+
+    @property
+    def _searched(self) -> Sequence[str]:
+        """Forms in which plans of the search are weighed; a loop is weighed of the best."""
+        return [form for form in self.forms if form in UNROLLED] or self.forms
+
+    def _plans(self) -> Iterator[tuple[RegionPlan, ...]]:
+        """Yield plans for budgets from the model's own peak down to the least, coarse to fine."""
+        usual = replace(self.limits, recompute=_USUAL)
+        spaces = self.found.spaces
+        least = [plan.peak for space in spaces if (plan := space.least_peak(usual))]
+        low, high = float(max(1, min(least, default=0))), float(max(1, self.found.plain_peak))
+        seen: set[tuple[RegionKey, ...]] = set()
+        lower, higher = self._at(low), self._at(high)
+        levels = deque([(low, lower, high, higher)])
+        # What a limit on elements asks for may hold more than the model as it is.
+        pending = [self._at(_ANY), higher]
+        while levels:
+            low, lower, high, higher = levels.popleft()
+            if high > _NEAR * low and lower.keys() != higher.keys():
+                middle = sqrt(low * high)
+                found = self._at(middle)
+                pending.append(found)
+                levels += (middle, found, high, higher), (low, lower, middle, found)
+        pending.insert(_FIRST, lower)
+        for plans in pending:
+            for key, regions in plans.items():
+                if key not in seen:
+                    seen.add(key)
+                    yield regions
+
+    def _at(self, budget: float) -> dict[tuple[RegionKey, ...], tuple[RegionPlan, ...]]:
+        """Return what the search finds for a budget."""
+        plans = {}
+        # What shrinking windows save is counted too high where branches join.
+        for shrinks in (True, False):
+            limits = replace(self.limits, budget=budget, shrinks=shrinks)
+            for chosen in self.found.choose(limits, self.labels)[:_WEIGHED]:
+                if chosen.regions:
+                    plans[_keys(chosen.regions)] = chosen.regions
+        return plans
+
+    @cached_property
+    def _usual(self) -> tuple[str, str]:
+        """The form and the order of the nodes that did best by the first plans."""
+
+        def score(form: str) -> float:
+            own = [[p for p in found if p.candidate.form == form] or found for found in self._first]
+            return sum(log(p.peak.bytes * p.candidate.time) for found in own for p in found[:1])
+
+        orders = Counter(p.candidate.order for found in self._first for p in found)
+        order = max(orders, key=lambda name: orders[name], default="file")
+        return min(self._searched, key=score), order
+
+    def _draft(self, plan: RegionPlan, form: str) -> Draft:
+        """Emit a region; plans that are near each other share most of theirs."""
+        key = _key(plan), form
+        if key not in self._drafts:
+            made = draft(plan, form, self.analysis, self._names, plan.region.label)
+            self._drafts[key] = made
+            self._left -= _EMITTED * made.fragment.count
+        return self._drafts[key]
+
+    def drafts(self, regions: Sequence[RegionPlan], form: str) -> tuple[Draft, ...]:
+        """Return regions as nodes."""
+        return tuple(self._draft(plan, form) for plan in regions)
+
+    def _weigh(
+        self, regions: tuple[RegionPlan, ...], form: str, orders: Sequence[str]
+    ) -> Point | None:
+        """Predict a plan in a form and the best of some orders; None if it cannot be done.
+
+        Where no window can shrink, shrinking is fused.
+        """
+        shrunk = (entry.plan.shrinking for entry in self.drafts(regions, form))
+        if form == "shrinking" and "fused" in self.forms and not any(shrunk):
+            form = "fused"
+        key = _keys(regions), form
+        if key not in self._points:
+            spent = min(self._whole, self._whole - self._left)
+            self._report("weighing plans", int(spent), int(self._whole))
+            with uncollected():
+                self._points[key] = self._emit(regions, form, orders)
+        return self._points[key]
+
+    def _emit(
+        self, regions: tuple[RegionPlan, ...], form: str, orders: Sequence[str]
+    ) -> Point | None:
+        drafts = self.drafts(regions, form)
+        best: tuple[Peak, str, list[int | Fragment]] | None = None
+        tried: list[list[int | Fragment]] = []
+        for name in orders:
+            order = ordered(self.analysis, drafts, self.turns_of(name), sized=True)
+            if order is None or order in tried:
+                continue
+            tried.append(order)
+            found = self.analysis.predict(order, self.engine)
+            self._left -= len(found.held)
+            if best is None or found.bytes < best[0].bytes:
+                best = found, name, order
+        if best is None:
+            return None
+        peak, name, order = best
+        work = recompute_of(self.analysis, drafts, order)
+        if work is None:
+            return None
+        copied = copied_of(self.analysis, drafts)
+        candidate = Candidate(
+            form,
+            len(regions),
+            max(plan.splits for plan in regions),
+            peak.bytes,
+            work,
+            (work + copied) * (_LOOP_TIME if form == "loop" else 1.0),
+            fits=True,
+            order=name,
+        )
+        needs, around = self._needs(drafts, peak)
+        level = max(around, *(most for most, _ in needs))
+        return Point(regions, drafts, candidate, replace(peak, held=()), level, needs, around)
+
+    def _needs(
+        self, drafts: Sequence[Draft], peak: Peak
+    ) -> tuple[tuple[tuple[int, int], ...], int]:
+        """Return `Point.needs` and `Point.around`."""
+        own = {
+            label: at
+            for at, entry in enumerate(drafts)
+            for label in self.analysis.labels(entry.sized or entry.fragment)
+        }
+        most, least, around = [0] * len(drafts), [inf] * len(drafts), 0
+        for label, size in peak.held:
+            # A copy that an engine adds is called after the tensor.
+            at = own.get(label.split(" (")[0])
+            if at is None:
+                around = max(around, size)
+            else:
+                most[at] = max(most[at], size)
+                least[at] = min(least[at], size)
+        pairs = zip(most, least, strict=True)
+        return tuple((high, int(min(high, low))) for high, low in pairs), around
+
+    # --- refitting --------------------------------------------------------------------------
+
+    def _polish(self, reserve: float) -> None:
+        """Weigh plans near the best ones, until all are done or no more effort is left than that.
+
+        Args:
+            reserve: Effort to leave.
+        """
+        refitted: set[Point] = set()
+        stepped: set[Point] = set()
+        # Fewer patches would bring back a tensor above the limit.
+        while self._left > reserve and not self.too_large:
+            near = self._near(refitted)
+            if near:
+                refitted.add(near[0])
+                for share in _LEVELS:
+                    self._refit(near[0], share * near[0].level)
+                continue
+            pending = [point for point in front(self.weighed()) if point not in stepped]
+            if not pending:
+                break
+            stepped.add(pending[0])
+            self._step(pending[0])
+
+    def _near(self, done: Collection[Point]) -> list[Point]:
+        """Return plans that are hardly beaten by one that needs no more, the best first."""
+        found: list[tuple[float, int, Point]] = []
+        best = inf
+        for point in sorted(self._all(), key=lambda p: (p.peak.bytes, p.candidate.time)):
+            best = min(best, point.candidate.time)
+            beaten = (point.candidate.time - 1 + _LITTLE) / (best - 1 + _LITTLE)
+            if beaten <= _BEATEN and point not in done:
+                found.append((beaten, -point.peak.bytes, point))
+        return [point for *_, point in sorted(found, key=lambda entry: entry[:2])]
+
+    def _refit(self, point: Point, level: float) -> None:
+        """Weigh a plan's regions in as few patches as are expected to keep a level of bytes."""
+        fewest = [self._fewest(point, at, level) for at in range(len(point.regions))]
+        splits = [count for count in fewest if count is not None]
+        if point.around > level * _ROUNDED or len(splits) < len(fewest):
+            return
+        for _ in range(_CORRECTED):
+            if self._left <= 0:
+                return
+            made = {
+                at: plan
+                for at, (old, count) in enumerate(zip(point.regions, splits, strict=True))
+                if (plan := self._in_patches(old, count)) is not None
+            }
+            if not made:
+                return
+            found = self._weigh(
+                tuple(made.values()), point.candidate.form, (point.candidate.order,)
+            )
+            if found is None:
+                return
+            above = [
+                at
+                for at, (most, _) in zip(made, found.needs, strict=True)
+                if most > level * _ROUNDED
+            ]
+            # What is not cut any more may be what needs too much.
+            if not above and found.around > level * _ROUNDED:
+                above = [at for at in range(len(splits)) if at not in made]
+            if not above:
+                return
+            for at in above:
+                splits[at] = self._more(splits[at], point.regions[at].splits)
+
+    def _step(self, point: Point) -> None:
+        """Weigh a plan with each region in a few patches less, and in a few more."""
+        tried = (1, *rungs(self.limits.splits))
+        for at, plan in enumerate(point.regions):
+            below = [count for count in tried if count < plan.splits][-1:]
+            above = [count for count in tried if count > plan.splits][:1]
+            for count in (*below, *above):
+                changed = self._in_patches(plan, count)
+                if count > 1 and changed is None:
+                    continue
+                middle = () if changed is None else (changed,)
+                regions = (*point.regions[:at], *middle, *point.regions[at + 1 :])
+                if regions and self._left > 0:
+                    self._weigh(regions, point.candidate.form, (point.candidate.order,))
+
+    def _in_patches(self, plan: RegionPlan, splits: int) -> RegionPlan | None:
+        """Return a region in so many patches, None for one, or where it cannot be cut so."""
+        if splits in (1, plan.splits):
+            return plan if splits == plan.splits else None
+        return self.found.in_patches(plan, splits)
+
+    def _more(self, splits: int, known: int) -> int:
+        """Return the next number of patches; at most that of the plan, if that is more."""
+        higher = (count for count in (*rungs(self.limits.splits), known) if count > splits)
+        return min(higher, default=splits)
+
+    def _fewest(self, point: Point, at: int, level: float) -> int | None:
+        """Return the fewest patches of a region that keep a level, 1 for leaving it as it is.
+
+        In more patches the rows that each has of its own are fewer; its halo stays, and so do the
+        bytes held before the region and its outputs, whose cores pile up.
+
+        Returns:
+            None if no number of patches is expected to.
+        """
+        plan, entry = point.regions[at], point.drafts[at]
+        most, least = point.needs[at]
+        share = _share(entry)
+        if share is None:
+            return plan.splits if most <= level * _ROUNDED else None
+        fixed = least + sum(self.analysis.bytes[edge.name] or 0 for edge in plan.region.outputs)
+        fixed = min(most, fixed)
+        halo = max(0.0, share - 1 / plan.splits)
+        for splits in (1, *rungs(self.limits.splits)):
+            if splits == 1:
+                expected: float = self._plain(plan)
+            else:
+                expected = fixed + (most - fixed) * min(1.0, 1 / splits + halo) / share
+            if expected <= level * _ROUNDED:
+                return splits
+        return plan.splits if most <= level * _ROUNDED else None
+
+    def _plain(self, plan: RegionPlan) -> int:
+        """Return the most bytes alive while a region's nodes run uncut."""
+        return max(self._alive.get(at, 0) for at in plan.region.nodes)
+
+
+def front(points: Iterable[Point], above: float = inf) -> list[Point]:
+    """Return the plans that no other beats in both, the least time first.
+
+    Args:
+        points: Plans, the least time first.
+        above: Only plans that need less than that, bytes.
+    """
+    found: list[Point] = []
+    for point in points:
+        if point.peak.bytes < (found[-1].peak.bytes if found else above):
+            found.append(point)
+    return found
+
+
+def _key(plan: RegionPlan) -> RegionKey:
+    region = plan.region
+    return region.nodes, tuple(edge.name for edge in region.outputs), plan.splits
+
+
+def _keys(regions: Sequence[RegionPlan]) -> tuple[RegionKey, ...]:
+    return tuple(_key(plan) for plan in regions)
+
+
+def _share(entry: Draft) -> float | None:
+    """Return the share of the rows that a window has, None if known at run time alone."""
+    plan = entry.assumed or entry.plan
+    if plan.tiling is None:
+        return None
+    number = plan.region.network.outputs[0]
+    return 1 - plan.tiling.trim * plan.steps[number] / plan.heights[number]
+
+
+def copied_of(analysis: Analysis, drafts: Sequence[Draft]) -> float:
+    """Return what copying windows and cores takes, in terms of the work before."""
+    moved = sum((entry.sized or entry.fragment).moved for entry in drafts)
+    return COPY * moved / (sum(analysis.work) or 1.0)
+
+
+def recompute_of(
+    analysis: Analysis, drafts: Sequence[Draft], order: Sequence[int | Fragment]
+) -> float | None:
+    """Return the work after over before, at assumed sizes where a height is known at run time.
+
+    Args:
+        analysis: The model.
+        drafts: Its regions.
+        order: Their arrangement in the graph.
+
+    Returns:
+        None where not even assumed sizes are known.
+    """
+    work = analysis.work
+    after = sum(work[item] for item in order if isinstance(item, int))
+    for entry in drafts:
+        share = entry.recompute(analysis, assume=True)
+        if share is None:
+            return None
+        after += share * sum(work[at] for at in entry.plan.region.nodes)
+    return after / sum(work) if sum(work) else 1.0
