@@ -191,13 +191,15 @@ def make_report(
             "by_form": dict(outcome.after_by_form),
             "before_at": outcome.before.at,
             "after_at": outcome.after.at,
+            "touched_before": outcome.before.touched,
+            "touched_after": outcome.after.touched,
             "unknown_tensors": outcome.before.unknown,
             "assumed_shapes": {name: list(shape) for name, shape in outcome.assumed.items()},
             "engine": outcome.engine,
             "kind": "predicted",
         },
         "recompute": outcome.recompute,
-        "candidates": [{**dataclasses.asdict(each), "time": each.time} for each in outcome.weighed],
+        "candidates": [dataclasses.asdict(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
         "verification": dataclasses.asdict(verification),
         "warnings": list(warnings),
@@ -242,6 +244,9 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     peak = report.data["peak_activation_bytes"]
     forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
     work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
+    touched = peak["touched_after"]
+    if touched > _NOTABLE_RISE * peak["after"]:
+        work += f", {mebibytes(touched)} MiB written to in all"
     console.print(
         f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]}): {mebibytes(peak['before'])} "
         f"-> {mebibytes(peak['after'])} MiB{work}"

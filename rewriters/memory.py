@@ -25,6 +25,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from itertools import chain
+from math import inf
 from typing import TypeAlias
 
 __all__ = [
@@ -139,6 +140,8 @@ class Peak:
         at: Label of the step with the most live bytes; "" if that is before the first.
         unknown: Activations of unknown size, counted as nothing.
         alive: The largest tensors alive at that step, with their bytes, largest first.
+        touched: Bytes that are ever written: of an arena's chunks what was asked for. The system
+            gives a process no page before.
         held: Label of every step and bytes held while it runs, in the order they run: in an arena
             the chunks in use, else what is alive (`timeline`).
     """
@@ -147,6 +150,7 @@ class Peak:
     at: str
     unknown: int
     alive: tuple[tuple[str, int], ...] = field(default=(), compare=False)
+    touched: int = field(default=0, compare=False)
     held: Sequence[tuple[str, int]] = field(default=(), compare=False, repr=False)
 
 
@@ -175,9 +179,12 @@ def peak(
     run = _Run(steps, sizes, tuple(inputs), outputs, target, shapes or {})
     held = run.live()
     figure, at, alive = run.highest(held)
+    touched = figure
     if target.allocator is Allocator.ARENA:
-        figure, held = run.arena_peak()
-    return Peak(figure + resident, at, run.unknown, alive, held)
+        arena = run.in_arena()
+        held = run.used()
+        figure, touched = max((size for _, size in held), default=0), arena.touched()
+    return Peak(figure + resident, at, run.unknown, alive, touched + resident, held)
 
 
 def timeline(
@@ -417,13 +424,16 @@ class _Run:
                 take(name)
         return top
 
-    def arena_peak(self) -> tuple[int, list[tuple[str, int]]]:
-        """Return the most an arena has in use over two runs, and as much of every step."""
+    def in_arena(self) -> _Arena:
+        """Run twice in an arena, and return it."""
         arena = _Arena()
         self._run_in(arena, frozenset())
         self._run_again(arena)
-        labels = (step.label for step in self.steps)
-        return max(self._used, default=0), list(zip(labels, self._used, strict=True))
+        return arena
+
+    def used(self) -> list[tuple[str, int]]:
+        """Return the most bytes the arena had in use while each step ran."""
+        return [(step.label, used) for step, used in zip(self.steps, self._used, strict=True)]
 
     @cached_property
     def _block(self) -> int:
@@ -505,10 +515,21 @@ class _Arena:
         self._in_use = 0
         self._next_region = self._FIRST_REGION
         self._bottom = 0
+        # Parts of chunks that were asked for: where they begin, and the last of their ends.
+        self._asked: dict[int, int] = {}
         # Free chunks by size then address, and by address; regions never touch.
         self._free: list[tuple[int, ...]] = []
         self._free_at: dict[int, int] = {}
         self._free_end: dict[int, int] = {}
+
+    def touched(self) -> int:
+        """Return the bytes that were ever part of what was asked for."""
+        total, reached = 0, -inf
+        for begin, end in sorted(self._asked.items()):
+            if end > reached:
+                total += int(end - max(begin, reached))
+                reached = end
+        return total
 
     def start(self) -> int:
         """Begin to count the most bytes in use anew; return what they were so far."""
@@ -552,6 +573,9 @@ class _Arena:
             chunk = size
         else:
             del self._free_end[begin + chunk]
+        end = begin + size
+        if self._asked.get(begin, end) <= end:
+            self._asked[begin] = end
         self._in_use += chunk
         if self._in_use > self.most:
             self.most = self._in_use

@@ -102,7 +102,7 @@ def cut_regions(
     if limits.budget == inf or plain.bytes > limits.budget or frontier.too_large:
         frontier.explore(report)
         if limits.budget == inf and not frontier.too_large:
-            taken = _least(frontier, limits.recompute, plain.bytes)
+            taken = _least(frontier, limits.recompute, plain.touched)
         else:
             taken = _within(frontier, limits, plain)
     weighed = tuple(
@@ -143,8 +143,12 @@ def _fits(point: Point, limits: Limits) -> bool:
     return held and point.candidate.recompute <= _ROUNDED * limits.recompute
 
 
-def _least(frontier: Frontier, recompute: float, plain: int) -> Point | None:
-    """Return a plan of least peak, the plainest form that serves; None if nothing is gained."""
+def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:
+    """Return a plan that touches least, in the plainest form that serves; None if none gains.
+
+    Without a budget what counts is what the process needs: in an arena more patches may have as
+    much in use as fewer have, and touch less of it.
+    """
     taken: Point | None = None
     most = _GAIN * plain
     for form in frontier.forms:
@@ -153,11 +157,11 @@ def _least(frontier: Frontier, recompute: float, plain: int) -> Point | None:
             for point in frontier.weighed()
             if point.candidate.form == form and _fits(point, Limits(recompute=recompute))
         ]
-        low = min((point.peak.bytes for point in own), default=inf)
+        low = min((point.peak.touched for point in own), default=inf)
         if low < most * (_LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1):
             # They stand in the order of their time.
-            taken = next(point for point in own if _GAIN * point.peak.bytes <= low)
-            most = _GAIN * taken.peak.bytes
+            taken = next(point for point in own if _GAIN * point.peak.touched <= low)
+            most = _GAIN * taken.peak.touched
     return taken
 
 

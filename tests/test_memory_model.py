@@ -18,8 +18,11 @@ from typing import Any
 import onnx
 import pytest
 
+from engines.onnxruntime_engine import OrtOptions
+from patchconv_deploy.measuring import measure_onnxruntime
 from rewriters.activation import ENGINES, predict, profile
 from rewriters.graph import Loaded, skeleton
+from rewriters.rewrite import Options, rewrite_model
 from rewriters.shapes import infer
 from tools.calibrate_memory import (
     BOUNDS,
@@ -158,3 +161,20 @@ class TestProperties:
         model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "rows"
         shapes = infer(skeleton(Loaded(model, None)))
         assert predict(model.graph, shapes, "onnxruntime").unknown
+
+
+@pytest.mark.parametrize("splits", [2, 4])
+def test_what_is_written_to_is_what_the_process_needs(splits: int, tmp_path: Path) -> None:
+    """Pages of the arena that no tensor ever lay on are not the process's."""
+    outcome = rewrite_model(
+        Loaded(conv_chain(1024, channels=32, layers=5), None), Options(splits=splits)
+    )
+    onnx.save(outcome.model, tmp_path / "m.onnx")
+    (found,) = measure_onnxruntime(
+        [tmp_path / "m.onnx"], OrtOptions(), shapes={}, runs=2, processes=1, recommended=True
+    )
+    assert found.peak_bytes is not None
+    assert found.runtime_peak_bytes is not None
+    assert outcome.after.touched < 0.9 * outcome.after.bytes
+    assert abs(outcome.after.bytes / found.runtime_peak_bytes - 1) < 0.05
+    assert abs(outcome.after.touched / (found.peak_bytes - 6 * MIB) - 1) < 0.1
