@@ -157,11 +157,11 @@ def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:
             for point in frontier.weighed()
             if point.candidate.form == form and _fits(point, Limits(recompute=recompute))
         ]
-        low = min((point.peak.touched for point in own), default=inf)
-        if low < most * (_LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1):
-            # They stand in the order of their time.
-            taken = next(point for point in own if _GAIN * point.peak.touched <= low)
-            most = _GAIN * taken.peak.touched
+        # They stand in the order of their time.
+        least = min(own, key=lambda point: point.peak.touched, default=None)
+        saves = _LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1
+        if least is not None and least.peak.touched < saves * most:
+            taken, most = least, _GAIN * least.peak.touched
     return taken
 
 

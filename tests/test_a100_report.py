@@ -172,7 +172,9 @@ def test_whole_regions_are_in_the_matrix(tmp_path: Path) -> None:
     assert [row["form"] for row in cut] == ["fused", "loop"]
     for row in cut:
         _check_row(row)
-        assert (row["regions"], row["patches"], row["published"]) == (1, 8, "")
+        assert (row["regions"], row["published"]) == (1, "")
+        # At most so many: at this size a loop of fewer rounds holds less.
+        assert row["patches"] == 8 if row["form"] == "fused" else 2 <= row["patches"] <= 8
         assert 1 < row["recompute"] < 2
         name = "runtime_peak_bytes"
         assert row["figures"][name]["value"] < original["figures"][name]["value"]

@@ -47,8 +47,6 @@ DISORDER = {
     ("unet", "sequential", "batch"),
     ("vae_decoder", "original", "sequential"),
     ("ppocr_det", "original", "batch"),
-    # 17.5 and 18.6 MiB: closer than the errors of the two, 10 % above and 2 % below.
-    ("srvgg", "8, shrinking", "8 patches"),
 }
 # Planned at 36 or at 28 MiB, from build to build of the same file: neither can be predicted.
 VARIES = {"ppocr_det 640x640 sequential"}
