@@ -52,6 +52,9 @@ __all__ = [
 ]
 
 logger = logging.getLogger(__name__)
+
+# Keywords that are whole numbers.
+_WHOLE = ("memory_budget", "max_tensor_elements", "min_elements", "upgrade_opset")
 Progress = Callable[[str, int, int], None]
 ModelT = TypeVar("ModelT")
 
@@ -198,8 +201,11 @@ def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
         UsageError: A value is of the wrong type.
         OptionError: A value is out of range.
     """
-    if splits is not None and not isinstance(splits, int):
-        raise UsageError(f"splits is {splits!r}; it must be a whole number")
+    whole = {"splits": splits, **{name: keywords.get(name) for name in _WHOLE}}
+    for name, given in whole.items():
+        if given is not None and not isinstance(given, int):
+            unit = " of bytes, such as 512 * 2**20" if name == "memory_budget" else ""
+            raise UsageError(f"{name} is {given!r}; it must be a whole number{unit}")
     patterns = (keywords.get("include", ()), keywords.get("exclude", ()))
     include, exclude = ((each,) if isinstance(each, str) else tuple(each) for each in patterns)
     shapes, plan = keywords.get("shapes") or {}, keywords.get("plan")

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from math import inf
 from typing import TypeAlias
 
 from rewriters.analysis import Analysis
@@ -19,7 +18,7 @@ from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, Region, make_region
 from rewriters.search import Limits, Plan, Space, Stage, spaces
 
-__all__ = ["Candidates", "Chosen", "candidates_of", "row_local"]
+__all__ = ["Candidates", "RegionKey", "candidates_of", "row_local"]
 
 # A region: its nodes, its outputs, the patches it is in.
 RegionKey: TypeAlias = tuple[tuple[int, ...], tuple[str, ...], int]
@@ -27,23 +26,6 @@ RegionKey: TypeAlias = tuple[tuple[int, ...], tuple[str, ...], int]
 logger = logging.getLogger(__name__)
 
 _MOST_TRIES = 40
-# Much simpler plans are often a little above the least peak.
-_SLACK = 1.02
-
-
-@dataclass(frozen=True)
-class Chosen:
-    """A plan whose regions are all proven.
-
-    Attributes:
-        plan: The search's plan: its work and peak as the search counts them.
-        regions: The same as regions.
-        order: Name of the order of the nodes it was made for.
-    """
-
-    plan: Plan
-    regions: tuple[RegionPlan, ...]
-    order: str
 
 
 @dataclass(frozen=True)
@@ -73,26 +55,24 @@ class Candidates:
         """The most bytes alive where nothing is cut, as the search counts them."""
         return max(self.spaces[0].plain_peaks, default=0)
 
-    def choose(self, limits: Limits, labels: Mapping[int, str]) -> list[Chosen]:
-        """Return plans of least work under a budget, or of least peak where there is none.
+    def choose(self, limits: Limits, labels: Mapping[int, str]) -> tuple[RegionPlan, ...] | None:
+        """Return the proven regions of the plan of least work under a budget.
 
         Args:
             limits: What to keep.
             labels: Names of the nodes.
 
         Returns:
-            The best plan of each order of the nodes, the best of all first; none where the budget
-            cannot be met.
+            The plan of least work over all orders of the nodes; None where no order keeps the
+            limits.
         """
         found = [self._choose(space, limits, labels) for space in self.spaces]
-        plans = {chosen.plan.spans: chosen for chosen in found if chosen is not None}
-        return sorted(
-            plans.values(),
-            key=lambda chosen: (
-                chosen.plan.cost if limits.budget < inf else chosen.plan.peak,
-                chosen.plan.cost,
-            ),
+        best = min(
+            (entry for entry in found if entry is not None),
+            key=lambda entry: entry[0].cost,
+            default=None,
         )
+        return None if best is None else best[1]
 
     def in_patches(self, plan: RegionPlan, splits: int) -> RegionPlan | None:
         """Return a region in another number of patches, None if it cannot be cut so."""
@@ -103,9 +83,11 @@ class Candidates:
         made = self.again[key]
         return None if isinstance(made, Refusal) else made
 
-    def _choose(self, space: Space, limits: Limits, labels: Mapping[int, str]) -> Chosen | None:
+    def _choose(
+        self, space: Space, limits: Limits, labels: Mapping[int, str]
+    ) -> tuple[Plan, tuple[RegionPlan, ...]] | None:
         for _ in range(_MOST_TRIES):
-            plan = space.least_peak(limits, _SLACK) if limits.budget == inf else space.plan(limits)
+            plan = space.plan(limits)
             if plan is None:
                 return None
             regions = []
@@ -122,7 +104,7 @@ class Candidates:
                 else:
                     regions.append(made)
             if len(regions) == len(plan.stages):
-                return Chosen(plan, tuple(regions), space.order)
+                return plan, tuple(regions)
         return None
 
     def _prove(

@@ -42,8 +42,6 @@ UNROLLED = ("fused", "shrinking")
 FORMS = (*UNROLLED, "loop")
 # A loop takes longer: it holds and copies what its rounds make.
 _LOOP_TIME = 1.4
-# Plans of one budget that are weighed, of those for different orders of the nodes.
-_WEIGHED = 1
 # The first plans are weighed in every form and order, the rest in those that did best.
 _FIRST = 4
 _ANY = 1e300
@@ -258,9 +256,9 @@ class Frontier:
         # What shrinking windows save is counted too high where branches join.
         for shrinks in (True, False):
             limits = replace(self.limits, budget=budget, shrinks=shrinks)
-            for chosen in self.found.choose(limits, self.labels)[:_WEIGHED]:
-                if chosen.regions:
-                    plans[_keys(chosen.regions)] = chosen.regions
+            regions = self.found.choose(limits, self.labels)
+            if regions:
+                plans[_keys(regions)] = regions
         return plans
 
     @cached_property

@@ -547,12 +547,11 @@ class Space:
         nodes = sorted({occurrence.node for occurrence in own})
         return Stage(tuple(nodes), tuple(wanted), splits)
 
-    def least_peak(self, limits: Limits, slack: float = 1.0) -> Plan | None:
+    def least_peak(self, limits: Limits) -> Plan | None:
         """Return the plan of least peak that keeps the other limits, None if there is none.
 
         Args:
             limits: What to keep; the budget is not looked at.
-            slack: How far above the least peak a plan of less work may be.
         """
         low, high = 0.0, float(max(self.plain_peaks, default=0))
         found = self.plan(replace(limits, budget=high))
@@ -566,7 +565,7 @@ class Space:
                 low = middle
             else:
                 found, high = plan, min(middle, float(plan.peak))
-        return self.plan(replace(limits, budget=slack * high)) or found
+        return found
 
 
 # --- orders -------------------------------------------------------------------------------------

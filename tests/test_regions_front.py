@@ -12,7 +12,7 @@ import onnx
 import pytest
 from click.testing import CliRunner, Result
 
-from patchconv_deploy import pareto
+from patchconv_deploy import UsageError, pareto, rewrite
 from patchconv_deploy.cli import main_rewrite, patchconv
 from rewriters.errors import BudgetError, OptionError
 from rewriters.graph import Loaded
@@ -329,6 +329,16 @@ def test_no_curve_of_what_is_left_alone(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="opset 8 is older than 9"):
         pareto(path)
     assert len(pareto(path, upgrade_opset=13)) > 2
+
+
+@pytest.mark.parametrize("name", ["memory_budget", "max_tensor_elements", "splits"])
+def test_whole_numbers_are_asked_for(name: str, tmp_path: Path) -> None:
+    """What the command spells 64MiB is a number in Python; another type is one clear line."""
+    onnx.save(_chain(), tmp_path / "m.onnx")
+    keywords: dict[str, Any] = {name: "64MiB"}
+    with pytest.raises(UsageError, match=f"{name} is '64MiB'; it must be a whole number"):
+        rewrite(tmp_path / "m.onnx", **keywords)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
 def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
