@@ -244,12 +244,13 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     peak = report.data["peak_activation_bytes"]
     forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
     work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
-    touched = peak["touched_after"]
-    if touched > _NOTABLE_RISE * peak["after"]:
-        work += f", {mebibytes(touched)} MiB written to in all"
+    written = ""
+    if peak["touched_after"] != peak["after"]:
+        before, after = (mebibytes(peak[f"touched_{when}"]) for when in ("before", "after"))
+        written = f" in use, {before} -> {after} MiB written to"
     console.print(
         f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]}): {mebibytes(peak['before'])} "
-        f"-> {mebibytes(peak['after'])} MiB{work}"
+        f"-> {mebibytes(peak['after'])} MiB{written}{work}"
         + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
         highlight=False,
     )
@@ -288,8 +289,8 @@ def _print_candidates(outcome: Outcome, console: Console) -> None:
     if len(shown) < 2:
         return
     console.print(
-        f"Weighed: {len(outcome.weighed)} plans (of a budget {MARGIN:.0%} are kept back); the best "
-        "around the one taken:",
+        f"Weighed: {len(outcome.weighed)} plans (the larger of what is in use and written to; of a "
+        f"budget {MARGIN:.0%} are kept back). The best around the one taken:",
         highlight=False,
     )
     for candidate in shown:

@@ -75,7 +75,7 @@ class Candidate:
         form: The form of its regions.
         regions: Number of regions.
         splits: Most patches of a region.
-        peak: Predicted peak on the engine in view, bytes.
+        peak: Predicted need on the engine in view, bytes (`memory.Peak.need`).
         recompute: Work after over before.
         time: Predicted time after over before: the work, and what is copied.
         fits: It keeps the limits.
@@ -166,7 +166,7 @@ class Frontier:
         """Return all plans, those of least time first."""
         return sorted(
             self._all(),
-            key=lambda p: (p.candidate.time, p.peak.bytes, FORMS.index(p.candidate.form)),
+            key=lambda p: (p.candidate.time, p.peak.need, FORMS.index(p.candidate.form)),
         )
 
     def _all(self) -> list[Point]:
@@ -267,7 +267,7 @@ class Frontier:
 
         def score(form: str) -> float:
             own = [[p for p in found if p.candidate.form == form] or found for found in self._first]
-            return sum(log(p.peak.bytes * p.candidate.time) for found in own for p in found[:1])
+            return sum(log(p.peak.need * p.candidate.time) for found in own for p in found[:1])
 
         orders = Counter(p.candidate.order for found in self._first for p in found)
         order = max(orders, key=lambda name: orders[name], default="file")
@@ -317,7 +317,7 @@ class Frontier:
             tried.append(order)
             found = self.analysis.predict(order, self.engine)
             self._left -= len(found.held)
-            if best is None or found.bytes < best[0].bytes:
+            if best is None or found.need < best[0].need:
                 best = found, name, order
         if best is None:
             return None
@@ -330,7 +330,7 @@ class Frontier:
             form,
             len(regions),
             max(plan.splits for plan in regions),
-            peak.bytes,
+            peak.need,
             work,
             (work + copied) * (_LOOP_TIME if form == "loop" else 1.0),
             fits=True,
@@ -389,11 +389,11 @@ class Frontier:
         """Return plans that are hardly beaten by one that needs no more, the best first."""
         found: list[tuple[float, int, Point]] = []
         best = inf
-        for point in sorted(self._all(), key=lambda p: (p.peak.bytes, p.candidate.time)):
+        for point in sorted(self._all(), key=lambda p: (p.peak.need, p.candidate.time)):
             best = min(best, point.candidate.time)
             beaten = (point.candidate.time - 1 + _LITTLE) / (best - 1 + _LITTLE)
             if beaten <= _BEATEN and point not in done:
-                found.append((beaten, -point.peak.bytes, point))
+                found.append((beaten, -point.peak.need, point))
         return [point for *_, point in sorted(found, key=lambda entry: entry[:2])]
 
     def _refit(self, point: Point, level: float) -> None:
@@ -496,7 +496,7 @@ def front(points: Iterable[Point], above: float = inf) -> list[Point]:
     """
     found: list[Point] = []
     for point in points:
-        if point.peak.bytes < (found[-1].peak.bytes if found else above):
+        if point.peak.need < (found[-1].peak.need if found else above):
             found.append(point)
     return found
 

@@ -153,6 +153,11 @@ class Peak:
     touched: int = field(default=0, compare=False)
     held: Sequence[tuple[str, int]] = field(default=(), compare=False, repr=False)
 
+    @property
+    def need(self) -> int:
+        """Bytes to provide: what is in use at once, or what was ever written to if that is more."""
+        return max(self.bytes, self.touched)
+
 
 def peak(
     steps: Sequence[Step],

@@ -99,10 +99,10 @@ def cut_regions(
         analysis, found, engine, labels, limits, FORMS if form == "auto" else (form,)
     )
     taken = None
-    if limits.budget == inf or plain.bytes > limits.budget or frontier.too_large:
+    if limits.budget == inf or plain.need > limits.budget or frontier.too_large:
         frontier.explore(report)
         if limits.budget == inf and not frontier.too_large:
-            taken = _least(frontier, limits.recompute, plain.touched)
+            taken = _least(frontier, limits.recompute, plain.need)
         else:
             taken = _within(frontier, limits, plain)
     weighed = tuple(
@@ -113,7 +113,7 @@ def cut_regions(
         )
         for point in frontier.weighed()
     )
-    candidate = Candidate("original", 0, 1, plain.bytes, 1.0, 1.0, fits=True)
+    candidate = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True)
     if taken is not None:
         candidate = taken.candidate
     provable = {
@@ -139,7 +139,7 @@ def cut_regions(
 
 def _fits(point: Point, limits: Limits) -> bool:
     """Tell whether a plan keeps the limits, with a margin for the prediction's error."""
-    held = point.peak.bytes <= (1 - MARGIN) * limits.budget
+    held = point.peak.need <= (1 - MARGIN) * limits.budget
     return held and point.candidate.recompute <= _ROUNDED * limits.recompute
 
 
@@ -158,10 +158,10 @@ def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:
             if point.candidate.form == form and _fits(point, Limits(recompute=recompute))
         ]
         # They stand in the order of their time.
-        least = min(own, key=lambda point: point.peak.touched, default=None)
+        least = min(own, key=lambda point: point.peak.need, default=None)
         saves = _LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1
-        if least is not None and least.peak.touched < saves * most:
-            taken, most = least, _GAIN * least.peak.touched
+        if least is not None and least.peak.need < saves * most:
+            taken, most = least, _GAIN * least.peak.need
     return taken
 
 
@@ -178,7 +178,7 @@ def _within(frontier: Frontier, limits: Limits, plain: Peak) -> Point:
     free = replace(limits, budget=inf)
     least = min(
         (point for point in weighed if _fits(point, free)),
-        key=lambda point: point.peak.bytes,
+        key=lambda point: point.peak.need,
         default=None,
     )
     raise BudgetError(_infeasible(frontier, limits, plain, least))
@@ -191,12 +191,12 @@ def _infeasible(frontier: Frontier, limits: Limits, plain: Peak, least: Point | 
         return f"tensors of more than {limits.elements} elements stay, whatever is cut" + (
             f": {names}" if names else ""
         )
-    there = least.peak if least is not None and least.peak.bytes < plain.bytes else plain
+    there = least.peak if least is not None and least.peak.need < plain.need else plain
     held = ", ".join(f"{name} ({_mib(size)} MiB)" for name, size in there.alive[:3])
     return (
         f"a budget of {_mib(limits.budget)} MiB, less {MARGIN:.0%} for the prediction's "
         f"error, cannot be met: the smallest peak found is "
-        f"{_mib(there.bytes)} MiB (predicted, at {there.at!r}, held by {held}); no plan goes "
+        f"{_mib(there.need)} MiB (predicted, at {there.at!r}, held by {held}); no plan goes "
         f"below {_mib(space.bound)} MiB. Raise --memory-budget"
         + ("" if limits.recompute == inf else " or --max-recompute")
     )
@@ -229,8 +229,8 @@ def pareto(
     frontier = Frontier(analysis, found, engine, labels, limits)
     frontier.explore()
     free = replace(limits, budget=inf)
-    points = front((p for p in frontier.weighed() if _fits(p, free)), plain.bytes)
-    original = Candidate("original", 0, 1, plain.bytes, 1.0, 1.0, fits=True)
+    points = front((p for p in frontier.weighed() if _fits(p, free)), plain.need)
+    original = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True)
     return [original, *(point.candidate for point in points)]
 
 

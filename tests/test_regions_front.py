@@ -254,7 +254,7 @@ def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
     # A rewrite leaves a margin of 5 % below its budget; with it, every point is one that is met.
     for point in points:
         outcome = _rewrite(_chain(), memory_budget=int(point.peak / 0.95) + 1)
-        assert (outcome.after.bytes, outcome.recompute or 1.0) == (point.peak, point.recompute)
+        assert (outcome.after.need, outcome.recompute or 1.0) == (point.peak, point.recompute)
 
 
 def test_the_curve_obeys_what_it_looks_at(tmp_path: Path) -> None:
