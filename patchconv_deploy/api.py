@@ -126,9 +126,10 @@ class CutKeywords(ParetoKeywords, total=False):
             and "sequential" (single convolutions: windows stacked in the batch dimension, or one
             after the other), or "auto" (default): regions, or, where convolutions are named by
             ``include`` or ``min_elements``, single ones.
-        memory_budget: Most bytes of activations alive at once, as predicted for ``target``; the
-            plan of least extra work that keeps it is taken. Without one the peak is made as low as
-            ``splits`` and ``max_recompute`` allow.
+        memory_budget: Most bytes of activations, as predicted for ``target``, in use at once and,
+            in an arena, ever written to; of the plans weighed that of least predicted time that
+            keeps it is taken. Without one the need is made as low as ``splits`` and
+            ``max_recompute`` allow.
         plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         verify: Run original and result on the same inputs in a child process and compare
             (default). `convert_model` skips it, with a log message, where a model that is no file

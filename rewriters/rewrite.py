@@ -99,7 +99,7 @@ class Options:
             differ, and memory is predicted for the largest.
         upgrade_opset: Version to convert the default domain to first, None to keep it.
         allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
-        memory_budget: Most bytes of activations alive at once, None for as few as can be.
+        memory_budget: Most bytes of activations (`memory.Peak.need`), None for as few as can be.
         max_recompute: Most work after over before; None: 1.5 without a budget, else any.
         max_tensor_elements: Most elements of a tensor, None for any number.
         target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
