@@ -102,7 +102,7 @@ def cut_regions(
     if limits.budget == inf or plain.need > limits.budget or frontier.too_large:
         frontier.explore(report)
         if limits.budget == inf and not frontier.too_large:
-            taken = _least(frontier, limits.recompute, plain.need)
+            taken = _least(frontier, limits.recompute, plain.touched)
         else:
             taken = _within(frontier, limits, plain)
     weighed = tuple(
@@ -158,10 +158,10 @@ def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:
             if point.candidate.form == form and _fits(point, Limits(recompute=recompute))
         ]
         # They stand in the order of their time.
-        least = min(own, key=lambda point: point.peak.need, default=None)
+        least = min(own, key=lambda point: point.peak.touched, default=None)
         saves = _LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1
-        if least is not None and least.peak.need < saves * most:
-            taken, most = least, _GAIN * least.peak.need
+        if least is not None and least.peak.touched < saves * most:
+            taken, most = least, _GAIN * least.peak.touched
     return taken
 
 
