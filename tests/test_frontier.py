@@ -99,7 +99,7 @@ def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
         except BudgetError:
             continue
         # The effort of a restricted search goes elsewhere: it may find what is a little better.
-        assert best.time <= 1.01 * other.time, restriction
+        assert best.time <= 1.03 * other.time, restriction
 
 
 # --- every plan there is ------------------------------------------------------------------------
