@@ -15,16 +15,16 @@ import onnx
 import pytest
 
 from rewriters import frontier
-from rewriters.analysis import Analysis
+from rewriters.analysis import Analysis, analyse
 from rewriters.draft import Draft, draft, ordered
 from rewriters.errors import BudgetError
 from rewriters.fragment import NameScheme
 from rewriters.frontier import Candidate, copied_of, recompute_of
-from rewriters.graph import Loaded
+from rewriters.graph import Loaded, skeleton
 from rewriters.locality import find_locality
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Region, make_region
-from rewriters.rewrite import Options, _look, pareto_of, rewrite_model
+from rewriters.rewrite import Options, pareto_of, rewrite_model
 from tests.small_models import copy_of, model, node, noise
 from tools.deep_models import make
 
@@ -152,7 +152,7 @@ def test_hardly_any_plan_is_better_than_those_weighed(form: str) -> None:
     """Of all plans of four Convs none beats the curve by more than 2 % of memory and of time."""
     made = _narrow_and_wide()
     curve = pareto_of(Loaded(copy_of(made), None), Options())
-    analysis, _ = _look(Loaded(copy_of(made), None), Options())
+    analysis = analyse(made, skeleton(Loaded(made, None)))
     names = NameScheme.avoiding(analysis.index.names)
     tried = 0
     for drafts in _every_plan(analysis, names, form):
