@@ -7,6 +7,7 @@ is, is told by trying every plan there is of a small network.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
@@ -19,13 +20,14 @@ from rewriters.analysis import Analysis, analyse
 from rewriters.draft import Draft, draft, ordered
 from rewriters.errors import BudgetError
 from rewriters.fragment import NameScheme
-from rewriters.frontier import Candidate, copied_of, recompute_of
+from rewriters.frontier import FORMS, Candidate, copied_of, recompute_of
 from rewriters.graph import Loaded, skeleton
 from rewriters.locality import find_locality
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Region, make_region
-from rewriters.rewrite import Options, pareto_of, rewrite_model
-from tests.small_models import copy_of, model, node, noise
+from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
+from tests.random_graphs import random_graph
+from tests.small_models import assert_same, copy_of, model, node, noise
 from tools.deep_models import make
 
 # A rewrite keeps so much of a budget back.
@@ -33,9 +35,13 @@ KEPT = 0.95
 ENGINE = "onnxruntime-tuned"
 
 
+def _rewrite(made: onnx.ModelProto, **options: Any) -> Outcome:
+    return rewrite_model(Loaded(copy_of(made), None), Options(**options))
+
+
 def _taken(made: onnx.ModelProto, **options: Any) -> Candidate:
     """Return the figures of the plan that is taken."""
-    outcome = rewrite_model(Loaded(copy_of(made), None), Options(**options))
+    outcome = _rewrite(made, **options)
     (taken,) = (each for each in outcome.weighed if each.taken)
     assert taken.peak == outcome.after.need
     assert taken.recompute == outcome.recompute
@@ -100,6 +106,35 @@ def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
             continue
         # The effort of a restricted search goes elsewhere: it may find what is a little better.
         assert best.time <= 1.03 * other.time, restriction
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-default"])
+def test_plans_of_random_graphs_compute_the_same(target: str) -> None:
+    """Whatever the planner takes of what it weighed: budgets, numbers of patches, single forms.
+
+    Not for TensorRT: beside a convolution's workspace such small tensors are nothing to save.
+    """
+    cut = 0
+    for seed in range(80):
+        draw = random.Random(seed).randint
+        graph = random_graph(draw, most=12)
+        made, feeds = graph.model(), graph.feeds()
+        need = _rewrite(made, splits=1, axis=graph.axis).before.need
+        wanted: list[dict[str, Any]] = [
+            {"memory_budget": max(1, need * draw(4, 9) // 10)},
+            {"splits": draw(2, 7)},
+            {"memory_budget": max(1, need * 7 // 10), "form": FORMS[draw(0, 2)]},
+        ]
+        for options in wanted:
+            try:
+                outcome = _rewrite(made, axis=graph.axis, target=target, **options)
+            except BudgetError:
+                continue
+            if outcome.rewritten:
+                assert_same(made, outcome.model, feeds)
+                cut += 1
+    assert cut > 20
 
 
 # --- every plan there is ------------------------------------------------------------------------
