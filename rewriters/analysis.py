@@ -29,7 +29,7 @@ from rewriters.external_data import BITS
 from rewriters.fragment import Fragment, sorted_by
 from rewriters.graph import Index, captured, check, index, node_label, opset_of
 from rewriters.locality import Facts
-from rewriters.lowering import Tensors
+from rewriters.lowering import Tensors, copied
 from rewriters.memory import Peak, Step, peak
 from rewriters.operators import Shape
 from rewriters.regions import candidates
@@ -184,8 +184,7 @@ class Analysis:
         for number, (label, size) in enumerate(steps):
             at = labels.get(label)
             if at is None:
-                # A step that an engine adds is called after the tensor it copies.
-                at = self.index.producer.get(label.split(" (")[0])
+                at = self.index.producer.get(copied(label))
             if at is not None:
                 alive[at] = max(alive.get(at, 0), size)
                 turn.setdefault(at, number)

@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TypeAlias
 
 from rewriters.analysis import Analysis
 from rewriters.locality import find_locality
@@ -18,10 +17,7 @@ from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, Region, make_region
 from rewriters.search import Limits, Plan, Space, Stage, spaces
 
-__all__ = ["Candidates", "RegionKey", "candidates_of", "row_local"]
-
-# A region: its nodes, its outputs, the patches it is in.
-RegionKey: TypeAlias = tuple[tuple[int, ...], tuple[str, ...], int]
+__all__ = ["Candidates", "candidates_of", "row_local", "stage_of"]
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +35,6 @@ class Candidates:
         spaces: The stages of each order of the nodes.
         refused: Regions that turned out not to be provable.
         proven: Regions that were asked for so far.
-        again: The same of `in_patches`.
     """
 
     analysis: Analysis
@@ -48,7 +43,6 @@ class Candidates:
     spaces: Sequence[Space]
     refused: list[Refusal]
     proven: dict[Stage, RegionPlan | Refusal] = field(default_factory=dict)
-    again: dict[RegionKey, RegionPlan | Refusal] = field(default_factory=dict)
 
     @property
     def plain_peak(self) -> int:
@@ -76,11 +70,10 @@ class Candidates:
 
     def in_patches(self, plan: RegionPlan, splits: int) -> RegionPlan | None:
         """Return a region in another number of patches, None if it cannot be cut so."""
-        region = plan.region
-        key = region.nodes, tuple(edge.name for edge in region.outputs), splits
-        if key not in self.again:
-            self.again[key] = self._cut(region, splits)
-        made = self.again[key]
+        stage = stage_of(plan.region, splits)
+        if stage not in self.proven:
+            self.proven[stage] = self._cut(plan.region, splits)
+        made = self.proven[stage]
         return None if isinstance(made, Refusal) else made
 
     def _choose(
@@ -124,6 +117,11 @@ class Candidates:
         if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
             return Refusal(region.label, "the halo is as tall as the image", "halo-too-tall")
         return found
+
+
+def stage_of(region: Region, splits: int) -> Stage:
+    """Return what tells a region in so many patches from others."""
+    return Stage(region.nodes, tuple(edge.name for edge in region.outputs), splits)
 
 
 def row_local(

@@ -27,12 +27,13 @@ from math import inf, log, sqrt
 
 from rewriters.activation import uncollected
 from rewriters.analysis import Analysis
-from rewriters.choice import Candidates, RegionKey
+from rewriters.choice import Candidates, stage_of
 from rewriters.draft import Draft, draft, ordered
 from rewriters.fragment import Fragment, NameScheme
+from rewriters.lowering import copied
 from rewriters.memory import Peak
 from rewriters.planner import ORDERS, RegionPlan
-from rewriters.search import Limits, rungs, turns_of
+from rewriters.search import Limits, Stage, rungs, turns_of
 from rewriters.work import COPY
 
 __all__ = ["FORMS", "UNROLLED", "Candidate", "Frontier", "Point", "front"]
@@ -145,9 +146,9 @@ class Frontier:
         self.forms = forms
         self.limits = Limits(splits=limits.splits, elements=limits.elements)
         self.too_large = limits.elements is not None and found.spaces[0].too_large(limits.elements)
-        self._points: dict[tuple[tuple[RegionKey, ...], str], Point | None] = {}
+        self._points: dict[tuple[tuple[Stage, ...], str], Point | None] = {}
         self._names = NameScheme.avoiding(analysis.index.names)
-        self._drafts: dict[tuple[RegionKey, str], Draft] = {}
+        self._drafts: dict[tuple[Stage, str], Draft] = {}
         self._turns: dict[str, list[int] | None] = {}
         self._report: Callable[[str, int, int], None] = lambda what, done, total: None
         # Plans that were weighed in every form and order.
@@ -175,8 +176,7 @@ class Frontier:
     def in_forms(self, point: Point) -> dict[str, tuple[Draft, ...]]:
         """Return a plan's regions in every form that they can have, as nodes."""
         found = {form: self.drafts(point.regions, form) for form in self.forms}
-        shrunk = any(entry.plan.shrinking for entry in found.get("shrinking", ()))
-        if "fused" in found and not shrunk:
+        if "fused" in found and not _shrinks(found.get("shrinking", ())):
             found.pop("shrinking", None)
         return found
 
@@ -231,7 +231,7 @@ class Frontier:
         spaces = self.found.spaces
         least = [plan.peak for space in spaces if (plan := space.least_peak(usual))]
         low, high = float(max(1, min(least, default=0))), float(max(1, self.found.plain_peak))
-        seen: set[tuple[RegionKey, ...]] = set()
+        seen: set[tuple[Stage, ...]] = set()
         lower, higher = self._at(low), self._at(high)
         levels = deque([(low, lower, high, higher)])
         # What a limit on elements asks for may hold more than the model as it is.
@@ -250,7 +250,7 @@ class Frontier:
                     seen.add(key)
                     yield regions
 
-    def _at(self, budget: float) -> dict[tuple[RegionKey, ...], tuple[RegionPlan, ...]]:
+    def _at(self, budget: float) -> dict[tuple[Stage, ...], tuple[RegionPlan, ...]]:
         """Return what the search finds for a budget."""
         plans = {}
         # What shrinking windows save is counted too high where branches join.
@@ -258,7 +258,7 @@ class Frontier:
             limits = replace(self.limits, budget=budget, shrinks=shrinks)
             regions = self.found.choose(limits, self.labels)
             if regions:
-                plans[_keys(regions)] = regions
+                plans[_stages(regions)] = regions
         return plans
 
     @cached_property
@@ -275,7 +275,7 @@ class Frontier:
 
     def _draft(self, plan: RegionPlan, form: str) -> Draft:
         """Emit a region; plans that are near each other share most of theirs."""
-        key = _key(plan), form
+        key = stage_of(plan.region, plan.splits), form
         if key not in self._drafts:
             made = draft(plan, form, self.analysis, self._names, plan.region.label)
             self._drafts[key] = made
@@ -293,21 +293,24 @@ class Frontier:
 
         Where no window can shrink, shrinking is fused.
         """
-        shrunk = (entry.plan.shrinking for entry in self.drafts(regions, form))
-        if form == "shrinking" and "fused" in self.forms and not any(shrunk):
-            form = "fused"
-        key = _keys(regions), form
-        if key not in self._points:
-            spent = min(self._whole, self._whole - self._left)
-            self._report("weighing plans", int(spent), int(self._whole))
-            with uncollected():
-                self._points[key] = self._emit(regions, form, orders)
-        return self._points[key]
+        with uncollected():
+            drafts = self.drafts(regions, form)
+            if form == "shrinking" and "fused" in self.forms and not _shrinks(drafts):
+                return self._weigh(regions, "fused", orders)
+            key = _stages(regions), form
+            if key not in self._points:
+                spent = min(self._whole, self._whole - self._left)
+                self._report("weighing plans", int(spent), int(self._whole))
+                self._points[key] = self._judge(regions, drafts, form, orders)
+            return self._points[key]
 
-    def _emit(
-        self, regions: tuple[RegionPlan, ...], form: str, orders: Sequence[str]
+    def _judge(
+        self,
+        regions: tuple[RegionPlan, ...],
+        drafts: tuple[Draft, ...],
+        form: str,
+        orders: Sequence[str],
     ) -> Point | None:
-        drafts = self.drafts(regions, form)
         best: tuple[Peak, str, list[int | Fragment]] | None = None
         tried: list[list[int | Fragment]] = []
         for name in orders:
@@ -351,8 +354,7 @@ class Frontier:
         }
         most, least, around = [0] * len(drafts), [inf] * len(drafts), 0
         for label, size in peak.held:
-            # A copy that an engine adds is called after the tensor.
-            at = own.get(label.split(" (")[0])
+            at = own.get(label, own.get(copied(label)))
             if at is None:
                 around = max(around, size)
             else:
@@ -470,8 +472,8 @@ class Frontier:
         share = _share(entry)
         if share is None:
             return plan.splits if most <= level * _ROUNDED else None
-        fixed = least + sum(self.analysis.bytes[edge.name] or 0 for edge in plan.region.outputs)
-        fixed = min(most, fixed)
+        outputs = sum(self.analysis.bytes[edge.name] or 0 for edge in plan.region.outputs)
+        fixed = min(most, least + outputs)
         halo = max(0.0, share - 1 / plan.splits)
         for splits in (1, *rungs(self.limits.splits)):
             if splits == 1:
@@ -501,13 +503,12 @@ def front(points: Iterable[Point], above: float = inf) -> list[Point]:
     return found
 
 
-def _key(plan: RegionPlan) -> RegionKey:
-    region = plan.region
-    return region.nodes, tuple(edge.name for edge in region.outputs), plan.splits
+def _shrinks(drafts: Iterable[Draft]) -> bool:
+    return any(entry.plan.shrinking is not None for entry in drafts)
 
 
-def _keys(regions: Sequence[RegionPlan]) -> tuple[RegionKey, ...]:
-    return tuple(_key(plan) for plan in regions)
+def _stages(regions: Sequence[RegionPlan]) -> tuple[Stage, ...]:
+    return tuple(stage_of(plan.region, plan.splits) for plan in regions)
 
 
 def _share(entry: Draft) -> float | None:

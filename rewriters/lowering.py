@@ -27,7 +27,7 @@ from typing import Any
 from rewriters.memory import VIEWS, Body, Step, walk
 from rewriters.operators import Record, Shape, read_convolution
 
-__all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "lower"]
+__all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "copied", "lower"]
 
 # Where a kernel expands windows segment by segment: bytes, for two threads.
 _SEGMENT = 2 * 64 << 10
@@ -118,6 +118,11 @@ class Lowered:
     sizes: Mapping[str, int | None]
     shapes: Mapping[str, Hashable]
     resident: int
+
+
+def copied(label: str) -> str:
+    """Return the tensor that a step which an engine adds copies: the step is called after it."""
+    return label.rpartition(" (")[0] or label
 
 
 def lower(

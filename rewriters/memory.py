@@ -25,7 +25,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 from functools import cached_property
 from itertools import chain
-from math import inf
 from typing import TypeAlias
 
 __all__ = [
@@ -529,10 +528,10 @@ class _Arena:
 
     def touched(self) -> int:
         """Return the bytes that were ever part of what was asked for."""
-        total, reached = 0, -inf
+        total, reached = 0, min(self._asked, default=0)
         for begin, end in sorted(self._asked.items()):
             if end > reached:
-                total += int(end - max(begin, reached))
+                total += end - max(begin, reached)
                 reached = end
         return total
 

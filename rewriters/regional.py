@@ -151,13 +151,10 @@ def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:
     """
     taken: Point | None = None
     most = _GAIN * plain
+    fitting = [p for p in frontier.weighed() if _fits(p, Limits(recompute=recompute))]
     for form in frontier.forms:
-        own = [
-            point
-            for point in frontier.weighed()
-            if point.candidate.form == form and _fits(point, Limits(recompute=recompute))
-        ]
-        # They stand in the order of their time.
+        own = (point for point in fitting if point.candidate.form == form)
+        # Of equals the first, which takes the least time.
         least = min(own, key=lambda point: point.peak.touched, default=None)
         saves = _LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1
         if least is not None and least.peak.touched < saves * most:
