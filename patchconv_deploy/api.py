@@ -21,6 +21,7 @@ from patchconv_deploy.measuring import check_engine
 from patchconv_deploy.report import Report, make_report
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
 from patchconv_deploy.session_options import recommend
+from patchconv_deploy.sizes import SIZES, parse_size
 from patchconv_deploy.tuning import Tuned, tune_rewritten
 from patchconv_deploy.verification import (
     TIMEOUT_S,
@@ -54,7 +55,7 @@ __all__ = [
 logger = logging.getLogger(__name__)
 
 # Keywords that are whole numbers.
-_WHOLE = ("memory_budget", "max_tensor_elements", "min_elements", "upgrade_opset")
+_WHOLE = ("max_tensor_elements", "min_elements", "upgrade_opset")
 Progress = Callable[[str, int, int], None]
 ModelT = TypeVar("ModelT")
 
@@ -126,10 +127,10 @@ class CutKeywords(ParetoKeywords, total=False):
             and "sequential" (single convolutions: windows stacked in the batch dimension, or one
             after the other), or "auto" (default): regions, or, where convolutions are named by
             ``include`` or ``min_elements``, single ones.
-        memory_budget: Most bytes of activations, as predicted for ``target``, in use at once and,
-            in an arena, ever written to; of the plans weighed that of least predicted time that
-            keeps it is taken. Without one the need is made as low as ``splits`` and
-            ``max_recompute`` allow.
+        memory_budget: Most bytes of activations, a number or text such as "512MiB" or "2GB", as
+            predicted for ``target``, in use at once and, in an arena, ever written to; of the plans
+            weighed that of least predicted time that keeps it is taken. Without one the need is
+            made as low as ``splits`` and ``max_recompute`` allow.
         plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
         verify: Run original and result on the same inputs in a child process and compare
             (default). `convert_model` skips it, with a log message, where a model that is no file
@@ -138,7 +139,7 @@ class CutKeywords(ParetoKeywords, total=False):
     """
 
     form: str
-    memory_budget: int | None
+    memory_budget: int | str | None
     plan: Mapping[str, Any] | None
     verify: bool
     force: bool
@@ -204,9 +205,8 @@ def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
     """
     whole = {"splits": splits, **{name: keywords.get(name) for name in _WHOLE}}
     for name, given in whole.items():
-        if given is not None and not isinstance(given, int):
-            unit = " of bytes, such as 512 * 2**20" if name == "memory_budget" else ""
-            raise UsageError(f"{name} is {given!r}; it must be a whole number{unit}")
+        if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
+            raise UsageError(f"{name} is {given!r}; it must be a whole number")
     patterns = (keywords.get("include", ()), keywords.get("exclude", ()))
     include, exclude = ((each,) if isinstance(each, str) else tuple(each) for each in patterns)
     shapes, plan = keywords.get("shapes") or {}, keywords.get("plan")
@@ -219,12 +219,24 @@ def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
         ranges={n: _pairs(shape) for n, shape in shapes.items() if _fixed(shape) is None},
         upgrade_opset=keywords.get("upgrade_opset"),
         allow_custom_ops=keywords.get("allow_custom_ops", False),
-        memory_budget=keywords.get("memory_budget"),
+        memory_budget=_bytes("memory_budget", keywords.get("memory_budget")),
         max_recompute=keywords.get("max_recompute"),
         max_tensor_elements=keywords.get("max_tensor_elements"),
         target=keywords.get("target", "onnxruntime"),
         plan=None if plan is None else read_plan(json.dumps(plan)),
     )
+
+
+def _bytes(name: str, given: int | str | None) -> int | None:
+    """Return bytes from a number of them, or from text such as 512MiB.
+
+    Raises:
+        UsageError: It is neither.
+    """
+    size = parse_size(given) if isinstance(given, str) else given
+    if given is not None and (not isinstance(size, int) or isinstance(size, bool)):
+        raise UsageError(f"{name} is {given!r}; it must be a number of bytes, or {SIZES}")
+    return size
 
 
 def rewrite(

@@ -76,7 +76,9 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 )
 @click.option("--splits", type=int, help="Patches, 4 by default; with a budget: at most so many.")
 @click.option(
-    "--memory-budget", type=SizeType(), help="Most activation memory: 512MiB. Least work that fits."
+    "--memory-budget",
+    type=SizeType(),
+    help="Most activation memory: 512MiB, 2G (GiB) or 2GB (10^9 bytes). Least time that fits.",
 )
 @click.option("--max-recompute", type=float, help="Most work after over before: 1.25.")
 @click.option(

@@ -13,6 +13,8 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from patchconv_deploy.sizes import SIZES, doubted, parse_size
+
 __all__ = [
     "AxisType",
     "ShapeType",
@@ -96,7 +98,7 @@ class AxisType(click.ParamType[str | int]):
 
 
 class SizeType(click.ParamType[int]):
-    """Bytes, with an optional unit: 512MiB, 2GiB, 100000."""
+    """Bytes, with an optional unit (`patchconv_deploy.sizes`): 512MiB, 2G, 300MB, 100000."""
 
     name = "SIZE"
 
@@ -106,15 +108,11 @@ class SizeType(click.ParamType[int]):
         """Return bytes."""
         if isinstance(value, int):
             return value
-        units = {"kib": 10, "mib": 20, "gib": 30, "": 0, "b": 0}
-        digits = value.rstrip("KMGiIBbkmg")
-        unit = value[len(digits) :].lower()
-        try:
-            size = int(float(digits) * 2 ** units[unit])
-        except (ValueError, KeyError, OverflowError):
-            size = 0
-        if size < 1:
-            self.fail(f"{value!r} is not a size such as 512MiB or 2GiB", param, ctx)
+        size, question = parse_size(value), doubted(value)
+        if size is None:
+            self.fail(f"{value!r} is not a size such as {SIZES}", param, ctx)
+        if question is not None:
+            self.fail(question, param, ctx)
         return size
 
 

@@ -331,14 +331,34 @@ def test_no_curve_of_what_is_left_alone(tmp_path: Path) -> None:
     assert len(pareto(path, upgrade_opset=13)) > 2
 
 
-@pytest.mark.parametrize("name", ["memory_budget", "max_tensor_elements", "splits"])
-def test_whole_numbers_are_asked_for(name: str, tmp_path: Path) -> None:
-    """What the command spells 64MiB is a number in Python; another type is one clear line."""
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"max_tensor_elements": "64MiB"}, "max_tensor_elements is '64MiB'; .* a whole number"),
+        ({"splits": "4"}, "splits is '4'; it must be a whole number"),
+        ({"splits": True}, "splits is True; it must be a whole number"),
+        ({"memory_budget": 2.5}, "memory_budget is 2.5; it must be a number of bytes, or 512MiB"),
+        ({"memory_budget": "64 apples"}, "memory_budget is '64 apples'; it must be a number of"),
+    ],
+)
+def test_numbers_are_asked_for(given: dict[str, Any], words: str, tmp_path: Path) -> None:
+    """A keyword of another type is one clear line."""
     onnx.save(_chain(), tmp_path / "m.onnx")
-    keywords: dict[str, Any] = {name: "64MiB"}
-    with pytest.raises(UsageError, match=f"{name} is '64MiB'; it must be a whole number"):
-        rewrite(tmp_path / "m.onnx", **keywords)
+    with pytest.raises(UsageError, match=words):
+        rewrite(tmp_path / "m.onnx", **given)
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
+
+
+def test_a_budget_is_a_number_or_text(tmp_path: Path) -> None:
+    """In Python 900KiB is 900 * 1024; a small number of bytes is one, as it says."""
+    onnx.save(_chain(), tmp_path / "m.onnx")
+    keywords: dict[str, Any] = {"dry_run": True}
+    text = rewrite(tmp_path / "m.onnx", memory_budget="900KiB", **keywords)
+    number = rewrite(tmp_path / "m.onnx", memory_budget=900 * 1024, **keywords)
+    assert text.report.data["options"]["memory_budget_bytes"] == 900 * 1024
+    assert text.outcome.plan == number.outcome.plan
+    with pytest.raises(BudgetError, match="cannot be met"):
+        rewrite(tmp_path / "m.onnx", memory_budget=512, **keywords)
 
 
 def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
