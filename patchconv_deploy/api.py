@@ -358,7 +358,6 @@ def _verify_staged(
         source,
         staged,
         outcome,
-        options,
         seed=keywords.get("seed", 0),
         rtol=keywords.get("rtol"),
         atol=keywords.get("atol"),
@@ -441,7 +440,7 @@ def _convert_proto(model: onnx.ModelProto, options: Options, wanted: bool) -> on
         paths = Path(name) / "original.onnx", Path(name) / "rewritten.onnx"
         for path, proto in zip(paths, (model, outcome.model), strict=True):
             path.write_bytes(proto.SerializeToString())
-        checked = verify(*paths, outcome, options)
+        checked = verify(*paths, outcome)
     if not checked.ran:
         logger.warning("not verified: %s", checked.reason)
     elif checked.passed is None:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import logging
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,7 +32,7 @@ from patchconv_deploy.twin import float32_twin
 from rewriters.errors import RewriterError
 from rewriters.external_data import external_range, is_external, tensors
 from rewriters.graph import Loaded, load, skeleton
-from rewriters.rewrite import Options, Outcome, analyse_memory, rewrite_model
+from rewriters.rewrite import Outcome, analyse_memory
 from rewriters.shapes import fix_shapes, infer, nominal_shapes
 
 __all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
@@ -103,7 +103,6 @@ def verify(
     original: Path,
     rewritten: Path,
     outcome: Outcome,
-    options: Options,
     *,
     seed: int = 0,
     rtol: float | None = None,
@@ -117,7 +116,6 @@ def verify(
         original: The original model's file.
         rewritten: The rewritten model's file.
         outcome: What the rewriter reported.
-        options: What it was asked for.
         seed: Seed of the inputs.
         rtol: Tolerance relative to an output's spread; by element type if None.
         atol: Absolute tolerance, added; by element type if None.
@@ -145,7 +143,7 @@ def verify(
             return not_run(str(error))
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
         job = {
-            "seams": _seams(source, outcome, options, shapes),
+            "seams": _seams((source, loaded), outcome, shapes),
             "exact_integers": all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
             "rtol": rtol,
             "atol": atol,
@@ -218,25 +216,30 @@ def _does_not_fit(peak: int | None, outcome: Outcome, loaded: Loaded) -> str | N
 
 
 def _seams(
-    source: Loaded, outcome: Outcome, options: Options, shapes: Mapping[str, tuple[int, ...]]
+    models: Sequence[Loaded], outcome: Outcome, shapes: Mapping[str, tuple[int, ...]]
 ) -> list[dict[str, Any]]:
-    """Return the seams of all regions; those worked out at run time, as they are at these sizes."""
-    regions = outcome.rewritten
-    if any(region.rows is None for region in regions):
-        slim = skeleton(source)
+    """Return the seams of all regions; those worked out at run time, as they are at these sizes.
+
+    Args:
+        models: The original and the rewritten model; either may know the rows of a region's input.
+        outcome: What was cut.
+        shapes: Sizes of the inputs.
+    """
+    found = set()
+    pending = list(outcome.rewritten)
+    for loaded in models:
+        if not pending:
+            break
+        slim = skeleton(loaded)
         try:
             fix_shapes(slim, shapes)
-            fixed = Options(
-                splits=options.splits,
-                form="sequential",
-                axis=options.axis,
-                selection=options.selection,
-                allow_custom_ops=True,
-            )
-            regions = rewrite_model(Loaded(slim, source.folder), fixed).rewritten
+            known = infer(slim)
         except RewriterError as error:
-            logger.debug("seams at these sizes are unknown: %s", error)
-    found = {(r.axis, r.rows, r.seams) for r in regions if r.rows is not None}
+            logger.debug("the sizes of inner tensors are unknown: %s", error)
+            continue
+        at = [(region, region.seams_at(known)) for region in pending]
+        found |= {(region.axis, *seams) for region, seams in at if seams is not None}
+        pending = [region for region, seams in at if seams is None]
     return [{"axis": axis, "rows": rows, "at": list(at)} for axis, rows, at in sorted(found)]
 
 

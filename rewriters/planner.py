@@ -14,7 +14,7 @@ from typing import Any
 
 from rewriters import proof
 from rewriters.errors import OptionError
-from rewriters.geometry import Extent, Patch, Rows, Tiling, tile
+from rewriters.geometry import Extent, Patch, Rows, Tiling, core, free_steps, schedule, tile
 from rewriters.locality import AXES
 from rewriters.operators import ROWS
 from rewriters.regions import Refusal, Region
@@ -81,6 +81,36 @@ class RegionPlan:
             top, bottom = self.shrinking.at(patch.shift, self.tiling.trim)
             begin, end = begin + top[tensor], end - bottom[tensor]
         return Rows(begin, end)
+
+    def seams_at(self, rows: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
+        """Return the first output's rows and those at which a core begins, at a given height.
+
+        What `rewriters.emission` works out at run time, here in integers: the same formulas.
+
+        Args:
+            rows: Rows of each input; not looked at where the plan's own are known.
+
+        Returns:
+            The rows and the seams, None if the region does not run at that height.
+        """
+        if self.tiling is not None:
+            return self.extents[0].rows, self.tiling.seams()
+        network = self.region.network
+        whole = proof.heights(network, rows)
+        if isinstance(whole, str):
+            return None
+        outs = [
+            replace(extent, rows=whole[number])
+            for number, extent in zip(network.outputs, self.extents, strict=True)
+        ]
+        free = min(free_steps(out, max) for out in outs)
+        first, begins = outs[0], []
+        for k in range(1, self.splits):
+            placed = schedule(free, self.splits, k)
+            begin, _ = core(first, placed, first=1, last=0, minimum=min)
+            begins.append(begin)
+        # Of a small output the last cores are empty.
+        return first.rows, tuple(sorted({row for row in begins if 0 < row < first.rows}))
 
     def shrunk(self) -> RegionPlan:
         """Return the same with windows that shrink, where they can (`rewriters.shrinking`)."""

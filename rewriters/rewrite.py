@@ -32,7 +32,7 @@ from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skelet
 from rewriters.inspection import Inspection, inspect_model
 from rewriters.locality import AXES
 from rewriters.memory import Peak
-from rewriters.planner import FORMS, METADATA_KEY, plan_data
+from rewriters.planner import FORMS, METADATA_KEY, RegionPlan, plan_data
 from rewriters.regional import Candidate, Regional, apply_plan, cut_regions, pareto
 from rewriters.regions import (
     ConvSize,
@@ -213,6 +213,7 @@ class Rewritten:
         size: Sizes of its first input and output (free dimensions as assumed), bytes of all.
         peak_by_form: Predicted peak while the region runs, bytes per form.
         notes: What the user should know.
+        plan: The plan it was cut by.
     """
 
     nodes: tuple[str, ...]
@@ -226,6 +227,18 @@ class Rewritten:
     size: ConvSize
     peak_by_form: Mapping[str, int]
     notes: tuple[str, ...]
+    plan: RegionPlan
+
+    def seams_at(self, shapes: Shapes) -> tuple[int, tuple[int, ...]] | None:
+        """Return the first output's rows and its seams, None if they are not known.
+
+        Args:
+            shapes: Shapes of the model's tensors at the sizes in question.
+        """
+        if self.rows is not None:
+            return self.rows, self.seams
+        rows = self.plan.region.rows(shapes)
+        return None if rows is None else self.plan.seams_at(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -610,6 +623,7 @@ def _describe(
         size=sizes[labels[convs[0]]] if one else region_size(region, analysis.sizing),
         peak_by_form=decided.peaks.get(entry.place, {}),
         notes=plan.notes,
+        plan=plan,
     )
 
 
