@@ -31,6 +31,7 @@ from rewriters.graph import attributes, bodies, captured, node_label
 from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
 from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timeline
 from rewriters.operators import Shape
+from rewriters.processor import channel_block
 from rewriters.shapes import Shapes, infer
 
 __all__ = [
@@ -89,7 +90,7 @@ _ORT = Lowering(
     activations=frozenset(
         {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"}
     ),
-    block=16,
+    block=channel_block(),
     packed={"MatMul": 1, "Gemm": 1, "ConvTranspose": 1},
     widened={16: 32},
 )
