@@ -19,16 +19,18 @@ import numpy as np
 
 from engines.errors import DeviceMissing, EngineMissing, RunError
 
-__all__ = ["Cuda", "cuda_device"]
+__all__ = ["DRIVERS", "Cuda", "check_driver", "cuda_device", "load_driver"]
+
+# Major version of CUDA -> the first driver that runs it (CUDA release notes, minor version
+# compatibility).
+DRIVERS = {12: "r525", 13: "r580"}
 
 
-def cuda_device() -> str:
-    """Return the first CUDA device: name, compute capability, memory.
-
-    It asks the driver itself, which is there wherever a GPU is usable, and no CUDA package.
+def load_driver() -> Any:
+    """Load the CUDA driver's library, started; it is there wherever a GPU is usable.
 
     Raises:
-        DeviceMissing: There is no driver, or no device; the message says which.
+        DeviceMissing: There is no driver, or it finds no GPU it can use.
     """
     try:
         driver = ctypes.CDLL("nvcuda.dll" if sys.platform == "win32" else "libcuda.so.1")
@@ -37,6 +39,44 @@ def cuda_device() -> str:
     code = driver.cuInit(0)
     if code != 0:
         raise DeviceMissing(f"no usable NVIDIA GPU on this machine (cuInit: error {code})")
+    return driver
+
+
+def check_driver(cuda: int, what: str, extra: str) -> None:
+    """See that the driver is new enough for a library.
+
+    Args:
+        cuda: Major version of CUDA that the library is built for.
+        what: The library, for the message.
+        extra: Extra of this project that installs it, without its version of CUDA: "gpu".
+
+    Raises:
+        DeviceMissing: There is no driver, or it is too old; the message says what to install.
+    """
+    version = ctypes.c_int()
+    # The newest CUDA that the driver runs, as 1000 x major + 10 x minor.
+    load_driver().cuDriverGetVersion(ctypes.byref(version))
+    major, minor = version.value // 1000, version.value % 1000 // 10
+    if major >= cuda:
+        return
+    fitting = ""
+    if major in DRIVERS:
+        fitting = f"install patchconv-deploy[{extra}-cu{major}] in its place, or "
+    raise DeviceMissing(
+        f"{what} is built for CUDA {cuda}, and this machine's NVIDIA driver runs CUDA "
+        f"{major}.{minor} at most; {fitting}install driver {DRIVERS[cuda]} or later"
+    )
+
+
+def cuda_device() -> str:
+    """Return the first CUDA device: name, compute capability, memory.
+
+    It asks the driver itself, and no CUDA package.
+
+    Raises:
+        DeviceMissing: There is no driver, or no device; the message says which.
+    """
+    driver = load_driver()
     count, device = ctypes.c_int(), ctypes.c_int()
     driver.cuDeviceGetCount(ctypes.byref(count))
     if count.value == 0 or driver.cuDeviceGet(ctypes.byref(device), 0) != 0:
@@ -82,6 +122,10 @@ class Cuda:
         if int(code) != 0:
             raise RunError(f"{name}: CUDA error {int(code)} ({getattr(code, 'name', code)})")
         return results[0] if results else None
+
+    def initialise(self) -> None:
+        """Make the CUDA context, which the first call that needs one would make."""
+        self._call("cudaFree", 0)
 
     def malloc(self, size: int) -> int:
         """Allocate device memory; aligned to 256 bytes."""

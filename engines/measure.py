@@ -25,7 +25,14 @@ from typing import Any
 
 from engines.child import Child, child_process
 from engines.cuda import cuda_device
-from engines.errors import DeviceMissing, EngineError, EngineMissing, LoadError, RunError
+from engines.errors import (
+    DeviceMissing,
+    EngineError,
+    EngineMissing,
+    LoadError,
+    OptionError,
+    RunError,
+)
 from engines.onnxruntime_engine import OrtOptions
 
 __all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure", "now"]
@@ -156,7 +163,13 @@ def measure(
     Raises:
         EngineMissing: ONNX Runtime is not installed.
         DeviceMissing: The provider cannot be used here.
+        OptionError: A limit of address space on a GPU.
     """
+    if memory_limit is not None and any(each.provider != "cpu" for each in options):
+        raise OptionError(
+            "a memory limit is one of address space, and CUDA reserves more of that than there is "
+            "memory: leave it out with a provider of a GPU"
+        )
     tasks = [
         _Task(
             {

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.child import child_process
+from engines.child import Child, child_process
 from engines.errors import DeviceMissing, EngineError, EngineMissing
 from engines.measure import Job, Spread, now
 from engines.tensorrt_options import BuildOptions
+from engines.timing import Timing
 
 __all__ = ["TensorRTResult", "measure_tensorrt", "plan_tensorrt"]
 
 _MODULE = "engines.tensorrt_child"
+_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,10 @@ class TensorRTResult:
         weights_bytes: Weights in the plan.
         build_s: Seconds of the build.
         skipped_tactics: Tactics that asked for more workspace than allowed: layer and bytes.
+        phases: Measured: what was allocated while the CUDA context was made, the plan opened, its
+            context made, and in the first and in later runs; bytes above the phase's beginning,
+            by the allocator (``peak_bytes``, ``held_bytes``) and by the device's own figure.
+        device_state: Measured: clocks, power and what slowed the device down when time was taken.
         device_memory_bytes: Measured: context memory as the engine says, its largest profile's.
         device_memory_per_profile_bytes: Measured: the same of each profile.
         layer_information: Measured: the engine inspector's, per layer.
@@ -65,6 +72,8 @@ class TensorRTResult:
     device_memory_bytes: int | None = None
     device_memory_per_profile_bytes: Sequence[int] = ()
     layer_information: Any = None
+    phases: Mapping[str, Any] = field(default_factory=dict)
+    device_state: Mapping[str, Any] = field(default_factory=dict)
     peak_bytes: int | None = None
     peak_with_weights_bytes: int | None = None
     io_bytes: int | None = None
@@ -77,7 +86,7 @@ class TensorRTResult:
         """Return it as JSON-ready data; a plan has no measured figures, not even empty ones."""
         data = asdict(self)
         if self.kind == "planned":
-            for name in (*_MEASURED, "latency_s"):
+            for name in (*_MEASURED, "latency_s", "device_state"):
                 if name != "device":
                     del data[name]
         return data
@@ -109,6 +118,7 @@ _MEASURED = (
     "peak_bytes",
     "peak_with_weights_bytes",
     "io_bytes",
+    "phases",
     "device_memory_bytes",
     "device_memory_per_profile_bytes",
     "layer_information",
@@ -152,50 +162,91 @@ def measure_tensorrt(
     jobs: Sequence[Job],
     options: Sequence[BuildOptions],
     *,
-    runs: int = 5,
+    timing: Timing | None = None,
     engine: str = "tensorrt",
 ) -> list[TensorRTResult]:
-    """Build and run models on the GPU, one after the other, each in a fresh process.
+    """Build and run models on the GPU, each in a fresh process.
+
+    Memory is measured one model after the other; then they take turns in being timed. Meanwhile
+    each keeps its weights on the device, and its CUDA context.
 
     Args:
         jobs: ONNX files and their inputs.
         options: Options of each build.
-        runs: Timed runs of each, after one that is not timed.
+        timing: Runs of each in a round, `Timing` if None; there are three rounds.
         engine: "tensorrt" or "tensorrt-rtx".
 
     Raises:
         EngineMissing: The module or cuda-python is not installed.
         DeviceMissing: There is no GPU.
     """
-    results = []
-    for job, wanted in zip(jobs, options, strict=True):
-        common: dict[str, Any] = {"model": str(job.model), "kind": "measured", "engine": engine}
-        with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-            plan = Path(name) / "model.plan"
-            try:
-                built = _planned(job.model, wanted, engine, plan)
-                with child_process(_MODULE) as child:
-                    found = child.ask(
-                        "measure",
-                        engine=engine,
-                        plan=str(plan),
-                        inputs=str(job.inputs),
-                        runs=runs,
-                    )
-            except (EngineMissing, DeviceMissing):
-                raise
-            except EngineError as error:
-                results.append(TensorRTResult(**common, date=now(), error=str(error)))
-                continue
-        figures = {name: built[name] for name in _SHARED}
-        figures |= {name: found[name] for name in _MEASURED}
-        results.append(
-            TensorRTResult(
-                **common,
-                **figures,
-                latency_s=Spread.of(found["seconds"]),
-                date=now(),
-                note="; ".join(built["notes"]),
-            )
+    found: list[TensorRTResult | _Measuring] = []
+    with ExitStack() as stack:
+        for job, wanted in zip(jobs, options, strict=True):
+            found.append(_begin(stack, job, wanted, engine))
+        # Round after round, so that what slows the device down slows all of them.
+        for _ in range(_ROUNDS):
+            for number, each in enumerate(found):
+                if isinstance(each, _Measuring):
+                    found[number] = each.timed(timing or Timing())
+    return [each.result() if isinstance(each, _Measuring) else each for each in found]
+
+
+@dataclass
+class _Measuring:
+    """A model whose memory is measured and whose time is being taken."""
+
+    child: Child
+    common: Mapping[str, Any]
+    figures: Mapping[str, Any]
+    note: str
+    seconds: list[float] = field(default_factory=list)
+    state: Mapping[str, Any] = field(default_factory=dict)
+
+    def timed(self, timing: Timing) -> _Measuring | TensorRTResult:
+        """Take times once more; a model that fails has no figures."""
+        try:
+            answer = self.child.ask("time", timing=asdict(timing))
+        except EngineError as error:
+            return TensorRTResult(**self.common, date=now(), error=str(error))
+        self.seconds += answer["seconds"]
+        self.state = answer["state"]
+        return self
+
+    def result(self) -> TensorRTResult:
+        """Return what was found."""
+        return TensorRTResult(
+            **self.common,
+            **self.figures,
+            latency_s=Spread.of(self.seconds),
+            device_state=self.state,
+            date=now(),
+            note=self.note,
         )
-    return results
+
+
+def _begin(
+    stack: ExitStack, job: Job, wanted: BuildOptions, engine: str
+) -> TensorRTResult | _Measuring:
+    """Build a model and measure its memory; its process stays, for its time."""
+    common: dict[str, Any] = {"model": str(job.model), "kind": "measured", "engine": engine}
+    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
+        plan = Path(name) / "model.plan"
+        try:
+            built = _planned(job.model, wanted, engine, plan)
+            child = stack.enter_context(child_process(_MODULE))
+            measured = child.ask(
+                "measure",
+                engine=engine,
+                plan=str(plan),
+                inputs=str(job.inputs),
+                # It was built a moment ago from a model: its code is TensorRT's own.
+                host_code=wanted.version_compatible,
+            )
+        except (EngineMissing, DeviceMissing):
+            raise
+        except EngineError as error:
+            return TensorRTResult(**common, date=now(), error=str(error))
+    figures = {name: built[name] for name in _SHARED}
+    figures |= {name: measured[name] for name in _MEASURED}
+    return _Measuring(child, common, figures, "; ".join(built["notes"]))

@@ -13,7 +13,7 @@ import importlib.util
 import json
 import re
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,13 @@ from engines.errors import (
     NoKernel,
     OutOfMemory,
     RunError,
+)
+from engines.onnxruntime_gpu import (
+    Said,
+    cuda_major,
+    load_libraries,
+    missing_library,
+    watched,
 )
 
 __all__ = [
@@ -234,7 +241,7 @@ def check_provider(options: OrtOptions) -> None:
     wanted = PROVIDERS[options.provider]
     if wanted not in ort.get_available_providers():
         raise DeviceMissing(
-            f"this ONNX Runtime has no {wanted}; install patchconv-deploy[gpu] in place of "
+            f"this ONNX Runtime has no {wanted}; install patchconv-deploy[gpu-cu12] in place of "
             "onnxruntime, on a machine with an NVIDIA GPU"
         )
 
@@ -275,10 +282,16 @@ def open_session(
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile)
+    on_gpu = options.provider != "cpu"
+    if on_gpu:
+        load_libraries(ort, options.provider)
+    said = Said()
     try:
-        session = ort.InferenceSession(
-            str(path), session_options, providers=options.providers(stream)
-        )
+        # A provider that cannot be loaded is no error to the runtime: its log alone says why.
+        with watched() if on_gpu else nullcontext(said) as said:
+            session = ort.InferenceSession(
+                str(path), session_options, providers=options.providers(stream)
+            )
     except Exception as error:
         message = _one_line(error)
         if _NO_MEMORY.search(message):
@@ -286,11 +299,18 @@ def open_session(
         missing = "NOT_IMPLEMENTED" in message or "Could not find an implementation" in message
         raise (NoKernel if missing else LoadError)(message) from error
     if wanted not in session.get_providers():
-        raise DeviceMissing(
-            f"ONNX Runtime fell back to {session.get_providers()[0]}: {wanted} found no usable GPU "
-            "(driver, CUDA or cuDNN missing)"
-        )
+        raise DeviceMissing(_fell_back(ort, session.get_providers()[0], options, said))
     yield Session(session, ort.__version__)
+
+
+def _fell_back(runtime: Any, used: str, options: OrtOptions, said: Said) -> str:
+    """Return why a provider is not in use, in the runtime's own words where it has any."""
+    why = said.last_error(options.provider) or "no reason given"
+    version, library = cuda_major(runtime), missing_library(why)
+    extra = "gpu" if version is None else f"gpu-cu{version}"
+    advice = f"; {library} is missing: install patchconv-deploy[{extra}]" if library else ""
+    wanted = PROVIDERS[options.provider]
+    return f"ONNX Runtime fell back to {used}, {wanted} could not be used: {why}{advice}"
 
 
 def runtime_peak(

@@ -30,13 +30,14 @@ import re
 import tempfile
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engines.cuda import cuda_device
+from engines.cuda import DRIVERS, check_driver, cuda_device
 from engines.errors import (
     BuildError,
     DeviceMissing,
@@ -46,7 +47,7 @@ from engines.errors import (
     ParseError,
     WorkspaceError,
 )
-from engines.tensorrt_options import HARDWARE_LEVELS, POOLS, VERBOSITIES, BuildOptions
+from engines.tensorrt_options import HARDWARE_LEVELS, POOLS, VERBOSITIES, BuildOptions, Shape
 
 __all__ = [
     "ENGINES",
@@ -55,6 +56,7 @@ __all__ = [
     "Message",
     "TacticRequest",
     "build",
+    "check_machine",
     "collect",
     "engine_of",
     "load_module",
@@ -93,6 +95,21 @@ def load_module(engine: str) -> Any:
         raise EngineMissing(
             f"{name} is not installed; install patchconv-deploy[{extra}]"
         ) from error
+
+
+def check_machine(module: Any) -> str:
+    """See that the machine has what TensorRT runs on; return the GPU.
+
+    Raises:
+        DeviceMissing: There is no driver, none new enough for this TensorRT, or no GPU.
+    """
+    for cuda in DRIVERS if engine_of(module) == "tensorrt" else ():
+        # The module does not say what CUDA it is for; the package that brought it does.
+        with suppress(PackageNotFoundError):
+            version(f"tensorrt-cu{cuda}")
+            check_driver(cuda, _label(module), "tensorrt")
+            break
+    return cuda_device()
 
 
 def engine_of(module: Any) -> str:
@@ -415,19 +432,32 @@ def add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions)
                 raise OptionError(f"profile of input {name}: the inputs are {', '.join(inputs)}")
             dims = tuple(inputs[name].shape)
             if inputs[name].is_shape_tensor and len(dims) <= 1 and -1 not in dims:
-                profile.set_shape_input(name, least, opt, most)
+                _set_profile(profile.set_shape_input, name, given[name])
                 continue
             if len(dims) != len(opt) or any(
                 d not in (-1, a) or (d != -1 and not a == b == c)
                 for d, a, b, c in zip(dims, least, opt, most, strict=True)
             ):
                 raise OptionError(f"profile of input {name}: does not fit its shape {dims}")
-            profile.set_shape(name, least, opt, most)
+            _set_profile(profile.set_shape, name, given[name])
         missing = [name for name in free if name not in given]
         if missing:
             raise OptionError(f"input {missing[0]}: has free dimensions and no shapes in a profile")
         if config.add_optimization_profile(profile) < 0:
             raise OptionError("TensorRT refuses the optimisation profile")
+
+
+def _set_profile(put: Callable[..., object], name: str, shapes: Sequence[Shape]) -> None:
+    """Put an input's shapes, or its values, into a profile.
+
+    Raises:
+        OptionError: TensorRT refuses them, which its binding raises.
+    """
+    try:
+        put(name, *shapes)
+    except (RuntimeError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise OptionError(f"profile of input {name}: TensorRT refuses it: {why}") from error
 
 
 def _inputs(network: Any) -> list[Any]:
@@ -513,8 +543,10 @@ def timing_cache(module: Any, config: Any, options: BuildOptions) -> Iterator[No
         yield
         return
     data = path.read_bytes() if path.is_file() else b""
-    if not config.set_timing_cache(config.create_timing_cache(data), False):
-        logger.warning("%s: a timing cache of another TensorRT or GPU; begun anew", path)
+    # None for what is no timing cache at all, False for one of another TensorRT or GPU.
+    cache = config.create_timing_cache(data)
+    if cache is None or not config.set_timing_cache(cache, False):
+        logger.warning("%s: no timing cache of this TensorRT and GPU; begun anew", path)
         config.set_timing_cache(config.create_timing_cache(b""), False)
     yield
     _write(path, bytes(config.get_timing_cache().serialize()))
@@ -692,7 +724,7 @@ def build(model_path: Path, options: BuildOptions, module: Any) -> BuildResult:
         device = f"none used; planned for {options.compute_capability}"
     else:
         try:
-            device = cuda_device()
+            device = check_machine(module)
         except DeviceMissing as error:
             raise DeviceMissing(
                 f"TensorRT builds on the GPU it is for: {error}; --engine tensorrt-rtx plans "

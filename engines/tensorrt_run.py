@@ -22,9 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.cuda import Cuda, cuda_device
+from engines.cuda import Cuda
 from engines.errors import LoadError, OptionError, RunError
-from engines.tensorrt_build import collect
+from engines.tensorrt_build import check_machine, collect
 from engines.tensorrt_options import Shape
 
 __all__ = [
@@ -115,20 +115,25 @@ class Allocator:
     def __init__(self, cuda: Cuda) -> None:
         self.cuda = cuda
         self.ledger = Ledger()
+        # Where an allocation begins that was aligned further than CUDA does.
+        self._begins: dict[int, int] = {}
 
     def allocate(self, size: int, alignment: int, flags: int = 0) -> int:
         """Allocate; 0 for nothing, or where it cannot be."""
         del flags  # resizing is not offered, and TensorRT does without
-        # cudaMalloc's own alignment covers what TensorRT asks for.
-        if size == 0 or alignment > ALIGNMENT:
+        if size == 0:
             return 0
+        # cudaMalloc aligns to `ALIGNMENT`; what is asked for beyond that is found inside.
+        whole = size + (alignment if alignment > ALIGNMENT else 0)
         try:
-            address = self.cuda.malloc(size)
+            begin = self.cuda.malloc(whole)
         except RunError as error:
             logger.warning("%d bytes: %s", size, error)
             self.ledger.refused.append(size)
             return 0
-        self.ledger.add(address, aligned(size, ALIGNMENT))
+        address = -(-begin // alignment) * alignment if alignment > ALIGNMENT else begin
+        self._begins[address] = begin
+        self.ledger.add(address, aligned(whole, ALIGNMENT))
         return address
 
     def deallocate(self, memory: int) -> bool:
@@ -138,7 +143,7 @@ class Allocator:
         if not self.ledger.remove(memory):
             return False
         try:
-            self.cuda.free(memory)
+            self.cuda.free(self._begins.pop(memory))
         except RunError as error:
             logger.warning("%s", error)
             return False
@@ -239,35 +244,54 @@ def engine_memory(module: Any, engine: Any) -> EngineMemory:
 
 
 def inspect(module: Any, engine: Any) -> Any:
-    """Return the engine inspector's JSON, parsed; per layer if built with "detailed"."""
-    text = engine.create_engine_inspector().get_engine_information(
-        module.LayerInformationFormat.JSON
-    )
-    return json.loads(text)
+    """Return the engine inspector's JSON, parsed; per layer if built with "detailed".
+
+    Layer names are not escaped in some versions. What is no JSON comes back as the text it is:
+    what else was found out about the engine does not depend on it.
+    """
+    try:
+        text = engine.create_engine_inspector().get_engine_information(
+            module.LayerInformationFormat.JSON
+        )
+    except RuntimeError as error:
+        return {"error": " ".join(str(error).split())}
+    try:
+        return json.loads(text)
+    except ValueError as error:
+        return {"error": f"not JSON: {error}", "text": text}
 
 
 @contextmanager
-def open_engine(plan: bytes, module: Any) -> Iterator[Engine]:
+def open_engine(plan: bytes, module: Any, *, host_code: bool = False) -> Iterator[Engine]:
     """Open a plan.
 
     Args:
         plan: The serialized engine.
         module: `tensorrt` or `tensorrt_rtx`.
+        host_code: Let code in the plan run on the host: a version-compatible plan carries its own
+            runtime. For plans that were built here alone; one from elsewhere may do anything.
 
     Raises:
         DeviceMissing: There is no driver or no GPU.
         EngineMissing: cuda-python is not installed.
         LoadError: TensorRT refuses the plan.
     """
-    device = cuda_device()
+    device = check_machine(module)
     cuda = Cuda.load()
     with collect(module) as (made_logger, messages):
         allocator = recording_allocator(module, cuda)
         runtime = module.Runtime(made_logger)
         runtime.gpu_allocator = allocator
+        if host_code:
+            runtime.engine_host_code_allowed = True
         engine = runtime.deserialize_cuda_engine(plan)
         if engine is None:
             why = "; ".join(m.text for m in messages if m.is_error) or "no reason given"
+            if not host_code and "host code" in why.lower().replace("_", " "):
+                why += (
+                    " (a version-compatible plan carries code, which is run only where the plan "
+                    "was built in the same command)"
+                )
             raise LoadError(f"TensorRT {module.__version__} refuses the plan: {why}")
         ledger = allocator.ledger
         yield Engine(engine, module, cuda, allocator, ledger.peak_bytes, ledger.live_bytes, device)
@@ -286,7 +310,7 @@ class Context:
         stream: The stream it runs on.
         inputs: Input name -> array on the host.
         outputs: Output name -> array on the host, filled by `fetch`.
-        addresses: Name -> address on the device.
+        addresses: Name -> address on the device; not of tensors on the host.
         memory_bytes: Memory given to the context for these shapes; None if TensorRT allocated it.
     """
 
@@ -318,8 +342,8 @@ class Context:
 
     def fetch(self) -> Mapping[str, np.ndarray[Any, Any]]:
         """Copy the outputs to the host."""
-        for name, array in self.outputs.items():
-            self.opened.cuda.to_host(array, self.addresses[name])
+        for name in self.outputs.keys() & self.addresses.keys():
+            self.opened.cuda.to_host(self.outputs[name], self.addresses[name])
         return self.outputs
 
     def time_runs(self, runs: int) -> list[float]:
@@ -329,7 +353,11 @@ class Context:
 
 @contextmanager
 def open_context(
-    opened: Engine, inputs: Mapping[str, np.ndarray[Any, Any]], *, profile: int = 0
+    opened: Engine,
+    inputs: Mapping[str, np.ndarray[Any, Any]],
+    *,
+    profile: int = 0,
+    record_temporary: bool = False,
 ) -> Iterator[Context]:
     """Open a context on given inputs, with just the memory that their shapes need.
 
@@ -338,11 +366,13 @@ def open_context(
 
     Args:
         opened: The engine.
-        inputs: One array per input.
+        inputs: One array per input, of the engine's own types.
         profile: Number of the optimisation profile.
+        record_temporary: Let what TensorRT needs for a moment while it runs come from the recording
+            allocator too. It waits for the device there, so not where time is taken.
 
     Raises:
-        OptionError: An input is missing, or its shape is outside the profile.
+        OptionError: An input is missing, or its type or shape is not the engine's or the profile's.
         RunError: There is not enough memory, or the context cannot be made.
     """
     module, engine, cuda = opened.module, opened.engine, opened.cuda
@@ -354,40 +384,98 @@ def open_context(
         context = engine.create_execution_context(*arguments)
         if context is None:
             raise RunError("TensorRT made no context; its log says why (memory, most often)")
+        if record_temporary:
+            context.temporary_allocator = opened.allocator
         if not context.set_optimization_profile_async(profile, stream):
             raise OptionError(f"the engine has no optimisation profile {profile}")
         cuda.synchronize(stream)
-        given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         names = [engine.get_tensor_name(k) for k in range(engine.num_io_tensors)]
         taken = [n for n in names if engine.get_tensor_mode(n) == module.TensorIOMode.INPUT]
-        for name in taken:
-            if name not in given:
-                raise OptionError(f"input {name} is missing")
-            if not context.set_input_shape(name, given[name].shape):
-                raise OptionError(
-                    f"input {name}: shape {given[name].shape} is outside profile {profile}"
-                )
+        given = {name: _given(opened, inputs, name) for name in taken}
+        for name, array in given.items():
+            if not context.set_input_shape(name, array.shape):
+                raise OptionError(f"input {name}: shape {array.shape} is outside profile {profile}")
+        # Values that decide shapes are read on the host, and have to be there before these are.
+        _place(stack, opened, context, {n: a for n, a in given.items() if _on_host(opened, n)})
         outputs = {
-            name: np.empty(
-                _known(name, tuple(context.get_tensor_shape(name))),
-                module.nptype(engine.get_tensor_dtype(name)),
-            )
+            name: np.empty(_known(name, tuple(context.get_tensor_shape(name))), _type(opened, name))
             for name in names
             if name not in taken
         }
-        addresses = {}
-        for name, array in {**{n: given[n] for n in taken}, **outputs}.items():
-            # Straight from CUDA, not from the allocator: inputs and outputs are counted apart.
-            addresses[name] = cuda.malloc(max(array.nbytes, 1))
-            stack.callback(cuda.free, addresses[name])
-            context.set_tensor_address(name, addresses[name])
-        for name in taken:
+        left = {n: a for n, a in given.items() if not _on_host(opened, n)}
+        addresses = _place(stack, opened, context, {**left, **outputs})
+        for name in addresses.keys() & given.keys():
             cuda.to_device(addresses[name], given[name])
         memory = None
         if managed:
             memory = _give_memory(stack, opened, context, profile)
         yield Context(opened, context, stream, given, outputs, addresses, memory)
         cuda.synchronize(stream)
+
+
+def _on_host(opened: Engine, name: str) -> bool:
+    """Tell whether TensorRT reads or writes a tensor in the host's memory: one of shapes."""
+    if not hasattr(opened.engine, "get_tensor_location"):
+        return False
+    host = opened.module.TensorLocation.HOST
+    return bool(opened.engine.get_tensor_location(name) == host)
+
+
+def _type(opened: Engine, name: str) -> Any:
+    """Return the numpy type of a tensor.
+
+    Raises:
+        OptionError: numpy has none.
+    """
+    kind = opened.engine.get_tensor_dtype(name)
+    try:
+        return np.dtype(opened.module.nptype(kind))
+    except TypeError as error:
+        raise OptionError(
+            f"tensor {name}: numpy has no type for {kind}; let the model take and give float32 or "
+            "float16 (a Cast at its ends)"
+        ) from error
+
+
+def _given(
+    opened: Engine, inputs: Mapping[str, np.ndarray[Any, Any]], name: str
+) -> np.ndarray[Any, Any]:
+    """Return an input, contiguous.
+
+    Raises:
+        OptionError: It is missing, or of another type: TensorRT would read its bytes as they are.
+    """
+    if name not in inputs:
+        raise OptionError(f"input {name} is missing")
+    # Not ascontiguousarray, which makes a vector of a scalar.
+    array, wanted = np.asarray(inputs[name], order="C"), _type(opened, name)
+    if array.dtype != wanted:
+        raise OptionError(f"input {name}: {array.dtype} is given, the engine takes {wanted}")
+    return array
+
+
+def _place(
+    stack: ExitStack,
+    opened: Engine,
+    context: Any,
+    tensors: Mapping[str, np.ndarray[Any, Any]],
+) -> dict[str, int]:
+    """Tell a context where tensors are; allocate those that are on the device.
+
+    Returns:
+        Name -> address on the device, of those.
+    """
+    addresses = {}
+    for name, array in tensors.items():
+        if _on_host(opened, name):
+            address = array.ctypes.data
+        else:
+            # Straight from CUDA, not from the allocator: inputs and outputs are counted apart.
+            address = addresses[name] = opened.cuda.malloc(max(array.nbytes, 1))
+            stack.callback(opened.cuda.free, address)
+        if not context.set_tensor_address(name, address):
+            raise RunError(f"TensorRT refuses the address of {name}; its log says why")
+    return addresses
 
 
 def _known(name: str, shape: Shape) -> Shape:

@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from engines.cuda import cuda_device
 from engines.measure import PROCESSES, Job, Measurement, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
 from engines.onnxruntime_engine import OrtOptions, check_provider
-from engines.tensorrt_build import load_module
+from engines.tensorrt_build import check_machine, load_module
 from engines.tensorrt_options import BuildOptions, Profile
+from engines.timing import Timing
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
@@ -265,7 +265,7 @@ def measure_with_tensorrt(
             results = plan_tensorrt(models, options, engine)
         else:
             jobs = [each.job for each in made]
-            results = measure_tensorrt(jobs, options, runs=runs, engine=engine)
+            results = measure_tensorrt(jobs, options, timing=Timing.of(runs), engine=engine)
         return [noted(result, one.note) for result, one in zip(results, made, strict=True)]
 
 
@@ -279,9 +279,9 @@ def check_engine(engine: str) -> None:
     if engine == "onnxruntime":
         check_provider(OrtOptions())
         return
-    load_module(engine)
+    module = load_module(engine)
     if engine == "tensorrt":
-        cuda_device()
+        check_machine(module)
 
 
 def measure_models(

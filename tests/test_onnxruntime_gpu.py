@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from contextlib import ExitStack
 from pathlib import Path
@@ -12,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
-from engines import measure_child
+from engines import measure_child, onnxruntime_engine, onnxruntime_gpu
 from engines.cuda import Cuda
-from engines.errors import DeviceMissing, EngineMissing
+from engines.errors import DeviceMissing, EngineMissing, OptionError
 from engines.measure import Job, measure
 from engines.nvml import DeviceMemory
 from engines.onnxruntime_engine import PROVIDERS, OrtOptions, open_session
@@ -117,6 +118,7 @@ def test_time_is_between_events_on_the_session_s_stream(
     calls: list[Any] = []
     used = [100]
     monkeypatch.setitem(sys.modules, "onnxruntime", stand_in(calls, used))
+    monkeypatch.setattr(onnxruntime_engine, "load_libraries", lambda *_: None)
     monkeypatch.setattr(Cuda, "load", lambda: Events(calls))
     memory = DeviceMemory(lambda: used[0])
 
@@ -153,6 +155,99 @@ def test_time_is_between_events_on_the_session_s_stream(
     assert (found["input_bytes"], found["output_bytes"]) == (28, 24)
 
 
+# What onnxruntime-gpu 1.31 writes to standard error where CUDA's libraries are not found.
+_FAILED = (
+    "\x1b[1;31m2026-11-25 21:20:24.07 [E:onnxruntime:Default, bridge.cc:2430 operator()] "
+    "/src/bridge.cc:2043 Get() [ONNXRuntimeError] : 1 : FAIL : Failed to load library "
+    "/x/libonnxruntime_providers_{}.so with error: {}: cannot open shared object file: "
+    "No such file or directory\n\x1b[m\n"
+)
+_LOG = (
+    _FAILED.format("tensorrt", "libnvinfer.so.10")
+    + _FAILED.format("cuda", "libcublasLt.so.13")
+    + "\x1b[0;93m2026-11-25 21:20:24.09 [W:onnxruntime:Default, state.cc:1295 Create] "
+    "Failed to create CUDAExecutionProvider.\x1b[m\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("provider", "library"), [("cuda", "libcublasLt.so.13"), ("tensorrt", "libnvinfer.so.10")]
+)
+def test_a_library_that_is_missing_is_named(
+    provider: str, library: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """CUDA's libraries are loaded beforehand; the runtime's log is in the message, not shown."""
+    calls: list[Any] = []
+    module = stand_in(calls, [0])
+    module.cuda_version = "13.0"
+
+    def preload() -> None:
+        calls.append("preload")
+        print("Failed to load libcublasLt.so.13")  # noqa: T201 - as the runtime does
+
+    class FallsBack(module.InferenceSession):  # type: ignore[misc, name-defined]
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            os.write(2, _LOG.encode())
+            super().__init__(*arguments, **keywords)
+
+        def get_providers(self) -> list[str]:
+            return [PROVIDERS["cpu"]]
+
+    module.preload_dlls, module.InferenceSession = preload, FallsBack
+    monkeypatch.setitem(sys.modules, "onnxruntime", module)
+    checked: list[int] = []
+    monkeypatch.setattr(
+        onnxruntime_gpu, "check_driver", lambda cuda, what, extra: checked.append(cuda)
+    )
+    monkeypatch.setattr(onnxruntime_gpu, "_load_tensorrt", lambda cuda: calls.append("tensorrt"))
+    with (
+        pytest.raises(DeviceMissing) as raised,
+        open_session(Path("model.onnx"), OrtOptions(provider=provider)),
+    ):
+        pass
+    assert f"{library}: cannot open shared object file" in str(raised.value)
+    assert f"{library} is missing: install patchconv-deploy[gpu-cu13]" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert checked == [13]
+    assert calls[:2] == ["preload", "tensorrt" if provider == "tensorrt" else calls[1]]
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
+def test_the_provider_of_tensorrt_takes_version_10_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """TensorRT 11 installed, or none: what to install, and what takes 11."""
+
+    def missing(name: str) -> Any:
+        raise OSError(name)
+
+    monkeypatch.setattr("ctypes.CDLL", missing)
+    monkeypatch.setitem(sys.modules, "tensorrt", SimpleNamespace(__version__="11.4.0"))
+    with pytest.raises(
+        DeviceMissing, match=r"is here in version 11\.4\.0.*'tensorrt-cu13>=10,<11'"
+    ):
+        onnxruntime_gpu._load_tensorrt(13)
+    monkeypatch.setitem(sys.modules, "tensorrt", None)
+    with pytest.raises(DeviceMissing, match="which is not installed"):
+        onnxruntime_gpu._load_tensorrt(None)
+    monkeypatch.setattr("ctypes.CDLL", lambda name: name)
+    onnxruntime_gpu._load_tensorrt(12)
+
+
+def test_what_is_written_meanwhile_is_caught_and_streams_are_put_back(
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """Native words and Python's; also when something is raised."""
+    with pytest.raises(KeyError), onnxruntime_gpu.watched() as said:  # noqa: PT012
+        os.write(1, b"native ")
+        print("python", file=sys.__stdout__, flush=True)
+        os.write(2, b"[E:onnxruntime:x, a.cc:1 f] broken\n")
+        raise KeyError
+    os.write(1, b"after")
+    assert "native" in said.text
+    assert said.last_error() == "broken"
+    assert capfd.readouterr() == ("after", "")
+
+
 def test_bindings_are_those_of_the_real_runtime(tmp_path: Path) -> None:
     """The calls that the stand-in records are taken by ONNX Runtime, and give what a run gives."""
     path, feeds = tmp_path / "model.onnx", {"x": noise(1, 2, 64, 40)}
@@ -164,6 +259,13 @@ def test_bindings_are_those_of_the_real_runtime(tmp_path: Path) -> None:
         bound.run()
         (found,) = bound.fetch()
     np.testing.assert_array_equal(found, expected["y"])
+
+
+def test_a_limit_of_address_space_is_refused_on_a_gpu() -> None:
+    """CUDA reserves address space for all memory there is: every model would fail."""
+    jobs, options = [Job(Path("m.onnx"), Path("x.npz"))], [OrtOptions(provider="cuda")]
+    with pytest.raises(OptionError, match="address space"):
+        measure(jobs, options, memory_limit=1 << 30)
 
 
 @pytest.mark.gpu

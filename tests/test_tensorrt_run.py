@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,10 +15,13 @@ import pytest
 from click.testing import CliRunner
 
 from engines import cuda as cuda_module
+from engines import measure_tensorrt as measure_tensorrt_module
 from engines import tensorrt_child, tensorrt_run
-from engines.cuda import Cuda, cuda_device
+from engines.cuda import Cuda, check_driver, cuda_device
 from engines.errors import DeviceMissing, EngineMissing, LoadError, OptionError, RunError
+from engines.measure import Job
 from engines.measure_tensorrt import _MEASURED
+from engines.nvml import DeviceMemory
 from engines.tensorrt_build import BuildResult, build, load_module
 from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_run import (
@@ -31,6 +34,7 @@ from engines.tensorrt_run import (
     open_engine,
     recording_allocator,
 )
+from engines.timing import Timing, take_times
 from patchconv_deploy import cli_build
 from patchconv_deploy.inputs import save_inputs
 from tests.small_models import chain, cut, noise, run
@@ -83,6 +87,9 @@ class FakeCuda(Cuda):
         self.next = 1 << 12
         self.live: dict[int, int] = {}
         self.clock = 0.0
+
+    def initialise(self) -> None:
+        """Make no context."""
 
     def malloc(self, size: int) -> int:
         """Give the next address."""
@@ -144,9 +151,25 @@ def test_allocator() -> None:
     assert allocator.deallocate(first)
     assert not allocator.deallocate(first)
     assert allocator.deallocate(0)
-    assert allocator.allocate(0, 256) == allocator.allocate(8, 4096) == 0
+    assert allocator.allocate(0, 256) == 0
     assert not cuda.live
     assert (allocator.ledger.live_bytes, allocator.ledger.peak_bytes) == (0, 768)
+
+
+@pytest.mark.parametrize("alignment", [512, 4096, 1 << 16])
+def test_an_alignment_above_that_of_cuda_is_met(alignment: int) -> None:
+    """More is allocated, so that an address of that kind lies inside; all of it is released."""
+    cuda = FakeCuda()
+    cuda.malloc(256)
+    allocator = Allocator(cuda)
+    address = allocator.allocate(100, alignment)
+    assert address % alignment == 0
+    (begin,) = [at for at, size in cuda.live.items() if size > 256]
+    assert begin <= address
+    assert address + 100 <= begin + cuda.live[begin]
+    assert allocator.ledger.live_bytes == aligned(100 + alignment, 256)
+    assert allocator.deallocate(address)
+    assert list(cuda.live.values()) == [256]
 
 
 def test_allocator_of_the_module() -> None:
@@ -210,17 +233,23 @@ class FakeContext:
         """Return a shape."""
         return self.shapes[name]
 
-    def set_tensor_address(self, name: str, address: int) -> None:
-        """Note an address."""
+    def set_tensor_address(self, name: str, address: int) -> bool:
+        """Note an address; none is a bad one."""
         self.calls.append(("address", name))
+        return address != 0
 
     def set_device_memory(self, address: int, size: int) -> None:
         """Note the memory."""
         self.calls.append(("memory", size))
 
+    temporary_allocator: Any = None
+
     def execute_async_v3(self, stream: int) -> bool:
-        """Run."""
+        """Run; take 1,000 bytes for a moment where they can be recorded."""
         self.calls.append(("run",))
+        if self.temporary_allocator is not None:
+            address = self.temporary_allocator.allocate_async(1000, 256, 0, stream)
+            self.temporary_allocator.deallocate_async(address, stream)
         return True
 
 
@@ -284,7 +313,7 @@ def fake_module(calls: list[Any], *, v2: bool = True, resizes: bool = True) -> A
 def cuda(monkeypatch: pytest.MonkeyPatch) -> FakeCuda:
     """Let a GPU be found that is not there."""
     made = FakeCuda()
-    monkeypatch.setattr(tensorrt_run, "cuda_device", lambda: "stand-in")
+    monkeypatch.setattr(tensorrt_run, "check_machine", lambda module: "stand-in")
     monkeypatch.setattr(Cuda, "load", lambda: made)
     return made
 
@@ -336,30 +365,179 @@ def test_inspector(cuda: FakeCuda) -> None:
 def test_the_measuring_process_reports_all_of_it(
     cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Time by events; peaks with and without weights; the engine's own figures; its layers."""
-    monkeypatch.setattr(tensorrt_child, "load_module", lambda engine: fake_module([]))
+    """Phases, peaks with and without weights, the engine's own figures, its layers; then time."""
+    calls: list[Any] = []
+    monkeypatch.setattr(tensorrt_child, "load_module", lambda engine: fake_module(calls))
+    used = [100]
+    memory = DeviceMemory(lambda: used[0], state=lambda: {"power_w": 250.0})
+    monkeypatch.setattr(cuda, "initialise", lambda: used.append(used.pop() + 40))
+    monkeypatch.setattr(tensorrt_child, "open_device_memory", lambda: nullcontext(memory))
     (tmp_path / "plan").write_bytes(b"plan")
     save_inputs(tmp_path / "inputs.npz", {"x": np.zeros((3, 2), np.float32)})
-    found = tensorrt_child._measure(
-        {
-            "engine": "tensorrt",
-            "plan": str(tmp_path / "plan"),
-            "inputs": str(tmp_path / "inputs.npz"),
-            "runs": 2,
-        }
-    )
+    with ExitStack() as stack:
+        worker = tensorrt_child._Worker(stack)
+        found = worker.measure(
+            {
+                "engine": "tensorrt",
+                "plan": str(tmp_path / "plan"),
+                "inputs": str(tmp_path / "inputs.npz"),
+                "host_code": False,
+            }
+        )
+        timing = {"warm_up_s": 0.0, "runs": 2, "least": 2, "seconds": 0.0}
+        runs = calls.count(("run",))
+        timed = worker.time({"timing": timing})
+    phases = found.pop("phases")
     assert found == {
         "device": "stand-in",
         "version": "11.1",
-        "seconds": [1.0, 1.0],
-        "peak_bytes": 512,
-        "peak_with_weights_bytes": 1024,
+        "peak_bytes": 512 + 1024,
+        "peak_with_weights_bytes": 512 + 512 + 1024,
         "device_memory_bytes": 4000,
         "device_memory_per_profile_bytes": [3000, 4000],
         "io_bytes": 3 * 2 * 4 + 3 * 3 * 4,
         "layer_information": {"Layers": ["json"]},
     }
-    assert set(_MEASURED) <= found.keys()
+    # The CUDA context is the device's alone; a moment's memory is in the runs', not in the context.
+    assert [(name, p["peak_bytes"], p["held_bytes"]) for name, p in phases.items()] == [
+        ("cuda_context", None, None),
+        ("open", 512, 512),
+        ("context", 512, 512),
+        ("first_run", 1024, 0),
+        ("later_runs", 1024, 0),
+    ]
+    assert [p["device_held_bytes"] for p in phases.values()] == [40, 0, 0, 0, 0]
+    assert (runs, calls.count(("run",)) - runs) == (3, 3)
+    assert timed == {"seconds": [1.0, 1.0], "state": {"power_w": 250.0}}
+    assert set(_MEASURED) <= {*found, "phases"}
+
+
+def test_models_take_turns_in_being_timed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Memory one after the other; times in rounds; one that fails then has no figures."""
+    asked: list[tuple[str, str]] = []
+
+    class Process:
+        def __init__(self, number: int) -> None:
+            self.name = f"p{number}"
+
+        def ask(self, do: str, **command: Any) -> dict[str, Any]:
+            asked.append((self.name, do))
+            if (self.name, do) == ("p1", "time"):
+                raise RunError("gone")
+            figures = dict.fromkeys(_MEASURED, 1)
+            return {"time": {"seconds": [float(len(asked))], "state": {}}}.get(do, figures)
+
+    numbers = iter(range(9))
+    monkeypatch.setattr(
+        measure_tensorrt_module, "child_process", lambda name: nullcontext(Process(next(numbers)))
+    )
+    shared: dict[str, Any] = {**dict.fromkeys(measure_tensorrt_module._SHARED), "notes": []}
+    monkeypatch.setattr(measure_tensorrt_module, "_planned", lambda *_: shared)
+    jobs = [Job(tmp_path / f"{name}.onnx", tmp_path / "x.npz") for name in "abc"]
+    found = measure_tensorrt_module.measure_tensorrt(jobs, [BuildOptions()] * 3)
+    assert asked == [
+        *((f"p{k}", "measure") for k in range(3)),
+        *((f"p{k}", "time") for k in range(3)),
+        *((f"p{k}", "time") for k in (0, 2) * 2),
+    ]
+    assert [each.error for each in found] == ["", "gone", ""]
+    first = found[0].latency_s
+    assert first is not None
+    assert (first.min, first.max) == (4.0, 9.0)
+
+
+def test_how_often_a_model_is_timed() -> None:
+    """A second of warm-up; ten runs, or those of three seconds, and three at the least."""
+    now = [0.0]
+
+    def run_for(seconds: float) -> int:
+        def run() -> float:
+            now[0] += seconds
+            return seconds
+
+        return len(take_times(run, Timing(), clock=lambda: now[0]))
+
+    assert [run_for(seconds) for seconds in (0.01, 0.2, 0.5, 2.0)] == [10, 10, 6, 3]
+    assert Timing.of(2) == Timing(runs=2, least=2)
+    now[0] = 0.0
+    run_for(0.01)
+    assert now[0] == pytest.approx(1.1, abs=0.02)
+
+
+def test_what_the_inspector_cannot_say_costs_nothing_else() -> None:
+    """Text that is no JSON comes back as it is; an inspector that fails is named."""
+
+    def engine(answer: Any) -> Any:
+        return SimpleNamespace(
+            create_engine_inspector=lambda: SimpleNamespace(get_engine_information=answer)
+        )
+
+    def fail(form: str) -> str:
+        raise RuntimeError("no\nlayers")
+
+    found = inspect(fake_module([]), engine(lambda form: '{"a": "b"c"}'))
+    assert found["text"] == '{"a": "b"c"}'
+    assert inspect(fake_module([]), engine(fail)) == {"error": "no layers"}
+
+
+def test_shapes_are_read_on_the_host_and_types_are_checked(
+    cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tensor of shapes stays on the host; fp32 is not read as fp16; no refusal is overlooked."""
+    calls: list[Any] = []
+    module = fake_module(calls)
+    module.TensorLocation = SimpleNamespace(HOST="host")
+    module.nptype = lambda kind: {"float": np.float32, "half": np.float16}[kind]
+    x = np.zeros((3, 2), np.float32)
+    with open_engine(b"plan", module) as opened:
+        opened.engine.get_tensor_location = lambda name: "host" if name == "x" else "device"
+        with open_context(opened, {"x": x}) as context:
+            assert set(context.addresses) == {"y"}
+            assert set(context.fetch()) == {"y"}
+        opened.engine.get_tensor_location = lambda name: "device"
+        opened.engine.get_tensor_dtype = lambda name: "half" if name == "x" else "float"
+        with (
+            pytest.raises(OptionError, match="float32 is given, the engine takes float16"),
+            open_context(opened, {"x": x}),
+        ):
+            pass
+        opened.engine.get_tensor_dtype = lambda name: "float"
+        before = dict(cuda.live)
+        with monkeypatch.context() as patch:
+            patch.setattr(FakeContext, "set_tensor_address", lambda *_: False)
+            with (
+                pytest.raises(RunError, match="refuses the address"),
+                open_context(opened, {"x": x}),
+            ):
+                pass
+        assert cuda.live == before
+
+
+def test_code_in_a_plan_runs_where_it_was_built_alone(cuda: FakeCuda) -> None:
+    """The switch of version-compatible plans is set for those, and for no plan from elsewhere."""
+    seen: list[bool] = []
+    module = fake_module([])
+    plain = module.Runtime
+
+    class Runtime(plain):  # type: ignore[misc, valid-type]
+        engine_host_code_allowed = False
+
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            seen.append(self.engine_host_code_allowed)
+            if not self.engine_host_code_allowed:
+                self.logger.log("Severity.ERROR", "engine host code is not allowed")
+                return None
+            return super().deserialize_cuda_engine(plan)
+
+    module.Runtime = Runtime
+    with open_engine(b"plan", module, host_code=True):
+        pass
+    with (
+        pytest.raises(LoadError, match="carries code"),
+        open_engine(b"plan", module),
+    ):
+        pass
+    assert seen == [True, False]
 
 
 def test_layers_are_exported_by_the_command(
@@ -441,6 +619,37 @@ def test_no_device_behind_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
     Driver.code = 0
     with pytest.raises(DeviceMissing, match="no NVIDIA GPU"):
         cuda_device()
+
+
+@pytest.mark.parametrize(
+    ("runs", "cuda_major", "advice"),
+    [
+        (13000, 12, ""),
+        (12040, 12, ""),
+        (12040, 13, r"CUDA 12\.4 at most; install patchconv-deploy\[gpu-cu12\] in its place, or "
+         "install driver r580"),
+        (11080, 12, r"runs CUDA 11\.8 at most; install driver r525 or later"),
+    ],
+)  # fmt: skip
+def test_a_driver_too_old_is_named_with_what_fits_it(
+    runs: int, cuda_major: int, advice: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The driver is looked at first: a library that is too new for it fails in other words."""
+
+    class Driver:
+        def cuInit(self, flags: int) -> int:  # noqa: N802 - the driver's name
+            return 0
+
+        def cuDriverGetVersion(self, version: Any) -> int:  # noqa: N802
+            version._obj.value = runs
+            return 0
+
+    monkeypatch.setattr("ctypes.CDLL", lambda name: Driver())
+    if not advice:
+        check_driver(cuda_major, "onnxruntime-gpu 1.31", "gpu")
+        return
+    with pytest.raises(DeviceMissing, match=advice):
+        check_driver(cuda_major, "onnxruntime-gpu 1.31", "gpu")
 
 
 def test_no_cuda_python(monkeypatch: pytest.MonkeyPatch) -> None:

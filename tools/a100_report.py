@@ -54,6 +54,7 @@ from engines.onnxruntime_engine import PROVIDERS, OrtOptions
 from engines.onnxruntime_engine import installed as onnxruntime_installed
 from engines.tensorrt_build import load_module
 from engines.tensorrt_options import BuildOptions
+from engines.timing import Timing
 from patchconv_deploy.api import rewrite
 from patchconv_deploy.cli_types import write_bytes, write_text
 from rewriters.graph import load
@@ -461,7 +462,7 @@ def _plan(model: Path, inputs: Path | None, runs: int) -> Found:
 
 def _tensorrt(model: Path, inputs: Path | None, runs: int) -> Found:
     assert inputs is not None
-    return _of_tensorrt(measure_tensorrt([Job(model, inputs)], [_BUILD], runs=runs)[0])
+    return _of_tensorrt(measure_tensorrt([Job(model, inputs)], [_BUILD], timing=Timing.of(runs))[0])
 
 
 def _cuda(model: Path, inputs: Path | None, runs: int) -> Found:
@@ -997,10 +998,10 @@ def _lacks(call: Callable[[], object]) -> list[str]:
 
 def _lacks_cuda_provider() -> list[str]:
     if not onnxruntime_installed():
-        return ["ONNX Runtime is not installed; install patchconv-deploy[gpu]"]
+        return ["ONNX Runtime is not installed; install patchconv-deploy[gpu-cu12]"]
     runtime: Any = importlib.import_module("onnxruntime")
     if PROVIDERS["cuda"] not in runtime.get_available_providers():
-        return [f"this ONNX Runtime has no {PROVIDERS['cuda']}; install patchconv-deploy[gpu]"]
+        return [f"this ONNX Runtime has no {PROVIDERS['cuda']}; install patchconv-deploy[gpu-cu12]"]
     return []
 
 
