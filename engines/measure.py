@@ -1,8 +1,15 @@
 """Measure models side by side: peak memory and time, each model in a fresh process.
 
 All models are open at once, each in its own process, and run in turn, round after round: what
-slows the machine down slows all of them, and the ratio is taken round by round. The peak is the
-process's resident high-water mark above its level before the first run (`engines.memory_probe`).
+slows the machine down slows all of them, and the ratio is taken round by round.
+
+Memory is the process's resident high-water mark (`engines.memory_probe`), above one of two levels.
+*Whole* is above the level before the runtime loads the model: what the model costs a process in
+which the runtime is imported and the inputs are made. *Peak* is above the level before the first
+run, and *load* is the difference of the two levels. Running may use again what loading left free,
+so the peak of the runs is at least what the arena had in use, as the runtime counts it; whole is
+as resident memory shows it, and no more than load and peak together, unless loading passed
+through more.
 
 A peak depends on where things lie in memory (`engines.addresses`). So each model runs in several
 more processes, each at addresses that are its own and the same every time: the largest peak is
@@ -79,8 +86,16 @@ class Measurement:
         processes: Number of processes that the peaks are from.
         fixed_addresses: They had the same addresses as they will have the next time.
         peak_bytes: Peak above the level before the first run, over all runs and processes: on the
-            CPU the process's resident high-water mark, on a GPU the device's used memory.
+            CPU the process's resident high-water mark, or what the arena had in use where that is
+            more; on a GPU the device's used memory.
         peaks_bytes: That of each process.
+        load_bytes: Growth while the session is created; the largest of all processes.
+        loads_bytes: That of each process.
+        whole_bytes: Peak of loading and running above the level before the runtime loads the
+            model; the largest of all processes.
+        wholes_bytes: That of each process.
+        process_bytes: The largest resident high-water mark, all of the process counted: the
+            interpreter, the runtime and the inputs.
         host_peak_bytes: The largest resident high-water mark, whatever the device.
         runtime_peak_bytes: The runtime's own figure; None where it keeps none (no arena).
         runtime_peaks_bytes: That of each process.
@@ -105,6 +120,11 @@ class Measurement:
     fixed_addresses: bool = False
     peak_bytes: int | None = None
     peaks_bytes: tuple[int, ...] = ()
+    load_bytes: int | None = None
+    loads_bytes: tuple[int, ...] = ()
+    whole_bytes: int | None = None
+    wholes_bytes: tuple[int, ...] = ()
+    process_bytes: int | None = None
     host_peak_bytes: int | None = None
     runtime_peak_bytes: int | None = None
     runtime_peaks_bytes: tuple[int, ...] = ()
@@ -214,7 +234,7 @@ class _Task:
         self._child: Child | None = None
         self._opened: Mapping[str, Any] = {}
         self._finished: list[Mapping[str, Any]] = []
-        self._own: list[int] = []
+        self._own: list[int | None] = []
         self._error = ""
         self.seconds: list[float] = []
 
@@ -256,11 +276,15 @@ class _Task:
         with (
             tempfile.TemporaryDirectory(prefix="patchconv-") as folder,
             child_process(_MODULE, str(layout)) as child,
-            suppress(RunError, LoadError),
         ):
-            found = child.ask("profile", runs=runs, folder=folder, **self._job)
-            if found["runtime_peak_bytes"] is not None:
-                self._own.append(found["runtime_peak_bytes"])
+            own = None
+            with suppress(RunError, LoadError):
+                found = child.ask("profile", runs=runs, folder=folder, **self._job)
+                own = found["runtime_peak_bytes"]
+            self._own.append(own)
+
+    def _figures(self, name: str) -> tuple[int, ...]:
+        return tuple(found[name] for found in self._finished)
 
     def result(self, first: _Task, runs: int) -> Measurement:
         """Return what was found, beside what was found of the first."""
@@ -276,7 +300,12 @@ class _Task:
         if self._error:
             return Measurement(**common, error=self._error)
         pairs = [a / b for a, b in zip(self.seconds, first.seconds, strict=False)]
-        peaks = tuple(found["peak_bytes"] for found in self._finished)
+        peaks = self._figures("peak_bytes")
+        if options["provider"] == "cpu":
+            # One of each layout, and the same layout makes the same order.
+            peaks = tuple(max(a, b or 0) for a, b in zip(peaks, self._own, strict=True))
+        loads, wholes = self._figures("load_bytes"), self._figures("whole_bytes")
+        own = tuple(figure for figure in self._own if figure is not None)
         return Measurement(
             **common,
             runs=runs,
@@ -284,9 +313,14 @@ class _Task:
             fixed_addresses=self._opened["fixed_addresses"],
             peak_bytes=max(peaks),
             peaks_bytes=peaks,
-            host_peak_bytes=max(found["host_peak_bytes"] for found in self._finished),
-            runtime_peak_bytes=max(self._own, default=None),
-            runtime_peaks_bytes=tuple(self._own),
+            load_bytes=max(loads),
+            loads_bytes=loads,
+            whole_bytes=max(wholes),
+            wholes_bytes=wholes,
+            process_bytes=max(self._figures("process_bytes")),
+            host_peak_bytes=max(self._figures("host_peak_bytes")),
+            runtime_peak_bytes=max(own, default=None),
+            runtime_peaks_bytes=own,
             input_bytes=self._finished[0]["input_bytes"],
             output_bytes=self._finished[0]["output_bytes"],
             timing=self._opened["timing"],

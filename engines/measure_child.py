@@ -4,15 +4,22 @@ It reads one JSON command a line and answers each with one JSON line:
 
     {"do": "open", "model": ..., "options": {...}, "inputs": FILE.npz}
     {"do": "run"}        -> {"seconds": ...}
-    {"do": "finish"}     -> {"peak_bytes": ..., ...}
+    {"do": "finish"}     -> {"peak_bytes": ..., "load_bytes": ..., "whole_bytes": ..., ...}
     {"do": "profile", ...}  -> {"runtime_peak_bytes": ...}
 
-LAYOUT is the number of its memory layout (`engines.addresses`). Between "open" and the first "run"
-the high-water mark is reset, so the peak is what running adds to an open session with its inputs
-made. Time is wall clock around the run. On a GPU it is between two CUDA events on the session's
-stream, inputs and outputs bound to the device, so that no copy is in it; the peak is the device's
-used memory above its level before the first run, sampled through NVML (`engines.nvml`), and the
-resident one is reported apart, as ``host_peak_bytes``.
+LAYOUT is the number of its memory layout (`engines.addresses`). Three figures, all of resident
+memory:
+
+    before   the runtime imported, the inputs made, the high-water mark reset
+    load     the level with the session open, above "before"
+    peak     high-water mark of the runs above the level with the session open
+    whole    high-water mark of loading and running above "before": what loading passes through
+             counts, and what it leaves free and running uses again counts once
+
+Time is wall clock around the run. On a GPU it is between two CUDA events on the session's
+stream, inputs and outputs bound to the device, so that no copy is in it; the three figures are then
+the device's used memory, sampled through NVML (`engines.nvml`), and the resident peak of the runs
+is reported apart, as ``host_peak_bytes``.
 """
 
 from __future__ import annotations
@@ -50,8 +57,11 @@ class _Worker:
     def __init__(self, stack: ExitStack, fixed: bool) -> None:
         self._stack = stack
         self._fixed = fixed
+        self._start = 0
         self._base = 0
+        self._highest_loading = 0
         self._device: DeviceMemory | None = None
+        self._loading: DeviceMemory | None = None
         self._feeds: dict[str, np.ndarray[Any, Any]] = {}
         self._time: Callable[[], float] = float
         self._output_bytes: Callable[[], int] = int
@@ -59,8 +69,12 @@ class _Worker:
     def open(self, job: Mapping[str, Any]) -> dict[str, Any]:
         options, self._feeds = _begin(job)
         prepare = self._prepare_cpu if options.provider == "cpu" else self._prepare_gpu
+        gc.collect()
+        self._start = resident_bytes()
+        reset_high_water()
         session = prepare(Path(job["model"]), options)
         gc.collect()
+        self._highest_loading = high_water_bytes()
         self._base = resident_bytes()
         reset_high_water()
         return {
@@ -89,7 +103,9 @@ class _Worker:
     def _prepare_gpu(self, model: Path, options: OrtOptions) -> Session:
         cuda = Cuda.load()
         stream = self._stack.enter_context(cuda.stream())
-        session = self._stack.enter_context(open_session(model, options, stream=stream))
+        self._loading = self._stack.enter_context(open_device_memory())
+        with self._loading.run():
+            session = self._stack.enter_context(open_session(model, options, stream=stream))
         bound = session.bind(self._feeds)
         self._device = self._stack.enter_context(open_device_memory())
         self._time = lambda: cuda.time(bound.run, stream)[0]
@@ -101,11 +117,20 @@ class _Worker:
             return {"seconds": self._time()}
 
     def finish(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        host_peak = max(0, high_water_bytes() - self._base)
+        highest = high_water_bytes()
+        host_peak = max(0, highest - self._base)
+        load = max(0, self._base - self._start)
+        whole = max(self._highest_loading, highest) - self._start
+        peak = host_peak
+        if self._device is not None and self._loading is not None:
+            peak, load = self._device.peak_bytes, self._loading.held_bytes
+            whole = max(self._loading.peak_bytes, load + peak)
         return {
-            "peak_bytes": host_peak if self._device is None else self._device.peak_bytes,
+            "peak_bytes": peak,
+            "load_bytes": load,
+            "whole_bytes": whole,
             "host_peak_bytes": host_peak,
-            "base_bytes": self._base,
+            "process_bytes": max(self._highest_loading, highest),
             "input_bytes": sum(array.nbytes for array in self._feeds.values()),
             "output_bytes": self._output_bytes(),
         }

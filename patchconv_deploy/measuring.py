@@ -1,4 +1,10 @@
-"""``patchconv measure``: inputs for the models, figures from an engine, a table and JSON."""
+"""``patchconv measure``: inputs for the models, figures from an engine, a table and JSON.
+
+Memory is shown three times: while *loading* (growth of the process while the session is created),
+*running* (its peak above that level) and *whole* (peak of both together, above the level before the
+runtime loads the model). What a model costs is the last, so ratios are of that one;
+`engines.measure` says how each is taken.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +31,7 @@ from engines.timing import Timing
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
-from patchconv_deploy.session_options import recommended_options
+from patchconv_deploy.session_options import recommended_options, unlike_recommended
 from rewriters.graph import load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
 
@@ -148,7 +154,7 @@ def measure_onnxruntime(
         seed: Seed of the inputs.
         memory_limit: Address space of each measuring process, bytes.
         recommended: Put in the options that a model recommends for itself; one that recommends
-            none says so in its ``note``.
+            none says so in its ``note``. Without it, one that recommends others says that.
 
     Raises:
         UsageError: What a model recommends is not understood.
@@ -165,10 +171,14 @@ def measure_onnxruntime(
             processes=processes,
             memory_limit=memory_limit,
         )
-    none = "recommends no session options: at defaults"
+    none = "recommends no session options: at defaults" if recommended else ""
+    notes = [
+        (none if each is None else "") if recommended else unlike_recommended(one.metadata, options)
+        for each, one in zip(found, made, strict=True)
+    ]
     return [
-        noted(result, none if recommended and each is None else "", one.note)
-        for result, each, one in zip(results, found, made, strict=True)
+        noted(result, note, one.note)
+        for result, note, one in zip(results, notes, made, strict=True)
     ]
 
 
@@ -384,6 +394,8 @@ def tuning_json(tuned: Sequence[Sequence[Measurement]]) -> dict[str, Any]:
                 "model": one.model,
                 "session_options": OrtOptions(**one.options).session_options(),
                 "peak_bytes": one.peak_bytes,
+                "load_bytes": one.load_bytes,
+                "whole_bytes": one.whole_bytes,
                 "latency_s": None if one.latency_s is None else dataclasses.asdict(one.latency_s),
             }
             for one in chosen
@@ -400,7 +412,8 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     table.add_column("model", overflow="fold")
     if differing:
         table.add_column("options", no_wrap=True)
-    for name in ("peak MiB", *(["least"] if several else []), "x first", "arena MiB", "x first"):
+    least = ["least"] if several else []
+    for name in ("load MiB", "peak MiB", *least, "whole MiB", "x first", "arena MiB"):
         table.add_column(name, justify="right")
     for name in ("median s", "min .. max", "x first"):
         table.add_column(name, justify="right")
@@ -412,14 +425,14 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
         if result.error or result.latency_s is None:
             table.add_row(*cells, "[red]failed[/]")
             continue
-        cells.append(mebibytes(result.peak_bytes))
+        cells += [mebibytes(result.load_bytes), mebibytes(result.peak_bytes)]
         if several:
             cells.append(mebibytes(min(result.peaks_bytes)))
         table.add_row(
             *cells,
-            _over(result.peak_bytes, first.peak_bytes),
+            mebibytes(result.whole_bytes),
+            _over(result.whole_bytes, first.whole_bytes),
             mebibytes(result.runtime_peak_bytes) if result.runtime_peak_bytes else "-",
-            _over(result.runtime_peak_bytes, first.runtime_peak_bytes),
             _seconds(result.latency_s.median),
             f"{_seconds(result.latency_s.min)} .. {_seconds(result.latency_s.max)}",
             "-" if result.ratio is None else f"{result.ratio.median:.2f}",
@@ -430,9 +443,16 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     if found is None:
         return
     fixed = "fixed" if found.fixed_addresses else "random"
+    of = "the process" if found.options["provider"] == "cpu" else "the device's used memory"
+    console.print(
+        f"load: growth of {of} while the session is created; peak: of the runs, above that; whole: "
+        "of loading and running together, above the level before the runtime loads the model",
+        style="dim",
+        highlight=False,
+    )
     console.print(
         f"ONNX Runtime {found.version}, {', '.join(found.providers)}; {found.device}; "
-        f"{found.runs} runs, {found.timing}; largest peak of {found.processes} processes, "
+        f"{found.runs} runs, {found.timing}; largest figures of {found.processes} processes, "
         f"{fixed} addresses; {shared}; {found.date}",
         style="dim",
         highlight=False,

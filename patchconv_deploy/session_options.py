@@ -11,13 +11,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import onnx
 
 from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.errors import UsageError
 
-__all__ = ["METADATA_KEY", "recommend", "recommended_options"]
+__all__ = ["METADATA_KEY", "recommend", "recommended_options", "unlike_recommended"]
 
 METADATA_KEY = "patchconv.session_options"
 
@@ -50,6 +51,41 @@ def recommended_options(
     Raises:
         UsageError: The entry is no JSON object of known names to true or false.
     """
+    try:
+        entry = _entry(metadata)
+    except ValueError as error:
+        raise UsageError(f"{path}: {error}") from error
+    if entry is None:
+        return None
+    fields: dict[str, Any] = {SESSION_OPTIONS[name]: value for name, value in entry.items()}
+    return dataclasses.replace(options, **fields)
+
+
+def unlike_recommended(metadata: Mapping[str, str], options: OrtOptions) -> str:
+    """Return in one line that a model recommends others than these options; "" where it does not.
+
+    Args:
+        metadata: The model's.
+        options: What it runs under.
+    """
+    try:
+        entry = _entry(metadata) or {}
+    except ValueError as error:
+        return f"what it recommends is not known: {error}"
+    given = options.session_options()
+    unlike = {name: value for name, value in entry.items() if value != given[name]}
+    if not unlike:
+        return ""
+    wanted = ", ".join(f"{name}={value}" for name, value in unlike.items())
+    return f"ran without the session options it recommends ({wanted}); --recommended runs it so"
+
+
+def _entry(metadata: Mapping[str, str]) -> dict[str, bool] | None:
+    """Return what a model recommends, None where it recommends nothing.
+
+    Raises:
+        ValueError: The entry is no JSON object of known names to true or false.
+    """
     if METADATA_KEY not in metadata:
         return None
     try:
@@ -58,12 +94,10 @@ def recommended_options(
         entry = None
     known = f"a JSON object of {', '.join(SESSION_OPTIONS)} to true or false"
     if not isinstance(entry, dict):
-        raise UsageError(f"{path}: its metadata entry {METADATA_KEY} is not {known}")
+        raise ValueError(f"its metadata entry {METADATA_KEY} is not {known}")
     for name, value in entry.items():
         if name not in SESSION_OPTIONS or not isinstance(value, bool):
-            raise UsageError(
-                f"{path}: its metadata entry {METADATA_KEY} has {name!r}: {value!r}; it must be "
-                f"{known}"
+            raise ValueError(
+                f"its metadata entry {METADATA_KEY} has {name!r}: {value!r}; it must be {known}"
             )
-    fields = {SESSION_OPTIONS[name]: value for name, value in entry.items()}
-    return dataclasses.replace(options, **fields)
+    return entry

@@ -49,7 +49,7 @@ class Tuned:
         return {name: self.chosen.options[SESSION_OPTIONS[name]] for name in _PAIR}
 
     def as_json(self) -> dict[str, Any] | None:
-        """Return the pair and the peaks with and without it, bytes; None without a pair."""
+        """Return the pair, peaks and whole processes with and without it; None without a pair."""
         if self.chosen is None:
             return None
         original, rewritten = (
@@ -63,6 +63,10 @@ class Tuned:
             "measured_peak_bytes_at_defaults": rewritten[0].peak_bytes,
             "original_measured_peak_bytes": original[-1].peak_bytes,
             "original_measured_peak_bytes_at_defaults": original[0].peak_bytes,
+            "measured_whole_bytes": self.chosen.whole_bytes,
+            "measured_whole_bytes_at_defaults": rewritten[0].whole_bytes,
+            "original_measured_whole_bytes": original[-1].whole_bytes,
+            "original_measured_whole_bytes_at_defaults": original[0].whole_bytes,
         }
 
     def renamed(self, old: Path, new: Path) -> Tuned:

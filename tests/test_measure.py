@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -90,6 +91,71 @@ def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
     assert found[1].options["arena"] is True
 
 
+def test_a_peak_is_never_below_what_the_arena_held(tmp_path: Path) -> None:
+    """Loading leaves memory free that running uses again; what runs need is the arena's figure.
+
+    128 channels: weights of 4.5 MiB, which the heap holds free after loading.
+    """
+    options = OrtOptions(threads=1, memory_reuse=False, memory_pattern=False)
+    job = _chain(tmp_path, 48, layers=8, channels=128)
+    (found,) = measure([job], [options], runs=1, processes=2)
+    assert found.error == ""
+    assert len(found.peaks_bytes) == len(found.runtime_peaks_bytes) == 2
+    for peak, held in zip(found.peaks_bytes, found.runtime_peaks_bytes, strict=True):
+        assert peak >= held > 0
+    # What the process itself shows is less: it is this that was reported.
+    assert (found.host_peak_bytes or 0) < min(found.runtime_peaks_bytes)
+
+
+def test_loading_and_the_whole_process(tmp_path: Path) -> None:
+    """Weights of 32 MiB are in loading and in the whole, the activations of 8 MiB are not twice."""
+    generator = np.random.default_rng(0)
+    weights = [
+        numpy_helper.from_array(
+            generator.standard_normal((512, 512, 4, 4), dtype=np.float32), f"w{layer}"
+        )
+        for layer in range(2)
+    ]
+    nodes = [
+        helper.make_node("Conv", ["x", "w0"], ["c"], pads=[1, 1, 2, 2]),
+        helper.make_node("Conv", ["c", "w1"], ["y"], pads=[1, 1, 2, 2]),
+    ]
+    shape = [1, 512, 32, 32]
+    graph = helper.make_graph(
+        nodes,
+        "heavy",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, shape)],
+        weights,
+    )
+    path, inputs = tmp_path / "heavy.onnx", tmp_path / "inputs.npz"
+    onnx.save(
+        helper.make_model(graph, ir_version=8, opset_imports=[helper.make_opsetid("", 17)]), path
+    )
+    save_inputs(inputs, {"x": generator.standard_normal(shape).astype(np.float32)})
+    light = _chain(tmp_path, 64)
+    found, other = measure(
+        [Job(path, inputs), light], [OrtOptions(threads=1)] * 2, runs=1, processes=2
+    )
+    for each in (found, other):
+        assert each.error == ""
+        assert each.load_bytes is not None
+        assert each.whole_bytes is not None
+        assert each.process_bytes is not None
+        assert (len(each.loads_bytes), len(each.wholes_bytes)) == (2, 2)
+        assert each.load_bytes == max(each.loads_bytes)
+        assert each.whole_bytes == max(each.wholes_bytes)
+        assert each.whole_bytes >= each.load_bytes
+        # The interpreter and the runtime are no part of what a model costs.
+        assert each.process_bytes > each.whole_bytes + 20 * MIB
+    assert found.load_bytes is not None
+    assert other.load_bytes is not None
+    assert found.load_bytes > other.load_bytes + 30 * MIB
+    assert found.whole_bytes is not None
+    assert found.peak_bytes is not None
+    assert found.whole_bytes >= found.load_bytes + 2 * MIB
+
+
 def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
     """Asked for CUDA on a machine without, nothing falls back to the CPU."""
     with pytest.raises(DeviceMissing, match="CUDA"):
@@ -137,11 +203,15 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     done = _command(model, model, "--runs", "1", "--no-arena", "--json", target)
     assert done.returncode == 0, done.stderr
     assert "x first" in done.stdout
+    head = re.split(r" {2,}", done.stdout.splitlines()[0].strip())
+    assert head[:6] == ["model", "load MiB", "peak MiB", "least", "whole MiB", "x first"]
+    assert "whole: of loading and running together" in done.stdout
     results = json.loads(target.read_text())["results"]
     assert len(results) == 2
     assert set(results[0]) >= {
         "model", "engine", "version", "device", "date", "options", "peak_bytes", "peaks_bytes",
         "runtime_peak_bytes", "latency_s", "input_bytes", "output_bytes", "timing",
+        "load_bytes", "loads_bytes", "whole_bytes", "wholes_bytes", "process_bytes",
     }  # fmt: skip
     assert set(results[0]["latency_s"]) == {"median", "min", "max"}
     assert results[0]["peak_bytes"] == max(results[0]["peaks_bytes"])
@@ -232,6 +302,27 @@ def test_a_model_runs_with_what_it_recommends(tmp_path: Path) -> None:
     ]
     assert found[0]["note"]
     assert not found[1]["note"]
+
+
+def test_a_model_that_runs_without_what_it_recommends_says_so(tmp_path: Path) -> None:
+    """One line, where the options differ and only there; a bad entry is said, not fatal."""
+    plain = _chain(tmp_path, 64).model
+    wanted = _recommending(tmp_path, '{"enable_mem_reuse": false, "enable_mem_pattern": false}')
+    runs = ["--runs", "1", "--processes", "1"]
+    done = _command(plain, wanted, *runs)
+    assert done.returncode == 0, done.stderr
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("note:")]
+    assert said == (
+        f"note: {wanted}: ran without the session options it recommends (enable_mem_reuse=False, "
+        "enable_mem_pattern=False); --recommended runs it so"
+    )
+    half = _command(wanted, *runs, "--no-mem-reuse")
+    assert "recommends (enable_mem_pattern=False)" in half.stdout
+    same = _command(wanted, *runs, "--no-mem-reuse", "--no-mem-pattern")
+    assert "note:" not in same.stdout
+    bad = _command(_recommending(tmp_path, "[]"), *runs)
+    assert bad.returncode == 0, bad.stderr
+    assert "what it recommends is not known: its metadata entry" in bad.stdout
 
 
 @pytest.mark.parametrize(

@@ -81,6 +81,7 @@ def stand_in(calls: list[Any], used: list[int]) -> Any:
     class InferenceSession:
         def __init__(self, path: str, options: Any, providers: list[Any]) -> None:
             self.asked = providers
+            used[0] += 70
             calls.append(("open", providers))
 
         def get_providers(self) -> list[str]:
@@ -120,11 +121,10 @@ def test_time_is_between_events_on_the_session_s_stream(
     monkeypatch.setitem(sys.modules, "onnxruntime", stand_in(calls, used))
     monkeypatch.setattr(onnxruntime_engine, "load_libraries", lambda *_: None)
     monkeypatch.setattr(Cuda, "load", lambda: Events(calls))
-    memory = DeviceMemory(lambda: used[0])
 
     class Opened:
         def __enter__(self) -> DeviceMemory:
-            return memory
+            return DeviceMemory(lambda: used[0])
 
         def __exit__(self, *_: object) -> None:
             pass
@@ -150,7 +150,7 @@ def test_time_is_between_events_on_the_session_s_stream(
     # The stand-in's clock goes on by a second with each event.
     assert seconds == [1.0, 1.0]
     assert opened["timing"] == "CUDA events"
-    assert found["peak_bytes"] == 60
+    assert (found["load_bytes"], found["peak_bytes"], found["whole_bytes"]) == (70, 60, 130)
     assert found["host_peak_bytes"] != 60
     assert (found["input_bytes"], found["output_bytes"]) == (28, 24)
 
