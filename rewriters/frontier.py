@@ -23,7 +23,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from math import inf, log, sqrt
+from math import inf, isqrt, log
 
 from rewriters.activation import uncollected
 from rewriters.analysis import Analysis
@@ -45,7 +45,6 @@ FORMS = (*UNROLLED, "loop")
 _LOOP_TIME = 1.4
 # The first plans are weighed in every form and order, the rest in those that did best.
 _FIRST = 4
-_ANY = 1e300
 # Budgets are no nearer to each other than that.
 _NEAR = 1.05
 # What is spent, in nodes predicted (20 to 30 us each), with what a node costs that is emitted
@@ -230,20 +229,22 @@ class Frontier:
         usual = replace(self.limits, recompute=_USUAL)
         spaces = self.found.spaces
         least = [plan.peak for space in spaces if (plan := space.least_peak(usual))]
-        low, high = float(max(1, min(least, default=0))), float(max(1, self.found.plain_peak))
-        seen: set[tuple[Stage, ...]] = set()
-        lower, higher = self._at(low), self._at(high)
-        levels = deque([(low, lower, high, higher)])
+        low, high = max(1, min(least, default=0)), max(1, self.found.plain_peak)
+        seen: set[tuple[Stage, ...]] = {()}
+        lowest, higher = self._at(low), self._at(high)
+        levels = deque([(low, lowest, high, higher)])
         # What a limit on elements asks for may hold more than the model as it is.
-        pending = [self._at(_ANY), higher]
+        pending = [self._at(inf), higher]
         while levels:
             low, lower, high, higher = levels.popleft()
+            # What no plan keeps at either end none keeps between; what two ends have in common is
+            # the best in between, too.
             if high > _NEAR * low and lower.keys() != higher.keys():
-                middle = sqrt(low * high)
+                middle = isqrt(low * high)
                 found = self._at(middle)
                 pending.append(found)
                 levels += (middle, found, high, higher), (low, lower, middle, found)
-        pending.insert(_FIRST, lower)
+        pending.insert(_FIRST, lowest)
         for plans in pending:
             for key, regions in plans.items():
                 if key not in seen:
@@ -251,13 +252,16 @@ class Frontier:
                     yield regions
 
     def _at(self, budget: float) -> dict[tuple[Stage, ...], tuple[RegionPlan, ...]]:
-        """Return what the search finds for a budget."""
+        """Return what the search finds for a budget: no regions where the model keeps it as it is.
+
+        Empty where no plan keeps the budget, which is another thing.
+        """
         plans = {}
         # What shrinking windows save is counted too high where branches join.
         for shrinks in (True, False):
             limits = replace(self.limits, budget=budget, shrinks=shrinks)
             regions = self.found.choose(limits, self.labels)
-            if regions:
+            if regions is not None:
                 plans[_stages(regions)] = regions
         return plans
 

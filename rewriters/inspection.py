@@ -127,7 +127,7 @@ def _runs(space: Space, labels: Mapping[int, str]) -> list[Run]:
     for begin, end in space.runs():
         whole = next((s for s in space.segments.get(end, ()) if s.begin == begin), None)
         tiled = {
-            patches: (int(whole.peak(patches)), patches * whole.window(patches))
+            patches: (whole.peak(patches), patches * whole.window(patches) / whole.rows)
             for patches in _PATCHES
             if whole is not None and patches <= whole.free
         }

@@ -139,8 +139,13 @@ def cut_regions(
 
 def _fits(point: Point, limits: Limits) -> bool:
     """Tell whether a plan keeps the limits, with a margin for the prediction's error."""
-    held = point.peak.need <= (1 - MARGIN) * limits.budget
+    held = limits.budget == inf or to_ask(point.peak.need) <= limits.budget
     return held and point.candidate.recompute <= _ROUNDED * limits.recompute
+
+
+def to_ask(need: int) -> int:
+    """Return the least budget that a plan of a predicted need keeps, the margin included."""
+    return -(-need * 100 // (100 - round(100 * MARGIN)))
 
 
 def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:

@@ -31,6 +31,7 @@ import logging
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import gcd, inf
 
@@ -115,7 +116,8 @@ class _Segment:
         outputs: Bytes of its outputs.
         largest: Bytes of its largest output.
         free: Steps its outputs leave free, `geometry.free_steps`.
-        steps: Steps of the whole, ``rows / rows per step``.
+        rows: Rows of the output of most steps.
+        step: Its rows per step.
         elements: Elements of its largest tensor.
         broadest: Elements of its largest output.
     """
@@ -130,31 +132,39 @@ class _Segment:
     outputs: int
     largest: int
     free: int
-    steps: float
+    rows: int
+    step: int
     elements: int
     broadest: int
 
-    def window(self, splits: int) -> float:
-        """Return the share of the rows that a window has."""
-        return 1 - (self.free + -self.free // splits) / self.steps
+    def window(self, splits: int) -> int:
+        """Return how many of the `rows` a window has."""
+        return self.rows - (self.free + -self.free // splits) * self.step
 
-    def peak(self, splits: int) -> float:
-        """Return the bytes alive at once."""
-        return self.before + self.outputs + max(self.window(splits) * self.inside, self.largest)
+    def of_window(self, whole: int, splits: int) -> int:
+        """Return what a window has of so many bytes or elements, rounded up."""
+        return -(-whole * self.window(splits) // self.rows)
+
+    def peak(self, splits: int) -> int:
+        """Return the bytes alive at once: whole ones, so that a plan keeps its own peak."""
+        inside = self.of_window(self.inside, splits)
+        return self.before + self.outputs + max(inside, self.largest)
 
     @cached_property
-    def _peaks(self) -> list[float]:
+    def _peaks(self) -> list[int]:
         """Bytes alive at once in each of `_SPLITS` patches, negative: they rise."""
         return [-self.peak(splits) for splits in _SPLITS if splits <= self.free]
 
     def extra(self, splits: int, *, shrinks: bool) -> float:
         """Return the extra work: rows computed again."""
-        extra = (splits * self.window(splits) - 1) * self.work
-        return max(0.0, extra - (splits - 1) / self.steps * self.saved) if shrinks else extra
+        extra = (splits * self.window(splits) / self.rows - 1) * self.work
+        if not shrinks:
+            return extra
+        return max(0.0, extra - (splits - 1) * self.step / self.rows * self.saved)
 
     def cost(self, splits: int, *, shrinks: bool) -> float:
         """Return the extra work, tensors moved included."""
-        moved = splits * self.window(splits) * self.inputs + 2 * self.outputs
+        moved = splits * self.window(splits) / self.rows * self.inputs + 2 * self.outputs
         return self.extra(splits, shrinks=shrinks) + COPY * moved
 
     def least_splits(self, limits: Limits) -> int | None:
@@ -163,11 +173,13 @@ class _Segment:
         if self.broadest > most or self.before + self.outputs + self.largest > limits.budget:
             return None
         tried = rungs(limits.splits)
-        for splits in tried[bisect_left(self._peaks, -limits.budget) :]:
-            if splits > self.free:
-                return None
-            if self.peak(splits) <= limits.budget and self.window(splits) * self.elements <= most:
+        for wanted in tried[bisect_left(self._peaks, -limits.budget) :]:
+            splits = min(wanted, self.free)
+            held = self.peak(splits) <= limits.budget
+            if held and self.of_window(self.elements, splits) <= most:
                 return splits
+            if splits < wanted:
+                return None
         return None
 
 
@@ -325,7 +337,7 @@ class Space:
             if place + 1 in wanted and parts == 1:
                 found = self._segment(begin, place + 1, right, windows, alive, common)
                 if found is not None:
-                    free, steps, outputs, largest, broadest = found
+                    free, rows, step, outputs, largest, broadest = found
                     yield _Segment(
                         begin,
                         place + 1,
@@ -337,7 +349,8 @@ class Space:
                         outputs,
                         largest,
                         free,
-                        steps,
+                        rows,
+                        step,
                         widest,
                         broadest,
                     )
@@ -370,19 +383,19 @@ class Space:
         windows: Collection[int],
         alive: Collection[int],
         common: int,
-    ) -> tuple[int, float, int, int, int] | None:
+    ) -> tuple[int, int, int, int, int, int] | None:
         """Return what `_Segment` says of a region's outputs; None if it cannot be one."""
         tensors, occurrences = self.program.tensors, self.program.occurrences
         outputs = [number for number in alive if number not in windows]
         if not outputs or any(occurrences[tensors[n].made_at].again for n in outputs):
             return None
-        free, total = [], 0.0
+        free, most = [], Fraction(0)
         for number in outputs:
             tensor, rows = tensors[number], right[number]
             step = tensor.step // common
             wrong = rows.begin + tensor.rows + _TALL * tensor.step - rows.end
             free.append(max(0, tensor.rows - wrong) // step)
-            total = max(total, tensor.rows / step)
+            most = max(most, Fraction(tensor.rows, step))
         if min(free) < 2:
             return None
         sizes = [tensors[number].size for number in outputs]
@@ -390,7 +403,7 @@ class Space:
             (tensors[number].elements for number in outputs if not tensors[number].exempt),
             default=0,
         )
-        return min(free), total, sum(sizes), max(sizes), broadest
+        return min(free), most.numerator, most.denominator, sum(sizes), max(sizes), broadest
 
     # --- plans ------------------------------------------------------------------------------
 
@@ -474,7 +487,7 @@ class Space:
     def _plan(self, cost: float, spans: Sequence[tuple[int, int, int]], *, shrinks: bool) -> Plan:
         stages = []
         extra = 0.0
-        peak = 0.0
+        peak = 0
         covered: set[int] = set()
         for begin, end, splits in spans:
             segment = next(s for s in self.segments[end] if s.begin == begin)
@@ -489,7 +502,7 @@ class Space:
             tuple(spans),
             cost + sum(o.work for o in self.program.occurrences if o.again),
             1 + extra / self.work if self.work else 1.0,
-            int(max([peak, *plain])),
+            max([peak, *plain]),
         )
 
     def held(self, plan: Plan, base: Program) -> list[tuple[int, int]]:
@@ -505,10 +518,10 @@ class Space:
         Returns:
             Numbers of tensors and places of users in ``base``, the largest tensor first.
         """
-        peaks = {place: float(peak) for place, peak in enumerate(self.plain_peaks)}
+        peaks = dict(enumerate(self.plain_peaks))
         for begin, end, splits in plan.spans:
             segment = next(s for s in self.segments[end] if s.begin == begin)
-            peaks.update(dict.fromkeys(range(begin, end), 0.0))
+            peaks.update(dict.fromkeys(range(begin, end), 0))
             peaks[begin] = segment.peak(splits)
         worst = max(peaks, key=lambda place: peaks[place])
         numbers = {tensor.name: number for number, tensor in enumerate(base.tensors)}
@@ -553,18 +566,18 @@ class Space:
         Args:
             limits: What to keep; the budget is not looked at.
         """
-        low, high = 0.0, float(max(self.plain_peaks, default=0))
+        low, high = 0, max(self.plain_peaks, default=0)
         found = self.plan(replace(limits, budget=high))
         if found is None:
             return None
         # The peak of a plan is a sum of whole tensors: a hundredth is near enough.
-        while high - low > high / 100:
-            middle = (low + high) / 2
+        while high - low > max(1, high // 100):
+            middle = (low + high) // 2
             plan = self.plan(replace(limits, budget=middle))
             if plan is None:
                 low = middle
             else:
-                found, high = plan, min(middle, float(plan.peak))
+                found, high = plan, plan.peak
         return found
 
 

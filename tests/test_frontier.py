@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -17,6 +18,7 @@ import pytest
 
 from rewriters import frontier
 from rewriters.analysis import Analysis, analyse
+from rewriters.choice import Candidates, candidates_of
 from rewriters.draft import Draft, draft, ordered
 from rewriters.errors import BudgetError
 from rewriters.fragment import NameScheme
@@ -26,6 +28,7 @@ from rewriters.locality import find_locality
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Region, make_region
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
+from rewriters.search import Limits
 from tests.random_graphs import random_graph
 from tests.small_models import assert_same, copy_of, model, node, noise
 from tools.deep_models import make
@@ -135,6 +138,67 @@ def test_plans_of_random_graphs_compute_the_same(target: str) -> None:
                 assert_same(made, outcome.model, feeds)
                 cut += 1
     assert cut > 20
+
+
+# --- peaks are whole bytes -----------------------------------------------------------------------
+
+
+def _unpadded(rows: int) -> onnx.ModelProto:
+    """Make Convs without padding and a pool: a window's share of the rows is no round number."""
+    nodes = [
+        node("Conv", "x w0", "a", name="first"),
+        node("Relu", "a", "b"),
+        node("MaxPool", "b", "c", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", "c w1", "d", name="second"),
+        node("Relu", "d", "e"),
+        node("Conv", "e w2", "f", name="third"),
+        node("Relu", "f", "g"),
+        node("Conv", "g w3", "y", name="last"),
+    ]
+    weights = {
+        "w0": noise(10, 3, 3, 3),
+        "w1": noise(16, 10, 3, 3),
+        "w2": noise(32, 16, 3, 3),
+        "w3": noise(4, 32, 1, 1),
+    }
+    return model(nodes, {"x": (1, 3, rows, rows)}, {"y": (None,) * 4}, weights)
+
+
+def _found(made: onnx.ModelProto, axis: str | int = "height") -> Candidates:
+    analysis = analyse(made, skeleton(Loaded(made, None)))
+    return candidates_of(analysis, axis, frozenset(), ENGINE)
+
+
+@pytest.mark.parametrize("rows", [160, 177, 224, 250])
+@pytest.mark.parametrize("splits", [2, 3, 4, 8, 16])
+def test_a_plain_chain_is_cut(rows: int, splits: int) -> None:
+    """In as few patches as any, at any height."""
+    outcome = _rewrite(_unpadded(rows), splits=splits)
+    assert outcome.rewritten
+    assert outcome.after.need < 0.75 * outcome.before.need
+
+
+def test_a_plan_keeps_its_own_peak() -> None:
+    """A peak is whole bytes: as a budget it finds a plan again, on every order of the nodes."""
+    asked = 0
+    for seed in range(60):
+        graph = random_graph(random.Random(seed).randint, most=12)
+        for space in _found(graph.model(), graph.axis).spaces:
+            for splits in (4, 4096):
+                limits = Limits(splits=splits)
+                least = space.least_peak(limits)
+                assert least is not None
+                budgets = {int(share * least.peak) for share in (1, 1.1, 1.4, 2)}
+                for budget in sorted(budgets):
+                    plan = space.plan(replace(limits, budget=budget))
+                    assert plan is not None
+                    assert type(plan.peak) is int
+                    assert plan.peak <= budget
+                    again = space.plan(replace(limits, budget=plan.peak))
+                    assert again is not None
+                    assert again.cost == plan.cost
+                    asked += 1
+    assert asked > 500
 
 
 # --- every plan there is ------------------------------------------------------------------------
