@@ -132,6 +132,9 @@ class CutKeywords(ParetoKeywords, total=False):
             weighed that of least predicted time that keeps it is taken. Without one the need is
             made as low as ``splits`` and ``max_recompute`` allow.
         plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
+        fold: Fold BatchNormalization, Mul and Add into the convolutions before them once, as an
+            engine would do for each patch by itself, so that all patches share one set of weights
+            (default).
         verify: Run original and result on the same inputs in a child process and compare
             (default). `convert_model` skips it, with a log message, where a model that is no file
             cannot run (no runtime, or weights that lie elsewhere).
@@ -141,6 +144,7 @@ class CutKeywords(ParetoKeywords, total=False):
     form: str
     memory_budget: int | str | None
     plan: Mapping[str, Any] | None
+    fold: bool
     verify: bool
     force: bool
 
@@ -224,6 +228,7 @@ def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
         max_tensor_elements=keywords.get("max_tensor_elements"),
         target=keywords.get("target", "onnxruntime"),
         plan=None if plan is None else read_plan(json.dumps(plan)),
+        fold=keywords.get("fold", True),
     )
 
 

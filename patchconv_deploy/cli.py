@@ -151,6 +151,12 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     help="How long verification may run the original.",
 )
 @click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
+@click.option(
+    "--fold/--no-fold",
+    default=True,
+    show_default=True,
+    help="Fold BatchNormalization, Mul and Add into Convs once, so that patches share weights.",
+)
 @click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
 @click.option(
@@ -198,6 +204,7 @@ def rewrite_command(
     inputs: Path | None,
     verify_timeout: float,
     upgrade_opset: int | None,
+    fold: bool,
     share_weights: bool,
     allow_custom_ops: bool,
     measured: bool,
@@ -251,6 +258,7 @@ def rewrite_command(
             plan=None if plan_in is None else read_plan(read_text("--plan", plan_in)),
             **common,
             share_weights=share_weights,
+            fold=fold,
             verify=verify,
             rtol=rtol,
             atol=atol,

@@ -166,6 +166,7 @@ def make_report(
             "include": list(options.selection.include),
             "exclude": list(options.selection.exclude),
             "shapes": {name: list(shape) for name, shape in options.shapes.items()},
+            "fold": options.fold,
         },
         "rewritten": [
             {
@@ -199,6 +200,10 @@ def make_report(
             "kind": "predicted",
         },
         "recompute": outcome.recompute,
+        "folded": {
+            "convolutions": outcome.folded.convolutions,
+            "nodes": outcome.folded.nodes,
+        },
         "candidates": [dataclasses.asdict(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
         "verification": dataclasses.asdict(verification),
@@ -254,6 +259,12 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
         highlight=False,
     )
+    if outcome.folded.nodes:
+        console.print(
+            f"Folded once for all patches: {outcome.folded.nodes} BatchNormalization, Mul or Add "
+            f"into {outcome.folded.convolutions} Convs",
+            highlight=False,
+        )
     _print_candidates(outcome, console)
     recommended = report.data["recommended_session_options"]
     if recommended is not None:

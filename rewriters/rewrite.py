@@ -5,6 +5,7 @@
     plan       regions for a budget (`rewriters.regional`), convolutions one by one
                (`rewriters.single`), or a plan that is given
     splice     regions replaced by their fragments, the plan recorded, the result checked
+    fold       what engines fold into each clone of a convolution is folded once
 
 A model that holds a plan already is left as it is.
 """
@@ -25,6 +26,7 @@ from typing import Any
 import onnx
 
 from rewriters.analysis import Analysis, analyse, upgrade
+from rewriters.conv_folding import Folded, fold_clones
 from rewriters.draft import Draft, ordered, predict, predict_all
 from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import drop_unused_value_info, splice
@@ -105,6 +107,7 @@ class Options:
         target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
             recommended for the model), "onnxruntime-default" (at its own), or "tensorrt".
         plan: What to do, as `planner.read_plan` returns it; nothing is searched then.
+        fold: Fold what stands behind clones of a convolution once (`rewriters.conv_folding`).
     """
 
     splits: int | None = None
@@ -120,6 +123,7 @@ class Options:
     max_tensor_elements: int | None = None
     target: str = "onnxruntime"
     plan: Mapping[str, Any] | None = None
+    fold: bool = True
 
     @property
     def axes(self) -> tuple[str | int, ...]:
@@ -261,6 +265,7 @@ class Outcome:
         plan: What was done, as `planner.plan_data`.
         defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
             where another engine is in view.
+        folded: What was folded into weights that the clones of a convolution share.
     """
 
     model: onnx.ModelProto
@@ -277,6 +282,7 @@ class Outcome:
     recompute: float | None = None
     plan: Mapping[str, Any] | None = None
     defaults: tuple[int, int] | None = None
+    folded: Folded = field(default_factory=Folded)
 
 
 def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -459,6 +465,10 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     gone -= {name for entry in decided.drafts for name in entry.fragment.makes}
     splice(model, order)
     drop_unused_value_info(model.graph, gone)
+    folded = Folded()
+    if options.fold:
+        made = {n.name for entry in decided.drafts for n in entry.fragment.export()[0]}
+        folded = fold_clones(model, made, loaded.folder)
     _record(model, METADATA_KEY, plan)
     if options.target == "onnxruntime" and options.by_region:
         _record(model, SESSION_OPTIONS_KEY, SESSION_OPTIONS)
@@ -472,6 +482,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         recompute=decided.recompute,
         plan=plan,
         defaults=defaults,
+        folded=folded,
     )
 
 

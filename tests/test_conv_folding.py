@@ -1,0 +1,286 @@
+"""`rewriters.conv_folding`: what is folded is what ONNX Runtime folds, to the bit, but once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+
+from rewriters.conv_folding import Folded
+from rewriters.rewrite import Outcome, node_labels
+from tests.small_models import Array, assert_same, cut, model, node, noise, operators, run, value
+
+CHANNELS = 4
+
+
+def numbers(dtype: Any = np.float32) -> dict[str, Array]:
+    """Return statistics of a BatchNormalization, and constants of several shapes."""
+    found = {name: noise(CHANNELS, seed=at) for at, name in enumerate(("s", "t", "m"))}
+    found["v"] = np.abs(noise(CHANNELS, seed=3)) + 0.1
+    found["k"] = noise(CHANNELS, 1, 1, seed=4)
+    found["k4"] = noise(1, CHANNELS, 1, 1, seed=5)
+    found["q"] = np.asarray(0.2, np.float32)
+    found["one"] = np.asarray([0.2], np.float32)
+    return {name: array.astype(dtype) for name, array in found.items()}
+
+
+def network(
+    *behind: onnx.NodeProto,
+    op: str = "Conv",
+    bias: bool = True,
+    dtype: Any = np.float32,
+    weights: Mapping[str, Array] | None = None,
+    opset: int = 17,
+) -> onnx.ModelProto:
+    """Make a convolution "c", nodes behind it and a Relu: 2 channels to 4; the last makes "y"."""
+    held = {"b": noise(CHANNELS, seed=8, dtype=dtype), **numbers(dtype)}
+    held["w"] = noise(*((2, CHANNELS) if op == "ConvTranspose" else (CHANNELS, 2)), 3, 3).astype(
+        dtype
+    )
+    held.update(weights or {})
+    conv = node(op, "x w b" if bias else "x w", "c", name="conv", pads=[1] * 4)
+    last = behind[-1].output[0]
+    nodes = [conv, *behind, node("Relu", last, "y", name="relu")]
+    read = {name for each in nodes for name in each.input}
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+    return model(
+        nodes,
+        [value("x", (1, 2, 48, 16), kind)],
+        [value("y", (None,) * 4, kind)],
+        {name: array for name, array in held.items() if name in read},
+        opset=opset,
+    )
+
+
+NORM = node("BatchNormalization", "c s t m v", "n", name="norm", epsilon=3e-3)
+CHAIN = (
+    node("Mul", "c q", "d", name="scale"),
+    node("BatchNormalization", "d s t m v", "e", name="norm"),
+    node("Add", "e k", "f", name="shift"),
+    node("Mul", "f k4", "n", name="scale again"),
+)
+
+
+def optimised(original: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Return what ONNX Runtime makes of a model at its basic level."""
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    options.optimized_model_filepath = str(folder / "optimised.onnx")
+    options.log_severity_level = 4
+    data = original.SerializeToString()
+    onnxruntime.InferenceSession(data, options, providers=["CPUExecutionProvider"])
+    return onnx.load(folder / "optimised.onnx")
+
+
+def weights_of(made: onnx.ModelProto) -> list[Array]:
+    """Return all constants but integers, in an order that their names do not matter to."""
+    arrays = [numpy_helper.to_array(tensor) for tensor in made.graph.initializer]
+    found = {array.tobytes(): array for array in arrays if array.dtype.kind == "f"}
+    return [found[key] for key in sorted(found)]
+
+
+def cut_in_two(
+    original: onnx.ModelProto, form: str = "fused", outputs: Sequence[str] = ("y",), **options: Any
+) -> Outcome:
+    """Cut a whole model into two patches, as a plan that names all its nodes."""
+    labels = node_labels(original.graph).values()
+    nodes = [label for label in labels if not label.startswith("const")]
+    region = {"nodes": nodes, "outputs": list(outputs), "form": form, "splits": 2}
+    plan = {"version": 2, "axis": "height", "order": "file", "regions": [region]}
+    outcome = cut(original, form, plan=plan, **options)
+    assert outcome.rewritten
+    return outcome
+
+
+FOLDED = {
+    "norm": (NORM,),
+    "scale": (node("Mul", "c q", "n"),),
+    "scale per channel": (node("Mul", "c k", "n"),),
+    "scale per channel, full rank": (node("Mul", "c k4", "n"),),
+    "shift": (node("Add", "c k", "n"),),
+    "shift, full rank": (node("Add", "c k4", "n"),),
+    "chain": CHAIN,
+}
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("name", FOLDED)
+def test_weights_are_the_runtime_s_own(name: str, dtype: Any, bias: bool, tmp_path: Path) -> None:
+    """Folded weights are equal, to the bit, to those ONNX Runtime makes for the original."""
+    original = network(*FOLDED[name], dtype=dtype, bias=bias)
+    outcome = cut_in_two(original)
+    assert outcome.folded == Folded(1, len(FOLDED[name]))
+    expected, got = weights_of(optimised(original, tmp_path)), weights_of(outcome.model)
+    assert len(expected) == len(got)
+    assert all(
+        np.array_equal(a, b) and a.dtype == b.dtype for a, b in zip(expected, got, strict=True)
+    )
+    assert operators(outcome.model).count("Conv") == 2
+    assert {"Mul", "Add", "BatchNormalization"}.isdisjoint(operators(outcome.model))
+
+
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+def test_a_norm_behind_conv_transpose(bias: bool, tmp_path: Path) -> None:
+    """ONNX Runtime folds a BatchNormalization into a ConvTranspose as well."""
+    original = network(NORM, op="ConvTranspose", bias=bias)
+    outcome = cut_in_two(original)
+    assert outcome.folded == Folded(1, 1)
+    expected, got = weights_of(optimised(original, tmp_path)), weights_of(outcome.model)
+    assert [a.tobytes() for a in expected] == [b.tobytes() for b in got]
+
+
+@pytest.mark.parametrize("name", FOLDED)
+def test_outputs_are_equal_to_the_bit(name: str) -> None:
+    """Folding changes no number: with it, without it, and in the original."""
+    original = network(*FOLDED[name])
+    feeds = {"x": noise(1, 2, 48, 16)}
+    outcome, plain = cut_in_two(original), cut_in_two(original, fold=False)
+    assert plain.folded == Folded()
+    assert len(plain.model.graph.node) > len(outcome.model.graph.node)
+    whole, folded, unfolded = (run(m, feeds)["y"] for m in (original, outcome.model, plain.model))
+    assert np.array_equal(folded, unfolded)
+    assert np.array_equal(folded, whole)
+
+
+def test_the_patches_share_one_set_of_weights() -> None:
+    """The clones read the same new weights, and the old constants are gone."""
+    outcome = cut_in_two(network(*CHAIN))
+    convs = [each for each in outcome.model.graph.node if each.op_type == "Conv"]
+    assert len({tuple(each.input[1:]) for each in convs}) == 1
+    left = {tensor.name for tensor in outcome.model.graph.initializer if tensor.data_type == 1}
+    assert left == set(convs[0].input[1:])
+
+
+LEFT = {
+    "scalar shift": (node("Add", "c q", "n"),),
+    "one number with a dimension": (node("Mul", "c one", "n"),),
+    "constant first": (node("Mul", "k c", "n"),),
+    "division": (node("Div", "c q", "n"),),
+    "difference": (node("Sub", "c k", "n"),),
+    "square": (node("Mul", "c c", "n"),),
+    "second reader": (NORM, node("Add", "n c", "z")),
+}
+
+
+@pytest.mark.parametrize("name", LEFT)
+def test_what_the_runtime_does_not_fold_is_left(name: str, tmp_path: Path) -> None:
+    """What ONNX Runtime leaves behind the Conv stays there: folding it would change numbers."""
+    original = network(*LEFT[name])
+    kept = operators(optimised(original, tmp_path))
+    assert all(each.op_type in kept for each in LEFT[name])
+    outcome = cut_in_two(original)
+    assert outcome.folded == Folded()
+    assert outcome.model == cut_in_two(original, fold=False).model
+
+
+def test_only_a_norm_is_folded_into_conv_transpose(tmp_path: Path) -> None:
+    """ONNX Runtime folds no Mul into a ConvTranspose."""
+    original = network(node("Mul", "c k", "n"), op="ConvTranspose")
+    assert "Mul" in operators(optimised(original, tmp_path))
+    assert cut_in_two(original).folded == Folded()
+
+
+def test_weights_that_may_change_are_left() -> None:
+    """An initializer that is an input too may be given at run time; one quantised is another."""
+    overridable = network(NORM)
+    overridable.graph.input.append(value("s", (CHANNELS,)))
+    assert cut_in_two(overridable).folded == Folded()
+    quantised = network(NORM)
+    del quantised.graph.initializer[:]
+    held = {**numbers(), "b": noise(CHANNELS), "w8": np.ones((CHANNELS, 2, 3, 3), np.int8)}
+    held["z"] = np.asarray(0.1, np.float32)
+    quantised.graph.initializer.extend(numpy_helper.from_array(a, n) for n, a in held.items())
+    quantised.graph.node.insert(0, node("DequantizeLinear", "w8 z", "w", name="const"))
+    assert cut_in_two(quantised).folded == Folded()
+
+
+def test_a_result_in_between_that_is_an_output_is_left() -> None:
+    """What a caller reads is still made."""
+    original = network(NORM)
+    original.graph.output.append(value("c", (None,) * 4))
+    outcome = cut_in_two(original, outputs=("y", "c"))
+    assert outcome.folded == Folded()
+    feeds = {"x": noise(1, 2, 48, 16)}
+    assert_same(original, outcome.model, feeds)
+
+
+def test_constants_by_way_of_nodes() -> None:
+    """Constant nodes, and Identity nodes that exporters put before shared weights."""
+    original = network(NORM)
+    kept = [tensor for tensor in original.graph.initializer if tensor.name not in ("w", "s")]
+    moved = {tensor.name: tensor for tensor in original.graph.initializer}
+    del original.graph.initializer[:]
+    original.graph.initializer.extend(kept)
+    constant = helper.make_node("Constant", [], ["w0"], value=moved["w"], name="const0")
+    scale = helper.make_node("Constant", [], ["s"], value=moved["s"], name="const1")
+    original.graph.node.insert(0, node("Identity", "w0", "w", name="const2"))
+    original.graph.node.insert(0, constant)
+    original.graph.node.insert(0, scale)
+    outcome = cut_in_two(original)
+    assert outcome.folded == Folded(1, 1)
+    assert {"Constant", "Identity"}.isdisjoint(operators(outcome.model))
+    feeds = {"x": noise(1, 2, 48, 16)}
+    assert np.array_equal(run(outcome.model, feeds)["y"], run(original, feeds)["y"])
+
+
+def test_weights_that_others_read_stay() -> None:
+    """A Conv with the same weights and another scale gets its own; the raw ones stay if read."""
+    original = network(
+        NORM,
+        node("Conv", "x w b", "c2", name="conv2", pads=[1] * 4),
+        node("Mul", "c2 q", "n2", name="scale2"),
+        node("Conv", "x w b", "c3", name="conv3", pads=[1] * 4),
+        node("Sum", "n n2 c3", "z", name="sum"),
+    )
+    outcome = cut_in_two(original)
+    assert outcome.folded == Folded(2, 2)
+    names = [tensor.name for tensor in outcome.model.graph.initializer]
+    assert {"w", "w/folded", "w/folded_2"} <= set(names)
+    assert len(names) == len(set(names))
+    feeds = {"x": noise(1, 2, 48, 16)}
+    assert np.allclose(run(outcome.model, feeds)["y"], run(original, feeds)["y"], atol=1e-5)
+
+
+def test_names_that_are_taken() -> None:
+    """A tensor that is called like the new weights is not overwritten."""
+    original = network(NORM)
+    original.graph.node[-1].input[0] = "w/folded"
+    original.graph.node[-2].output[0] = "w/folded"
+    outcome = cut_in_two(original)
+    assert outcome.folded == Folded(1, 1)
+    feeds = {"x": noise(1, 2, 48, 16)}
+    assert np.array_equal(run(outcome.model, feeds)["y"], run(original, feeds)["y"])
+
+
+def test_what_is_not_cloned_is_left_to_the_runtime() -> None:
+    """Nothing is cut, or there is one clone alone: every node and weight stays as it was."""
+    original = network(NORM)
+    for form in ("loop", "batch"):
+        assert cut_in_two(original, form).folded == Folded()
+    left = cut(original, "batch", splits=1)
+    assert not left.rewritten
+    assert left.model.graph.initializer == original.graph.initializer
+
+
+def test_a_plan_names_the_nodes_of_the_original() -> None:
+    """A plan made with folding applies without it, and the other way round."""
+    original = network(*CHAIN)
+    folded, plain = cut_in_two(original), cut_in_two(original, fold=False)
+    assert folded.plan == plain.plan
+    assert folded.plan is not None
+    assert "norm" in folded.plan["regions"][0]["nodes"]
+    assert cut(original, "fused", plan=folded.plan).model == folded.model
+    assert cut(original, "fused", plan=folded.plan, fold=False).model == plain.model
+
+
+def test_the_prediction_does_not_change() -> None:
+    """The memory model folds by itself: with folding it predicts the same activations."""
+    original = network(*CHAIN)
+    assert cut_in_two(original).after == cut_in_two(original, fold=False).after
