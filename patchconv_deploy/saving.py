@@ -151,7 +151,11 @@ def _flush(descriptor: int) -> None:
 
 
 def _share(model: onnx.ModelProto, folder: Path, out: Path, staging: Path) -> None:
-    """Point external tensors at the original's files; link those into the staging folder too."""
+    """Point external tensors at the original's files; link those into the staging folder too.
+
+    ONNX Runtime has the tensors of bodies checked by onnx, which takes no file with several links.
+    """
+    around = {tensor.name for tensor in model.graph.initializer}
     for tensor in tensors(model):
         if not is_external(tensor):
             continue
@@ -166,6 +170,15 @@ def _share(model: onnx.ModelProto, folder: Path, out: Path, staging: Path) -> No
             if entry.key == "location":
                 entry.value = location
         link = staging / location
-        if not link.exists():
-            link.parent.mkdir(parents=True, exist_ok=True)
+        in_body = tensor.name not in around
+        if in_body and source.stat().st_nlink > (2 if link.exists() else 1):
+            raise SaveError(
+                f"{source}: has several hard links, and ONNX Runtime reads weights of a Loop's "
+                "body from no such file; leave --share-weights out, or choose another --form"
+            )
+        link.parent.mkdir(parents=True, exist_ok=True)
+        if in_body and (not link.exists() or link.samefile(source)):
+            link.unlink(missing_ok=True)
+            shutil.copyfile(source, link)
+        elif not link.exists():
             os.link(source, link)

@@ -16,7 +16,7 @@ tables, in `ENGINES`:
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -63,13 +63,9 @@ class Engine:
 
     @cached_property
     def inner(self) -> Engine:
-        """The same for bodies.
-
-        ONNX Runtime's blocked layout is not there, as the weights belong to the graph around.
-        """
-        return Engine(
-            replace(self.target, allocator=Allocator.SUM, counts_outputs=True),
-            replace(self.lowering, block=0, packed={}),
+        """The same for bodies."""
+        return replace(
+            self, target=replace(self.target, allocator=Allocator.SUM, counts_outputs=True)
         )
 
     @property
@@ -275,6 +271,7 @@ def read_node(
     known: Mapping[str, onnx.TensorProto],
     *,
     opset: int = 17,
+    own: Collection[str] = (),
 ) -> Reading:
     """Read a node.
 
@@ -283,6 +280,7 @@ def read_node(
         shapes: Tensors around it.
         known: Small constants around it (`small_tensors`); bodies may make sizes of them.
         opset: Version of the default domain, for the shapes in bodies.
+        own: Constants around it that its bodies will have of their own (`rewriters.bodies`).
     """
     graphs = tuple(bodies(node))
     reads = tuple(node.input)
@@ -299,7 +297,7 @@ def read_node(
             attributes(node),
         ),
         len(reads),
-        tuple(_read_body(body, node, shapes, known, opset) for body in graphs),
+        tuple(_read_body(body, node, shapes, known, opset, own) for body in graphs),
         values,
     )
 
@@ -338,15 +336,18 @@ def assemble(
     )
 
 
-def read(graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17) -> Model:
+def read(
+    graph: onnx.GraphProto, shapes: Shapes, *, opset: int = 17, own: Collection[str] = ()
+) -> Model:
     """Read a graph for any number of predictions; linear in its nodes.
 
     Args:
         graph: The main graph; not changed.
         shapes: Its tensors, inferred at the sizes in question.
         opset: Version of the default domain, for the shapes in bodies.
+        own: Inputs that are weights, of value unknown.
     """
-    weights, known = weight_names(graph), small_tensors(graph)
+    weights, known = weight_names(graph).union(own), small_tensors(graph)
     return assemble(
         [read_node(node, shapes, known, opset=opset) for node in graph.node],
         Tensors(shapes.dims, bits_of(shapes), weights, small_values(graph.initializer)),
@@ -373,10 +374,12 @@ def _read_body(
     outer: Shapes,
     known: Mapping[str, onnx.TensorProto],
     opset: int,
+    own: Collection[str],
 ) -> Model:
     """Read a body, with the tensors it reads of the graph around it as inputs.
 
     Those of known value are its constants: sizes may be made of them, such as a Resize's scales.
+    A weight of the graph around is none to an optimiser.
     """
     model = onnx.helper.make_model(body, opset_imports=[onnx.helper.make_opsetid("", opset)])
     for name in dict.fromkeys(captured(node)):
@@ -389,7 +392,7 @@ def _read_body(
                 name, outer.elements.get(name, 0), [size or "" for size in outer.dims[name]]
             )
             model.graph.input.append(value)
-    return read(model.graph, infer(model, estimate=True), opset=opset)
+    return read(model.graph, infer(model, estimate=True), opset=opset, own=own)
 
 
 def _scanned(

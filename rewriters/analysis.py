@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import cached_property
@@ -23,6 +23,7 @@ from rewriters.activation import (
     uncollected,
     weight_names,
 )
+from rewriters.bodies import Movable, own_constants
 from rewriters.constants import Constants
 from rewriters.errors import OptionError
 from rewriters.external_data import BITS
@@ -108,12 +109,22 @@ class Analysis:
         return small_tensors(self.slim.graph)
 
     @cached_property
-    def _parts(self) -> WeakKeyDictionary[Fragment, _Part]:
+    def _movable(self) -> Movable:
+        return Movable(self.index, self.slim.ir_version)
+
+    @cached_property
+    def _parts(self) -> WeakKeyDictionary[Fragment, dict[frozenset[str], _Part]]:
         return WeakKeyDictionary()
 
-    def _part(self, fragment: Fragment) -> _Part:
-        """Return a fragment as it is read, whatever else is in the graph."""
-        if fragment not in self._parts:
+    def _part(self, fragment: Fragment, own: frozenset[str] = frozenset()) -> _Part:
+        """Return a fragment as it is read, whatever else is in the graph.
+
+        Args:
+            fragment: The fragment.
+            own: The graph's constants that its bodies will have of their own.
+        """
+        parts = self._parts.setdefault(fragment, {})
+        if own not in parts:
             nodes, constants = fragment.export()
             dims = {name: shape for name, (shape, _) in fragment.shapes.items()}
             elements = {name: kind for name, (_, kind) in fragment.shapes.items()}
@@ -123,16 +134,17 @@ class Analysis:
                 {**{name: self.sizing.dims[name] for name in outer}, **dims},
                 {**{name: self.sizing.elements.get(name, 0) for name in outer}, **elements},
             )
-            self._parts[fragment] = _Part(
-                [read_node(node, around, {**self._known, **constants}) for node in nodes],
+            known = {**self._known, **constants}
+            parts[own] = _Part(
+                [read_node(node, around, known, own=own) for node in nodes],
                 dims,
                 bits,
                 constants.keys(),
                 small_values(constants.values()),
             )
-        return self._parts[fragment]
+        return parts[own]
 
-    def model(self, order: Iterable[int | Fragment]) -> Model:
+    def model(self, order: Sequence[int | Fragment]) -> Model:
         """Return an arrangement of the graph as predictions read it.
 
         Args:
@@ -142,9 +154,10 @@ class Analysis:
         dims, bits, values = dict(known.dims), dict(known.bits), dict(known.values)
         constants = set(known.constants)
         readings: list[Reading] = []
+        own = own_constants(self._movable, order)
         for item in order:
             if isinstance(item, Fragment):
-                part = self._part(item)
+                part = self._part(item, own.get(item, frozenset()))
                 readings += part.readings
                 dims.update(part.dims)
                 for name, size in part.bits.items():

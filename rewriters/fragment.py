@@ -15,6 +15,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from math import prod
 from typing import Any
 
@@ -23,7 +24,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewriters.external_data import BITS
-from rewriters.graph import Index
+from rewriters.graph import Index, captured
 
 __all__ = [
     "Fragment",
@@ -126,6 +127,21 @@ class Fragment:
             return self._reads
         own = frozenset(tensor.name for node in self._nodes for tensor in node.inputs)
         return own.union(*(body.reads for _, body in self._bodies.values()))
+
+    @cached_property
+    def captures(self) -> frozenset[str]:
+        """Tensors around that the fragment's bodies read; it is whole."""
+        return frozenset(name for node in self.export()[0] for name in captured(node))
+
+    @cached_property
+    def around(self) -> frozenset[str]:
+        """Tensors that the fragment's nodes read outside of bodies; it is whole."""
+        return frozenset(name for node in self.export()[0] for name in node.input)
+
+    @property
+    def loops(self) -> list[str]:
+        """Names of the fragment's Loops; it is whole."""
+        return [node.name for node in self.export()[0] if node.op_type == "Loop"]
 
     def ints(self, values: Any) -> gs.Constant:
         """Return an int64 constant, shared with every other region."""

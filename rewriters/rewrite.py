@@ -26,6 +26,7 @@ from typing import Any
 import onnx
 
 from rewriters.analysis import Analysis, analyse, upgrade
+from rewriters.bodies import move_into_bodies
 from rewriters.conv_folding import Folded, fold_clones
 from rewriters.draft import Draft, ordered, predict, predict_all
 from rewriters.errors import BudgetError, OptionError
@@ -464,6 +465,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     gone = {name for node in model.graph.node for name in node.output} - remaining
     gone -= {name for entry in decided.drafts for name in entry.fragment.makes}
     splice(model, order)
+    move_into_bodies(model, {name for entry in decided.drafts for name in entry.fragment.loops})
     drop_unused_value_info(model.graph, gone)
     folded = Folded()
     if options.fold:

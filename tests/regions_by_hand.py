@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import onnx
 
 from rewriters.analysis import Analysis, analyse
+from rewriters.bodies import move_into_bodies
 from rewriters.draft import draft, ordered
 from rewriters.fragment import NameScheme, drop_unused_value_info, splice
 from rewriters.graph import Loaded, check, index, skeleton
@@ -102,6 +103,7 @@ def tile_all(
         gone = {name for node in made.graph.node for name in node.output} - remaining
         gone -= {name for entry in drafts for name in entry.fragment.makes}
         splice(made, order)
+        move_into_bodies(made, {name for entry in drafts for name in entry.fragment.loops})
         drop_unused_value_info(made.graph, gone)
         check(skeleton(Loaded(made, None)), allow_custom_ops=True)
         index(made)
