@@ -12,8 +12,9 @@ initializer it is one.
 What only the body uses moves: initializers, external ones too, Constant nodes, and nodes that
 compute constants from them, such as DequantizeLinear. What others use too is copied while it is
 small, and stays where it is if it is not. So does what cannot stand in a body: initializers that
-are inputs of the graph, which a caller may replace, sparse ones, custom operators; before IR
-version 4, where a body holds Constant nodes in place of initializers, external ones.
+are inputs of the graph, which a caller may replace, sparse ones, custom operators. Before IR
+version 4 every initializer is an input, which none replaces: the inputs stay as they are, and the
+body has Constant nodes, which are never external.
 """
 
 from __future__ import annotations
@@ -245,12 +246,13 @@ def move_into_bodies(model: onnx.ModelProto, loops: Collection[str]) -> None:
         for node, found, ends in zip(nodes, inside, movable.index.ends, strict=True)
     ]
     homes = _homes(movable, items)
+    inputs = {value.name for value in model.graph.input}
     all_taken: set[str] = set()
     for number, taken in homes.taken.items():
         origins = taken.values()
         leaves = sorted(frozenset().union(*(origin.leaves for origin in origins)))
         computing = [nodes[at] for at in sorted(set().union(*(o.nodes for o in origins)))]
-        moved = {leaf for leaf in leaves if homes.moves(leaf, number)}
+        moved = {leaf for leaf in leaves if homes.moves(leaf, number)} - inputs
         for node in computing:
             if all(homes.moves(name, number) for name in node.output if name):
                 moved.update(node.output)
@@ -320,8 +322,8 @@ def _drop(model: onnx.ModelProto, taken: AbstractSet[str]) -> None:
             del graph.node[at]
         else:
             used.update(node.input, captured(node))
-    gone = taken - used
-    for held in (graph.initializer, graph.input, graph.value_info):
+    gone = taken - used - {value.name for value in graph.input}
+    for held in (graph.initializer, graph.value_info):
         # From the end, as positions change.
         for at in range(len(held) - 1, -1, -1):
             if held[at].name in gone:
