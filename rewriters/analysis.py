@@ -9,7 +9,6 @@ from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import onnx
-import onnx.version_converter
 
 from rewriters.activation import (
     ENGINES,
@@ -29,6 +28,7 @@ from rewriters.errors import OptionError
 from rewriters.external_data import BITS
 from rewriters.fragment import Fragment, sorted_by
 from rewriters.graph import Index, captured, check, index, node_label, opset_of
+from rewriters.guarded import Refused, convert_version
 from rewriters.locality import Facts
 from rewriters.lowering import Tensors, copied
 from rewriters.memory import Peak, Step, peak
@@ -250,8 +250,8 @@ def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     if version < old:
         raise OptionError(f"--upgrade-opset {version}: the model is at {old} already")
     try:
-        converted: onnx.ModelProto = onnx.version_converter.convert_version(model, version)
-    except Exception as error:
+        converted = convert_version(model, version)
+    except Refused as error:
         raise OptionError(
             f"--upgrade-opset {version}: onnx cannot convert the model from {old}: "
             + " ".join(str(error).split())[:200]

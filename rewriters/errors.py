@@ -3,6 +3,7 @@
     RewriterError
       + ModelError            the model cannot be read, or is not a valid ONNX model
       |   - ExternalDataError a weight file is missing, too short, or outside the model's folder
+      |   - CrashError        onnx's own code crashes on it, or wants too much memory or time
       + OptionError           an option does not fit the model (shape, axis, opset)
       + BudgetError           no plan keeps the memory budget
       + SaveError             the result cannot be written
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 __all__ = [
     "BudgetError",
+    "CrashError",
     "ExternalDataError",
     "ModelError",
     "OptionError",
@@ -32,6 +34,10 @@ class ModelError(RewriterError):
 
 class ExternalDataError(ModelError):
     """An external weight file is missing, too short, or outside the model's folder."""
+
+
+class CrashError(ModelError):
+    """Onnx's own code crashes on the model, or wants more memory or time than it may have."""
 
 
 class OptionError(RewriterError):

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import onnx.checker
 from google.protobuf.message import DecodeError, Message
 
 from rewriters.errors import ModelError
 from rewriters.external_data import BITS, bytes_of, external_range, is_external, tensors
+from rewriters.guarded import Refused, check_model
 from rewriters.operators import CONVOLUTIONS
 
 __all__ = [
@@ -397,6 +397,7 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
 
     Raises:
         ModelError: The first thing that is wrong.
+        CrashError: The checker crashes on the model.
     """
     unknown = unknown_operators(slim)
     if unknown and not allow_custom_ops:
@@ -424,8 +425,7 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
         if value.type.HasField("tensor_type"):
             value.type.tensor_type.shape.SetInParent()
     try:
-        onnx.checker.check_model(slim)
-    except (onnx.checker.ValidationError, RuntimeError, ValueError) as error:
-        # ValueError: a message that quotes a name which is not UTF-8 cannot even be raised.
+        check_model(slim)
+    except Refused as error:
         reason = " ".join(str(error).split("\n\n")[0].split())
         raise ModelError(f"not a valid ONNX model: {reason}") from error

@@ -14,11 +14,11 @@ from typing import Any
 
 import onnx
 import onnx.numpy_helper
-import onnx.shape_inference
 
 from rewriters.errors import OptionError
 from rewriters.external_data import BITS
 from rewriters.graph import UNKNOWN_DOMAIN, attributes
+from rewriters.guarded import Refused, infer_shapes
 from rewriters.operators import Record, Shape, read_convolution
 
 __all__ = ["Shapes", "fix_shapes", "free_inputs", "infer", "nominal_shapes", "required_inputs"]
@@ -207,6 +207,9 @@ def infer(slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool
         needed: Tensors whose rank must be known if the file declares it.
         estimate: Believe declared sizes and default values too: good enough for a prediction of
             memory, not for a graph.
+
+    Raises:
+        CrashError: Inference crashes on the model, or wants more memory or time than it may have.
     """
     if not estimate and slim.ir_version >= 4:
         inputs = {value.name for value in slim.graph.input}
@@ -401,8 +404,8 @@ def _write_out_padding(model: onnx.ModelProto) -> None:
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
     try:
-        return onnx.shape_inference.infer_shapes(model, data_prop=True)
-    except Exception as error:  # noqa: BLE001 - inference raises many types; it is a help, no more
+        return infer_shapes(model)
+    except Refused as error:
         logger.warning("shape inference failed, sizes stay unknown: %s", error)
         return model
 
