@@ -2,13 +2,15 @@
 
 Exporters spell the size of a Reshape or Resize as arithmetic on other sizes. Where all of it is
 known it is worked out here, node by node, with onnx's reference implementation; weights are never
-looked at.
+looked at. A file of a few bytes can ask for gigabytes, so it is known how large a result becomes
+before it is made, and what is kept is bounded as a whole.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from math import ceil, prod
 from typing import Any
 
 import numpy as np
@@ -28,8 +30,12 @@ _ARITHMETIC = frozenset(
     "Add Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Identity Max Min Mod Mul "
     "Neg Range Reshape Slice Squeeze Sub Transpose Unsqueeze Where".split()
 )
+# Of these the result has the broadcast shape of what they read.
+_BROADCAST = frozenset("Add Div Equal Max Min Mod Mul Sub Where".split())
 _DEEPEST = 50
+# Elements of one constant, and of all that are kept.
 _MOST_ELEMENTS = 1024
+_MOST_TOGETHER = 1 << 23
 
 
 class Constants:
@@ -53,6 +59,7 @@ class Constants:
         self._shapes = shapes
         self._opsets: Any = {entry.domain: entry.version for entry in slim.opset_import}
         self._known: dict[str, np.ndarray[Any, Any] | None] = {}
+        self._left = _MOST_TOGETHER
 
     def numbers(self, name: str) -> tuple[Any, ...] | None:
         """Return a tensor's elements as Python numbers, None if they are not known."""
@@ -63,7 +70,10 @@ class Constants:
         """Return a tensor's value, None if it is not known."""
         if name not in self._known:
             self._known[name] = None
-            self._known[name] = self._evaluate(name, depth)
+            found = self._evaluate(name, depth)
+            if found is not None and found.size <= self._left:
+                self._left -= found.size
+                self._known[name] = found
         return self._known[name]
 
     def _evaluate(self, name: str, depth: int) -> np.ndarray[Any, Any] | None:
@@ -97,11 +107,11 @@ class Constants:
                     return _array(attribute.t)
                 case "value_int":
                     return np.asarray(attribute.i, dtype=np.int64)
-                case "value_ints":
+                case "value_ints" if len(attribute.ints) <= _MOST_ELEMENTS:
                     return np.asarray(attribute.ints, dtype=np.int64)
                 case "value_float":
                     return np.asarray(attribute.f, dtype=np.float32)
-                case "value_floats":
+                case "value_floats" if len(attribute.floats) <= _MOST_ELEMENTS:
                     return np.asarray(attribute.floats, dtype=np.float32)
         return None
 
@@ -117,12 +127,12 @@ class Constants:
     ) -> np.ndarray[Any, Any] | None:
         if any(attribute.type == onnx.AttributeProto.GRAPH for attribute in node.attribute):
             return None
-        if node.op_type in ("ConstantOfShape", "Expand", "Range"):
-            wanted = self._shapes.dims.get(name)
-            if wanted is None or None in wanted:
-                return None
-            if np.prod([size or 0 for size in wanted], dtype=np.float64) > _MOST_ELEMENTS:
-                return None
+        try:
+            size = _result_size(node, [given.get(read) for read in node.input])
+        except (IndexError, AttributeError, ValueError, TypeError, ArithmeticError):
+            return None  # too few inputs, of the wrong kind, no number, a step of 0
+        if size > _MOST_ELEMENTS:
+            return None
         try:
             evaluator: Any = onnx.reference.ReferenceEvaluator(node, opsets=self._opsets)
             made = evaluator.run([name], dict(given))
@@ -133,13 +143,47 @@ class Constants:
         return array if array.size <= _MOST_ELEMENTS else None
 
 
+def _result_size(node: onnx.NodeProto, given: Sequence[Any]) -> int:
+    """Return how many elements a result has at most, before it is made.
+
+    Args:
+        node: A node of an operator that is worked out.
+        given: Arrays, None for an input that is left out.
+    """
+    arrays = [array for array in given if array is not None]
+    if node.op_type in _BROADCAST:
+        return _broadcast_size([array.shape for array in arrays])
+    match node.op_type:
+        case "Expand":
+            return _broadcast_size([given[0].shape, given[1].reshape(-1).tolist()])
+        case "ConstantOfShape":
+            return int(prod(given[0].reshape(-1).tolist()))
+        case "Range":
+            start, limit, delta = (float(array.reshape(-1)[0]) for array in given[:3])
+            return max(0, ceil((limit - start) / delta))
+        case "Concat":
+            return int(sum(array.size for array in arrays))
+        case "Gather":
+            data, axis = given[0], attributes(node).get("axis", 0)
+            return int(data.size // max(1, data.shape[axis]) * given[1].size)
+        case _:
+            return int(max((array.size for array in arrays), default=0))
+
+
+def _broadcast_size(shapes: Sequence[Sequence[int]]) -> int:
+    rank = max((len(shape) for shape in shapes), default=0)
+    padded = [[1] * (rank - len(shape)) + list(shape) for shape in shapes]
+    return prod(max(sizes) for sizes in zip(*padded, strict=True))
+
+
 def _array(tensor: onnx.TensorProto) -> np.ndarray[Any, Any] | None:
     """Return a small tensor's value; None for a weight, whose bytes a skeleton does not hold."""
     if 0 not in tensor.dims and not _has_values(tensor):
         return None
     try:
         array: np.ndarray[Any, Any] = onnx.numpy_helper.to_array(tensor)
-    except (ValueError, TypeError, AttributeError):
+    except Exception as error:  # noqa: BLE001 - bytes of another length, a type numpy does not know
+        logger.debug("%r is no constant that can be read: %s", tensor.name, error)
         return None
     return array if array.size <= _MOST_ELEMENTS else None
 

@@ -41,6 +41,7 @@ KNOWN_DOMAINS = frozenset(
 )
 # Tensors above this many bytes hold weights, not shapes: analysis never needs their values.
 _WEIGHT_BYTES = 4096
+_LONGEST_LIST = 4096
 _PROTOBUF_LIMIT = 2**31 - 1
 UNKNOWN_DOMAIN = "patchconv.unknown"
 
@@ -121,7 +122,10 @@ def node_label(node: onnx.NodeProto) -> str:
 
 
 def attributes(node: onnx.NodeProto) -> dict[str, Any]:
-    """Return the node's numbers and strings as Python values; tensors and graphs are left out."""
+    """Return the node's numbers and strings as Python values; tensors and graphs are left out.
+
+    A list is cut where it is longer than any that says how to compute (a Constant's values are).
+    """
     values: dict[str, Any] = {}
     for attribute in node.attribute:
         match attribute.type:
@@ -132,9 +136,9 @@ def attributes(node: onnx.NodeProto) -> dict[str, Any]:
             case onnx.AttributeProto.STRING:
                 values[attribute.name] = attribute.s.decode("utf-8", "replace")
             case onnx.AttributeProto.INTS:
-                values[attribute.name] = tuple(attribute.ints)
+                values[attribute.name] = tuple(attribute.ints[:_LONGEST_LIST])
             case onnx.AttributeProto.FLOATS:
-                values[attribute.name] = tuple(attribute.floats)
+                values[attribute.name] = tuple(attribute.floats[:_LONGEST_LIST])
             case _:
                 pass
     return values

@@ -338,10 +338,22 @@ def _is_doubtful(
                 tensor = constants.get(node.input[2 if len(node.input) > 2 else 1])
                 if tensor is None or dims is None:
                     return False
-                given = onnx.numpy_helper.to_array(tensor).reshape(-1).tolist()
+                given = _scales(tensor, len(dims))
             return any(_rounds_apart(d, s) for d, s in zip(dims or (), given, strict=False))
         case _:
             return False
+
+
+def _scales(tensor: onnx.TensorProto, rank: int) -> list[float]:
+    """Return the values of a tensor that holds a scale for each dimension; none if it does not."""
+    if list(tensor.dims) != [rank]:
+        return []
+    try:
+        scales: list[float] = onnx.numpy_helper.to_array(tensor).tolist()
+    except Exception as error:  # noqa: BLE001 - bytes of another length, a type numpy does not know
+        logger.debug("scales %r cannot be read: %s", tensor.name, error)
+        return []
+    return scales
 
 
 def _rounds_apart(size: int | None, scale: float) -> bool:
