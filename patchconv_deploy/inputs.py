@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import zipfile
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import onnx
+import psutil
 
 from patchconv_deploy.errors import UsageError
 from rewriters.shapes import Shapes, required_inputs
@@ -56,8 +58,9 @@ def make_inputs(
         seed: Seed of the random numbers.
 
     Raises:
-        UsageError: An input is not a tensor, or its shape is unknown.
+        UsageError: An input is not a tensor, its shape is unknown, or there is no memory for it.
     """
+    _check_room(model, shapes, sizes)
     generator = np.random.default_rng(seed)
     tables = _table_sizes(model, shapes)
     arrays: dict[str, Array] = {}
@@ -86,6 +89,24 @@ def make_inputs(
     return arrays
 
 
+def _check_room(
+    model: onnx.ModelProto, shapes: Shapes, sizes: Mapping[str, tuple[int, ...]]
+) -> None:
+    """Refuse inputs that memory does not hold, before one is made."""
+    needed = 0
+    for value in required_inputs(model):
+        shape = sizes.get(value.name) or shapes.dims.get(value.name) or ()
+        # Random numbers are made in single precision and then converted.
+        width = element_dtype(value.type.tensor_type.elem_type).itemsize + 4
+        needed += prod(size or 0 for size in shape) * width
+    available = psutil.virtual_memory().available
+    if needed > available:
+        raise UsageError(
+            f"the inputs take {needed / 2**30:.1f} GiB to make, {available / 2**30:.1f} GiB are "
+            "available; fix free dimensions to smaller sizes, or use a larger machine"
+        )
+
+
 def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
     """Read inputs from an .npz file and hold them against the model.
 
@@ -94,30 +115,56 @@ def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
     """
     wanted = {value.name: value for value in required_inputs(model)}
     try:
-        with np.load(path, allow_pickle=False) as data:
+        with zipfile.ZipFile(path) as archive:
             # Names first: an entry that is not asked for is not unpacked.
-            names = set(data.files)
-            for name in wanted.keys() - names:
+            entries = {name.removesuffix(".npy"): name for name in archive.namelist()}
+            for name in wanted.keys() - entries.keys():
                 raise UsageError(f"--inputs {path}: no array for the input {name!r}")
-            for name in names - wanted.keys():
+            for name in entries.keys() - wanted.keys():
                 raise UsageError(f"--inputs {path}: the model has no input {name!r}")
-            arrays = {name: data[name] for name in wanted}
+            # Headers next: what a few bytes unpack to is known before any of it is.
+            left = psutil.virtual_memory().available
+            for name, value in wanted.items():
+                with archive.open(entries[name]) as stream:
+                    left -= _check_header(f"--inputs {path}: {name!r}", stream, value, left)
+            return {name: _read(archive, entries[name]) for name in wanted}
     except UsageError:
         raise
     except Exception as error:
         raise UsageError(f"--inputs {path}: not an .npz file of plain arrays") from error
-    for name, array in arrays.items():
-        tensor = wanted[name].type.tensor_type
-        dtype = element_dtype(tensor.elem_type)
-        if array.dtype != dtype:
-            raise UsageError(f"--inputs {path}: {name!r} is {array.dtype}, the model takes {dtype}")
-        dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
-        fits = len(dims) == array.ndim and all(
-            want < 0 or want == have for want, have in zip(dims, array.shape, strict=False)
+
+
+def _read(archive: zipfile.ZipFile, entry: str) -> Array:
+    with archive.open(entry) as stream:
+        array: Array = np.lib.format.read_array(stream, allow_pickle=False)
+        return array
+
+
+def _check_header(where: str, stream: IO[bytes], value: onnx.ValueInfoProto, left: int) -> int:
+    """Hold the header of an .npy file against an input; return the bytes of its array."""
+    read = {
+        (1, 0): np.lib.format.read_array_header_1_0,
+        (2, 0): np.lib.format.read_array_header_2_0,
+    }
+    shape, _, found = read[np.lib.format.read_magic(stream)](stream)
+    tensor = value.type.tensor_type
+    dtype = element_dtype(tensor.elem_type)
+    # Text is an array of objects in onnx, and one of characters in a file without pickles.
+    if found != dtype and not (dtype.kind == "O" and found.kind == "U"):
+        raise UsageError(f"{where} is {found}, the model takes {dtype}")
+    dims = [d.dim_value if d.HasField("dim_value") else -1 for d in tensor.shape.dim]
+    fits = len(dims) == len(shape) and all(
+        want < 0 or want == have for want, have in zip(dims, shape, strict=False)
+    )
+    if tensor.HasField("shape") and not fits:
+        raise UsageError(f"{where} has shape {list(shape)}, not {dims}")
+    size = prod(shape) * found.itemsize
+    if size > left:
+        raise UsageError(
+            f"{where} unpacks to {size / 2**30:.1f} GiB, {max(left, 0) / 2**30:.1f} GiB are "
+            "available; use a smaller one"
         )
-        if tensor.HasField("shape") and not fits:
-            raise UsageError(f"--inputs {path}: {name!r} has shape {list(array.shape)}, not {dims}")
-    return arrays
+    return size
 
 
 def save_inputs(path: Path, arrays: Mapping[str, Array]) -> None:

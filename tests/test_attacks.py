@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,15 @@ from typing import Any
 import numpy as np
 import onnx
 import onnxruntime
+import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from patchconv_deploy import OptionError, SaveError, UsageError, rewrite, verification
+from patchconv_deploy.inputs import load_inputs, make_inputs
+from rewriters.graph import Loaded, load, skeleton
 from rewriters.rewrite import Outcome
+from rewriters.shapes import infer
 from tests.oracle import rewrite as rewrite_proto
 from tests.small_models import Array, model, node, value
 
@@ -276,6 +281,87 @@ def test_an_entry_nobody_asked_for_is_not_unpacked(tmp_path: Path) -> None:
         archive.writestr("junk.npy", b"\0" * 1000)
     with pytest.raises(UsageError, match=r"no (array for the )?input"):
         rewrite(path, min_elements=0, inputs=file)
+
+
+def _archive(file: Path, header: dict[str, Any], megabytes: int) -> None:
+    """Write an .npz whose array x is so many megabytes of zeros, in some kilobytes."""
+    with (
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+        archive.open("x.npy", "w", force_zip64=True) as stream,
+    ):
+        np.lib.format.write_array_header_1_0(stream, header)
+        for _ in range(megabytes):
+            stream.write(bytes(1 << 20))
+
+
+@pytest.mark.parametrize("free", [False, True])
+def test_an_array_is_not_unpacked_before_its_header_is_read(
+    tmp_path: Path, free: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kilobytes that unpack to what the model does not take, or memory does not hold."""
+    proto = model(
+        [node("Conv", "x w", "y", pads=[1] * 4)],
+        {"x": [1, 3, "h" if free else 16, 8]},
+        {"y": None},
+        {"w": WEIGHT},
+    )
+    file = tmp_path / "in.npz"
+    shape = (1, 3, (64 << 20) // 96, 8)
+    _archive(file, {"descr": "<f4", "fortran_order": False, "shape": shape}, 64)
+    assert file.stat().st_size < 200_000
+    if free:
+        have = psutil.virtual_memory()._replace(available=60 << 20)
+        monkeypatch.setattr(psutil, "virtual_memory", lambda: have)
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match=r"unpacks to 0\.1 GiB" if free else "has shape"):
+            load_inputs(file, proto)
+        assert tracemalloc.get_traced_memory()[1] < 4_000_000
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"hello", b"\x93NUMPY\x01\x00", b"\x93NUMPY\x09\x00" + bytes(100), "pickle"]
+)
+def test_an_entry_that_is_no_array(tmp_path: Path, data: bytes | str) -> None:
+    """Text, half a header, a version nobody knows, and objects, which are never unpickled."""
+    path, file = _external(tmp_path, "model.onnx", "w.bin"), tmp_path / "in.npz"
+    if isinstance(data, str):
+        np.savez(file, x=np.array([{}], object))
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr("x.npy", data)
+    with pytest.raises(UsageError, match=r"--inputs .*(not an \.npz file|is object)"):
+        load_inputs(file, load(path).model)
+
+
+def test_arrays_are_read_as_they_are(tmp_path: Path) -> None:
+    """Column-major and compressed, text, no elements: the checks let them through."""
+    text = TensorProto.STRING
+    proto = model(
+        [node("Identity", "x", "y"), node("Identity", "s", "t")],
+        [value("x", ["n", 3]), value("s", [2], text)],
+        [value("y", None), value("t", None, text)],
+    )
+    for rows in (0, 4):
+        x = np.asfortranarray(np.arange(rows * 3, dtype=np.float32).reshape(rows, 3))
+        np.savez_compressed(tmp_path / "in.npz", x=x, s=np.array(["a", "bc"]))
+        found = load_inputs(tmp_path / "in.npz", proto)
+        np.testing.assert_array_equal(found["x"], x)
+        assert found["s"].tolist() == ["a", "bc"]
+
+
+def test_inputs_that_memory_does_not_hold_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any is made, and together: each alone would fit."""
+    side = 1000
+    proto = model(
+        [node("Add", "a b", "y")], {"a": [side, side], "b": [side, side]}, {"y": [side, side]}
+    )
+    have = psutil.virtual_memory()._replace(available=12_000_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: have)
+    with pytest.raises(UsageError, match="the inputs take"):
+        make_inputs(proto, infer(skeleton(Loaded(proto, None))), {}, 0)
 
 
 def test_a_rewritten_model_without_a_kernel_is_no_match() -> None:
