@@ -2,7 +2,9 @@
 
 A crash or an out-of-memory kill ends that process and not the caller; what it could not answer
 becomes a `RunError` that names the signal. Errors of this package pass through as what they are.
-This is the one place that says how a process ended.
+This is the one place that says how a process ended. It ends with the one that started it, however
+that ends: at once on Linux (prctl(2), PR_SET_PDEATHSIG), within a second on other POSIX systems or
+where a thread started it, on Windows when it next waits for a command.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +27,9 @@ from engines.errors import EngineError, OutOfMemory, RunError, TimeLimit
 
 __all__ = ["Child", "child_process", "module_command", "serve"]
 
+# Tells a process which one started it; negative where a thread did that may end before it.
+_PARENT = "PATCHCONV_PARENT"
+_PR_SET_PDEATHSIG = 1
 Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 
@@ -100,7 +106,9 @@ def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, s
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     # -P: a folder the user stands in must not provide modules.
     command = [sys.executable, "-P", "-m", module, *arguments]
-    return command, {**os.environ, "PYTHONPATH": path}
+    lasting = threading.current_thread() is threading.main_thread()
+    parent = str(os.getpid() if lasting else -os.getpid())
+    return command, {**os.environ, "PYTHONPATH": path, _PARENT: parent}
 
 
 @contextmanager
@@ -129,8 +137,31 @@ def child_process(module: str, *arguments: str) -> Iterator[Child]:
                         stream.close()
 
 
+def _end_with_parent() -> None:
+    """See to it that this process ends with the one that started it."""
+    parent = int(os.environ.pop(_PARENT, "0"))
+    if not parent or sys.platform == "win32":
+        return
+    if sys.platform == "linux" and parent > 0:
+        import ctypes
+
+        # It comes with the end of the thread that started us.
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    else:
+        threading.Thread(target=_watch, args=(abs(parent),), daemon=True).start()
+    if os.getppid() != abs(parent):  # it ended before this was set up
+        os._exit(1)
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)
+
+
 def serve(verbs: Mapping[str, Verb]) -> None:
     """Answer commands from standard input until it ends."""
+    _end_with_parent()
     # A runtime may print; the answers keep standard output to themselves.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

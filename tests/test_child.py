@@ -5,14 +5,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from engines import addresses
-from engines.child import child_process
+from engines.child import Child, child_process
 from engines.errors import OutOfMemory, ParseError, RunError, TimeLimit
 
 _CHILD = """
@@ -73,6 +76,59 @@ def test_an_answer_has_a_time_limit(module: str) -> None:
         with pytest.raises(TimeLimit, match=r"no answer within 0\.2 s"):
             child.ask("sleep", time_limit_s=0.2)
     assert time.monotonic() - begin < 20
+
+
+_PARENT = """
+import os, sys, threading
+from engines.child import child_process
+def work():
+    with child_process("dying") as child:
+        print(child._process.pid, flush=True)
+        child.ask("large", text="x")
+        print("ready", flush=True)
+        if sys.argv[1] == "busy":
+            child.ask("sleep")
+        threading.Event().wait()
+if sys.argv[2] == "main":
+    work()
+else:
+    threading.Thread(target=work).start()
+"""
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="there it ends with its next command")
+@pytest.mark.parametrize("thread", ["main", "other"])
+@pytest.mark.parametrize("state", ["busy", "idle"])
+def test_it_ends_with_the_process_that_started_it(state: str, thread: str, module: str) -> None:
+    """Killed without a chance to say so; a child deep in its work does not go on alone."""
+    root = str(Path(__file__).resolve().parent.parent)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([root, os.environ["PYTHONPATH"]])}
+    with subprocess.Popen(
+        [sys.executable, "-c", _PARENT, state, thread],
+        env=environment,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as parent:
+        assert parent.stdout is not None
+        child = psutil.Process(int(parent.stdout.readline()))
+        assert parent.stdout.readline() == "ready\n"
+        time.sleep(0.2)
+        assert child.is_running()
+        parent.kill()
+    assert not psutil.wait_procs([child], timeout=20)[1], module
+
+
+def test_it_outlives_the_thread_that_started_it(module: str) -> None:
+    """A child is handed from thread to thread."""
+    started: list[Child] = []
+    with ExitStack() as stack:
+        start = threading.Thread(
+            target=lambda: started.append(stack.enter_context(child_process(module)))
+        )
+        start.start()
+        start.join()
+        time.sleep(0.3)
+        assert started[0].ask("large", text="x")["got"] == 1
 
 
 def test_where_the_system_forbids_it_addresses_stay_random(
