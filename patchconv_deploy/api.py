@@ -354,7 +354,8 @@ def _verify_staged(
 ) -> Verification:
     if not keywords.get("verify", True):
         return not_run("not asked for", declined=True)
-    if not outcome.rewritten:
+    # Not the options: an opset or a shape that was asked for may be what the model has already.
+    if not outcome.rewritten and outcome.model == load(source).model:
         return not_run("nothing was changed", declined=True)
     progress, inputs = keywords.get("progress"), keywords.get("inputs")
     if progress is not None:
@@ -436,7 +437,7 @@ def _convert_proto(model: onnx.ModelProto, options: Options, wanted: bool) -> on
     copy.CopyFrom(model)
     loaded = Loaded(copy, None)
     outcome = rewrite_model(loaded, options)
-    if not wanted or not outcome.rewritten:
+    if not wanted or (not outcome.rewritten and outcome.model == model):
         return outcome.model
     if loaded.has_external_data:
         logger.warning("not verified: the weights lie in other files; use rewrite() on the file")

@@ -104,7 +104,7 @@ def _warnings(
         if name in source_free:
             was = shape_text(source_free[name])
             found.append(f"input {name} is now fixed to {shape_text(shape)} (was {was})")
-    if outcome.rewritten and not verification.ran and not verification.declined:
+    if not verification.ran and not verification.declined:
         found.append(f"not verified: {verification.reason}")
     if verification.ran and verification.passed is None:
         found.append(f"not verifiable: {verification.reason}")
@@ -278,7 +278,7 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
             f"{usual} at the defaults",
             highlight=False,
         )
-    if outcome.rewritten:
+    if outcome.rewritten or not report.verification["declined"]:
         _print_verification(report.verification, console)
 
 

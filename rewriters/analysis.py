@@ -24,6 +24,7 @@ from rewriters.activation import (
 )
 from rewriters.bodies import Movable, own_constants
 from rewriters.constants import Constants
+from rewriters.converted import put_right
 from rewriters.errors import OptionError
 from rewriters.external_data import BITS
 from rewriters.fragment import Fragment, sorted_by
@@ -236,7 +237,11 @@ class Analysis:
 
 
 def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
-    """Convert the default domain's opset; node metadata the converter drops is put back."""
+    """Convert the default domain's opset; what the converter drops or mistakes is put right.
+
+    Raises:
+        OptionError: It cannot be converted, or not so that it computes the same.
+    """
     old = opset_of(model)
     if not 1 <= version <= onnx.defs.onnx_opset_version():
         raise OptionError(
@@ -256,6 +261,7 @@ def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
             f"--upgrade-opset {version}: onnx cannot convert the model from {old}: "
             + " ".join(str(error).split())[:200]
         ) from error
+    put_right(converted, model)
     origin = {name: node for node in model.graph.node for name in node.output if name}
     for node in converted.graph.node:
         source = origin.get(node.output[0]) if node.output else None
