@@ -41,6 +41,7 @@ from engines.errors import (
     RunError,
 )
 from engines.onnxruntime_engine import OrtOptions
+from engines.timing import Timing
 
 __all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure", "now"]
 
@@ -104,6 +105,9 @@ class Measurement:
         timing: How time was taken: "wall clock", or "CUDA events" on a GPU.
         latency_s: Seconds per run.
         ratio: Time over the first model's, round by round.
+        first_run_bytes: On a GPU: used memory of the first run above the level before it.
+        later_runs_bytes: On a GPU: the most of any later run.
+        device_state: On a GPU: clocks, power and what slowed it down, after the last run.
         date: When, UTC.
         error: Why there are no figures; empty if there are.
         note: What a caller has to say about it.
@@ -133,6 +137,9 @@ class Measurement:
     timing: str = ""
     latency_s: Spread | None = None
     ratio: Spread | None = None
+    first_run_bytes: int | None = None
+    later_runs_bytes: int | None = None
+    device_state: Mapping[str, Any] = field(default_factory=dict)
     date: str = ""
     error: str = ""
     note: str = ""
@@ -209,6 +216,8 @@ def measure(
             for task in tasks:
                 with task.noting():
                     task.run(timed=turn > 0)
+                    if not turn:
+                        task.warm_up()
         for task in tasks:
             with task.noting():
                 task.finish()
@@ -264,6 +273,10 @@ class _Task:
         seconds = self._ask("run")["seconds"]
         if timed:
             self.seconds.append(seconds)
+
+    def warm_up(self) -> None:
+        """Let a GPU reach its clocks."""
+        self._ask("warm_up", seconds=Timing().warm_up_s)
 
     def finish(self) -> None:
         """Take the process's peak."""
@@ -326,4 +339,7 @@ class _Task:
             timing=self._opened["timing"],
             latency_s=Spread.of(self.seconds),
             ratio=Spread.of(pairs) if pairs else None,
+            first_run_bytes=self._finished[0]["first_run_bytes"],
+            later_runs_bytes=self._finished[0]["later_runs_bytes"],
+            device_state=self._finished[0]["state"],
         )

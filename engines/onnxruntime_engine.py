@@ -70,11 +70,15 @@ class OrtOptions:
         provider: "cpu", "cuda" or "tensorrt".
         threads: Threads within an operator; 0 leaves it to the runtime.
         arena: Keep freed memory in an arena that grows and is never given back.
-        arena_extend_strategy: How the CUDA arena grows: "kNextPowerOfTwo" or "kSameAsRequested".
+        arena_extend_strategy: How the CUDA arena grows: "kNextPowerOfTwo", by doubling, so that a
+            model that needs less may reserve more; or "kSameAsRequested".
         memory_pattern: Reserve one block for all activations from the second run on.
         memory_reuse: Plan static reuse of buffers.
-        cudnn_conv_use_max_workspace: Let cuDNN take as much workspace as it wants.
+        cudnn_conv_use_max_workspace: Let cuDNN take as much workspace as it wants. Versions that
+            plan convolutions by cuDNN 9's graphs need not heed this one and the next.
         cudnn_conv_algo_search: "EXHAUSTIVE", "HEURISTIC" or "DEFAULT".
+        prefer_nhwc: Run convolutions on a GPU with the channels last: the layout of tensor cores,
+            which cutting must not be credited for.
     """
 
     provider: str = "cpu"
@@ -85,6 +89,7 @@ class OrtOptions:
     memory_reuse: bool = True
     cudnn_conv_use_max_workspace: bool = True
     cudnn_conv_algo_search: str = "EXHAUSTIVE"
+    prefer_nhwc: bool = False
 
     def session_options(self) -> dict[str, bool]:
         """Return the memory options under the names of onnxruntime.SessionOptions."""
@@ -102,6 +107,7 @@ class OrtOptions:
             "arena_extend_strategy": self.arena_extend_strategy,
             "cudnn_conv_use_max_workspace": "1" if self.cudnn_conv_use_max_workspace else "0",
             "cudnn_conv_algo_search": self.cudnn_conv_algo_search,
+            "prefer_nhwc": "1" if self.prefer_nhwc else "0",
         }
         wanted: dict[str, list[Any]] = {
             "cpu": [PROVIDERS["cpu"]],
