@@ -601,7 +601,7 @@ def _quiet() -> Iterator[None]:
 
 
 def _export_torchscript(
-    model: nn.Module, example: Tensor, path: Path, opset: int, dynamic: bool
+    model: nn.Module, example: Tensor, path: Path, opset: int, dynamic: bool, fold: bool
 ) -> None:
     axes: dict[str, dict[int, str]] = {}
     if dynamic:
@@ -622,12 +622,20 @@ def _export_torchscript(
         output_names=[OUTPUT_NAME],
         opset_version=opset,
         dynamic_axes=axes,
+        # The model is in evaluation mode as it is; said of the export, its norms are folded away.
+        training=torch.onnx.TrainingMode.EVAL if fold else torch.onnx.TrainingMode.PRESERVE,
         dynamo=False,
     )
 
 
 def _export_dynamo(
-    model: nn.Module, example: Tensor, path: Path, opset: int, dynamic: bool, multiple: int
+    model: nn.Module,
+    example: Tensor,
+    path: Path,
+    opset: int,
+    dynamic: bool,
+    fold: bool,
+    multiple: int,
 ) -> None:
     shapes: tuple[dict[int, Any], ...] | None = None
     if dynamic:
@@ -646,6 +654,7 @@ def _export_dynamo(
         dynamic_shapes=shapes,
         dynamo=True,
         external_data=False,
+        optimize=fold,
         verbose=False,
     )
 
@@ -659,13 +668,15 @@ def export(
     dtype: DType = "float32",
     size: Size | None = None,
     opset: int | None = None,
+    fold: bool = True,
     **arch_options: Any,
 ) -> Path:
     """Write the named network as one ONNX file and return its path.
 
     The model has one input, ``input`` (NxCxHxW), and one output, ``output``. ``size`` is the
     input's height and width (a latent's for ``vae_decoder``); the batch is 1. With ``dynamic``,
-    batch, height and width are symbols instead. ``arch_options`` go to the network's class.
+    batch, height and width are symbols instead. Without ``fold`` BatchNormalization stays in the
+    file. ``arch_options`` go to the network's class.
     """
     architecture = _architecture(name)
     if exporter not in DEFAULT_OPSET:
@@ -689,9 +700,9 @@ def export(
         model, example = model.half(), example.half()
     with _quiet():
         if exporter == "torchscript":
-            _export_torchscript(model, example, path, opset, dynamic)
+            _export_torchscript(model, example, path, opset, dynamic, fold)
         else:
-            _export_dynamo(model, example, path, opset, dynamic, multiple)
+            _export_dynamo(model, example, path, opset, dynamic, fold, multiple)
     _finish(path, opset)
     return path
 
@@ -818,6 +829,12 @@ def _parse_options(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True
 )
 @click.option("--opset", type=int, help="ONNX opset; 17 for torchscript and 18 for dynamo.")
+@click.option(
+    "--fold/--no-fold",
+    default=True,
+    show_default=True,
+    help="Fold BatchNormalization into the Convs.",
+)
 @click.option("--qdq", is_flag=True, help="Quantise the export to int8 (QDQ).")
 @click.option(
     "-o",
@@ -836,6 +853,7 @@ def main(
     size: Size | None,
     dtype: DType,
     opset: int | None,
+    fold: bool,
     qdq: bool,
     options: dict[str, Any],
 ) -> None:
@@ -853,6 +871,7 @@ def main(
                 dtype=dtype,
                 size=size,
                 opset=opset,
+                fold=fold,
                 **options,
             )
         except (TypeError, ValueError) as error:  # an unknown option, or an unfit value
