@@ -18,7 +18,13 @@ from pathlib import Path
 import onnx
 
 from rewriters.errors import SaveError
-from rewriters.external_data import copy_external, external_range, is_external, tensors
+from rewriters.external_data import (
+    copy_external,
+    external_range,
+    is_external,
+    is_pending,
+    tensors,
+)
 from rewriters.graph import Loaded
 
 __all__ = ["StagedModel", "check_target", "external_files", "stage"]
@@ -111,7 +117,8 @@ def stage(
         model: The model; its external tensors are pointed to their new place.
         folder: The folder its external data lies in.
         out: The file to publish to.
-        share_weights: Refer to the original's own weight files instead of copying them.
+        share_weights: Refer to the original's own weight files instead of copying them; what is
+            made of them is written all the same.
 
     Raises:
         SaveError: Weights cannot be shared from there, or the folder cannot be written.
@@ -124,11 +131,13 @@ def stage(
         raise
     try:
         if folder is not None and any(is_external(tensor) for tensor in tensors(model)):
+            wanted = is_external
             if share_weights:
                 _share(model, folder, out, staging)
-            else:
-                with (staging / _data_file(out).name).open("wb") as stream:
-                    copy_external(model, folder, stream, _data_file(out).name)
+                wanted = is_pending
+            if any(wanted(tensor) for tensor in tensors(model)):
+                with (staging / _data_file(out).name).open("xb") as stream:
+                    copy_external(model, folder, stream, _data_file(out).name, wanted)
                     _flush(stream.fileno())
         staged = StagedModel(staging, out)
         _write(model, staged.path)
@@ -157,7 +166,7 @@ def _share(model: onnx.ModelProto, folder: Path, out: Path, staging: Path) -> No
     """
     around = {tensor.name for tensor in model.graph.initializer}
     for tensor in tensors(model):
-        if not is_external(tensor):
+        if not is_external(tensor) or is_pending(tensor):
             continue
         source = external_range(tensor, folder).file.resolve()
         if not source.is_relative_to(out.parent.resolve()):

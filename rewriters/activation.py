@@ -27,7 +27,7 @@ import onnx.helper
 import onnx.numpy_helper
 
 from rewriters.external_data import is_external
-from rewriters.graph import attributes, bodies, captured, node_label
+from rewriters.graph import attributes, bodies, captured, has_data, node_label
 from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
 from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timeline
 from rewriters.operators import Shape
@@ -417,7 +417,8 @@ def small_tensors(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
 def _is_small(tensor: onnx.TensorProto) -> bool:
     if is_external(tensor) or tensor.data_type == onnx.TensorProto.STRING:
         return False
-    return prod(tensor.dims) <= _SMALL
+    # A skeleton does not hold what lies out of reach.
+    return prod(tensor.dims) <= _SMALL and (0 in tensor.dims or has_data(tensor))
 
 
 def small_values(

@@ -11,7 +11,7 @@ operation and each result rounded to the element type, so that W' and b' are the
 1. ``BatchNormalization``: s = gamma / sqrt(var + epsilon), W' = W * s,
    b' = (b - mean) * s + beta, or beta - mean * s where there is no b.
 2. ``Mul`` by k: W' = W * k, b' = b * k.
-3. ``Add`` of k: b' = b + k, or k where there is no b.
+3. ``Add`` of k: b' = b + k, or k where there is no b; W stays.
 4. Several in a row: one after the other.
 
 s and k are one number per channel of the result, k of a Mul may also be a single one. So much is
@@ -25,6 +25,8 @@ folded, and no more:
 - the result in between has that one reader and is no output of the graph;
 - BatchNormalization has one output and does not train;
 - all are float16, float32 or float64, and of the same type.
+
+Weights in another file stay there, and what is made of them goes to the new model's own.
 
 Only clones are folded, and only where at least two would be: a single Conv is left to the runtime,
 and what is not cut stays as it is. Names of the tensors that others read stay.
@@ -45,7 +47,7 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from rewriters.external_data import external_range, is_external
+from rewriters.external_data import external_range, is_external, pending
 from rewriters.fragment import drop_unused_value_info
 from rewriters.graph import Index, attributes, index
 from rewriters.operators import CONVOLUTIONS
@@ -141,8 +143,10 @@ def fold_clones(
             if tensor is not None:
                 tensor.name = _free(f"{base}/folded", names)
                 made.append(tensor)
+        inputs = [recipe.weight if weight is None else weight.name]
+        inputs += [] if bias is None else [bias.name]
         for clone in several:
-            read += _rewire(model.graph, clone, weight.name, "" if bias is None else bias.name)
+            read += _rewire(model.graph, clone, inputs)
     gone = {at for several in groups.values() for clone in several for at in clone.behind}
     _remove(model, gone, made, read)
     return Folded(len(groups), sum(len(recipe.affine) for recipe in groups))
@@ -246,8 +250,8 @@ def _fits(
 
 def _evaluate(
     recipe: _Recipe, constants: Mapping[str, onnx.TensorProto], folder: Path | None
-) -> tuple[onnx.TensorProto, onnx.TensorProto | None]:
-    """Return the weights, and the bias if there is one now."""
+) -> tuple[onnx.TensorProto | None, onnx.TensorProto | None]:
+    """Return the weights, None where they stay as they are, and the bias if there is one now."""
     bias = _values(constants[recipe.bias], folder) if recipe.bias else None
     factors = []
     with np.errstate(all="ignore"):  # as in the runtime, where infinity and NaN just come out
@@ -256,14 +260,21 @@ def _evaluate(
             factor, bias = _step(entry, values, bias)
             if factor is not None:
                 factors.append(factor)
-        weight = _values(constants[recipe.weight], folder)
         axis = 1 if recipe.op_type == "ConvTranspose" else 0
-        for factor in factors:
-            if factor.ndim:
-                factor = factor.reshape([-1 if at == axis else 1 for at in range(weight.ndim)])
-            weight = weight * factor
-    made = None if bias is None else onnx.numpy_helper.from_array(bias)
-    return onnx.numpy_helper.from_array(weight), made
+        weight = _scaled(constants[recipe.weight], factors, axis) if factors else None
+    return weight, None if bias is None else onnx.numpy_helper.from_array(bias)
+
+
+def _scaled(tensor: onnx.TensorProto, factors: Sequence[Array], axis: int) -> onnx.TensorProto:
+    """Return weights times factors; those in another file are not read before they are saved."""
+    if is_external(tensor):
+        return pending(tensor, factors, axis)
+    weight = np.asarray(onnx.numpy_helper.to_array(tensor))
+    for factor in factors:
+        if factor.ndim:
+            factor = factor.reshape([-1 if at == axis else 1 for at in range(weight.ndim)])
+        weight = weight * factor
+    return onnx.numpy_helper.from_array(weight)
 
 
 def _step(
@@ -306,12 +317,11 @@ def _free(base: str, names: set[str]) -> str:
     return name
 
 
-def _rewire(graph: onnx.GraphProto, clone: _Clone, weight: str, bias: str) -> Iterable[str]:
+def _rewire(graph: onnx.GraphProto, clone: _Clone, inputs: Sequence[str]) -> Iterable[str]:
     """Let a convolution read new weights and make what stood behind it; return what it read."""
     conv, last = graph.node[clone.conv], graph.node[clone.behind[-1]]
     read = [*conv.input[1:], *(name for at in clone.behind for name in graph.node[at].input[1:])]
-    inputs = [conv.input[0], weight, *([bias] if bias else [])]
-    del conv.input[:]
+    del conv.input[1:]
     conv.input.extend(inputs)
     conv.output[0] = last.output[0]
     return read

@@ -4,19 +4,25 @@ A model file is untrusted. The `location` of an external tensor must name a regu
 model's folder, with no way out of it (absolute path, "..", symbolic link), and hold the bytes it
 claims.
 
+Weights that are those of such a file times some factors are not worked out in memory: a *pending*
+tensor says where they lie and holds the factors, and gets its bytes when the model is saved. No
+runtime can read it before that, so that it cannot be mistaken for the weights it is made of.
+
 Source: the ONNX external data format (location, offset, length).
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
+import numpy as np
 import onnx
+import onnx.helper
 
 from rewriters.errors import ExternalDataError
 
@@ -27,12 +33,16 @@ __all__ = [
     "copy_external",
     "external_range",
     "is_external",
+    "is_pending",
+    "pending",
     "tensors",
 ]
 
 # Large tensors start on a page, so that a runtime can map them.
 _ALIGNMENT = 4096
 _CHUNK = 1 << 20
+# Location of weights that no file holds yet.
+_PENDING = "patchconv.pending"
 # Bits of one element.
 BITS: dict[int, int] = {
     onnx.TensorProto.FLOAT: 32,
@@ -111,6 +121,36 @@ def is_external(tensor: onnx.TensorProto) -> bool:
     return tensor.data_location == onnx.TensorProto.EXTERNAL
 
 
+def is_pending(tensor: onnx.TensorProto) -> bool:
+    """Tell whether the tensor's bytes are worked out when the model is saved."""
+    return is_external(tensor) and any(
+        entry.key == "location" and entry.value == _PENDING for entry in tensor.external_data
+    )
+
+
+def pending(
+    source: onnx.TensorProto, factors: Sequence[np.ndarray[Any, Any]], axis: int
+) -> onnx.TensorProto:
+    """Return a tensor that is an external one times factors; its bytes are made by `copy_external`.
+
+    Args:
+        source: The external tensor.
+        factors: One number each, or one per place along ``axis``, of the tensor's element type; the
+            product is rounded after each.
+        axis: The axis.
+    """
+    made = onnx.TensorProto(data_type=source.data_type, dims=source.dims)
+    made.data_location = onnx.TensorProto.EXTERNAL
+    made.external_data.add(key="location", value=_PENDING)
+    for entry in source.external_data:
+        made.external_data.add(key=f"{_PENDING}.{entry.key}", value=entry.value)
+    made.external_data.add(key=f"{_PENDING}.axis", value=str(axis))
+    counts = " ".join(str(factor.size) for factor in factors)
+    made.external_data.add(key=f"{_PENDING}.factors", value=counts)
+    made.raw_data = b"".join(factor.tobytes() for factor in factors)
+    return made
+
+
 def bytes_of(tensor: onnx.TensorProto) -> int | None:
     """Return the bytes the tensor's shape asks for, None if its type has no fixed size."""
     bits = BITS.get(tensor.data_type)
@@ -131,6 +171,8 @@ def external_range(tensor: onnx.TensorProto, folder: Path) -> ExternalRange:
     entries = {entry.key: entry.value for entry in tensor.external_data}
     location = entries.get("location", "")
     where = f"external data of tensor {tensor.name!r}"
+    if location == _PENDING:
+        raise ExternalDataError(f"{where}: no file holds it; its bytes are made on saving")
     pure = PurePosixPath(location.replace("\\", "/"))
     if not pure.parts or pure.is_absolute() or ".." in pure.parts or ":" in pure.parts[0]:
         raise ExternalDataError(
@@ -170,7 +212,13 @@ def external_range(tensor: onnx.TensorProto, folder: Path) -> ExternalRange:
     return ExternalRange(file, location, offset, length)
 
 
-def copy_external(model: onnx.ModelProto, folder: Path, stream: BinaryIO, location: str) -> None:
+def copy_external(
+    model: onnx.ModelProto,
+    folder: Path,
+    stream: BinaryIO,
+    location: str,
+    wanted: Callable[[onnx.TensorProto], bool] = is_external,
+) -> None:
     """Copy every external range of the model into one stream and refer to it there, in place.
 
     Ranges used twice are written once; bytes are streamed, so memory stays flat. The order is the
@@ -181,25 +229,32 @@ def copy_external(model: onnx.ModelProto, folder: Path, stream: BinaryIO, locati
         folder: The folder its locations are relative to.
         stream: Receives the bytes, from its position 0.
         location: Name under which the stream will lie beside the new model.
+        wanted: Which external tensors; the others stay as they are.
     """
     written: dict[tuple[Path, int, int], int] = {}
     at = 0
     for tensor in tensors(model):
-        if not is_external(tensor):
+        if not is_external(tensor) or not wanted(tensor):
             continue
-        source = external_range(tensor, folder)
+        new = is_pending(tensor)
+        source = external_range(_source(tensor) if new else tensor, folder)
         key = (source.file, source.offset, source.length)
-        if key not in written:
+        begin = None if new else written.get(key)
+        if begin is None:
             padding = -at % _ALIGNMENT
             stream.write(b"\0" * padding)
-            at += padding
-            written[key] = at
-            _copy_range(source, stream)
-            at += source.length
+            begin = at + padding
+            if new:
+                _write_product(tensor, source, stream)
+            else:
+                written[key] = begin
+                _copy_range(source, stream)
+            at = begin + source.length
+        tensor.ClearField("raw_data")
         del tensor.external_data[:]
         for name, value in (
             ("location", location),
-            ("offset", str(written[key])),
+            ("offset", str(begin)),
             ("length", str(source.length)),
         ):
             tensor.external_data.add(key=name, value=value)
@@ -217,3 +272,42 @@ def _copy_range(source: ExternalRange, stream: BinaryIO) -> None:
                 )
             stream.write(chunk)
             left -= len(chunk)
+
+
+def _source(tensor: onnx.TensorProto) -> onnx.TensorProto:
+    """Return the external tensor that a pending one is made of."""
+    made = onnx.TensorProto(name=tensor.name, data_type=tensor.data_type, dims=tensor.dims)
+    made.data_location = onnx.TensorProto.EXTERNAL
+    for entry in tensor.external_data:
+        made.external_data.add(key=entry.key.removeprefix(f"{_PENDING}."), value=entry.value)
+    del made.external_data[0]
+    return made
+
+
+def _write_product(tensor: onnx.TensorProto, source: ExternalRange, stream: BinaryIO) -> None:
+    """Write a pending tensor's bytes, some rows at a time."""
+    entries = {entry.key: entry.value for entry in tensor.external_data}
+    kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
+    axis, rank = int(entries[f"{_PENDING}.axis"]), len(tensor.dims)
+    counts = [int(text) for text in entries[f"{_PENDING}.factors"].split()]
+    ends = np.cumsum(counts)[:-1]
+    factors = [
+        part.reshape([-1 if at == axis else 1 for at in range(rank)])
+        for part in np.split(np.frombuffer(tensor.raw_data, kind), ends)
+    ]
+    row = source.length // tensor.dims[0]
+    at_once = max(1, _CHUNK // max(1, row))
+    with source.file.open("rb") as reader, np.errstate(all="ignore"):
+        reader.seek(source.offset)
+        for begin in range(0, tensor.dims[0], at_once):
+            count = min(at_once, tensor.dims[0] - begin)
+            data = reader.read(count * row)
+            if len(data) < count * row:
+                raise ExternalDataError(
+                    f"{os.fspath(source.file)!r} became shorter while it was read"
+                )
+            part = np.frombuffer(data, kind).reshape(count, *tensor.dims[1:])
+            for factor in factors:
+                whole = factor.shape[0] == 1
+                part = part * (factor if whole else factor[begin : begin + count])
+            stream.write(part.tobytes())

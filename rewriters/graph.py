@@ -17,7 +17,14 @@ import onnx
 from google.protobuf.message import DecodeError, Message
 
 from rewriters.errors import ModelError
-from rewriters.external_data import BITS, bytes_of, external_range, is_external, tensors
+from rewriters.external_data import (
+    BITS,
+    bytes_of,
+    external_range,
+    is_external,
+    is_pending,
+    tensors,
+)
 from rewriters.guarded import Refused, check_model
 from rewriters.operators import CONVOLUTIONS
 
@@ -27,6 +34,7 @@ __all__ = [
     "attributes",
     "check",
     "convolutions_in_bodies",
+    "has_data",
     "index",
     "load",
     "node_label",
@@ -339,7 +347,7 @@ def _slim_tensor(source: onnx.TensorProto, target: onnx.TensorProto, folder: Pat
         return
     target.name, target.data_type = source.name, source.data_type
     target.dims.extend(source.dims)
-    if external and folder is not None:
+    if external and folder is not None and not is_pending(source):
         where = external_range(source, folder)
         if where.length <= _WEIGHT_BYTES:
             target.raw_data = where.read()
@@ -387,7 +395,8 @@ def unknown_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
     return found
 
 
-def _has_data(tensor: onnx.TensorProto) -> bool:
+def has_data(tensor: onnx.TensorProto) -> bool:
+    """Tell whether a tensor holds bytes; weights out of reach hold none in a skeleton."""
     return any(descriptor.name.endswith("_data") for descriptor, _ in tensor.ListFields())
 
 
@@ -419,7 +428,7 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
         slim.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
     for tensor in tensors(slim):
         # Weights without their bytes: to the checker they are empty, whatever their shape.
-        if is_external(tensor) or not _has_data(tensor):
+        if is_external(tensor) or not has_data(tensor):
             tensor.ClearField("external_data")
             tensor.ClearField("data_location")
             del tensor.dims[:]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +14,31 @@ import onnxruntime
 import pytest
 from onnx import helper, numpy_helper
 
+from patchconv_deploy import rewrite
+from patchconv_deploy.cli import rewrite_command
 from rewriters.conv_folding import Folded
-from rewriters.rewrite import Outcome, node_labels
-from tests.small_models import Array, assert_same, cut, model, node, noise, operators, run, value
+from rewriters.errors import ExternalDataError
+from rewriters.external_data import (
+    copy_external,
+    external_range,
+    is_external,
+    is_pending,
+    pending,
+)
+from rewriters.graph import Loaded, load
+from rewriters.rewrite import Options, Outcome, node_labels, rewrite_model
+from tests.small_models import (
+    Array,
+    assert_same,
+    copy_of,
+    cut,
+    model,
+    node,
+    noise,
+    operators,
+    run,
+    value,
+)
 
 CHANNELS = 4
 
@@ -284,3 +308,104 @@ def test_the_prediction_does_not_change() -> None:
     """The memory model folds by itself: with folding it predicts the same activations."""
     original = network(*CHAIN)
     assert cut_in_two(original).after == cut_in_two(original, fold=False).after
+
+
+def saved(original: onnx.ModelProto, folder: Path) -> Path:
+    """Save a model with all its weights in a file beside it."""
+    folder.mkdir()
+    onnx.save(
+        copy_of(original),
+        folder / "m.onnx",
+        save_as_external_data=True,
+        location="m.bin",
+        size_threshold=0,
+    )
+    return folder / "m.onnx"
+
+
+@pytest.mark.parametrize("share", [False, True], ids=["copied", "shared"])
+@pytest.mark.parametrize("op", ["Conv", "ConvTranspose"])
+def test_weights_in_another_file(op: str, share: bool, tmp_path: Path) -> None:
+    """They are scaled as they are copied: never in memory, equal to the bit to those that are."""
+    original = network(*(CHAIN if op == "Conv" else (NORM,)), op=op)
+    inside = cut_in_two(original)
+    file, out = saved(original, tmp_path / "model"), tmp_path / "model" / "out.onnx"
+    result = rewrite(file, out, plan=inside.plan, share_weights=share)
+    assert result.outcome.folded == inside.folded
+    assert result.report.verification["passed"]
+    with_weights = onnx.load(out)
+    held = {t.name: numpy_helper.to_array(t) for t in with_weights.graph.initializer}
+    for tensor in inside.model.graph.initializer:
+        assert np.array_equal(held[tensor.name], numpy_helper.to_array(tensor)), tensor.name
+    new = next(
+        t for t in onnx.load(out, load_external_data=False).graph.initializer if "w/" in t.name
+    )
+    assert external_range(new, out.parent).location == "out.onnx.data"
+
+
+def test_weights_that_others_read_are_shared_still(tmp_path: Path) -> None:
+    """With shared weight files only what was folded is written."""
+    original = network(NORM, node("Conv", "n u", "z", name="next", pads=[1] * 4))
+    u = numpy_helper.from_array(noise(64, CHANNELS, 9, 9) / 64, "u")
+    original.graph.initializer.append(u)
+    file, out = saved(original, tmp_path / "model"), tmp_path / "model" / "out.onnx"
+    rewrite(file, out, plan=cut_in_two(original).plan, share_weights=True)
+    slim = onnx.load(out, load_external_data=False).graph.initializer
+    where = {t.name: external_range(t, out.parent).location for t in slim if is_external(t)}
+    assert where["u"] == "m.bin"
+    assert where["w/folded"] == "out.onnx.data"
+    assert (out.parent / "out.onnx.data").stat().st_size == 4 * CHANNELS * 2 * 9
+
+
+def test_weights_that_are_not_saved_yet_cannot_be_mistaken(tmp_path: Path) -> None:
+    """Before a model is saved no file holds the weights, and nobody reads the old ones for them."""
+    original = network(NORM)
+    loaded = load(saved(original, tmp_path / "model"))
+    outcome = rewrite_model(loaded, Options(plan=cut_in_two(original).plan))
+    new = next(t for t in outcome.model.graph.initializer if t.name == "w/folded")
+    assert is_pending(new)
+    with pytest.raises(ExternalDataError, match="made on saving"):
+        external_range(new, tmp_path / "model")
+
+
+def test_weights_out_of_reach_are_left(tmp_path: Path) -> None:
+    """A model that came from memory refers to files that nobody can find: nothing is folded."""
+    original = network(NORM)
+    loaded = Loaded(load(saved(original, tmp_path / "model")).model, None)
+    outcome = rewrite_model(loaded, Options(plan=cut_in_two(original).plan))
+    assert outcome.rewritten
+    assert outcome.folded == Folded()
+
+
+def test_a_large_weight_is_scaled_in_pieces(tmp_path: Path) -> None:
+    """Rows are scaled some at a time: several chunks make the same bytes as one product."""
+    source = noise(640, 16, 16, 4)
+    (tmp_path / "w.bin").write_bytes(source.tobytes())
+    tensor = onnx.TensorProto(name="w", data_type=onnx.TensorProto.FLOAT, dims=source.shape)
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="w.bin")
+    first, second = noise(640, seed=1), np.asarray(0.2, np.float32)
+    made = model([node("Relu", "x", "y")], {"x": (1,)}, {"y": (1,)})
+    made.graph.initializer.append(pending(tensor, [first, second], 0))
+    stream = io.BytesIO()
+    copy_external(made, tmp_path, stream, "new.bin")
+    expected = source * first.reshape(-1, 1, 1, 1) * second
+    assert stream.getvalue() == expected.tobytes()
+
+
+def test_the_command_leaves_it_to_the_runtime_if_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """--no-fold; the report says what was folded, in words and as data."""
+    plan, file = tmp_path / "plan.json", tmp_path / "m.onnx"
+    original = network(*CHAIN)
+    onnx.save(original, file)
+    plan.write_text(json.dumps(cut_in_two(original).plan))
+    for extra, nodes in (((), 4), (("--no-fold",), 0)):
+        report = tmp_path / "report.json"
+        arguments = [str(file), "--plan", str(plan), "--report", str(report), "--force", *extra]
+        rewrite_command.main(arguments, standalone_mode=False)
+        data = json.loads(report.read_text())
+        assert data["folded"] == {"convolutions": nodes // 4, "nodes": nodes}
+        assert data["options"]["fold"] == (not extra)
+        assert ("Folded once for all patches: 4" in capsys.readouterr().out) == (not extra)
