@@ -14,8 +14,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.logging import RichHandler
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
@@ -31,8 +29,14 @@ from patchconv_deploy.cli_types import (
     SizeType,
     check_json_target,
     read_text,
-    stdout_console,
     write_text,
+)
+from patchconv_deploy.console import (
+    complain,
+    log_to_stderr,
+    printable,
+    stderr_console,
+    stdout_console,
 )
 from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationError
 from patchconv_deploy.measuring import (
@@ -57,15 +61,15 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     """Show progress on a terminal; nothing elsewhere."""
-    console = Console(stderr=True)
+    console = stderr_console()
     if quiet or not console.is_terminal:
         yield None
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
     with Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task("reading", total=None)
         yield lambda what, done, total: bar.update(
-            task, description=what, completed=done, total=total if total > 1 else None
+            task, description=printable(what), completed=done, total=total if total > 1 else None
         )
 
 
@@ -222,11 +226,7 @@ def rewrite_command(
         raise click.UsageError(f"--report {report}: this is the output's own file")
     if measured:
         check_engine(engine)
-    logging.basicConfig(
-        level=logging.DEBUG if verbose else logging.ERROR,
-        handlers=[RichHandler(console=Console(stderr=True), show_path=False)],
-        format="%(message)s",
-    )
+    log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
     shapes = {name: [a if a == b else (a, b) for a, b in each] for name, each in ranges}
     common: ParetoKeywords = {
         "axis": axis,
@@ -289,11 +289,11 @@ def rewrite_command(
             print_report(result.report, result.outcome, console, all_rows=verbose)
             if result.path is not None:
                 copy = "" if result.outcome.rewritten else " (the model as it was)"
-                console.print(f"Written: {result.path}{copy}", markup=False, highlight=False)
+                console.print(f"Written: {result.path}{copy}")
             if results:
                 print_results(results, console)
         for warning in result.report.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            complain("warning", warning)
     except OSError as error:
         written = f"{result.path} was written, but " if result.path else ""
         raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
@@ -335,14 +335,14 @@ def _run(command: click.Command) -> int:
     """Run a command; every error is one line on standard error and an exit code."""
 
     def fail(message: str, code: int) -> int:
-        line = " ".join(message.split())
-        click.echo(f"error: {line}", err=True)
+        complain("error", message)
         return code
 
     # A polite kill cleans up like Ctrl-C does.
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.default_int_handler)
+    log_to_stderr(logging.WARNING)
     try:
         command.main(standalone_mode=False)
     except click.exceptions.Exit as stop:

@@ -8,7 +8,6 @@ import shlex
 from pathlib import Path
 
 import click
-from rich.markup import escape
 
 from engines.cuda import Cuda
 from engines.measure import now
@@ -22,7 +21,12 @@ from engines.tensorrt_options import (
     trtexec_command,
 )
 from engines.tensorrt_run import inspect, open_engine
-from patchconv_deploy.cli_types import check_json_target, stdout_console, write_bytes, write_text
+from patchconv_deploy.cli_types import (
+    check_json_target,
+    write_bytes,
+    write_text,
+)
+from patchconv_deploy.console import log_to_stderr, stdout_console, styled
 from patchconv_deploy.report import mebibytes
 from patchconv_deploy.saving import check_target, external_files
 from rewriters.graph import load
@@ -160,7 +164,7 @@ def build_command(
     json_file: Path | None,
 ) -> None:
     """Build a TensorRT plan from MODEL; options are named as trtexec's."""
-    logging.basicConfig(level=logging.ERROR)
+    log_to_stderr(logging.ERROR)
     check_json_target("--json", json_file)
     check_json_target("--exportLayerInfo", layer_info)
     if timing_cache is not None and not timing_cache.absolute().parent.is_dir():
@@ -219,15 +223,15 @@ def build_command(
         }
         write_text(json_file, json.dumps({"results": [data]}, indent=2) + "\n")
     console = stdout_console()
+    console.print(f"{engine} {result.version}, {result.device}: built in {result.seconds:.1f} s")
     console.print(
-        f"{engine} {result.version}, {escape(result.device)}: built in {result.seconds:.1f} s\n"
         f"planned activation memory {mebibytes(result.planned_activation_bytes)} MiB (a plan of "
         f"the builder, inputs and outputs not in it), scratch "
         f"{mebibytes(result.planned_scratch_bytes)} MiB, weights "
         f"{mebibytes(result.weights_bytes)} MiB",
-        highlight=False,
     )
     for note in result.notes:
-        console.print(f"[yellow]note:[/] {escape(note)}", highlight=False)
-    console.print(f"Written: {out}", markup=False, highlight=False)
-    console.print(f"The same with trtexec:\n  {command}", markup=False, highlight=False)
+        console.print(styled(("note:", "yellow"), " ", note))
+    console.print(f"Written: {out}")
+    console.print("The same with trtexec:")
+    console.print(f"  {command}")

@@ -14,10 +14,9 @@ from patchconv_deploy.cli_types import (
     AxisType,
     RangesType,
     check_json_target,
-    plain_table,
-    stdout_console,
     write_text,
 )
+from patchconv_deploy.console import plain_table, stdout_console
 from patchconv_deploy.report import clean, mebibytes, shape_text
 from rewriters.graph import load
 from rewriters.inspection import Inspection
@@ -73,10 +72,9 @@ def _print(found: Inspection, target: str, console: Console) -> None:
     console.print(
         f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at {clean(found.peak.at)}; "
         f"alive there, MiB: {held}",
-        highlight=False,
     )
     for name, shape in found.assumed.items():
-        console.print(f"  assuming {clean(name)} {shape_text(shape)}", highlight=False)
+        console.print(f"  assuming {clean(name)} {shape_text(shape)}")
     tensors = plain_table("largest tensors", "shape", "MiB", "made by")
     for tensor in found.tensors[:_SHOWN]:
         tensors.add_row(

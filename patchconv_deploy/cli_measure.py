@@ -17,9 +17,9 @@ from patchconv_deploy.cli_types import (
     SizeType,
     check_json_target,
     given,
-    stdout_console,
     write_text,
 )
+from patchconv_deploy.console import complain, stdout_console
 from patchconv_deploy.measuring import (
     ENGINES,
     Result,
@@ -164,7 +164,7 @@ def measure_command(
         print_results(table, console)
     failed = [result for table in tables for result in table if result.error]
     for result in failed:
-        click.echo(f"error: {result.model}: {result.error}", err=True)
+        complain("error", f"{result.model}: {result.error}")
     if failed:
         sys.exit(1)
 

@@ -9,7 +9,10 @@ from typing import Any
 import click
 from rich.console import Console
 
-from patchconv_deploy.cli_types import given, plain_table
+from patchconv_deploy.cli_types import (
+    given,
+)
+from patchconv_deploy.console import plain_table
 from patchconv_deploy.report import mebibytes
 from rewriters.frontier import Candidate
 

@@ -14,9 +14,9 @@ from patchconv_deploy.cli_types import (
     ShapeType,
     SizeType,
     check_json_target,
-    stdout_console,
     write_text,
 )
+from patchconv_deploy.console import log_to_stderr, stdout_console
 from patchconv_deploy.report import mebibytes
 from patchconv_deploy.triton import (
     PROVIDERS,
@@ -122,7 +122,7 @@ def triton_command(
     json_file: Path | None,
 ) -> None:
     """Publish MODEL (ONNX) as a version of a Triton model repository; or --check one."""
-    logging.basicConfig(level=logging.ERROR)
+    log_to_stderr(logging.ERROR)
     check_json_target("--json", json_file)
     console = stdout_console()
     if check is not None:
@@ -168,7 +168,8 @@ def _print(result: TritonResult, console: Console) -> None:
             f"inputs {mebibytes(need.input_bytes)}, weights {mebibytes(need.weight_bytes)})"
         )
     lines += [f"note: {note}" for note in result.notes]
-    console.print("\n".join(lines), markup=False, highlight=False)
+    for line in lines:
+        console.print(line)
 
 
 def _check(
@@ -185,8 +186,8 @@ def _check(
         write_text(json_file, json.dumps({"refused": data}, indent=2) + "\n")
     models = sum(entry.is_dir() for entry in repository.iterdir())
     for finding in found:
-        console.print(f"refused: {finding}", markup=False, highlight=False)
+        console.print(f"refused: {finding}")
     refused = len({finding.model for finding in found})
-    console.print(f"{models} models, {refused} refused", markup=False, highlight=False)
+    console.print(f"{models} models, {refused} refused")
     if found:
         sys.exit(1)

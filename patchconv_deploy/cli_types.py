@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 
 import click
-from rich.console import Console
-from rich.table import Table
 
 from patchconv_deploy.sizes import SIZES, doubted, parse_size
 
@@ -21,9 +17,7 @@ __all__ = [
     "SizeType",
     "check_json_target",
     "given",
-    "plain_table",
     "read_text",
-    "stdout_console",
     "write_bytes",
     "write_text",
 ]
@@ -128,23 +122,6 @@ def read_text(option: str, path: Path) -> str:
         raise click.UsageError(f"{option} {path}: {error.strerror}") from error
     except UnicodeDecodeError:
         raise click.UsageError(f"{option} {path}: not a text file") from None
-
-
-def stdout_console() -> Console:
-    """Return a console for results: pipes and files get whole lines, a terminal its own width."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
-    console = Console(soft_wrap=True)
-    return console if console.is_terminal else Console(width=200, soft_wrap=True)
-
-
-def plain_table(*columns: str) -> Table:
-    """Return a table without lines: names in its first column, figures at the right."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
 
 
 def given(context: click.Context) -> list[click.Parameter]:

@@ -19,8 +19,8 @@ from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
+from rich.text import Text
 
 from engines.measure import PROCESSES, Job, Measurement, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
@@ -28,6 +28,7 @@ from engines.onnxruntime_engine import OrtOptions, check_provider
 from engines.tensorrt_build import check_machine, load_module
 from engines.tensorrt_options import BuildOptions, Profile
 from engines.timing import Timing
+from patchconv_deploy.console import styled
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
@@ -346,7 +347,7 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
     first = results[0]
     for result in results:
         if result.error:
-            table.add_row(escape(result.model), "[red]failed[/]")
+            table.add_row(result.model, styled(("failed", "red")))
             continue
         cells = [
             mebibytes(result.planned_activation_bytes),
@@ -362,7 +363,7 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
                 _seconds(result.latency_s.median),
                 "-" if base is None else f"{result.latency_s.median / base:.2f}",
             ]
-        table.add_row(escape(result.model), *cells)
+        table.add_row(result.model, *cells)
     console.print(table)
     _print_notes(results, console)
     found = next((result for result in results if not result.error), first)
@@ -374,8 +375,6 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
     console.print(
         f"{found.engine} {found.version}; {found.device}; {how}; maxAuxStreams=0; {found.date}",
         style="dim",
-        highlight=False,
-        markup=False,
     )
 
 
@@ -419,11 +418,11 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
         table.add_column(name, justify="right")
     first = results[0]
     for result in results:
-        cells = [escape(result.model)]
+        cells = [result.model]
         if differing:
             cells.append(spelled(result, differing))
         if result.error or result.latency_s is None:
-            table.add_row(*cells, "[red]failed[/]")
+            table.add_row(*cells, styled(("failed", "red")))
             continue
         cells += [mebibytes(result.load_bytes), mebibytes(result.peak_bytes)]
         if several:
@@ -455,11 +454,10 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
         f"{found.runs} runs, {found.timing}; largest figures of {found.processes} processes, "
         f"{fixed} addresses; {shared}; {found.date}",
         style="dim",
-        highlight=False,
     )
     sizes = {result.input_bytes for result in results if not result.error}
     if len(sizes) > 1:
-        console.print("[yellow]note:[/] the models ran on inputs of different sizes; fix --shape")
+        console.print(_note("the models ran on inputs of different sizes; fix --shape"))
 
 
 def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
@@ -480,9 +478,11 @@ def spelled(result: Measurement, names: Sequence[str]) -> str:
 def _print_notes(results: Sequence[Result], console: Console) -> None:
     for result in results:
         if result.note:
-            console.print(
-                f"[yellow]note:[/] {escape(f'{result.model}: {result.note}')}", highlight=False
-            )
+            console.print(_note(f"{result.model}: {result.note}"))
+
+
+def _note(text: str) -> Text:
+    return styled(("note:", "yellow"), " ", text)
 
 
 def _seconds(value: float) -> str:

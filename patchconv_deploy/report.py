@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from patchconv_deploy.console import printable, styled
 from patchconv_deploy.verification import Verification
 from rewriters.frontier import Candidate
 from rewriters.graph import opset_of
@@ -257,7 +257,6 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]}): {mebibytes(peak['before'])} "
         f"-> {mebibytes(peak['after'])} MiB{written}{work}"
         + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
-        highlight=False,
     )
     if outcome.folded.nodes:
         console.print(
@@ -276,15 +275,14 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         console.print(
             f"Recommended session options (in the model's metadata): {said}; {kind}: {least} MiB, "
             f"{usual} at the defaults",
-            highlight=False,
         )
     if outcome.rewritten or not report.verification["declined"]:
         _print_verification(report.verification, console)
 
 
 def clean(text: str) -> str:
-    """Return a name from a model for a line of its own: no control characters, no markup."""
-    return escape("".join(c if c.isprintable() else "?" for c in text))
+    """Return a name from a model as it is printed, for where it is cut or measured before."""
+    return printable(text)
 
 
 def _print_candidates(outcome: Outcome, console: Console) -> None:
@@ -302,7 +300,6 @@ def _print_candidates(outcome: Outcome, console: Console) -> None:
     console.print(
         f"Weighed: {len(outcome.weighed)} plans (the larger of what is in use and written to; of a "
         f"budget {MARGIN:.0%} are kept back). The best around the one taken:",
-        highlight=False,
     )
     for candidate in shown:
         console.print(
@@ -311,7 +308,6 @@ def _print_candidates(outcome: Outcome, console: Console) -> None:
             f"{candidate.time:.3f}x the time"
             + ("" if candidate.fits else ", above the limits")
             + (", taken" if candidate.taken else ""),
-            highlight=False,
         )
 
 
@@ -333,7 +329,7 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
-            console.print(f"  {clean(region.nodes[0])}: {note}", highlight=False)
+            console.print(f"  {clean(region.nodes[0])}: {note}")
 
 
 def _print_table(outcome: Outcome, console: Console) -> None:
@@ -361,7 +357,7 @@ def _print_table(outcome: Outcome, console: Console) -> None:
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
-            console.print(f"  {clean(region.nodes[0])}: {note}", highlight=False)
+            console.print(f"  {clean(region.nodes[0])}: {note}")
 
 
 def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> None:
@@ -380,12 +376,11 @@ def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> No
         console.print(
             f"  {len(small)} not large; the largest, {clean(largest.node)}: "
             f"{largest.reason.removeprefix('not large: ')}",
-            highlight=False,
         )
     if useless:
-        console.print(f"  {len(useless)} Convs: {useless[0].reason}", highlight=False)
+        console.print(f"  {len(useless)} Convs: {useless[0].reason}")
     for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
-        console.print(f"  {clean(refusal.node)}: {clean(refusal.reason)}", highlight=False)
+        console.print(f"  {clean(refusal.node)}: {clean(refusal.reason)}")
     if not all_rows and len(shown) > _SHOWN_REFUSALS:
         console.print(f"  ... and {len(shown) - _SHOWN_REFUSALS} more (-v shows all)")
 
@@ -400,7 +395,6 @@ def _print_largest(outcome: Outcome, console: Console) -> None:
         console.print(
             f"  {clean(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
             f"{mebibytes(size.bytes)} MiB, {size.elements or '?'} elements",
-            highlight=False,
         )
     codes = {refusal.code for refusal in outcome.refused}
     if "no-gain" in codes:
@@ -418,11 +412,11 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
         return
     same = all(output["differing"] == 0 for output in found["outputs"])
     word = {
-        True: "[green]equal to the bit[/]" if same else "[green]equal within tolerance[/]",
-        False: "[red]MISMATCH[/]",
-        None: "[yellow]not verifiable[/]",
+        True: ("equal to the bit" if same else "equal within tolerance", "green"),
+        False: ("MISMATCH", "red"),
+        None: ("not verifiable", "yellow"),
     }[found["passed"]]
-    console.print(f"Verification ({found['via']}): {word}")
+    console.print(styled(f"Verification ({found['via']}): ", word))
     for output in found["outputs"]:
         seam = output["seam_max_abs"]
         console.print(
@@ -431,7 +425,6 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
             + ("" if seam is None else f", at seams {seam:.3g}")
             + f" (tolerance {output['tolerance']:.3g}, "
             + f"{100 * output['differing']:.3g} % differ)",
-            highlight=False,
         )
     if not found["passed"]:
-        console.print(f"  {clean(found['reason'])}", highlight=False)
+        console.print(f"  {clean(found['reason'])}")
