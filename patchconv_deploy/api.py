@@ -93,8 +93,8 @@ class ParetoKeywords(TypedDict, total=False):
         max_recompute: Most work after over before; 1.5 for a rewrite without a budget, else any.
         max_tensor_elements: Most elements of a tensor; 2^31 - 1 for TensorRT by default.
         target: The engine that memory is predicted for: "onnxruntime" (default; at the session
-            options that the report recommends), "onnxruntime-default" (at its own defaults, for
-            servers that cannot set them) or "tensorrt".
+            options that the report recommends), "onnxruntime-default" (at its own defaults),
+            "triton" (at the options that a Triton server can be told) or "tensorrt".
         min_elements: Cut single convolutions whose larger side has at least this many elements
             (channels x height x width; 0: all). Default for "batch" and "sequential": those whose
             input and output are at least half of the peak of live activations.
@@ -382,7 +382,13 @@ def _tune_staged(
     if progress is not None:
         progress("measuring", 0, 1)
     largest = {name: tuple(high for _, high in _pairs(shape)) for name, shape in shapes.items()}
-    tuned = tune_rewritten(source, staged.path, shapes=largest, seed=keywords.get("seed", 0))
+    tuned = tune_rewritten(
+        source,
+        staged.path,
+        shapes=largest,
+        seed=keywords.get("seed", 0),
+        served=keywords.get("target") == "triton",
+    )
     if tuned.chosen is not None:
         recommend(outcome.model, tuned.session_options)
         staged.write(outcome.model)

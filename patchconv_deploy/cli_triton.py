@@ -16,7 +16,7 @@ from patchconv_deploy.cli_types import (
     check_json_target,
     write_text,
 )
-from patchconv_deploy.console import log_to_stderr, stdout_console
+from patchconv_deploy.console import complain, log_to_stderr, stdout_console
 from patchconv_deploy.report import mebibytes
 from patchconv_deploy.triton import (
     PROVIDERS,
@@ -164,12 +164,13 @@ def _print(result: TritonResult, console: Console) -> None:
         need = result.capacity.footprint
         lines.append(
             f"memory of an instance at batch {need.batch}, {need.kind}: "
-            f"{mebibytes(need.total)} MiB (peak {mebibytes(need.peak_bytes)}, "
-            f"inputs {mebibytes(need.input_bytes)}, weights {mebibytes(need.weight_bytes)})"
+            f"{mebibytes(need.total)} MiB ({need})"
         )
     lines += [f"note: {note}" for note in result.notes]
     for line in lines:
         console.print(line)
+    for warning in result.warnings:
+        complain("warning", warning)
 
 
 def _check(

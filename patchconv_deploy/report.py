@@ -31,6 +31,7 @@ __all__ = ["Report", "clean", "make_report", "mebibytes", "print_report", "shape
 _ENGINE_NAMES = {
     "onnxruntime-tuned": "ONNX Runtime, recommended options",
     "onnxruntime": "ONNX Runtime, default options",
+    "onnxruntime-server": "ONNX Runtime in a Triton server",
     "tensorrt": "TensorRT",
 }
 _SHOWN_REFUSALS = 8

@@ -26,6 +26,7 @@ from patchconv_deploy.triton_plan import build_plan, check_plan, plan_files
 from patchconv_deploy.triton_publish import Staged, check_name, stage_version, versions
 from patchconv_deploy.triton_schema import to_text
 from patchconv_deploy.triton_signature import Signature, batch_problem, read_signature
+from patchconv_deploy.triton_target import planning
 from patchconv_deploy.triton_validate import Finding, check_model, check_repository
 from rewriters.graph import Loaded, load
 
@@ -45,6 +46,7 @@ class TritonResult:
         config: The configuration, a protobuf ModelConfig.
         capacity: What the budget of memory holds, None without one.
         notes: What the user should know, one line each.
+        warnings: What he should do something about, one line each.
     """
 
     path: Path
@@ -53,6 +55,7 @@ class TritonResult:
     config: Any
     capacity: Capacity | None
     notes: tuple[str, ...]
+    warnings: tuple[str, ...] = ()
 
     def as_json(self) -> dict[str, Any]:
         """Return it as JSON-ready data; sizes in bytes."""
@@ -69,6 +72,7 @@ class TritonResult:
             "config": MessageToDict(self.config, preserving_proto_field_name=True),
             "memory": memory,
             "notes": list(self.notes),
+            "warnings": list(self.warnings),
         }
 
 
@@ -132,6 +136,8 @@ def write_triton_repository(
         batch, capacity, notes = _batch_and_instances(
             source, signature, given, problem, max_batch_size, dynamic_batching, memory, provider
         )
+        said, warnings = planning(source, signature.metadata, platform, provider)
+        notes += said
         options = ConfigOptions(
             name=name,
             platform=platform,
@@ -166,7 +172,7 @@ def write_triton_repository(
     if newest > staged.version:
         notes.append(f"version {newest} stands beside it, is newer, and is the one served")
     path = Path(repository) / name / str(staged.version)
-    return TritonResult(path, name, staged.version, config, capacity, tuple(notes))
+    return TritonResult(path, name, staged.version, config, capacity, tuple(notes), tuple(warnings))
 
 
 def _check_options(

@@ -1,8 +1,9 @@
 """How many instances, and how large a batch, a budget of memory holds.
 
-Each instance is a session of its own: weights, its inputs, and the peak of its activations at the
-largest batch. The peak is measured under the options the configuration asks for; where the engine
-or its device is missing it is predicted, and called that.
+Each instance is a session of its own: what loading it takes, its inputs, and the peak of its
+activations at the largest batch. All is measured in fresh processes under just the options the
+configuration asks for; where the engine or its device is missing the peak is predicted, the weights
+are those of the file, and that is said.
 """
 
 from __future__ import annotations
@@ -42,7 +43,10 @@ class Footprint:
         batch: Items at once.
         peak_bytes: Peak of running, outputs in it; a predicted one is three times what is live.
         input_bytes: The inputs.
-        weight_bytes: The weights.
+        weight_bytes: The weights, as the file holds them.
+        load_bytes: Growth of a process that opens the session; None if it was not measured.
+        whole_bytes: Peak of opening and running the session, the largest of all processes; None if
+            it was not measured.
     """
 
     kind: str
@@ -50,11 +54,25 @@ class Footprint:
     peak_bytes: int
     input_bytes: int
     weight_bytes: int
+    load_bytes: int | None = None
+    whole_bytes: int | None = None
 
     @property
     def total(self) -> int:
-        """Bytes of one instance."""
-        return self.peak_bytes + self.input_bytes + self.weight_bytes
+        """Bytes of one instance: all that it adds to the server's process."""
+        whole = self.whole_bytes
+        if whole is None:
+            whole = self.peak_bytes + self.weight_bytes
+        return whole + self.input_bytes
+
+    def __str__(self) -> str:
+        """Return where they go."""
+        if self.load_bytes is None:
+            held = f"weights {mebibytes(self.weight_bytes)}"
+        else:
+            held = f"loading {mebibytes(self.load_bytes)}"
+        inputs = mebibytes(self.input_bytes)
+        return f"{held}, peak of running {mebibytes(self.peak_bytes)}, inputs {inputs}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +126,8 @@ def footprint(
         return Footprint("predicted", batch, _PREDICTION_FACTOR * peak, 0, weights)
     if found.error:
         raise UsageError(f"{path}: does not run on a batch of {batch}: {found.error}")
-    return Footprint("measured", batch, found.peak_bytes or 0, found.input_bytes or 0, weights)
+    peak, inputs = found.peak_bytes or 0, found.input_bytes or 0
+    return Footprint("measured", batch, peak, inputs, weights, found.load_bytes, found.whole_bytes)
 
 
 def plan_capacity(
@@ -138,7 +157,7 @@ def plan_capacity(
     if not holds:
         raise UsageError(
             f"one instance at batch {best.batch} needs {mebibytes(best.total)} MiB ({best.kind}: "
-            f"peak {mebibytes(best.peak_bytes)}, weights {mebibytes(best.weight_bytes)}), "
+            f"{best}), "
             f"--memory is {mebibytes(budget)} MiB; cut the model into more patches, lower "
             "--max-batch-size, or give more"
         )

@@ -101,6 +101,7 @@ def tune_rewritten(
     runs: int = 5,
     processes: int = PROCESSES,
     seed: int = 0,
+    served: bool = False,
 ) -> Tuned:
     """Measure a rewritten model at each pair of memory reuse and memory pattern, on the CPU.
 
@@ -111,12 +112,14 @@ def tune_rewritten(
         runs: Timed runs of each row.
         processes: Fresh processes that each peak is measured in.
         seed: Seed of the inputs.
+        served: Leave memory reuse on, for a server that cannot be told to turn it off.
 
     Raises:
         EngineMissing: ONNX Runtime is not installed.
         UsageError: Inputs cannot be made for the models.
     """
-    defaults, pairs = OrtOptions(), memory_pairs(OrtOptions())
+    defaults = OrtOptions()
+    pairs = [pair for pair in memory_pairs(defaults) if pair.memory_reuse or not served]
     with prepared([original, rewritten], shapes, seed) as (before, after):
         jobs = [before.job, *[after.job] * len(pairs)]
         first, *rows = measure(jobs, [defaults, *pairs], runs=runs, processes=processes)

@@ -10,6 +10,8 @@ tables, in `ENGINES`:
     onnxruntime        ONNX Runtime's CPU provider, default session options: the most its arena has
                        in use (``mem_in_use_peak``), over two runs and more; outputs are in it
     onnxruntime-tuned  the same with ``enable_mem_reuse`` and ``enable_mem_pattern`` off
+    onnxruntime-server the same with ``enable_mem_pattern`` off, reuse on: Triton's config.pbtxt can
+                       turn off the one and not the other
     tensorrt           activation memory as TensorRT for RTX plans it; inputs and outputs are not
 """
 
@@ -92,13 +94,13 @@ _ORT = Lowering(
 )
 
 
-def _onnxruntime(name: str, *, tuned: bool) -> Engine:
+def _onnxruntime(name: str, *, reuse: bool, pattern: bool) -> Engine:
     target = Target(
         name,
         depth_first=True,
         overwrites=_OVERWRITES,
-        reuse=not tuned,
-        pattern=not tuned,
+        reuse=reuse,
+        pattern=pattern,
         allocator=Allocator.ARENA,
         granule=256,
         counts_inputs=False,
@@ -107,8 +109,9 @@ def _onnxruntime(name: str, *, tuned: bool) -> Engine:
 
 
 ENGINES: Mapping[str, Engine] = {
-    "onnxruntime": _onnxruntime("onnxruntime", tuned=False),
-    "onnxruntime-tuned": _onnxruntime("onnxruntime-tuned", tuned=True),
+    "onnxruntime": _onnxruntime("onnxruntime", reuse=True, pattern=True),
+    "onnxruntime-tuned": _onnxruntime("onnxruntime-tuned", reuse=False, pattern=False),
+    "onnxruntime-server": _onnxruntime("onnxruntime-server", reuse=True, pattern=False),
     "tensorrt": Engine(
         Target(
             "tensorrt",

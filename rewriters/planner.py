@@ -194,7 +194,10 @@ def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | Non
 
 
 def plan_data(
-    axis: str | int, order: str, entries: Sequence[tuple[RegionPlan, str, Sequence[str]]]
+    axis: str | int,
+    order: str,
+    entries: Sequence[tuple[RegionPlan, str, Sequence[str]]],
+    target: str,
 ) -> dict[str, Any]:
     """Return the plan of a model as data for JSON, readable and editable.
 
@@ -202,6 +205,7 @@ def plan_data(
         axis: The axis that is cut, as the user named it.
         order: Name of the order that the nodes stand in.
         entries: Regions with their form and the labels of their nodes.
+        target: The engine that it is made for, as the user named it; nothing depends on it.
     """
     regions: list[dict[str, Any]] = []
     for plan, form, labels in entries:
@@ -216,7 +220,13 @@ def plan_data(
             entry["trim"] = plan.tiling.trim
             entry["seams"] = list(plan.tiling.seams())
         regions.append(entry)
-    return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}
+    return {
+        "version": _VERSION,
+        "target": target,
+        "axis": axis,
+        "order": order,
+        "regions": regions,
+    }
 
 
 def read_plan(text: str) -> dict[str, Any]:

@@ -69,11 +69,18 @@ Progress = Callable[[str, int, int], None]
 TARGETS: Mapping[str, str] = {
     "onnxruntime": "onnxruntime-tuned",
     "onnxruntime-default": "onnxruntime",
+    "triton": "onnxruntime-server",
     "tensorrt": "tensorrt",
 }
 # ONNX Runtime's session options that the predictions above are made for.
 SESSION_OPTIONS_KEY = "patchconv.session_options"
 SESSION_OPTIONS = {"enable_mem_reuse": False, "enable_mem_pattern": False}
+# Per target those that a model is to run under, where they are not the runtime's own. Triton's
+# backend reads enable_mem_arena and enable_mem_pattern, and nothing of reuse.
+_RUN_UNDER: Mapping[str, Mapping[str, bool]] = {
+    "onnxruntime": SESSION_OPTIONS,
+    "triton": {"enable_mem_reuse": True, "enable_mem_pattern": False},
+}
 _OLDEST_OPSET = 9
 _TOO_OLD = f"opset {{}} is older than {_OLDEST_OPSET}; convert it with --upgrade-opset 13"
 # A graph of more nodes per Conv serves nobody.
@@ -106,7 +113,8 @@ class Options:
         max_recompute: Most work after over before; None: 1.5 without a budget, else any.
         max_tensor_elements: Most elements of a tensor, None for any number.
         target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
-            recommended for the model), "onnxruntime-default" (at its own), or "tensorrt".
+            recommended for the model), "onnxruntime-default" (at its own), "triton" (at those that
+            a Triton server can be told: the memory pattern is off, reuse is on), or "tensorrt".
         plan: What to do, as `planner.read_plan` returns it; nothing is searched then.
         fold: Fold what stands behind clones of a convolution once (`rewriters.conv_folding`).
     """
@@ -458,6 +466,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         decided.axis,
         decided.order,
         [(e.plan, e.form, r.nodes) for e, r in zip(decided.drafts, done, strict=True)],
+        options.target,
     )
     remaining = {
         n for item in order if isinstance(item, int) for n in model.graph.node[item].output
@@ -472,8 +481,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         made = {n.name for entry in decided.drafts for n in entry.fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
     _record(model, METADATA_KEY, plan)
-    if options.target == "onnxruntime" and options.by_region:
-        _record(model, SESSION_OPTIONS_KEY, SESSION_OPTIONS)
+    if options.target in _RUN_UNDER and options.by_region:
+        _record(model, SESSION_OPTIONS_KEY, _RUN_UNDER[options.target])
     check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
     index(model)
     return replace(

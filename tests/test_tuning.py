@@ -39,6 +39,7 @@ def _row(model: str, options: OrtOptions, peak: int | None) -> Measurement:
         model,
         options=dataclasses.asdict(options),
         peak_bytes=peak,
+        whole_bytes=None if peak is None else peak + 50,
         latency_s=None if peak is None else Spread.of([1.0]),
         ratio=None if peak is None else Spread.of([1.0]),
         error="" if peak is not None else f"out of memory in {model}",
@@ -131,6 +132,11 @@ def test_what_was_found_is_recorded_and_reported(
         "measured_peak_bytes_at_defaults": 900,
         "original_measured_peak_bytes": 1000,
         "original_measured_peak_bytes_at_defaults": 1800,
+        # Loading takes 50 in each.
+        "measured_whole_bytes": 550,
+        "measured_whole_bytes_at_defaults": 950,
+        "original_measured_whole_bytes": 1050,
+        "original_measured_whole_bytes_at_defaults": 1850,
     }
     rows = result.report.data["measured"]
     # The place where it was measured before it was there is nobody's business.
@@ -144,6 +150,16 @@ def test_what_was_found_is_recorded_and_reported(
         "m.onnx", "m.patched.onnx", "m.patched.onnx.data", "w.bin",
     ]  # fmt: skip
     assert_same(onnx.load(path), onnx.load(out), {"x": noise(*DIMS)})
+
+
+def test_for_a_server_memory_reuse_stays_on(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model planned for Triton only what its configuration can say is tried."""
+    calls = _measuring(monkeypatch, lambda original, reuse, pattern: 100 + 50 * pattern + reuse)
+    rewrite(path, splits=4, form="fused", measure=True, max_recompute=9, target="triton")
+    tried = [pair for name, *pair in calls[0] if name != "m.onnx"]
+    assert tried == [[True, True], [True, False]]
+    out = path.parent / "m.patched.onnx"
+    assert _recommended(out) == {"enable_mem_reuse": True, "enable_mem_pattern": False}
 
 
 def test_without_measuring_it_is_predicted_and_said(path: Path) -> None:

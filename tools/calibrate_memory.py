@@ -53,10 +53,16 @@ __all__ = [
 ]
 
 MIB = 1 << 20
-BOUNDS = {"onnxruntime": 0.15, "onnxruntime-tuned": 0.15, "tensorrt": 0.30}
+BOUNDS = {
+    "onnxruntime": 0.15,
+    "onnxruntime-tuned": 0.15,
+    "onnxruntime-server": 0.15,
+    "tensorrt": 0.30,
+}
 OPTIONS = {
     "onnxruntime": OrtOptions(threads=2),
     "onnxruntime-tuned": OrtOptions(threads=2, memory_pattern=False, memory_reuse=False),
+    "onnxruntime-server": OrtOptions(threads=2, memory_pattern=False),
 }
 # Two runs and no more: the second can need more than the first, further ones do not.
 _RUNS = 2
