@@ -259,6 +259,7 @@ def open_session(
     *,
     profile: Path | None = None,
     stream: int | None = None,
+    optimised: bool = True,
 ) -> Iterator[Session]:
     """Open a model.
 
@@ -267,6 +268,7 @@ def open_session(
         options: Session options; the runtime's defaults on the CPU if None.
         profile: Write profiling records under this prefix.
         stream: The CUDA stream to run on; the provider's own if None.
+        optimised: Let it fuse, fold and lay out the graph anew, as it does by default.
 
     Raises:
         EngineMissing: ONNX Runtime is not installed.
@@ -285,6 +287,8 @@ def open_session(
     session_options.intra_op_num_threads = options.threads
     for name, value in options.session_options().items():
         setattr(session_options, name, value)
+    if not optimised:
+        session_options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
     if profile is not None:
         session_options.enable_profiling = True
         session_options.profile_file_prefix = str(profile)

@@ -369,6 +369,7 @@ def _verify_staged(
         atol=keywords.get("atol"),
         inputs=None if inputs is None else Path(inputs),
         timeout_s=keywords.get("timeout_s", TIMEOUT_S),
+        ranges=options.ranges,
     )
 
 
@@ -452,7 +453,7 @@ def _convert_proto(model: onnx.ModelProto, options: Options, wanted: bool) -> on
         paths = Path(name) / "original.onnx", Path(name) / "rewritten.onnx"
         for path, proto in zip(paths, (model, outcome.model), strict=True):
             path.write_bytes(proto.SerializeToString())
-        checked = verify(*paths, outcome)
+        checked = verify(*paths, outcome, ranges=options.ranges)
     if not checked.ran:
         logger.warning("not verified: %s", checked.reason)
     elif checked.passed is None:

@@ -1,11 +1,13 @@
 """Verify a rewritten model: run it and the original on the same inputs, in a child process.
 
-1. inputs     given, or seeded; free dimensions get plausible sizes, and others if those fail
+1. inputs     given, or seeded; free dimensions get plausible sizes (of a range, those inside it),
+              and others if the original does not run at those
 2. fit        the predicted peak of both models against the memory that is available
 3. run        the original twice (its own noise), the rewritten model once
 4. stand-ins  ONNX Runtime has no CPU kernel for the type: float32 twins of both, else the
               reference evaluator of onnx for small models
-5. compare    `patchconv_deploy.comparison`
+5. compare    `patchconv_deploy.comparison`, by the coarsest type on the way (`ways`)
+6. freedom    only what does not pass: the original without graph optimisations, compared again
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import logging
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -29,11 +31,12 @@ from engines.onnxruntime_engine import installed
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import load_inputs, make_inputs, save_inputs
 from patchconv_deploy.twin import float32_twin
+from patchconv_deploy.ways import ways_of
 from rewriters.errors import RewriterError
 from rewriters.external_data import external_range, is_external, tensors
-from rewriters.graph import Loaded, load, skeleton
+from rewriters.graph import Loaded, index, load, opset_of, skeleton
 from rewriters.rewrite import Outcome, analyse_memory
-from rewriters.shapes import fix_shapes, infer, nominal_shapes
+from rewriters.shapes import Shapes, fix_shapes, free_inputs, infer, nominal_shapes
 
 __all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
 
@@ -48,10 +51,13 @@ _ARENA = 2.2
 # Seconds a model may take to be opened and run, and how much longer the rewritten one may take.
 TIMEOUT_S = 1800.0
 _SLOWER = 10
+# Peaks without graph optimisations over those with them.
+_PLAIN = 2
 _REFERENCE_BYTES = 64 << 20
 _INTEGER_CONVS = frozenset({"QLinearConv", "ConvInteger"})
 
 Array = np.ndarray[Any, Any]
+Ranges = Mapping[str, tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +115,7 @@ def verify(
     atol: float | None = None,
     inputs: Path | None = None,
     timeout_s: float = TIMEOUT_S,
+    ranges: Ranges | None = None,
 ) -> Verification:
     """Run both models and compare.
 
@@ -122,6 +129,7 @@ def verify(
         inputs: An .npz file of inputs to use instead.
         timeout_s: Seconds that the original may take to be opened and run twice; the rewritten
             model may take as long, or ten times what the original took.
+        ranges: Per input the least and the largest of each dimension; sizes inside are used.
 
     Raises:
         UsageError: The given inputs do not fit the model.
@@ -133,7 +141,7 @@ def verify(
         return not_run("onnxruntime is not installed; install patchconv-deploy[cpu]")
     last = not_run("no input size was found that the original runs at; give one with --inputs")
     source = load(original)
-    for case in _cases(loaded, source, seed, inputs):
+    for case in _cases(loaded, source, seed, inputs, ranges or {}):
         short = _does_not_fit(case.peak, outcome, loaded)
         if short is not None:
             return not_run(short)
@@ -142,9 +150,13 @@ def verify(
         except UsageError as error:
             return not_run(str(error))
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        known = [_known(each, shapes) for each in (source, loaded)]
+        cut = bool(outcome.rewritten)
         job = {
-            "seams": _seams((source, loaded), outcome, shapes),
-            "exact_integers": all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
+            "seams": _seams(known, outcome),
+            "ways": _ways(source, loaded, known[0], outcome, twins=False),
+            "twin_ways": _ways(source, loaded, known[0], outcome, twins=True),
+            "exact_integers": cut and all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
             "rtol": rtol,
             "atol": atol,
         }
@@ -165,22 +177,58 @@ def verify(
     return last
 
 
-def _cases(loaded: Loaded, source: Loaded, seed: int, inputs: Path | None) -> Iterator[_Case]:
+def _cases(
+    loaded: Loaded, source: Loaded, seed: int, inputs: Path | None, ranges: Ranges
+) -> Iterator[_Case]:
     """Yield sets of inputs to try until the original runs."""
     if inputs is not None:
         arrays = load_inputs(inputs, loaded.model)
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
         yield _Case(lambda: arrays, _predict(source, shapes))
         return
-    for spatial in _SPATIAL:
-        sizes = nominal_shapes(loaded.model, spatial)
+    tried: list[Mapping[str, tuple[int, ...]]] = []
+    for sizes in _sizes(loaded.model, ranges):
+        if sizes in tried:
+            continue
+        tried.append(sizes)
         slim = skeleton(loaded)
         fix_shapes(slim, sizes)
         shapes_known = infer(slim)
         make = partial(make_inputs, loaded.model, shapes_known, sizes, seed)
         yield _Case(make, _predict(source, sizes))
-        if not sizes:
-            return
+
+
+def _sizes(model: onnx.ModelProto, ranges: Ranges) -> Iterator[dict[str, tuple[int, ...]]]:
+    """Yield sizes of the inputs with free dimensions, a bounded number of them.
+
+    First as an image with its channels before its rows, and with its channels last; the other way
+    round where the last dimension is known and the second is not.
+    """
+    free = free_inputs(model)
+
+    def inside(name: str, spatial: int) -> tuple[int, ...] | None:
+        given = ranges.get(name)
+        if given is None:
+            return None
+        return tuple(min(max(spatial, low), high) for low, high in given)
+
+    def first() -> Iterator[dict[str, tuple[int, ...]]]:
+        for spatial in _SPATIAL:
+            limits = {n: sizes for n in free if (sizes := inside(n, spatial)) is not None}
+            yield nominal_shapes(model, spatial, limits)
+
+    def last() -> Iterator[dict[str, tuple[int, ...]]]:
+        for spatial in _SPATIAL:
+            limits = {
+                name: inside(name, spatial)
+                or tuple(size or (1 if axis == 0 else spatial) for axis, size in enumerate(shape))
+                for name, shape in free.items()
+            }
+            yield nominal_shapes(model, spatial, limits)
+
+    flat = any(len(s) > 3 and s[1] is None and s[-1] is not None for s in free.values())
+    for each in (last, first) if flat else (first, last):
+        yield from each()
 
 
 def _predict(source: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -215,32 +263,42 @@ def _does_not_fit(peak: int | None, outcome: Outcome, loaded: Loaded) -> str | N
     )
 
 
-def _seams(
-    models: Sequence[Loaded], outcome: Outcome, shapes: Mapping[str, tuple[int, ...]]
-) -> list[dict[str, Any]]:
+def _known(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
+    """Return what is known of a model's tensors at the sizes of its inputs."""
+    slim = skeleton(loaded)
+    try:
+        fix_shapes(slim, shapes)
+        return infer(slim)
+    except RewriterError as error:
+        logger.debug("the sizes of inner tensors are unknown: %s", error)
+        return Shapes({}, {})
+
+
+def _seams(known: Sequence[Shapes], outcome: Outcome) -> list[dict[str, Any]]:
     """Return the seams of all regions; those worked out at run time, as they are at these sizes.
 
     Args:
-        models: The original and the rewritten model; either may know the rows of a region's input.
+        known: Shapes of the original and of the rewritten model; either may have the rows of a
+            region's input.
         outcome: What was cut.
-        shapes: Sizes of the inputs.
     """
     found = set()
-    pending = list(outcome.rewritten)
-    for loaded in models:
-        if not pending:
-            break
-        slim = skeleton(loaded)
-        try:
-            fix_shapes(slim, shapes)
-            known = infer(slim)
-        except RewriterError as error:
-            logger.debug("the sizes of inner tensors are unknown: %s", error)
-            continue
-        at = [(region, region.seams_at(known)) for region in pending]
-        found |= {(region.axis, *seams) for region, seams in at if seams is not None}
-        pending = [region for region, seams in at if seams is None]
+    for region in outcome.rewritten:
+        at = next((seams for each in known if (seams := region.seams_at(each))), None)
+        if at is not None:
+            found.add((region.axis, *at))
     return [{"axis": axis, "rows": rows, "at": list(at)} for axis, rows, at in sorted(found)]
+
+
+def _ways(
+    source: Loaded, loaded: Loaded, known: Shapes, outcome: Outcome, *, twins: bool
+) -> dict[str, Any]:
+    """Return what lies between the cuts and each output of the original, as JSON data."""
+    regions = None
+    if outcome.rewritten and opset_of(source.model) == opset_of(loaded.model):
+        regions = [done.plan.region for done in outcome.rewritten]
+    found = ways_of(index(source.model), known.elements, regions, twins=twins)
+    return {name: asdict(way) for name, way in found.items()}
 
 
 def _run(
@@ -271,7 +329,8 @@ def _run(
         folder = Path(name)
         save_inputs(folder / "inputs.npz", arrays)
         file = folder / "inputs.npz"
-        result = _run_pair(models, file, "onnxruntime", job, timeout_s)
+        own = _OwnFreedom(folder, file, _fits(peak), timeout_s)
+        result = _run_pair(models, file, "onnxruntime", job, timeout_s, own)
         if not _lacks_kernel(result):
             return verdict(result, "ONNX Runtime, CPU")
         logger.info("ONNX Runtime has no kernel for the type: %s", result["error"]["message"])
@@ -281,7 +340,8 @@ def _run(
             for key, array in arrays.items()
         }
         save_inputs(file, floats)
-        result = _run_pair(twins, file, "onnxruntime", job, timeout_s)
+        job = {**job, "ways": job["twin_ways"]}
+        result = _run_pair(twins, file, "onnxruntime", job, timeout_s, own)
         if "error" not in result or result["error"]["stage"] != "original":
             return verdict(result, "ONNX Runtime, CPU, on float32 twins of both models")
         if peak is None or peak > _REFERENCE_BYTES:
@@ -290,14 +350,75 @@ def _run(
         return verdict(result, "the reference evaluator of onnx, on float32 twins of both models")
 
 
+def _fits(peak: int | None) -> bool:
+    """Tell whether the original has room to run without graph optimisations."""
+    return peak is not None and _PLAIN * _ARENA * peak <= psutil.virtual_memory().available
+
+
+@dataclass(frozen=True, slots=True)
+class _OwnFreedom:
+    """How the original is run without graph optimisations.
+
+    Attributes:
+        folder: Takes what it gives.
+        inputs: The file of inputs.
+        fits: There is room for it.
+        timeout_s: Seconds it may take.
+    """
+
+    folder: Path
+    inputs: Path
+    fits: bool
+    timeout_s: float
+
+    def run(self, original: Path, ways: Mapping[str, Any]) -> Path | None:
+        """Return the file of what it gave, scores of labels included; None if it did not run."""
+        if not self.fits:
+            return None
+        out = self.folder / "plain.npz"
+        try:
+            path = self._with_scores(original, [way["scores"] for way in ways.values()])
+            with child_process("patchconv_deploy.verify_child") as child:
+                child.ask(
+                    "plain",
+                    time_limit_s=self.timeout_s,
+                    path=str(path),
+                    inputs=str(self.inputs),
+                    out=str(out),
+                )
+        except (EngineError, OSError) as error:
+            logger.info("the original does not run without graph optimisations: %s", error)
+            return None
+        return out
+
+    def _with_scores(self, original: Path, names: Sequence[str]) -> Path:
+        """Return the original with tensors as outputs; as it is if its weights lie elsewhere."""
+        loaded = load(original)
+        there = {value.name for value in loaded.model.graph.output}
+        wanted = dict.fromkeys(name for name in names if name and name not in there)
+        if not wanted or loaded.has_external_data:
+            return original
+        loaded.model.graph.output.extend(
+            # Runtimes find the type out.
+            onnx.ValueInfoProto(name=name)
+            for name in wanted
+        )
+        path = self.folder / "scores.onnx"
+        path.write_bytes(loaded.model.SerializeToString())
+        return path
+
+
 def _run_pair(
     models: tuple[Path, Path],
     inputs: Path,
     evaluator: str,
     job: Mapping[str, Any],
     timeout_s: float,
+    own: _OwnFreedom | None = None,
 ) -> dict[str, Any]:
     """Run original and rewritten model in a process of their own, and compare.
+
+    What does not pass is compared again, with the original's own freedom in view.
 
     Raises:
         TimeLimit: The original takes longer than it may.
@@ -312,7 +433,11 @@ def _run_pair(
             stage = "rewritten"
             child.ask(stage, time_limit_s=allowed, path=str(models[1]), **common)
             stage = "compare"
-            return child.ask(stage, **job)
+            answer = child.ask(stage, **job)
+            failed = [o for o in answer["outputs"] if o["passed"] is False]
+            given = job["rtol"] is not None or job["atol"] is not None
+            plain = own.run(models[0], job["ways"]) if own and failed and not given else None
+            return answer if plain is None else child.ask(stage, plain=str(plain), **job)
     except EngineError as error:
         if stage == "original" and isinstance(error, TimeLimit):
             raise

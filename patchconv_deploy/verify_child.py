@@ -4,8 +4,15 @@ It answers (`engines.child`), in this order; which one it dies at tells which mo
 
     {"do": "original", "path": ..., "inputs": FILE.npz, "evaluator": "onnxruntime" | "reference"}
     {"do": "rewritten", ...}
-    {"do": "compare", "seams": [...], "exact_integers": ..., "rtol": ..., "atol": ...}
+    {"do": "compare", "seams": [...], "exact_integers": ..., "rtol": ..., "atol": ...,
+     "ways": {OUTPUT: {...}}, "plain": FILE.npz or nothing}
         -> {"outputs": [...]}
+
+and, in a process of its own, so that it costs the others nothing where there is no room for it:
+
+    {"do": "plain", "path": ..., "inputs": FILE.npz, "out": FILE.npz}
+
+which runs a model without graph optimisations and writes what it gave.
 """
 
 from __future__ import annotations
@@ -22,7 +29,8 @@ import numpy as np
 from engines.child import serve
 from engines.errors import RunError
 from engines.onnxruntime_engine import open_session
-from patchconv_deploy.comparison import Seam, compare_output
+from patchconv_deploy.comparison import Seam, Way, compare_output
+from patchconv_deploy.inputs import save_inputs
 
 __all__ = ["main"]
 
@@ -86,31 +94,58 @@ class _Worker:
     def compare(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Compare what they gave."""
         seams = [Seam(seam["axis"], seam["rows"], tuple(seam["at"])) for seam in job["seams"]]
-        outputs = [
-            compare_output(
-                name,
-                reference,
-                self._again[name],
-                self._other[name],
-                seams=seams,
-                exact_integers=job["exact_integers"],
-                rtol=job["rtol"],
-                atol=job["atol"],
+        ways = {name: Way(**way) for name, way in job["ways"].items()}
+        plain = {} if job.get("plain") is None else _arrays(job["plain"])
+        outputs = []
+        for name, reference in self._reference.items():
+            way = ways.get(name, Way())
+            outputs.append(
+                compare_output(
+                    name,
+                    reference,
+                    self._again[name],
+                    self._other[name],
+                    seams=seams,
+                    exact_integers=job["exact_integers"],
+                    rtol=job["rtol"],
+                    atol=job["atol"],
+                    way=way,
+                    plain=plain.get(name),
+                    scores=plain.get(way.scores),
+                )
             )
-            for name, reference in self._reference.items()
-        ]
         return {"outputs": [asdict(output) for output in outputs]}
 
 
+def _plain(job: Mapping[str, Any]) -> dict[str, Any]:
+    """Run a model without graph optimisations."""
+    with open_session(Path(job["path"]), optimised=False) as session:
+        given = _flat(session.run(_feeds(job)))
+    kept = {name: array for name, array in given.items() if array.dtype.kind in "biuf"}
+    save_inputs(Path(job["out"]), kept)
+    return {}
+
+
 def _feeds(job: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
-    with np.load(job["inputs"], allow_pickle=False) as data:
+    return _arrays(job["inputs"])
+
+
+def _arrays(path: str) -> dict[str, np.ndarray[Any, Any]]:
+    with np.load(path, allow_pickle=False) as data:
         return {name: data[name] for name in data.files}
 
 
 def main() -> int:
     """Serve until standard input ends."""
     worker = _Worker()
-    serve({"original": worker.original, "rewritten": worker.rewritten, "compare": worker.compare})
+    serve(
+        {
+            "original": worker.original,
+            "rewritten": worker.rewritten,
+            "compare": worker.compare,
+            "plain": _plain,
+        }
+    )
     return 0
 
 
