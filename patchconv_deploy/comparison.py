@@ -74,12 +74,12 @@ _ABSOLUTE: Mapping[str, float] = {
     "bfloat16": 2e-2,
 }
 # Mean error of a row, relative to the spread, that is no sign of anything: sums of many products in
-# another order; one last place of 16 bits; half a quantum.
+# another order; a quarter of the last place of 16 bits; half a quantum.
 _USUAL: Mapping[str, float] = {
     "float64": 32 * 2.0**-52,
     "float32": 32 * 2.0**-23,
-    "float16": 2.0**-10,
-    "bfloat16": 2.0**-7,
+    "float16": 2.0**-12,
+    "bfloat16": 2.0**-9,
     "int8": 2.0**-8,
     "int4": 2.0**-4,
 }
@@ -87,6 +87,8 @@ _FAINT = 100
 _INTEGER_SHARE, _SEAM_SHARE = 1e-3, 2e-2
 # A row may have so many times the usual error, and so many deviations; so many elements are chance.
 _TIMES, _DEVIATIONS, _CHANCE = 4, 6, 3
+# Values on a rounding edge that err together, if at all.
+_ROUNDED = 3
 # The original's freedom raises no tolerance above this share of the spread.
 _MOST_FREEDOM = 0.1
 _EPSILON: Mapping[str, float] = {
@@ -215,13 +217,16 @@ class _Figures:
     finite: Array
     seams: Sequence[Seam] = field(default_factory=tuple)
 
-    def stands_out(self, errors: Array, own: Array | None, floor: Array | float) -> str:
+    def stands_out(
+        self, errors: Array, own: Array | None, floor: Array | float, together: float
+    ) -> str:
         """Return which row next to a seam has larger errors than others have; empty if none.
 
         Args:
             errors: An error per element.
             own: The same of the original without graph optimisations.
             floor: Mean error that a row may have, one for all rows or one for each.
+            together: Elements that err together.
         """
         shape = errors.shape
         found, wide = seam_rows(shape, self.seams), seam_rows(shape, self.seams, wide=True)
@@ -238,8 +243,7 @@ class _Figures:
             return ""
         usual = max(float(np.mean(sample)) for sample in samples)
         square = max(float(np.mean(np.square(sample))) for sample in samples)
-        # What is wrong in one channel, or in one place, is wrong beside it as well.
-        single = max(1.0, rows.shape[1] / (9 * shape[1] if len(shape) > 2 and axis != 1 else 9))
+        single = max(1.0, rows.shape[1] / together)
         chance = _DEVIATIONS * np.sqrt(square / single)
         allowed = np.broadcast_to(floor, shape[axis])[marked] + _TIMES * usual + chance
         excess = rows[marked].mean(axis=1) - allowed
@@ -266,6 +270,7 @@ def compare_output(
     way: Way | None = None,
     plain: Array | None = None,
     scores: Array | None = None,
+    final: bool = True,
 ) -> OutputComparison:
     """Compare one output.
 
@@ -282,6 +287,7 @@ def compare_output(
         way: What lies between the cuts and the output; the output's own type alone if None.
         plain: What the original computed without graph optimisations.
         scores: Of labels, what it chose among.
+        final: There are no scores to be had; else labels that differ do not pass without.
     """
     dtype = str(reference.dtype)
     way = way or Way()
@@ -341,6 +347,8 @@ def compare_output(
         if exact_integers or rtol == 0:
             return result(_any_differs(figures), **figures)
         chosen = None if scores is None else _gaps(b, scores, way)
+        if way.kind == "labels" and chosen is None and not final and figures["max_abs"]:
+            return result("labels differ", **figures)
         spread = _spread(a.astype(np.float64))
         figures["magnitude"] = spread
         return result(_integer_fault(measured, way, spread, chosen), **figures)
@@ -405,7 +413,9 @@ def _float_fault(found: _Figures, allowed: Array, tolerance: float, way: Way, ki
         return ""
     if steps:
         count = beyond.size // beyond.shape[rows[0]]
-        stray = found.stands_out(beyond.astype(float), None, _SEAM_SHARE + _CHANCE / count)
+        stray = found.stands_out(
+            beyond.astype(float), None, _SEAM_SHARE + _CHANCE / count, _ROUNDED
+        )
         if stray:
             return stray
     magnitude = np.where(found.finite, np.abs(found.reference), 0)
@@ -413,10 +423,12 @@ def _float_fault(found: _Figures, allowed: Array, tolerance: float, way: Way, ki
     floor = (
         _ABSOLUTE.get(kind if kind == "float64" else "float32", 5e-7)
         + _USUAL[kind] * _spread(found.reference[found.finite])
-        + 4 * _EPSILON.get(kind, 0.0) * np.mean(magnitude, axis=others)
+        + 0.5 * _EPSILON.get(kind, 0.0) * np.mean(magnitude, axis=others)
     )
     own = None if found.own is None else np.minimum(found.own, allowed)
-    return found.stands_out(np.where(beyond, 0, found.difference), own, floor)
+    return found.stands_out(
+        np.where(beyond, 0, found.difference), own, floor, _neighbours(beyond.shape, rows[0])
+    )
 
 
 def _any_differs(figures: Mapping[str, Any]) -> str:
@@ -454,7 +466,8 @@ def _integer_fault(
                 f"a label whose score misses the best by {float(np.max(missed)):.3g} was chosen, "
                 f"{allowed:.3g} is allowed"
             )
-        most, near = max(_INTEGER_SHARE, 20 * usual), max(_SEAM_SHARE, 20 * usual)
+        most = max(_INTEGER_SHARE, 20 * usual, _CHANCE / errors.size)
+        near = max(_SEAM_SHARE, 20 * usual)
     if own is not None:
         most = max(most, min(2 * float(np.mean(own)), _MOST_FREEDOM))
     if float(np.mean(errors)) > most:
@@ -464,7 +477,14 @@ def _integer_fault(
     if rows is None:
         return ""
     count = errors.size // errors.shape[rows[0]]
-    return found.stands_out(errors, own, near + _CHANCE / count)
+    quantised = kind in ("int8", "int4")
+    together = _neighbours(errors.shape, rows[0]) if quantised else _ROUNDED
+    return found.stands_out(errors, own, near + _CHANCE / count, together)
+
+
+def _neighbours(shape: Sequence[int], axis: int) -> int:
+    """Return how many elements see one value of a layer before: all channels of 3x3 places."""
+    return 9 * shape[1] if len(shape) > 2 and axis != 1 else 9
 
 
 def _gaps(labels: Array, scores: Array, way: Way) -> tuple[Array, float] | None:

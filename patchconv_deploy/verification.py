@@ -433,11 +433,12 @@ def _run_pair(
             stage = "rewritten"
             child.ask(stage, time_limit_s=allowed, path=str(models[1]), **common)
             stage = "compare"
-            answer = child.ask(stage, **job)
+            answer = child.ask(stage, final=own is None, **job)
             failed = [o for o in answer["outputs"] if o["passed"] is False]
-            given = job["rtol"] is not None or job["atol"] is not None
-            plain = own.run(models[0], job["ways"]) if own and failed and not given else None
-            return answer if plain is None else child.ask(stage, plain=str(plain), **job)
+            if own is None or not failed or job["rtol"] is not None or job["atol"] is not None:
+                return answer
+            plain = own.run(models[0], job["ways"])
+            return child.ask(stage, final=True, plain=plain and str(plain), **job)
     except EngineError as error:
         if stage == "original" and isinstance(error, TimeLimit):
             raise

@@ -5,7 +5,7 @@ It answers (`engines.child`), in this order; which one it dies at tells which mo
     {"do": "original", "path": ..., "inputs": FILE.npz, "evaluator": "onnxruntime" | "reference"}
     {"do": "rewritten", ...}
     {"do": "compare", "seams": [...], "exact_integers": ..., "rtol": ..., "atol": ...,
-     "ways": {OUTPUT: {...}}, "plain": FILE.npz or nothing}
+     "ways": {OUTPUT: {...}}, "final": ..., "plain": FILE.npz or nothing}
         -> {"outputs": [...]}
 
 and, in a process of its own, so that it costs the others nothing where there is no room for it:
@@ -112,6 +112,7 @@ class _Worker:
                     way=way,
                     plain=plain.get(name),
                     scores=plain.get(way.scores),
+                    final=job["final"],
                 )
             )
         return {"outputs": [asdict(output) for output in outputs]}

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchconv_deploy.comparison import Seam, compare_output, seam_rows
+from patchconv_deploy.comparison import Seam, Way, compare_output, seam_rows
 
 
 def _image(seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -131,3 +131,67 @@ def test_seams_are_carried_to_other_heights() -> None:
     assert rows.min() == 8
     assert rows.max() == 23
     assert seam_rows((3,), [Seam(2, 8, (4,))]) is None
+
+
+def test_a_coarse_type_inside_widens_the_tolerance_and_hides_no_row() -> None:
+    """Errors of float16 pass in a float32 output, spread over it; a tenth of it in one row not."""
+    reference = np.random.default_rng(0).standard_normal((1, 3, 64, 48)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal(reference.shape).astype(np.float32)
+    rounded = reference + np.float32(3e-4) * noise
+    seams, way = [Seam(2, 64, (16, 32, 48))], Way("float16")
+    given: dict[str, Any] = {"seams": seams, "way": way}
+    assert not compare_output("y", reference, reference, rounded, seams=seams).passed
+    assert compare_output("y", reference, reference, rounded, **given).passed
+    wrong = rounded.copy()
+    wrong[:, :, 32] += np.float32(0.01) * noise[:, :, 32]
+    found = compare_output("y", reference, reference, wrong, **given)
+    assert found.max_abs < found.tolerance
+    assert found.passed is False
+    assert "row 32, next to a seam, stands out" in found.reason
+
+
+def test_what_the_original_is_free_to_do_is_a_floor_and_no_more() -> None:
+    """Its distance to itself without optimisations counts, up to a tenth of the spread."""
+    reference = np.random.default_rng(0).standard_normal((1, 3, 64, 48)).astype(np.float32)
+    noise = np.random.default_rng(1).standard_normal(reference.shape).astype(np.float32)
+    for size, passes in ((1e-3, True), (0.3, None)):
+        other, plain = (reference + np.float32(size * sign) * noise for sign in (1, -1))
+        assert compare_output("y", reference, reference, other).passed is False
+        found = compare_output("y", reference, reference, other, plain=plain)
+        assert found.passed is passes
+        assert found.freedom == pytest.approx(size * np.abs(noise).max(), rel=1e-2)
+    far = reference + np.float32(3) * noise
+    assert compare_output("y", reference, reference, far, plain=plain).passed is False
+
+
+def test_labels_may_differ_where_their_scores_are_as_good_as_equal() -> None:
+    """Another label is right where the original's scores tie, and only there."""
+    scores = np.random.default_rng(0).standard_normal((1, 5, 32, 24)).astype(np.float32)
+    scores[0, 1, 3, 4] = scores[0, 2, 3, 4] = 4.0
+    scores[0, 2, 3, 4] += np.float32(1e-5)
+    labels = np.argmax(scores, axis=1)
+    tie, wrong = labels.copy(), labels.copy()
+    tie[0, 3, 4] = 1
+    wrong[0, 9, 9] = np.argmin(scores[0, :, 9, 9])
+    way = Way(kind="labels", scores="s", axis=1)
+    for other, passes in ((tie, True), (wrong, False), (labels, True)):
+        found = compare_output("y", labels, labels, other, way=way, scores=scores)
+        assert found.passed is passes
+        first = compare_output("y", labels, labels, other, way=way, final=False)
+        assert first.passed is (other is labels)
+    beyond = np.where(labels == 0, 7, labels)
+    assert compare_output("y", labels, labels, beyond, way=way, scores=scores).passed is False
+
+
+def test_levels_may_be_one_off_on_a_rounding_edge() -> None:
+    """A few levels off by one pass, one off by many does not, nor a row of them at a seam."""
+    reference = np.random.default_rng(0).integers(0, 200, (1, 3, 64, 48)).astype(np.uint8)
+    way, seams = Way("float16", kind="levels"), [Seam(2, 64, (32,))]
+    few = reference.copy()
+    few.reshape(-1)[::97] += 1
+    assert compare_output("y", reference, reference, few, way=way, seams=seams).passed
+    for rows, by in ((slice(5, 6), 40), (slice(32, 33), 1)):
+        wrong = few.copy()
+        wrong[:, :, rows] += by
+        found = compare_output("y", reference, reference, wrong, way=way, seams=seams)
+        assert found.passed is False, found
