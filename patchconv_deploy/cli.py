@@ -49,6 +49,7 @@ from patchconv_deploy.measuring import (
 )
 from patchconv_deploy.report import Report, print_report
 from patchconv_deploy.verification import TIMEOUT_S
+from patchconv_deploy.version import VERSION
 from rewriters.errors import BudgetError, RewriterError
 from rewriters.planner import FORMS, read_plan
 from rewriters.rewrite import TARGETS
@@ -179,7 +180,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--force", is_flag=True, help="Overwrite an existing output.")
 @click.option("-v", "--verbose", is_flag=True, help="List every Conv left alone; log what is done.")
 @click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings alone.")
-@click.version_option(package_name="patchconv-deploy")
+@click.version_option(VERSION)
 @click.pass_context
 def rewrite_command(
     context: click.Context,
@@ -319,7 +320,7 @@ def _report_of_failure(path: Path | None) -> Iterator[None]:
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="patchconv-deploy")
+@click.version_option(VERSION)
 def patchconv() -> None:
     """PatchConv for exported ONNX graphs."""
 

@@ -17,10 +17,10 @@ import onnx
 
 from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.errors import UsageError
+from rewriters.graph import record
+from rewriters.rewrite import SESSION_OPTIONS_KEY as METADATA_KEY
 
 __all__ = ["METADATA_KEY", "recommend", "recommended_options", "unlike_recommended"]
-
-METADATA_KEY = "patchconv.session_options"
 
 
 def recommend(model: onnx.ModelProto, options: Mapping[str, bool]) -> None:
@@ -30,12 +30,7 @@ def recommend(model: onnx.ModelProto, options: Mapping[str, bool]) -> None:
         model: The model; changed in place.
         options: Names of onnxruntime.SessionOptions to true or false.
     """
-    text = json.dumps(dict(options), separators=(",", ":"))
-    for entry in model.metadata_props:
-        if entry.key == METADATA_KEY:
-            entry.value = text
-            return
-    model.metadata_props.add(key=METADATA_KEY, value=text)
+    record(model, METADATA_KEY, dict(options))
 
 
 def recommended_options(

@@ -7,6 +7,7 @@ shapes on whatever the model's size.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -39,6 +40,7 @@ __all__ = [
     "load",
     "node_label",
     "opset_of",
+    "record",
     "skeleton",
 ]
 
@@ -122,6 +124,20 @@ def _is_text(message: Message) -> bool:
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the default domain, 0 if the model imports none."""
     return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+
+
+def record(model: onnx.ModelProto, key: str, data: Mapping[str, Any]) -> None:
+    """Write an entry of the model's metadata as JSON, in place of those under the same key.
+
+    Args:
+        model: The model; changed in place.
+        key: The entry's key; a runtime refuses a model that has one twice.
+        data: What to write.
+    """
+    held = model.metadata_props
+    for at in reversed([at for at, entry in enumerate(held) if entry.key == key]):
+        del held[at]
+    held.add(key=key, value=json.dumps(data, separators=(",", ":")))
 
 
 def node_label(node: onnx.NodeProto) -> str:

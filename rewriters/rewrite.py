@@ -12,7 +12,6 @@ A model that holds a plan already is left as it is.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -31,7 +30,14 @@ from rewriters.conv_folding import Folded, fold_clones
 from rewriters.draft import Draft, ordered, predict, predict_all
 from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import drop_unused_value_info, splice
-from rewriters.graph import Loaded, check, convolutions_in_bodies, index, skeleton
+from rewriters.graph import (
+    Loaded,
+    check,
+    convolutions_in_bodies,
+    index,
+    record,
+    skeleton,
+)
 from rewriters.inspection import Inspection, inspect_model
 from rewriters.locality import AXES
 from rewriters.memory import Peak
@@ -480,9 +486,9 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     if options.fold:
         made = {n.name for entry in decided.drafts for n in entry.fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
-    _record(model, METADATA_KEY, plan)
+    record(model, METADATA_KEY, plan)
     if options.target in _RUN_UNDER and options.by_region:
-        _record(model, SESSION_OPTIONS_KEY, _RUN_UNDER[options.target])
+        record(model, SESSION_OPTIONS_KEY, _RUN_UNDER[options.target])
     check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
     index(model)
     return replace(
@@ -495,11 +501,6 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         defaults=defaults,
         folded=folded,
     )
-
-
-def _record(model: onnx.ModelProto, key: str, data: Mapping[str, Any]) -> None:
-    entry = model.metadata_props.add()
-    entry.key, entry.value = key, json.dumps(data, separators=(",", ":"))
 
 
 def _decide(
