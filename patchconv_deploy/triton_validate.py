@@ -4,6 +4,11 @@ Rules come in three layers, each a function that yields findings: the configurat
 core, `config_problems`), the folder (versions and files, `folder_problems`), and the configuration
 against the model (the ONNX Runtime backend, `model_problems`). Auto-completion counts as off.
 
+A repository is not trusted. Whatever a configuration names is opened only where it lies in the
+folder it belongs to, by name, and in the repository, links followed; each model is checked in a
+process of its own (`patchconv_deploy.triton_check_child`), and one that cannot be checked, whatever
+the cause, is a finding and no end of the check of the others.
+
 Left to the server: ensembles, sequence batching beyond its names, and models of other backends,
 whose files are not looked into.
 
@@ -14,11 +19,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
-from engines.signature import Runtime, runtime
+from engines.child import Child, child_process
+from engines.errors import EngineError
+from engines.signature import Runtime
+from patchconv_deploy.console import printable
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.triton_schema import read_config, schema
 from patchconv_deploy.triton_signature import Signature, Tensor, read_signature
@@ -35,6 +44,9 @@ _FILES = {"onnxruntime": "model.onnx", "tensorrt": "model.plan"}
 # Folders of a model that are no versions.
 _RESERVED = frozenset({"configs", "warmup", "initial_state"})
 _BOOLEANS = frozenset({"true", "1", "false", "0"})
+# A configuration of a thousand inputs is a tenth of it.
+_LARGEST_CONFIG = 1 << 20
+_TIME_LIMIT_S = 600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +65,7 @@ class Finding:
 
     def __str__(self) -> str:
         """Return it as one line."""
-        return f"{self.file}: {self.reason}"
+        return printable(f"{self.file}: {self.reason}")
 
 
 def check_repository(
@@ -73,16 +85,52 @@ def check_repository(
         raise UsageError(f"{repository}: no such folder")
     schema()
     found = []
-    with runtime() as opener:
+    with ExitStack() as stack:
+        apart = _Apart(stack)
         for model in sorted(entry for entry in repository.iterdir() if entry.is_dir()):
-            found += check_model(model, opener, gpu=gpu, config_name=config_name)
+            found += apart.check(model, gpu, config_name)
     return found
+
+
+class _Apart:
+    """Checks models, one at a time, in one process; in a new one if that dies."""
+
+    def __init__(self, stack: ExitStack) -> None:
+        self._stack = stack
+        self._child: Child | None = None
+
+    def check(self, model: Path, gpu: bool | None, config_name: str) -> list[Finding]:
+        """Check a model's folder; that it cannot be checked is a finding."""
+        if self._child is None:
+            self._child = self._stack.enter_context(
+                child_process("patchconv_deploy.triton_check_child")
+            )
+        try:
+            answer = self._child.ask(
+                "check",
+                time_limit_s=_TIME_LIMIT_S,
+                model=str(model),
+                gpu=gpu,
+                config_name=config_name,
+            )
+        except EngineError as error:
+            self._child = None
+            self._stack.close()
+            return [
+                Finding(
+                    model.name, model.name, f"it could not be checked, take it for refused: {error}"
+                )
+            ]
+        return [Finding(**finding) for finding in answer["findings"]]
 
 
 def check_model(
     model: Path, opener: Runtime, *, gpu: bool | None = None, config_name: str = ""
 ) -> list[Finding]:
     """Check one model's folder; arguments as of `check_repository`."""
+    if not _within(model, model.parent):
+        reason = "it is a link out of the repository and was not opened; put the folder itself here"
+        return [Finding(model.name, model.name, reason)]
     file = model / "config.pbtxt"
     named = model / "configs" / f"{config_name}.pbtxt"
     if config_name and named.is_file():
@@ -98,9 +146,13 @@ def check_model(
                 "'patchconv triton')"
             )
         ]
+    if not _within(file, model.parent):
+        return [finding("it is a link out of the repository and was not opened; put the file here")]
+    if file.stat().st_size > _LARGEST_CONFIG:
+        return [finding(f"it is larger than {_LARGEST_CONFIG >> 10} KiB, so it was not read")]
     try:
         config = read_config(file)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return [finding(f"not a model configuration: {error}")]
     _fill(config, model)
     found = [finding(reason) for reason in config_problems(config, model.name, gpu)]
@@ -341,21 +393,22 @@ def folder_problems(config: Any, model: Path, opener: Runtime) -> Iterator[str]:
     serving, problem = _serving(config, model)
     if problem is not None:
         yield problem
-    for output in config.output:
-        if output.label_filename and not (model / output.label_filename).is_file():
-            yield (
-                f"output {output.name!r}: label_filename {output.label_filename!r} is not in the "
-                "model's folder; put it there or leave it out"
-            )
-    if config.backend not in _FILES:
-        return
+    yield from _other_file_problems(config, model)
+    names = {config.default_model_filename, *config.cc_model_filenames.values()}
     for version in serving:
         folder = model / str(version)
-        names = {config.default_model_filename, *config.cc_model_filenames.values()}
         for name in sorted(names):
+            escape = _escape(folder, name, model.parent)
+            if escape is not None:
+                yield f"model file {name!r} {escape}; name a file in the version's folder"
+            if escape is not None or config.backend not in _FILES:
+                continue
             file = folder / name
             if config.backend == "onnxruntime" and file.is_dir():
                 file /= "model.onnx"
+                if not _within(file, model.parent):
+                    yield f"{name}/model.onnx is a link out of the repository and was not opened"
+                    continue
             if not file.is_file():
                 yield (
                     f"version {version} has no file {name!r}; put the model there, or name its "
@@ -364,6 +417,59 @@ def folder_problems(config: Any, model: Path, opener: Runtime) -> Iterator[str]:
             elif config.backend == "onnxruntime":
                 where = file.relative_to(model)
                 yield from (f"{where}: {p}" for p in _onnx_problems(config, file, opener))
+
+
+def _other_file_problems(config: Any, model: Path) -> Iterator[str]:
+    """Yield what is wrong with the files beside the model that a configuration names."""
+    for output in config.output:
+        if output.label_filename:
+            what = f"output {output.name!r}: label_filename"
+            yield from _file_problem(what, model, output.label_filename, model.parent)
+    for sample in config.model_warmup:
+        for name, made in sample.inputs.items() if sample.batch_size else ():
+            if made.WhichOneof("input_data_type") == "input_data_file":
+                what = f"model_warmup {sample.name!r}, input {name!r}: input_data_file"
+                yield from _file_problem(what, model / "warmup", made.input_data_file, model.parent)
+    for state in config.sequence_batching.state:
+        for initial in state.initial_state:
+            if initial.WhichOneof("state_data") == "data_file":
+                what = f"state {state.input_name!r}: data_file"
+                folder = model / "initial_state"
+                yield from _file_problem(what, folder, initial.data_file, model.parent)
+
+
+def _file_problem(what: str, folder: Path, name: str, repository: Path) -> Iterator[str]:
+    escape = _escape(folder, name, repository)
+    if escape is not None:
+        yield f"{what} {name!r} {escape}; name a file in the folder"
+    elif not (folder / name).is_file():
+        where = "the model's folder" if folder.parent == repository else f"{folder.name}/"
+        yield f"{what} {name!r} is not in {where}; put it there or leave it out"
+
+
+def _escape(folder: Path, name: str, repository: Path) -> str | None:
+    """Return how a name leads out of the folder it belongs to, None if it does not.
+
+    Nothing is opened. Links may lead to another place of the repository, not out of it.
+    """
+    if not name.isprintable():
+        return "holds control characters and was not opened"
+    pure = PurePath(name)
+    if pure.is_absolute():
+        return "is an absolute path and was not opened"
+    if ".." in pure.parts:
+        return "leads out of its folder and was not opened"
+    if not _within(folder / name, repository):
+        return "is a link out of the repository and was not opened"
+    return None
+
+
+def _within(path: Path, repository: Path) -> bool:
+    """Tell whether a path lies in the repository when every link is followed."""
+    try:
+        return path.resolve().is_relative_to(repository.resolve())
+    except (OSError, RuntimeError, ValueError):  # a circle of links, a name that is too long
+        return False
 
 
 def _serving(config: Any, model: Path) -> tuple[list[int], str | None]:
