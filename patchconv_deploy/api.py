@@ -154,6 +154,8 @@ class RewriteKeywords(CutKeywords, total=False):
 
     Attributes:
         share_weights: Refer to the original's external weight files instead of copying them.
+        require_verified: Write nothing that could not be verified: no runtime, too large for the
+            memory, an original that does not run or differs from itself, outputs near zero.
         rtol: Tolerance relative to an output's spread; by element type by default.
         atol: Absolute tolerance, added; by element type by default.
         seed: Seed of the inputs, 0 by default.
@@ -169,6 +171,7 @@ class RewriteKeywords(CutKeywords, total=False):
     """
 
     share_weights: bool
+    require_verified: bool
     rtol: float | None
     atol: float | None
     seed: int
@@ -266,7 +269,8 @@ def rewrite(
     Raises:
         RewriterError: The model is not valid, an option does not fit it, or it cannot be saved.
         UsageError: The given inputs do not fit.
-        VerificationError: The result does not compute the same; nothing was written.
+        VerificationError: The result does not compute the same, or was required to be verified and
+            could not be; nothing was written.
         BudgetError: No plan keeps the memory budget; nothing was written.
         EngineMissing: It is to be measured, and ONNX Runtime is not installed; nothing was written.
         OSError: The disk is full or failing; nothing was written.
@@ -296,7 +300,8 @@ def rewrite(
     share = keywords.get("share_weights", False)
     with stage(outcome.model, loaded.folder, target, share_weights=share) as staged:
         checked = _verify_staged(source, staged.path, outcome, options, keywords)
-        wrong = checked.passed is False
+        unproven = _unproven(checked) if keywords.get("require_verified", False) else ""
+        wrong = checked.passed is False or bool(unproven)
         tuned = None if wrong else _tune_staged(source, staged, target, outcome, keywords)
         report = make_report(
             outcome,
@@ -312,6 +317,10 @@ def rewrite(
                 f"{source}: the rewritten model does not compute the same: {checked.reason}; "
                 "nothing was written",
                 report,
+            )
+        if unproven:
+            raise VerificationError(
+                f"{source}: not verified: {unproven}; nothing was written", report
             )
         staged.publish()
     return RewriteResult(target, report, outcome, () if tuned is None else tuned.results)
@@ -343,10 +352,22 @@ def _check_numbers(keywords: RewriteKeywords) -> None:
         if value is not None and not (math.isfinite(value) and value >= 0):
             raise UsageError(f"{name} is {value}; it must be a finite number, 0 or more")
     seed, timeout_s = keywords.get("seed", 0), keywords.get("timeout_s", TIMEOUT_S)
+    asked = keywords.get("verify", True) and not keywords.get("dry_run", False)
+    if keywords.get("require_verified", False) and not asked:
+        raise UsageError(
+            "what is required to be verified has to be verified: no dry run, verify on"
+        )
     if seed < 0:
         raise UsageError(f"seed is {seed}; it must be 0 or more")
     if not 0 < timeout_s <= threading.TIMEOUT_MAX:
         raise UsageError(f"the time limit is {timeout_s} s; it must be more than 0")
+
+
+def _unproven(checked: Verification) -> str:
+    """Return why a result counts as not verified, empty if it does, or if there is no change."""
+    if checked.declined or (checked.passed is not None and not checked.faint):
+        return ""
+    return checked.reason or "the outputs are nearly zero on these inputs; give others"
 
 
 def _verify_staged(

@@ -17,7 +17,7 @@ import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
-from patchconv_deploy.api import ParetoKeywords, default_output, pareto, rewrite
+from patchconv_deploy.api import ParetoKeywords, RewriteResult, default_output, pareto, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_inspect import inspect_command
 from patchconv_deploy.cli_measure import measure_command
@@ -47,7 +47,7 @@ from patchconv_deploy.measuring import (
     measurement_json,
     print_results,
 )
-from patchconv_deploy.report import Report, print_report
+from patchconv_deploy.report import Report, print_report, sizes_text
 from patchconv_deploy.verification import TIMEOUT_S
 from patchconv_deploy.version import VERSION
 from rewriters.errors import BudgetError, RewriterError
@@ -141,6 +141,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 )
 @click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
 @click.option("--verify/--no-verify", default=True, show_default=True, help="Run both, compare.")
+@click.option("--require-verified", is_flag=True, help="Write nothing that is not verified.")
 @click.option("--rtol", type=float, help="Tolerance relative to an output's spread.")
 @click.option("--atol", type=float, help="Absolute tolerance, added.")
 @click.option(
@@ -203,6 +204,7 @@ def rewrite_command(
     pareto_only: bool,
     dry_run: bool,
     verify: bool,
+    require_verified: bool,
     rtol: float | None,
     atol: float | None,
     seed: int,
@@ -261,6 +263,7 @@ def rewrite_command(
             share_weights=share_weights,
             fold=fold,
             verify=verify,
+            require_verified=require_verified,
             rtol=rtol,
             atol=atol,
             seed=seed,
@@ -288,13 +291,9 @@ def rewrite_command(
         if not quiet:
             console = stdout_console()
             print_report(result.report, result.outcome, console, all_rows=verbose)
-            if result.path is not None:
-                copy = "" if result.outcome.rewritten else " (the model as it was)"
-                console.print(f"Written: {result.path}{copy}")
             if results:
                 print_results(results, console)
-        for warning in result.report.warnings:
-            complain("warning", warning)
+        _print_end(result, quiet)
     except OSError as error:
         written = f"{result.path} was written, but " if result.path else ""
         raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
@@ -302,6 +301,29 @@ def rewrite_command(
     failed = "; ".join(dict.fromkeys(errors))
     if failed:
         raise PatchConvError(f"{result.path} was written, but not measured: {failed}")
+
+
+def _print_end(result: RewriteResult, quiet: bool) -> None:
+    """Print the warnings and what was written; last of all, what was verified, or that it was not.
+
+    Args:
+        result: What was done.
+        quiet: Print the warnings alone.
+    """
+    doubt = result.report.doubt
+    for warning in result.report.warnings:
+        if warning != doubt:
+            complain("warning", warning)
+    if not quiet and result.path is not None:
+        found = result.report.verification
+        said = "" if result.outcome.rewritten else " (the model as it was)"
+        if found["ran"] and not doubt:
+            said += f", verified at {sizes_text(found['shapes'])}"
+        elif result.outcome.rewritten and not doubt:
+            said += ", not verified"
+        stdout_console().print(f"Written: {result.path}{said}")
+    if doubt:
+        complain("warning", doubt)
 
 
 def _write_report(path: Path | None, report: Report) -> None:

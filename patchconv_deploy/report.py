@@ -26,7 +26,15 @@ from rewriters.single import SINGLE_FORMS
 if TYPE_CHECKING:
     from patchconv_deploy.tuning import Tuned
 
-__all__ = ["Report", "clean", "make_report", "mebibytes", "print_report", "shape_text"]
+__all__ = [
+    "Report",
+    "clean",
+    "make_report",
+    "mebibytes",
+    "print_report",
+    "shape_text",
+    "sizes_text",
+]
 
 _ENGINE_NAMES = {
     "onnxruntime-tuned": "ONNX Runtime, recommended options",
@@ -48,7 +56,8 @@ class Report:
 
     Attributes:
         data: The report as JSON-ready data; see the README for its keys.
-        warnings: What the user should know, one line each.
+        warnings: What the user should know, one line each; what is to be known of the verification
+            last.
     """
 
     data: dict[str, Any]
@@ -65,6 +74,12 @@ class Report:
         """The convolutions left alone: node, reason, code."""
         entries: Sequence[Mapping[str, Any]] = self.data["refused"]
         return entries
+
+    @property
+    def doubt(self) -> str:
+        """What is to be known of the verification; empty if all is well."""
+        text: str = self.data["verification"]["doubt"]
+        return text
 
     @property
     def verification(self) -> Mapping[str, Any]:
@@ -84,7 +99,7 @@ def shape_text(shape: Shape | None) -> str:
 
 
 def _warnings(
-    outcome: Outcome, options: Options, verification: Verification, source_free: Mapping[str, Shape]
+    outcome: Outcome, options: Options, source_free: Mapping[str, Shape]
 ) -> tuple[str, ...]:
     found = []
     before, after = outcome.before.bytes, outcome.after.bytes
@@ -105,17 +120,27 @@ def _warnings(
         if name in source_free:
             was = shape_text(source_free[name])
             found.append(f"input {name} is now fixed to {shape_text(shape)} (was {was})")
-    if not verification.ran and not verification.declined:
-        found.append(f"not verified: {verification.reason}")
-    if verification.ran and verification.passed is None:
-        found.append(f"not verifiable: {verification.reason}")
-    if verification.passed and verification.faint:
-        found.append("the outputs are nearly zero on seeded inputs; verify on real ones (--inputs)")
     labels = list(outcome.sizes)
     for pattern in (*options.selection.include, *options.selection.exclude):
         if not outcome.already and not any(fnmatchcase(label, pattern) for label in labels):
             found.append(f"no Conv is named like {pattern!r}")
     return tuple(found)
+
+
+def _doubt(verification: Verification) -> str:
+    """Return what the user should know of the verification, empty if all is well."""
+    if not verification.ran:
+        return "" if verification.declined else f"not verified: {verification.reason}"
+    if verification.passed is None:
+        return f"not verifiable: {verification.reason}"
+    if verification.passed and verification.faint:
+        return "the outputs are nearly zero on seeded inputs; verify on real ones (--inputs)"
+    return ""
+
+
+def sizes_text(shapes: Mapping[str, Sequence[int]]) -> str:
+    """Return the sizes of inputs for people: x 1x3x96x64, mask 1x1x96x64."""
+    return ", ".join(f"{name} {shape_text(tuple(shape))}" for name, shape in shapes.items())
 
 
 def make_report(
@@ -140,11 +165,14 @@ def make_report(
         tuned: What was measured of it, None if nothing was.
     """
     model: onnx.ModelProto = outcome.model
-    warnings = _warnings(outcome, options, verification, source_free or {})
+    warnings = _warnings(outcome, options, source_free or {})
     recommended = _recommended(outcome, options)
     if tuned is not None and tuned.chosen is None:
         so = "what is recommended is predicted" if recommended else "nothing is recommended"
         warnings += (f"no session options were found by measuring; {so}",)
+    # Last, where it is seen.
+    doubt = _doubt(verification)
+    warnings += (doubt,) if doubt else ()
     data: dict[str, Any] = {
         "model": {
             "path": None if source is None else str(source),
@@ -207,7 +235,7 @@ def make_report(
         },
         "candidates": [dataclasses.asdict(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
-        "verification": dataclasses.asdict(verification),
+        "verification": {**dataclasses.asdict(verification), "doubt": doubt},
         "warnings": list(warnings),
     }
     if tuned is not None:
@@ -417,7 +445,8 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
         False: ("MISMATCH", "red"),
         None: ("not verifiable", "yellow"),
     }[found["passed"]]
-    console.print(styled(f"Verification ({found['via']}): ", word))
+    at = sizes_text(found["shapes"])
+    console.print(styled(f"Verification ({found['via']}; {at}): ", word))
     for output in found["outputs"]:
         seam = output["seam_max_abs"]
         console.print(
