@@ -221,6 +221,7 @@ def make_report(
             "by_form": dict(outcome.after_by_form),
             "before_at": outcome.before.at,
             "after_at": outcome.after.at,
+            "before_fixing": outcome.unfixed,
             "touched_before": outcome.before.touched,
             "touched_after": outcome.after.touched,
             "unknown_tensors": outcome.before.unknown,
@@ -287,6 +288,12 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         f"-> {mebibytes(peak['after'])} MiB{written}{work}"
         + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
     )
+    if peak["before_fixing"] is not None:
+        console.print(
+            f"Fixing sizes alone changes the original's predicted peak: "
+            f"{mebibytes(peak['before_fixing'])} -> {mebibytes(peak['before'])} MiB",
+            highlight=False,
+        )
     if outcome.folded.nodes:
         console.print(
             f"Folded once for all patches: {outcome.folded.nodes} BatchNormalization, Mul or Add "

@@ -335,7 +335,11 @@ def assemble(
         values.update(reading.values)
         nodes.append(node)
     return Model(
-        tuple(nodes), Tensors(dims, tensors.bits, constants, values), inputs, outputs, inner
+        tuple(nodes),
+        replace(tensors, dims=dims, constants=constants, values=values),
+        inputs,
+        outputs,
+        inner,
     )
 
 

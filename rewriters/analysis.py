@@ -99,7 +99,10 @@ class Analysis:
         """The tensors, of constants the weights."""
         graph = self.slim.graph
         values = small_values(graph.initializer)
-        return Tensors(self.sizing.dims, bits_of(self.sizing), weight_names(graph), values)
+        dims, sure = self.sizing.dims, self.facts.shapes.dims
+        assumed = (name for name in dims if None in (sure.get(name) or (None,)))
+        unknown = frozenset(assumed if self.assumes else ())
+        return Tensors(dims, bits_of(self.sizing), weight_names(graph), values, unknown)
 
     @cached_property
     def _readings(self) -> list[Reading]:
@@ -174,7 +177,7 @@ class Analysis:
         inputs = (value.name for value in self.slim.graph.input)
         return assemble(
             readings,
-            Tensors(dims, bits, constants, values),
+            Tensors(dims, bits, constants, values, known.open),
             tuple(name for name in inputs if name not in constants),
             outputs,
         )

@@ -65,12 +65,14 @@ class Tensors:
         bits: Bits of one element of each.
         constants: Initializers and what is computed from constants alone.
         values: Values of small constants, flat.
+        open: Tensors whose shape is assumed: an engine does not know it when it loads the model.
     """
 
     dims: Mapping[str, Shape]
     bits: Mapping[str, int]
     constants: Collection[str]
     values: Mapping[str, tuple[float, ...]]
+    open: Collection[str] = frozenset()
 
     def bytes(self, name: str) -> int | None:
         """Return a tensor's size, None if it is unknown."""
@@ -884,9 +886,8 @@ class _Graph:
 
     def _is_blocked_resize(self, node: Node) -> bool:
         """Tell whether a Resize by whole factors has a kernel in the blocked layout."""
-        position = 2 if node.op_type == "Resize" and len(node.reads) > 2 else 1
-        scales = self._value(node.reads[position]) if position < len(node.reads) else ()
-        if len(node.reads) > 3 or len(scales) != 4 or scales[:2] != (1.0, 1.0):
+        scales = self._scales(node)
+        if len(scales) != 4 or scales[:2] != (1.0, 1.0):
             return False
         if any(scale < 1 or scale != int(scale) for scale in scales):
             return False
@@ -901,6 +902,18 @@ class _Graph:
                 return where in ("asymmetric", "align_corners", "half_pixel")
             case _:
                 return False
+
+    def _scales(self, node: Node) -> tuple[float, ...]:
+        """Return the scales of a Resize as far as the engine knows them when it loads the model."""
+        if len(node.reads) > 3 and node.reads[3]:
+            ends = node.reads[0], node.makes[0]
+            source, made = (self._dims.get(name) for name in ends)
+            if not source or not made or any(name in self._tensors.open for name in ends):
+                return ()
+            sizes = zip(source, made, strict=True)
+            return tuple(new / old if old and new else 0.0 for old, new in sizes)
+        position = 2 if node.op_type == "Resize" and len(node.reads) > 2 else 1
+        return self._value(node.reads[position]) if position < len(node.reads) else ()
 
     # --- result -----------------------------------------------------------------------------------
 

@@ -281,6 +281,9 @@ class Outcome:
         defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
             where another engine is in view.
         folded: What was folded into weights that the clones of a convolution share.
+        unfixed: Predicted peak of the model as it was given, at the sizes that were fixed, bytes;
+            None where that changes nothing. An engine that knows sizes when it loads a model may
+            lay it out otherwise.
     """
 
     model: onnx.ModelProto
@@ -298,6 +301,7 @@ class Outcome:
     plan: Mapping[str, Any] | None = None
     defaults: tuple[int, int] | None = None
     folded: Folded = field(default_factory=Folded)
+    unfixed: int | None = None
 
 
 def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -432,19 +436,32 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     already = _holds_plan(model)
     if options.upgrade_opset is not None and not already:
         model = upgrade(model, options.upgrade_opset)
-    _fix(model, options)
+    engine = TARGETS[options.target]
     report("analysing", 0, 1)
+    unfixed = _predict_unfixed(Loaded(model, loaded.folder), options, engine)
+    _fix(model, options)
     slim = skeleton(Loaded(model, loaded.folder))
     analysis = _analyse(model, slim, options)
     if options.shapes or options.ranges:
         _declare_outputs(model, analysis.facts.shapes)
-    engine = TARGETS[options.target]
     # ONNX Runtime's default session options are shown beside those that are recommended.
     engines = [engine] if options.target != "onnxruntime" else [engine, "onnxruntime"]
     before, *usual_before = analysis.predict_all(None, engines)
     labels = node_labels(model.graph)
     sizes = _sizes(analysis, labels)
-    unchanged = Outcome(model, (), (), engine, before, before, {}, analysis.assumed, sizes, already)
+    unchanged = Outcome(
+        model,
+        (),
+        (),
+        engine,
+        before,
+        before,
+        {},
+        analysis.assumed,
+        sizes,
+        already,
+        unfixed=unfixed if unfixed != before.bytes else None,
+    )
     if already:
         return unchanged
 
@@ -501,6 +518,21 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         defaults=defaults,
         folded=folded,
     )
+
+
+def _predict_unfixed(loaded: Loaded, options: Options, engine: str) -> int | None:
+    """Return the predicted peak at the sizes that are to be fixed while they are free still."""
+    sizes: dict[str, tuple[tuple[int, int], ...]] = dict(options.ranges)
+    sizes |= {name: tuple((size, size) for size in dims) for name, dims in options.shapes.items()}
+    if not any(low == high for pairs in sizes.values() for low, high in pairs):
+        return None
+    slim, copy = skeleton(loaded), onnx.ModelProto()
+    copy.CopyFrom(slim)
+    checked = onnx.ModelProto()
+    checked.CopyFrom(slim)
+    _fix(checked, options)  # what does not fit is refused here
+    found = _analyse(copy, slim, replace(options, ranges=sizes)).predict(None, engine)
+    return None if found.unknown else found.bytes
 
 
 def _decide(

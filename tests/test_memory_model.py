@@ -10,20 +10,25 @@ Exceptions are named in `OUTSIDE` and `DISORDER`, each with its cause.
 from __future__ import annotations
 
 import importlib.util
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from engines.onnxruntime_engine import OrtOptions
+from patchconv_deploy.cli import rewrite_command
 from patchconv_deploy.measuring import measure_onnxruntime
 from rewriters.activation import ENGINES, predict, profile
 from rewriters.graph import Loaded, skeleton
 from rewriters.rewrite import Options, rewrite_model
 from rewriters.shapes import infer
+from tests.small_models import Dims, node, noise
+from tests.small_models import model as small
 from tools.calibrate_memory import (
     BOUNDS,
     OCR,
@@ -176,3 +181,69 @@ def test_what_is_written_to_is_what_the_process_needs(splits: int, tmp_path: Pat
     assert outcome.after.touched < 0.9 * outcome.after.bytes
     assert abs(outcome.after.bytes / found.runtime_peak_bytes - 1) < 0.05
     assert abs(outcome.after.touched / (found.peak_bytes - 6 * MIB) - 1) < 0.1
+
+
+def segmentation_head(dims: Dims, channels: int = 19) -> onnx.ModelProto:
+    """Make classes at an eighth of the size, and a Resize of them to the size of the input."""
+    nodes = [
+        node("Conv", "x a", "c", name="stem", pads=[1] * 4, strides=[8, 8]),
+        node("Relu", "c", "r", name="relu"),
+        node("Conv", "r b", "h", name="classes"),
+        node("Shape", "x", "shape", name="shape"),
+        node("Slice", "shape two four", "rows", name="rows"),
+        node("Concat", "first rows", "sizes", name="sizes", axis=0),
+        node("Resize", "h _ _ sizes", "y", name="up", mode="linear"),
+    ]
+    weights = {
+        "a": noise(64, 3, 3, 3) / 5,
+        "b": noise(channels, 64, 1, 1) / 8,
+        "two": np.array([2], np.int64),
+        "four": np.array([4], np.int64),
+        "first": np.array([1, channels], np.int64),
+    }
+    return small(nodes, {"x": dims}, {"y": (1, channels, None, None)}, weights)
+
+
+def test_fixing_sizes_changes_what_the_original_needs(tmp_path: Path) -> None:
+    """ONNX Runtime lays a Resize out in blocks of channels where it knows both sizes at load.
+
+    19 channels become 24 or 32 then, and the result is held twice. Both are predicted: the model
+    as it was given, and as it is once its sizes are fixed; measured in fresh processes.
+    """
+    sizes = (1, 3, 256, 256)
+    outcome = rewrite_model(
+        Loaded(segmentation_head((1, 3, "h", "w")), None), Options(splits=1, shapes={"x": sizes})
+    )
+    paths = [tmp_path / "free.onnx", tmp_path / "fixed.onnx"]
+    onnx.save(segmentation_head((1, 3, "h", "w")), paths[0])
+    onnx.save(segmentation_head(sizes), paths[1])
+    options = OrtOptions(memory_pattern=False, memory_reuse=False)
+    free, fixed = (
+        measure_onnxruntime([path], options, shapes=shapes, runs=2, processes=1)[0]
+        for path, shapes in zip(paths, ({"x": sizes}, {}), strict=True)
+    )
+    assert free.runtime_peak_bytes is not None
+    assert fixed.runtime_peak_bytes is not None
+    assert outcome.unfixed is not None
+    assert fixed.runtime_peak_bytes > 1.4 * free.runtime_peak_bytes
+    assert abs(outcome.unfixed / free.runtime_peak_bytes - 1) < 0.02
+    assert abs(outcome.before.bytes / fixed.runtime_peak_bytes - 1) < 0.02
+
+
+@pytest.mark.parametrize("said", [True, False], ids=["resized", "plain"])
+def test_the_report_says_that_fixing_sizes_changes_the_peak(
+    said: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """In a line and as data; not where fixing changes nothing."""
+    model = segmentation_head((1, 3, "h", "w")) if said else conv_chain(64)
+    if not said:
+        model.graph.input[0].type.tensor_type.shape.dim[2].dim_param = "h"
+    name = model.graph.input[0].name
+    channels = model.graph.input[0].type.tensor_type.shape.dim[1].dim_value
+    onnx.save(model, tmp_path / "m.onnx")
+    shape = f"{name}:1x{channels}x64x64"
+    arguments = [str(tmp_path / "m.onnx"), "--shape", shape, "--dry-run"]
+    rewrite_command.main([*arguments, "--report", str(tmp_path / "r.json")], standalone_mode=False)
+    data = json.loads((tmp_path / "r.json").read_text())["peak_activation_bytes"]
+    assert (data["before_fixing"] is not None) == said
+    assert ("Fixing sizes alone" in capsys.readouterr().out) == said
