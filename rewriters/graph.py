@@ -11,6 +11,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -321,9 +322,17 @@ def _copy_fields(source: Message, target: Message, skip: tuple[str, ...]) -> Non
 
 
 def _slim_graph(source: onnx.GraphProto, target: onnx.GraphProto, folder: Path | None) -> None:
-    _copy_fields(source, target, skip=("node", "initializer"))
+    _copy_fields(source, target, skip=("node", "initializer", "sparse_initializer"))
+    for value in source.input:
+        _check_size(value)
     for tensor in source.initializer:
         _slim_tensor(tensor, target.initializer.add(), folder)
+    for sparse in source.sparse_initializer:
+        # A weight like any other to whoever reads it: its name, its type, its shape.
+        _check_tensor(sparse.values)
+        dense = target.initializer.add(name=sparse.values.name, data_type=sparse.values.data_type)
+        dense.dims.extend(sparse.dims)
+        _check_tensor(dense)
     for node in source.node:
         _slim_node(node, target.node.add(), folder)
 
@@ -356,6 +365,7 @@ def _slim_node(source: onnx.NodeProto, target: onnx.NodeProto, folder: Path | No
 
 def _slim_tensor(source: onnx.TensorProto, target: onnx.TensorProto, folder: Path | None) -> None:
     external = is_external(source)
+    _check_tensor(source)
     if not external:
         _check_length(source)
     if not external and source.ByteSize() <= _WEIGHT_BYTES:
@@ -380,6 +390,35 @@ _TYPED: dict[int, str] = {
     onnx.TensorProto.FLOAT16: "int32_data",
     onnx.TensorProto.BFLOAT16: "int32_data",
 }
+
+
+# More elements than any memory holds; arithmetic on them is far from 2^63.
+_MOST_ELEMENTS = 1 << 53
+_KINDS = frozenset(onnx.TensorProto.DataType.values()) - {onnx.TensorProto.UNDEFINED}
+
+
+def _check_tensor(tensor: onnx.TensorProto) -> None:
+    """Refuse a weight of a type or shape that there is none of."""
+    if tensor.data_type not in _KINDS:
+        raise ModelError(
+            f"not a valid ONNX model: tensor {tensor.name!r} is of the element type "
+            f"{tensor.data_type}, which this onnx does not know; export the model again"
+        )
+    if any(size < 0 for size in tensor.dims) or prod(tensor.dims) > _MOST_ELEMENTS:
+        raise ModelError(
+            f"not a valid ONNX model: tensor {tensor.name!r} has the shape {list(tensor.dims)}; "
+            "export the model again"
+        )
+
+
+def _check_size(value: onnx.ValueInfoProto) -> None:
+    """Refuse an input of a size that no memory holds."""
+    sizes = [dim.dim_value for dim in value.type.tensor_type.shape.dim if dim.dim_value > 0]
+    if prod(sizes) > _MOST_ELEMENTS:
+        raise ModelError(
+            f"not a valid ONNX model: input {value.name!r} has the sizes {sizes}, more than 2^53 "
+            "elements; export the model again"
+        )
 
 
 def _check_length(tensor: onnx.TensorProto) -> None:

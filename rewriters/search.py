@@ -523,6 +523,8 @@ class Space:
             segment = next(s for s in self.segments[end] if s.begin == begin)
             peaks.update(dict.fromkeys(range(begin, end), 0))
             peaks[begin] = segment.peak(splits)
+        if not peaks:
+            return []
         worst = max(peaks, key=lambda place: peaks[place])
         numbers = {tensor.name: number for number, tensor in enumerate(base.tensors)}
         places = {occurrence.node: place for place, occurrence in enumerate(base.occurrences)}
