@@ -18,7 +18,7 @@ import onnx
 from engines.measure import Measurement
 from patchconv_deploy.errors import UsageError, VerificationError
 from patchconv_deploy.measuring import check_engine
-from patchconv_deploy.report import Report, make_report
+from patchconv_deploy.report import Report, make_report, unknown_peak
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
 from patchconv_deploy.session_options import recommend
 from patchconv_deploy.sizes import SIZES, parse_size
@@ -35,7 +35,7 @@ from rewriters.frontier import Candidate
 from rewriters.graph import Loaded, load
 from rewriters.planner import read_plan
 from rewriters.regions import Selection
-from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
+from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model, unknown_of
 from rewriters.shapes import free_inputs
 
 if TYPE_CHECKING:
@@ -50,6 +50,7 @@ __all__ = [
     "default_output",
     "pareto",
     "rewrite",
+    "why_unknown",
 ]
 
 logger = logging.getLogger(__name__)
@@ -334,9 +335,10 @@ def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> 
         **keywords: See `ParetoKeywords`.
 
     Returns:
-        Plans of whole regions, the model as it is first; predicted peaks in bytes fall, work over
-        the original's rises. `rewrite` leaves a margin of 5 % below its ``memory_budget``: ask for
-        that much more than a peak to get there.
+        Plans of whole regions, the model as it is first, and alone where its peak is unknown
+        (`Candidate.unknown`); predicted peaks in bytes fall, work over the original's rises.
+        `rewrite` leaves a margin of 5 % below its ``memory_budget``: ask for that much more than a
+        peak to get there.
 
     Raises:
         RewriterError: The model is not valid, was rewritten before, or an option does not fit it.
@@ -345,6 +347,17 @@ def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> 
     # Every keyword of the one is one of the other's; mypy wants all of them named.
     options = _make_options(None, cast("CutKeywords", keywords))
     return pareto_of(load(Path(path)), options)
+
+
+def why_unknown(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> str | None:
+    """Return why a model's predicted peak is unknown, and what to do; None if it is known.
+
+    Args:
+        path: The model's file.
+        **keywords: As for `pareto`.
+    """
+    reason = unknown_of(load(Path(path)), _make_options(None, cast("CutKeywords", keywords)))
+    return None if reason is None else unknown_peak(reason)
 
 
 def _check_numbers(keywords: RewriteKeywords) -> None:

@@ -17,7 +17,14 @@ import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
-from patchconv_deploy.api import ParetoKeywords, RewriteResult, default_output, pareto, rewrite
+from patchconv_deploy.api import (
+    ParetoKeywords,
+    RewriteResult,
+    default_output,
+    pareto,
+    rewrite,
+    why_unknown,
+)
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_inspect import inspect_command
 from patchconv_deploy.cli_measure import measure_command
@@ -250,6 +257,9 @@ def rewrite_command(
             write_text(report, json.dumps(data, indent=2) + "\n")
         if not quiet:
             print_pareto(points, stdout_console())
+        unknown = why_unknown(model, **common) if points[0].unknown else None
+        if unknown is not None:
+            click.echo(f"warning: {unknown}", err=True)
         return
     with _progress(quiet) as progress, _report_of_failure(report):
         result = rewrite(

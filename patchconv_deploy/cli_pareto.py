@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
 import click
 from rich.console import Console
 
-from patchconv_deploy.cli_types import (
-    given,
-)
+from patchconv_deploy.cli_types import given
 from patchconv_deploy.console import plain_table
-from patchconv_deploy.report import mebibytes
+from patchconv_deploy.report import candidate_json, mebibytes
 from rewriters.frontier import Candidate
 
 __all__ = ["check_pareto", "pareto_json", "print_pareto"]
@@ -55,7 +52,7 @@ def check_pareto(context: click.Context) -> None:
 
 def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
     """Return the points as JSON-ready data; peaks in bytes, work and time over the original's."""
-    return [dataclasses.asdict(point) for point in points]
+    return [candidate_json(point) for point in points]
 
 
 def print_pareto(points: Sequence[Candidate], console: Console) -> None:
@@ -66,7 +63,7 @@ def print_pareto(points: Sequence[Candidate], console: Console) -> None:
         table.add_row(
             point.form + patches,
             str(point.regions),
-            mebibytes(point.peak),
+            mebibytes(None if point.unknown else point.peak),
             f"{point.recompute:.3f}x",
             f"{point.time:.3f}x",
         )

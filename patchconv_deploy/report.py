@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from math import inf
@@ -18,9 +18,12 @@ from patchconv_deploy.console import printable, styled
 from patchconv_deploy.verification import Verification
 from rewriters.frontier import Candidate
 from rewriters.graph import opset_of
+from rewriters.memory import Peak
 from rewriters.operators import Shape
+from rewriters.reasons import Reason
 from rewriters.regional import MARGIN
-from rewriters.rewrite import SESSION_OPTIONS, Options, Outcome
+from rewriters.regions import Refusal
+from rewriters.rewrite import SESSION_OPTIONS, Options, Outcome, Rewritten
 from rewriters.single import SINGLE_FORMS
 
 if TYPE_CHECKING:
@@ -28,12 +31,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Report",
+    "candidate_json",
     "clean",
     "make_report",
     "mebibytes",
     "print_report",
     "shape_text",
     "sizes_text",
+    "unknown_peak",
 ]
 
 _ENGINE_NAMES = {
@@ -44,6 +49,9 @@ _ENGINE_NAMES = {
 }
 _SHOWN_REFUSALS = 8
 _SHOWN_SIZES = 5
+_SHOWN_REASONS = 4
+# Codes of refusals that are shown together, one line for all of the same words.
+_ALIKE = ("no-gain", "size-unknown", "excluded", "not-included", "opset-too-old")
 # Plans shown on either side of the one taken.
 _BESIDE = 3
 # A peak that rises by less is a few rows of halo.
@@ -88,43 +96,84 @@ class Report:
         return found
 
 
-def mebibytes(size: int | None) -> str:
-    """Return a size in MiB for people."""
-    return "?" if size is None else f"{size / 2**20:,.1f}"
+def mebibytes(size: float | None) -> str:
+    """Return a size in MiB for people; of less than a tenth the first figures, never 0.0."""
+    if size is None:
+        return "unknown"
+    found = size / 2**20
+    if found >= 0.1 or not size:
+        return f"{found:,.1f}"
+    return f"{found:.3f}" if found >= 0.001 else "<0.001"
 
 
 def shape_text(shape: Shape | None) -> str:
     """Return a shape for people: 1x3x?x?."""
-    return "?" if shape is None else "x".join("?" if d is None else str(d) for d in shape)
+    return "unknown" if shape is None else "x".join("?" if d is None else str(d) for d in shape)
 
 
 def _warnings(
     outcome: Outcome, options: Options, source_free: Mapping[str, Shape]
 ) -> tuple[str, ...]:
     found = []
-    before, after = outcome.before.bytes, outcome.after.bytes
-    if outcome.rewritten and after > _NOTABLE_RISE * before:
-        found.append(
-            f"the predicted peak rises from {mebibytes(before)} to {mebibytes(after)} MiB: cutting "
-            "single Convs lowers a runtime's workspace, not its activations; keep the original "
-            "unless that workspace is what does not fit"
-        )
-    if outcome.rewritten and outcome.before.unknown:
-        found.append(
-            f"{outcome.before.unknown} tensors are of unknown size and not in the predicted peak"
-        )
-    if outcome.assumed and outcome.before.bytes:
+    if outcome.assumed and not outcome.before.unknown:
         sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in outcome.assumed.items())
         found.append(f"predictions and selection assume {sizes}")
     for name, shape in options.shapes.items():
         if name in source_free:
             was = shape_text(source_free[name])
             found.append(f"input {name} is now fixed to {shape_text(shape)} (was {was})")
+    if outcome.data_sized:
+        found.append(
+            f"{len(outcome.data_sized)} tensors are as large as the data will have it and not in "
+            f"the predicted peak (first {outcome.data_sized[0]})"
+        )
+    if outcome.before.unknown or outcome.after.unknown:
+        # Where nothing was cut, the table has the reason.
+        uncut = not outcome.rewritten and not outcome.already
+        found.append("the predicted peak is unknown" if uncut else unknown_peak(outcome.unknown))
     labels = list(outcome.sizes)
     for pattern in (*options.selection.include, *options.selection.exclude):
         if not outcome.already and not any(fnmatchcase(label, pattern) for label in labels):
             found.append(f"no Conv is named like {pattern!r}")
-    return tuple(found)
+    return (*found, *_rises(outcome))
+
+
+def unknown_peak(reason: Reason | None) -> str:
+    """Return that a predicted peak is unknown, why, and what to do."""
+    if reason is None:
+        return "the predicted peak is unknown: sizes of what is cut are; fix them with --shape"
+    return f"the predicted peak is unknown; {reason.reason}: {reason.advice}"
+
+
+def _rises(outcome: Outcome) -> Iterator[str]:
+    """Yield what is predicted to need more than before, of whatever form the regions are."""
+    before, after = outcome.before, outcome.after
+    if not outcome.rewritten or before.unknown or after.unknown:
+        return
+    pairs = {"in use": (before.bytes, after.bytes), "written to": (before.touched, after.touched)}
+    risen = [
+        f"{what} from {mebibytes(was)} to {mebibytes(now)} MiB"
+        for what, (was, now) in pairs.items()
+        if now > _NOTABLE_RISE * was
+    ]
+    if risen:
+        yield f"the predicted peak rises, {', '.join(risen)}: {_advice(outcome)}"
+    elif outcome.defaults is not None and outcome.defaults[1] > _NOTABLE_RISE * outcome.defaults[0]:
+        was, now = map(mebibytes, outcome.defaults)
+        yield (
+            f"at ONNX Runtime's default session options the predicted peak rises from {was} to "
+            f"{now} MiB: set the recommended ones, or plan with --target onnxruntime-default"
+        )
+
+
+def _advice(outcome: Outcome) -> str:
+    """Return what to do about a peak that rises."""
+    if all(region.form in SINGLE_FORMS for region in outcome.rewritten):
+        return (
+            "cutting single Convs lowers a runtime's workspace, not its activations; keep the "
+            "original unless that workspace is what does not fit"
+        )
+    return "keep the original, or leave the form open (--form auto) and name no plan"
 
 
 def _doubt(verification: Verification) -> str:
@@ -216,15 +265,20 @@ def make_report(
         ],
         "refused": [dataclasses.asdict(refusal) for refusal in outcome.refused],
         "peak_activation_bytes": {
-            "before": outcome.before.bytes,
-            "after": outcome.after.bytes,
-            "by_form": dict(outcome.after_by_form),
+            "before": _known(outcome.before, outcome.before.bytes),
+            "after": _known(outcome.after, outcome.after.bytes),
+            "by_form": dict(outcome.after_by_form)
+            or {region.form: None for region in outcome.rewritten},
             "before_at": outcome.before.at,
             "after_at": outcome.after.at,
             "before_fixing": outcome.unfixed,
-            "touched_before": outcome.before.touched,
-            "touched_after": outcome.after.touched,
+            "touched_before": _known(outcome.before, outcome.before.touched),
+            "touched_after": _known(outcome.after, outcome.after.touched),
             "unknown_tensors": outcome.before.unknown,
+            "known_part_before": outcome.before.bytes,
+            "data_sized_tensors": len(outcome.data_sized),
+            "fits_as_it_is": outcome.fits,
+            "held_by": [dataclasses.asdict(reason) for reason in outcome.reasons],
             "assumed_shapes": {name: list(shape) for name, shape in outcome.assumed.items()},
             "engine": outcome.engine,
             "kind": "predicted",
@@ -234,7 +288,7 @@ def make_report(
             "convolutions": outcome.folded.convolutions,
             "nodes": outcome.folded.nodes,
         },
-        "candidates": [dataclasses.asdict(each) for each in outcome.weighed],
+        "candidates": [candidate_json(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
         "verification": {**dataclasses.asdict(verification), "doubt": doubt},
         "warnings": list(warnings),
@@ -244,17 +298,27 @@ def make_report(
     return Report(data, warnings)
 
 
+def _known(peak: Peak, size: int) -> int | None:
+    return None if peak.unknown else size
+
+
+def candidate_json(candidate: Candidate) -> dict[str, Any]:
+    """Return a plan's figures as JSON-ready data; the peak in bytes, None if it is unknown."""
+    data = dataclasses.asdict(candidate)
+    return {**data, "peak": None} if candidate.unknown else data
+
+
 def _recommended(outcome: Outcome, options: Options) -> dict[str, Any] | None:
     """Return session options for ONNX Runtime, with the predicted peaks with and without them."""
-    if outcome.defaults is None or not options.by_region:
+    if not outcome.rewritten or options.target != "onnxruntime" or not options.by_region:
         return None
-    before, after = outcome.defaults
+    before, after = outcome.defaults or (None, None)
     return {
         **SESSION_OPTIONS,
         "kind": "predicted",
-        "predicted_peak_bytes": outcome.after.bytes,
+        "predicted_peak_bytes": _known(outcome.after, outcome.after.bytes),
         "predicted_peak_bytes_at_defaults": after,
-        "original_predicted_peak_bytes": outcome.before.bytes,
+        "original_predicted_peak_bytes": _known(outcome.before, outcome.before.bytes),
         "original_predicted_peak_bytes_at_defaults": before,
     }
 
@@ -270,50 +334,101 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     """
     if outcome.already:
         console.print("This model was rewritten before (it holds a plan); it is left as it is.")
+        _print_fits(report, outcome, console)
         return
     if outcome.rewritten:
         _print_table(outcome, console)
     _print_refusals(outcome, console, all_rows=all_rows)
+    _print_peak(report, outcome, console)
     if not outcome.rewritten:
-        _print_largest(outcome, console)
-    peak = report.data["peak_activation_bytes"]
-    forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
-    work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
-    written = ""
-    if peak["touched_after"] != peak["after"]:
-        before, after = (mebibytes(peak[f"touched_{when}"]) for when in ("before", "after"))
-        written = f" in use, {before} -> {after} MiB written to"
-    console.print(
-        f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]}): {mebibytes(peak['before'])} "
-        f"-> {mebibytes(peak['after'])} MiB{written}{work}"
-        + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
-    )
-    if peak["before_fixing"] is not None:
+        _print_uncut(report, outcome, console)
+    fixing = report.data["peak_activation_bytes"]["before_fixing"]
+    if fixing is not None and not outcome.before.unknown:
         console.print(
             f"Fixing sizes alone changes the original's predicted peak: "
-            f"{mebibytes(peak['before_fixing'])} -> {mebibytes(peak['before'])} MiB",
-            highlight=False,
+            f"{mebibytes(fixing)} -> {mebibytes(outcome.before.bytes)} MiB",
         )
     if outcome.folded.nodes:
         console.print(
             f"Folded once for all patches: {outcome.folded.nodes} BatchNormalization, Mul or Add "
             f"into {outcome.folded.convolutions} Convs",
-            highlight=False,
         )
     _print_candidates(outcome, console)
     recommended = report.data["recommended_session_options"]
     if recommended is not None:
         said = ", ".join(f"{name}={recommended[name]}" for name in SESSION_OPTIONS)
         kind = recommended["kind"]
-        least, usual = (
-            mebibytes(recommended[f"{kind}_peak_bytes{at}"]) for at in ("", "_at_defaults")
-        )
+        least, usual = (recommended[f"{kind}_peak_bytes{at}"] for at in ("", "_at_defaults"))
         console.print(
-            f"Recommended session options (in the model's metadata): {said}; {kind}: {least} MiB, "
-            f"{usual} at the defaults",
+            f"Recommended session options (in the model's metadata): {said}; {kind}: "
+            f"{_with_unit(least)}, {mebibytes(usual)} at the defaults",
         )
     if outcome.rewritten or not report.verification["declined"]:
         _print_verification(report.verification, console)
+
+
+def _with_unit(size: int | None) -> str:
+    return "unknown" if size is None else f"{mebibytes(size)} MiB"
+
+
+def _print_peak(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print the predicted peak before and after; where nothing was cut, what it is."""
+    peak = report.data["peak_activation_bytes"]
+    title = f"Predicted peak activation ({_ENGINE_NAMES[outcome.engine]})"
+    work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
+    if peak["before"] is None or peak["after"] is None:
+        known = f" (at least {_with_unit(peak['known_part_before'])} before)"
+        console.print(f"{title}: unknown{known if peak['known_part_before'] else ''}{work}")
+        return
+    uncut = not outcome.rewritten
+
+    def figures(key: str) -> str:
+        before, after = (mebibytes(peak[name]) for name in (f"{key}before", f"{key}after"))
+        return f"{before} MiB" if uncut else f"{before} -> {after} MiB"
+
+    written = ""
+    if peak["touched_after"] != peak["after"]:
+        written = f" in use, {figures('touched_')} written to"
+    forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
+    console.print(
+        f"{title}: {figures('')}{written}{work}"
+        + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
+    )
+
+
+def _print_fits(report: Report, outcome: Outcome, console: Console) -> None:
+    budget = report.data["options"]["memory_budget_bytes"]
+    if outcome.fits and budget is not None:
+        console.print(
+            f"It fits as it is ({mebibytes(outcome.before.need)} of {mebibytes(budget)} MiB); cut "
+            "it anyway with --splits N in place of the budget.",
+        )
+
+
+def _print_uncut(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print why nothing was cut, what holds the peak first, and what to do."""
+    if outcome.fits:
+        _print_fits(report, outcome, console)
+        return
+    if not outcome.reasons:
+        _print_largest(outcome, console)
+        return
+    console.print("No Conv was cut. What holds the peak:")
+    need = outcome.before.need
+    total = "MiB" if outcome.before.unknown else f"of {mebibytes(need)} MiB"
+    shown = outcome.reasons[:_SHOWN_REASONS]
+    for reason in shown:
+        said = reason.reason
+        if reason.bytes is not None:
+            said = f"{reason.holds} {mebibytes(reason.bytes)} {total}"
+        first = f", first {reason.nodes[0]}" if reason.nodes and reason.bytes is not None else ""
+        count = f" ({len(reason.nodes)} nodes{first})" if len(reason.nodes) > 1 else ""
+        one = f" ({reason.nodes[0]})" if len(reason.nodes) == 1 else ""
+        console.print(f"  {clean(said + (count or one))}")
+    rest = sum(reason.bytes or 0 for reason in outcome.reasons[_SHOWN_REASONS:])
+    if rest:
+        console.print(f"  other causes hold {mebibytes(rest)} MiB")
+    console.print(f"What to do: {clean(shown[0].advice)}.")
 
 
 def clean(text: str) -> str:
@@ -340,7 +455,8 @@ def _print_candidates(outcome: Outcome, console: Console) -> None:
     for candidate in shown:
         console.print(
             f"  {candidate.form} x{candidate.splits}, regions {candidate.regions}: "
-            f"{mebibytes(candidate.peak)} MiB, {candidate.recompute:.3f}x the work, "
+            f"{_with_unit(None if candidate.unknown else candidate.peak)}, "
+            f"{candidate.recompute:.3f}x the work, "
             f"{candidate.time:.3f}x the time"
             + ("" if candidate.fits else ", above the limits")
             + (", taken" if candidate.taken else ""),
@@ -381,14 +497,13 @@ def _print_table(outcome: Outcome, console: Console) -> None:
     for name in ("peak: batch", "sequential"):
         table.add_column(name, justify="right", no_wrap=True)
     for region in outcome.rewritten:
-        peaks = (region.peak_by_form.get(form) for form in ("batch", "sequential"))
         table.add_row(
             clean(" + ".join(region.nodes)),
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
             mebibytes(region.size.bytes),
             "run time" if region.recompute is None else f"{region.recompute:.2f}x",
             f"{region.form} x{region.splits}",
-            *("-" if size is None else mebibytes(size) for size in peaks),
+            *_peaks_of(region),
         )
     console.print(table)
     for region in outcome.rewritten:
@@ -396,11 +511,19 @@ def _print_table(outcome: Outcome, console: Console) -> None:
             console.print(f"  {clean(region.nodes[0])}: {note}")
 
 
+def _peaks_of(region: Rewritten) -> Iterator[str]:
+    """Yield the peak of a single Conv in each form that was weighed, "-" for others."""
+    for form in SINGLE_FORMS:
+        size = region.peak_by_form.get(form)
+        unknown = size is None and form == region.form
+        yield mebibytes(size) if size is not None or unknown else "-"
+
+
 def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> None:
     """Print what was left alone: small Convs as one line, all others by name."""
     small = [refusal for refusal in outcome.refused if refusal.code == "not-large"]
-    useless = [refusal for refusal in outcome.refused if refusal.code == "no-gain"]
-    shown = [r for r in outcome.refused if r.code not in ("not-large", "no-gain")]
+    useless = [r for r in outcome.refused if r.code in _ALIKE]
+    shown = [r for r in outcome.refused if r.code not in (*_ALIKE, "not-large")]
     if all_rows:
         small, useless, shown = [], [], list(outcome.refused)
     if not outcome.refused:
@@ -413,12 +536,19 @@ def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> No
             f"  {len(small)} not large; the largest, {clean(largest.node)}: "
             f"{largest.reason.removeprefix('not large: ')}",
         )
-    if useless:
-        console.print(f"  {len(useless)} Convs: {useless[0].reason}")
+    for refusals in _alike(useless):
+        count = f"{len(refusals)} Conv{'' if len(refusals) == 1 else 's'}"
+        console.print(f"  {count}: {clean(refusals[0].reason)}")
     for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
         console.print(f"  {clean(refusal.node)}: {clean(refusal.reason)}")
     if not all_rows and len(shown) > _SHOWN_REFUSALS:
         console.print(f"  ... and {len(shown) - _SHOWN_REFUSALS} more (-v shows all)")
+
+
+def _alike(refusals: Sequence[Refusal]) -> Iterator[list[Refusal]]:
+    """Yield refusals of the same words together."""
+    for words in dict.fromkeys(refusal.reason for refusal in refusals):
+        yield [refusal for refusal in refusals if refusal.reason == words]
 
 
 def _print_largest(outcome: Outcome, console: Console) -> None:
@@ -430,14 +560,9 @@ def _print_largest(outcome: Outcome, console: Console) -> None:
     for _, label, size in sorted(sized, key=lambda entry: -entry[0])[:_SHOWN_SIZES]:
         console.print(
             f"  {clean(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
-            f"{mebibytes(size.bytes)} MiB, {size.elements or '?'} elements",
+            f"{_with_unit(size.bytes)}, {size.elements or 'unknown'} elements",
         )
     codes = {refusal.code for refusal in outcome.refused}
-    if "no-gain" in codes:
-        console.print(
-            "Cutting regions lowers no peak here. --form batch cuts single Convs, which lowers a "
-            "runtime's workspace alone."
-        )
     if codes & {"not-large", "size-unknown"}:
         console.print("Cut more with --min-elements N (0: every Conv) or --include NAME.")
 

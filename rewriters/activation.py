@@ -47,6 +47,7 @@ __all__ = [
     "profile",
     "read",
     "read_node",
+    "sized_by_data",
     "small_values",
     "uncollected",
     "weight_names",
@@ -54,6 +55,8 @@ __all__ = [
 
 # Constants of up to as many elements are read: scales, pads, scalars.
 _SMALL = 16
+# Operators whose results are as large as the data will have it: nobody can tell before.
+_DATA_SIZED = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "StringSplit"})
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,6 +139,7 @@ class Model:
         inputs: Graph inputs.
         outputs: Graph outputs.
         bodies: The bodies of a node, by its position.
+        by_data: Tensors whose sizes depend on the data: those that are unknown count as nothing.
         inside: What the model is as a body, per engine, so that it is worked out once.
     """
 
@@ -144,7 +148,8 @@ class Model:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     bodies: Mapping[int, tuple[Model, ...]] = field(default_factory=dict)
-    inside: dict[Engine, tuple[Lowered, int]] = field(default_factory=dict, repr=False)
+    by_data: Collection[str] = ()
+    inside: dict[Engine, tuple[Lowered, Peak]] = field(default_factory=dict, repr=False)
 
     def lowered(self, engine: Engine) -> Lowered:
         """Return what the engine runs.
@@ -157,7 +162,7 @@ class Model:
         nodes = list(self.nodes)
         for position, found in self.bodies.items():
             node = nodes[position]
-            held = max(body.as_body(engine)[1] for body in found)
+            held = max(body.as_body(engine)[1].bytes for body in found)
             body = None
             if node.op_type in ("Loop", "Scan"):
                 if not engine.lowering.compiler:
@@ -168,12 +173,21 @@ class Model:
             nodes[position] = replace(node, workspace=held, body=body)
         return lower(nodes, self.tensors, self.outputs, engine.lowering)
 
-    def as_body(self, engine: Engine) -> tuple[Lowered, int]:
-        """Return what the engine runs where the model is a body, and the peak of that, bytes."""
+    def as_body(self, engine: Engine) -> tuple[Lowered, Peak]:
+        """Return what the engine runs where the model is a body, and the peak of that."""
         if engine not in self.inside:
             run = self.lowered(engine.inner)
-            self.inside[engine] = run, self._peak(run, engine.inner).bytes
+            self.inside[engine] = run, self._peak(run, engine.inner)
         return self.inside[engine]
+
+    def _unknown(self, engine: Engine) -> int:
+        """Return how many activations of its bodies are of unknown size, not by the data alone."""
+        return sum(
+            body.as_body(engine)[1].unknown
+            for found in self.bodies.values()
+            for body in found
+            if not any(_by_data(node.op_type) for node in body.nodes)
+        )
 
     def peak(self, engine: Engine) -> Peak:
         """Return the predicted peak."""
@@ -191,15 +205,18 @@ class Model:
         return found
 
     def _peak(self, run: Lowered, engine: Engine) -> Peak:
-        return peak(
+        nothing = {name: 0 for name in self.by_data if run.sizes.get(name, 0) is None}
+        found = peak(
             run.steps,
-            run.sizes,
+            {**run.sizes, **nothing} if nothing else run.sizes,
             inputs=self.inputs,
             outputs=self.outputs,
             target=engine.target,
             shapes=run.shapes,
             resident=run.resident,
         )
+        within = self._unknown(engine) if self.bodies else 0
+        return replace(found, unknown=found.unknown + within) if within else found
 
     def profile(self, engine: Engine) -> list[tuple[str, int]]:
         """Return (node, live bytes) in execution order."""
@@ -310,6 +327,7 @@ def assemble(
     tensors: Tensors,
     inputs: tuple[str, ...],
     outputs: tuple[str, ...],
+    by_data: Collection[str] = (),
 ) -> Model:
     """Put nodes together; linear in them.
 
@@ -318,6 +336,7 @@ def assemble(
         tensors: Their tensors; of constants and their values those of the initializers.
         inputs: Graph inputs.
         outputs: Graph outputs.
+        by_data: Tensors whose sizes depend on the data.
     """
     constants, values, dims = set(tensors.constants), dict(tensors.values), dict(tensors.dims)
     nodes: list[Node] = []
@@ -334,13 +353,8 @@ def assemble(
             constants.update(node.makes)
         values.update(reading.values)
         nodes.append(node)
-    return Model(
-        tuple(nodes),
-        replace(tensors, dims=dims, constants=constants, values=values),
-        inputs,
-        outputs,
-        inner,
-    )
+    known = replace(tensors, dims=dims, constants=constants, values=values)
+    return Model(tuple(nodes), known, inputs, outputs, inner, by_data)
 
 
 def read(
@@ -360,6 +374,21 @@ def read(
         Tensors(shapes.dims, bits_of(shapes), weights, small_values(graph.initializer)),
         tuple(value.name for value in graph.input if value.name not in weights),
         tuple(value.name for value in graph.output),
+    )
+
+
+def _by_data(op_type: str) -> bool:
+    # Plugins that suppress boxes go by many names: EfficientNMS_TRT, BatchedNMSDynamic_TRT.
+    return op_type in _DATA_SIZED or "NMS" in op_type
+
+
+def sized_by_data(node: onnx.NodeProto) -> bool:
+    """Tell whether the sizes of a node's results depend on the values that it reads.
+
+    So they do where that is true of a node in one of its bodies.
+    """
+    return _by_data(node.op_type) or any(
+        sized_by_data(inner) for body in bodies(node) for inner in body.node
     )
 
 

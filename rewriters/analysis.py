@@ -17,6 +17,7 @@ from rewriters.activation import (
     assemble,
     bits_of,
     read_node,
+    sized_by_data,
     small_tensors,
     small_values,
     uncollected,
@@ -105,6 +106,22 @@ class Analysis:
         return Tensors(dims, bits_of(self.sizing), weight_names(graph), values, unknown)
 
     @cached_property
+    def data_sized(self) -> tuple[str, ...]:
+        """Activations whose sizes depend on the data, as those of NonZero: counted as nothing."""
+        makers = {at for at, node in enumerate(self.slim.graph.node) if sized_by_data(node)}
+        made: set[str] = set()
+        for at, step in enumerate(self.steps) if makers else ():
+            if at in makers or not made.isdisjoint(step.reads):
+                made.update(step.makes)
+        return tuple(name for name in self.bytes if name in made and self.bytes[name] is None)
+
+    @cached_property
+    def unsized(self) -> tuple[str, ...]:
+        """Other activations of unknown size: while there are any, no peak is known."""
+        known = {*self.data_sized}
+        return tuple(n for n, size in self.bytes.items() if size is None and n not in known)
+
+    @cached_property
     def _readings(self) -> list[Reading]:
         return [read_node(node, self.sizing, self._known) for node in self.slim.graph.node]
 
@@ -180,6 +197,7 @@ class Analysis:
             Tensors(dims, bits, constants, values, known.open),
             tuple(name for name in inputs if name not in constants),
             outputs,
+            self.data_sized,
         )
 
     def run(self, engine: str) -> tuple[list[int], dict[int, int]]:

@@ -81,6 +81,7 @@ class Candidate:
         fits: It keeps the limits.
         taken: It is the one that was taken.
         order: Name of the order of the nodes, `rewriters.search.turns_of`.
+        unknown: Activations of unknown size; while there are any, the peak is not known.
     """
 
     form: str
@@ -92,6 +93,7 @@ class Candidate:
     fits: bool
     taken: bool = False
     order: str = "file"
+    unknown: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -342,6 +344,7 @@ class Frontier:
             (work + copied) * (_LOOP_TIME if form == "loop" else 1.0),
             fits=True,
             order=name,
+            unknown=peak.unknown,
         )
         needs, around = self._needs(drafts, peak)
         level = max(around, *(most for most, _ in needs))

@@ -37,6 +37,7 @@ __all__ = [
     "Target",
     "execution_order",
     "peak",
+    "size_text",
     "timeline",
     "walk",
 ]
@@ -45,7 +46,7 @@ __all__ = [
 VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 # Tensors named in `Peak.alive`.
-_NAMED = 8
+_NAMED = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,10 @@ class Peak:
     """The largest figure of a run, and what makes it.
 
     Attributes:
-        bytes: The peak.
+        bytes: The peak; of the tensors of known size alone where others are unknown.
         at: Label of the step with the most live bytes; "" if that is before the first.
-        unknown: Activations of unknown size, counted as nothing.
+        unknown: Activations of unknown size, counted as nothing; while there are any, the peak is
+            not known, and must not be shown or compared.
         alive: The largest tensors alive at that step, with their bytes, largest first.
         touched: Bytes that are ever written: of an arena's chunks what was asked for. The system
             gives a process no page before.
@@ -156,6 +158,13 @@ class Peak:
     def need(self) -> int:
         """Bytes to provide: what is in use at once, or what was ever written to if that is more."""
         return max(self.bytes, self.touched)
+
+
+def size_text(size: float) -> str:
+    """Return a size for people: 1,027.0 MiB, 10.0 KiB, 12 bytes; never 0 for what is more."""
+    if size >= 2**20 / 10:
+        return f"{size / 2**20:,.1f} MiB"
+    return f"{size / 2**10:.1f} KiB" if size >= 2**10 else f"{size:.0f} bytes"
 
 
 def peak(

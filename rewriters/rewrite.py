@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from itertools import count as count_from
-from math import inf
+from math import inf, prod
 from operator import is_
 from typing import Any
 
@@ -40,8 +40,9 @@ from rewriters.graph import (
 )
 from rewriters.inspection import Inspection, inspect_model
 from rewriters.locality import AXES
-from rewriters.memory import Peak
+from rewriters.memory import Peak, size_text
 from rewriters.planner import FORMS, METADATA_KEY, RegionPlan, plan_data
+from rewriters.reasons import Reason, reasons_of, size_advice, unknown_sizes
 from rewriters.regional import Candidate, Regional, apply_plan, cut_regions, pareto
 from rewriters.regions import (
     ConvSize,
@@ -66,6 +67,7 @@ __all__ = [
     "inspection_of",
     "pareto_of",
     "rewrite_model",
+    "unknown_of",
 ]
 
 logger = logging.getLogger(__name__)
@@ -94,6 +96,7 @@ _MOST_SPLITS = 4096
 _SPLITS = 4
 # Without a budget: no more than half as much work again for a lower peak.
 _RECOMPUTE = 1.5
+_ORIGINAL = Candidate("original", 0, 1, 0, 1.0, 1.0, fits=True)
 # TensorRT's convolutions take no tensor of more elements (NVIDIA/TensorRT#4123).
 _TENSORRT_ELEMENTS = 2**31 - 1
 
@@ -279,7 +282,11 @@ class Outcome:
         recompute: Work after over before, None if it is not known.
         plan: What was done, as `planner.plan_data`.
         defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
-            where another engine is in view.
+            where another engine is in view, or they are unknown.
+        fits: The model keeps the memory budget as it is, so nothing was cut.
+        reasons: What holds the peak where nothing was cut, the most bytes first.
+        unknown: Why the peak is unknown, None if it is known.
+        data_sized: Activations whose sizes depend on the data, counted as nothing.
         folded: What was folded into weights that the clones of a convolution share.
         unfixed: Predicted peak of the model as it was given, at the sizes that were fixed, bytes;
             None where that changes nothing. An engine that knows sizes when it loads a model may
@@ -300,6 +307,10 @@ class Outcome:
     recompute: float | None = None
     plan: Mapping[str, Any] | None = None
     defaults: tuple[int, int] | None = None
+    fits: bool = False
+    reasons: tuple[Reason, ...] = ()
+    unknown: Reason | None = None
+    data_sized: tuple[str, ...] = ()
     folded: Folded = field(default_factory=Folded)
     unfixed: int | None = None
 
@@ -340,12 +351,27 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
     return inspect_model(analysis, options.axes[0], TARGETS[options.target], labels)
 
 
+def unknown_of(loaded: Loaded, options: Options) -> Reason | None:
+    """Return why a model's peak is unknown, and what to do; None if it is known.
+
+    Args:
+        loaded: The model; not changed.
+        options: As for `pareto_of`.
+    """
+    analysis, labels = _look(loaded, options)
+    known = not analysis.predict(None, TARGETS[options.target]).unknown
+    return None if known else unknown_sizes(analysis, labels)
+
+
 def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     """Return plans of ever lower peak and ever more work; the model is not changed.
 
     Args:
         loaded: The model; external weights stay on disk.
         options: As for `rewrite_model`; form, splits, budget and plan are not looked at.
+
+    Returns:
+        The model as it is first; alone where its peak is unknown (`Candidate.unknown`).
 
     Raises:
         OptionError: Both axes are in question, the model was rewritten before, or its opset is too
@@ -358,6 +384,9 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     analysis, labels = _look(loaded, options)
     if analysis.facts.opset < _OLDEST_OPSET:
         raise OptionError(_TOO_OLD.format(analysis.facts.opset))
+    plain = analysis.predict(None, TARGETS[options.target])
+    if plain.unknown:
+        return [replace(_ORIGINAL, peak=plain.need, unknown=plain.unknown)]
     kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
     limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
     return pareto(analysis, limits, options.axes[0], TARGETS[options.target], kept, labels)
@@ -405,6 +434,7 @@ class _Decision:
         order: Name of the order of the nodes, `rewriters.search.turns_of`.
         turns: When each node is wanted to run, by position; None for the order of the file.
         axis: The axis that is cut.
+        reasons: What holds the peak where nothing is cut.
     """
 
     drafts: Sequence[Draft]
@@ -416,6 +446,7 @@ class _Decision:
     order: str = "file"
     turns: list[int] | None = None
     axis: str | int = "height"
+    reasons: tuple[Reason, ...] = ()
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -429,7 +460,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     Raises:
         ModelError: The model is not valid.
         OptionError: An option does not fit the model.
-        BudgetError: No plan keeps the memory budget.
+        BudgetError: No plan keeps the memory budget, or nobody can tell.
     """
     model = loaded.model
     report = progress or (lambda what, done, total: None)
@@ -462,26 +493,34 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         already,
         unfixed=unfixed if unfixed != before.bytes else None,
     )
+    unknown = unknown_sizes(analysis, labels) if before.unknown else None
+    unchanged = replace(unchanged, unknown=unknown, data_sized=analysis.data_sized)
+    fits = _fits_as_it_is(analysis, options, before, labels, already=already)
     if already:
-        return unchanged
+        return replace(unchanged, fits=fits)
 
-    decided = _decide(analysis, options, engine, labels, sizes, report)
+    decided = _decide(analysis, options, engine, before, labels, sizes, report)
     refused = (*decided.refused, *_in_bodies(model))
     turns = decided.turns
     order = ordered(analysis, decided.drafts, turns)
-    unchanged = replace(unchanged, refused=refused, weighed=decided.weighed)
-    if not decided.drafts or order is None:
-        return unchanged
+    unchanged = replace(
+        unchanged, refused=refused, weighed=decided.weighed, reasons=decided.reasons
+    )
+    if not decided.drafts:
+        return replace(unchanged, fits=fits)
+    if order is None:
+        raise OptionError("the regions depend on each other in a circle; cut fewer of them")
     found_after = predict_all(analysis, decided.drafts, engines, turns)
     after = found_after[0] if found_after else None
     by_form = {}
     for form, drafts in decided.forms.items():
         same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
         found = after if same else predict(analysis, drafts, engine, turns)
-        if found is not None:
+        if found is not None and not found.unknown:
             by_form[form] = found.bytes
+    _check_budget(options, after)
     defaults = None
-    if usual_before and found_after:
+    if usual_before and found_after and not usual_before[0].unknown + found_after[1].unknown:
         defaults = usual_before[0].bytes, found_after[1].bytes
     report("splicing", 0, 1)
     done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
@@ -511,7 +550,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     return replace(
         unchanged,
         rewritten=done,
-        after=after or Peak(0, "", 1),
+        after=after or replace(before, unknown=max(1, before.unknown)),
         after_by_form=by_form,
         recompute=decided.recompute,
         plan=plan,
@@ -535,10 +574,70 @@ def _predict_unfixed(loaded: Loaded, options: Options, engine: str) -> int | Non
     return None if found.unknown else found.bytes
 
 
+def _fits_as_it_is(
+    analysis: Analysis,
+    options: Options,
+    before: Peak,
+    labels: Mapping[int, str],
+    *,
+    already: bool,
+) -> bool:
+    """Tell whether a model keeps the budget that is given as it is.
+
+    Raises:
+        BudgetError: It has to be cut for that and cannot be, or nobody can tell.
+    """
+    budget, most = options.memory_budget, options.max_tensor_elements
+    if before.unknown and (budget is not None or most is not None):
+        found = unknown_sizes(analysis, labels)
+        raise BudgetError(
+            "nobody can tell whether a budget is kept, as the predicted peak is unknown; "
+            f"{found.reason}: {found.advice}"
+        )
+    needs = None
+    if budget is not None and before.need > budget:
+        needs = f"{size_text(before.need)}, the budget is {size_text(budget)}"
+    elements = [prod(dims) for name in analysis.bytes if (dims := _sized(analysis, name))]
+    if most is not None and max(elements, default=0) > most:
+        needs = needs or f"a tensor of {max(elements)} elements, {most} are asked for"
+    if needs is not None and already:
+        raise BudgetError(
+            f"the model was rewritten before (it holds a plan) and is not cut again, and needs "
+            f"{needs}; give the original"
+        )
+    if needs is not None and analysis.facts.opset < _OLDEST_OPSET:
+        raise BudgetError(f"{_TOO_OLD.format(analysis.facts.opset)}; as it is it needs {needs}")
+    return budget is not None and needs is None
+
+
+def _sized(analysis: Analysis, name: str) -> tuple[int, ...]:
+    """Return a tensor's shape, nothing where any of it is unknown."""
+    dims = analysis.sizing.dims.get(name) or ()
+    return () if None in dims else tuple(size or 0 for size in dims)
+
+
+def _check_budget(options: Options, after: Peak | None) -> None:
+    """Hold a result against the budget; a plan that is given was made for another one.
+
+    Raises:
+        BudgetError: It is not kept, or nobody can tell.
+    """
+    if options.memory_budget is None:
+        return
+    if after is None or after.unknown:
+        raise BudgetError("nobody can tell whether the budget is kept: sizes are unknown")
+    if after.need > options.memory_budget:
+        raise BudgetError(
+            f"the plan needs {size_text(after.need)}, the budget is "
+            f"{size_text(options.memory_budget)}; leave one of the two out"
+        )
+
+
 def _decide(
     analysis: Analysis,
     options: Options,
     engine: str,
+    before: Peak,
     labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
     report: Progress,
@@ -572,15 +671,24 @@ def _decide(
     axis, cut = _best_axis(analysis, options, engine, kept, labels, report)
     inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
     failed = {refusal.node: refusal for refusal in cut.refused}
+    reasons: tuple[Reason, ...] = ()
+    if not cut.drafts:
+        reasons = reasons_of(
+            analysis, before, cut.links, cut.reasons, kept, cut.refused, labels, engine
+        )
+    useless = _useless(analysis, options, before, reasons, cut=bool(cut.drafts))
     for at in candidates(facts.graph):
         if at in inside or at in kept:
             continue
         if labels[at] in failed:
             refused.append(failed[labels[at]])
+        elif sizes[labels[at]].bytes is None and (at in cut.links or at not in cut.reasons):
+            reason = "its size is unknown"
+            if analysis.assumed:
+                reason += f"; {size_advice(analysis)}"
+            refused.append(Refusal(labels[at], reason, "size-unknown"))
         elif at in cut.links:
-            refused.append(
-                Refusal(labels[at], "no region with it serves the purpose better", "no-gain")
-            )
+            refused.append(replace(useless, node=labels[at]))
         else:
             reason = cut.reasons.get(at, "where its rows are is unknown")
             refused.append(Refusal(labels[at], reason, "not-provable"))
@@ -593,7 +701,26 @@ def _decide(
         order=cut.order,
         turns=cut.turns,
         axis=axis,
+        reasons=reasons,
     )
+
+
+def _useless(
+    analysis: Analysis, options: Options, before: Peak, reasons: Sequence[Reason], *, cut: bool
+) -> Refusal:
+    """Return why a convolution that could be in a region is in none; it names no node yet."""
+    if cut:
+        return Refusal("", "no region with it lowers the peak further", "no-gain")
+    if before.unknown:
+        words = "the peak is unknown, as sizes elsewhere are"
+        return Refusal("", words, "size-unknown")
+    if options.memory_budget is not None:
+        return Refusal("", "the model keeps the budget as it is", "no-gain")
+    words = "cutting it lowers no peak"
+    if reasons:
+        held = f"{size_text(reasons[0].bytes or 0)} of {size_text(before.need)}"
+        words += f"; {reasons[0].holds} {held}"
+    return Refusal("", words, "no-gain")
 
 
 def _best_axis(
