@@ -81,8 +81,7 @@ class RewriteResult:
 
 def default_output(model: Path) -> Path:
     """Return MODEL.patched.onnx beside MODEL.onnx."""
-    stem = model.name[: -len(".onnx")] if model.name.endswith(".onnx") else model.name
-    return model.with_name(f"{stem}.patched.onnx")
+    return model.parent / f"{model.name.removesuffix('.onnx')}.patched.onnx"
 
 
 class ParetoKeywords(TypedDict, total=False):
@@ -287,9 +286,9 @@ def rewrite(
     dry_run = keywords.get("dry_run", False)
     if keywords.get("measure", False) and not dry_run:
         check_engine("onnxruntime")
+    sources = [source, *external_files(loaded)]
     if not dry_run:
-        force = keywords.get("force", False)
-        check_target(target, [source, *external_files(loaded)], force=force)
+        check_target(target, sources, force=keywords.get("force", False))
     inputs = keywords.get("inputs")
     check_inputs(None if inputs is None else Path(inputs), loaded.model)
     free = free_inputs(loaded.model)
@@ -299,7 +298,8 @@ def rewrite(
         report = make_report(outcome, options, checked, source=source, source_free=free)
         return RewriteResult(None, report, outcome)
     share = keywords.get("share_weights", False)
-    with stage(outcome.model, loaded.folder, target, share_weights=share) as staged:
+    staging = stage(outcome.model, loaded.folder, target, share_weights=share, keep=sources)
+    with staging as staged:
         checked = _verify_staged(source, staged.path, outcome, options, keywords)
         unproven = _unproven(checked) if keywords.get("require_verified", False) else ""
         wrong = checked.passed is False or bool(unproven)

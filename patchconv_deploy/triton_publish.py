@@ -19,12 +19,12 @@ import logging
 import os
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.scratch import scratch_folder
 
 __all__ = ["Staged", "check_name", "stage_version", "versions"]
 
@@ -128,10 +128,7 @@ def stage_version(
                 "free one, or pass --force to replace it"
             )
         prefix = f".{repository.name}.{name}.staged-"
-        for left in place.glob(f"{prefix}*"):
-            shutil.rmtree(left, ignore_errors=True)
-        folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
-        try:
+        with scratch_folder(place, prefix) as folder:
             model = folder / name
             if target.exists():
                 _link_tree(target, model)
@@ -142,8 +139,6 @@ def stage_version(
                 shutil.rmtree(staged.folder)
             staged.folder.mkdir(mode=0o755)
             yield staged
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 @contextmanager

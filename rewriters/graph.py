@@ -81,7 +81,8 @@ def load(path: Path) -> Loaded:
         ExternalDataError: An external weight file is missing, too short, or outside the folder.
     """
     if not path.is_file():
-        raise ModelError(f"{path}: {'is a folder' if path.is_dir() else 'no such file'}")
+        kind = "is a folder" if path.is_dir() else "is no regular file"
+        raise ModelError(f"{path}: {kind if path.exists() else 'no such file'}")
     try:
         size = path.stat().st_size
         if size > _PROTOBUF_LIMIT:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -33,6 +35,12 @@ def node(op: str, inputs: str, outputs: str, *, name: str = "", **attrs: Any) ->
     )
     made.name = name
     return made
+
+
+def file_names(folder: Path) -> list[str]:
+    """Return what is in a folder; HASH stands for what names weights after their bytes."""
+    names = (entry.name for entry in folder.iterdir())
+    return sorted(re.sub(r"\.[0-9a-f]{16}\.data$", ".HASH.data", name) for name in names)
 
 
 def value(name: str, dims: Dims, kind: int = onnx.TensorProto.FLOAT) -> onnx.ValueInfoProto:

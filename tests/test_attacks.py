@@ -213,19 +213,23 @@ def _external(folder: Path, name: str, location: str) -> Path:
 
 
 @pytest.mark.parametrize("share", [False, True])
-@pytest.mark.parametrize(
-    ("location", "out"),
-    [("w.bin", "w.bin"), ("out.onnx.data", "out.onnx"), ("w.bin", "model.onnx")],
-)
-def test_the_inputs_weights_are_never_overwritten(
-    tmp_path: Path, location: str, out: str, share: bool
-) -> None:
-    """Neither by the output nor by its weights, --force or not."""
-    path = _external(tmp_path, "model.onnx", location)
+@pytest.mark.parametrize("out", ["w.bin", "model.onnx"])
+def test_the_inputs_weights_are_never_overwritten(tmp_path: Path, out: str, share: bool) -> None:
+    """Neither they nor the model, --force or not."""
+    path = _external(tmp_path, "model.onnx", "w.bin")
     before = {file.name: file.read_bytes() for file in tmp_path.iterdir()}
     with pytest.raises(SaveError, match="never overwritten"):
         rewrite(path, tmp_path / out, min_elements=0, force=True, share_weights=share)
     assert {file.name: file.read_bytes() for file in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("share", [False, True])
+def test_the_inputs_weights_may_be_called_like_the_output(tmp_path: Path, share: bool) -> None:
+    """The output's own are called otherwise, so nothing is in the way."""
+    path = _external(tmp_path, "model.onnx", "out.onnx.data")
+    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    rewrite(path, tmp_path / "out.onnx", min_elements=0, share_weights=share)
+    assert {file: file.read_bytes() for file in before} == before
 
 
 def test_replaced_weights_do_not_come_back(tmp_path: Path) -> None:
