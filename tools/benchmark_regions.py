@@ -4,7 +4,10 @@ For each network of `NETWORKS`: exported with seeded weights (or taken from an i
 rewritten, and measured under ONNX Runtime on the CPU, every model in fresh processes: the original
 at the default session options and at each choice of memory reuse and memory pattern, the rewritten
 model at the options it recommends, both in one call so that times compare; then both as TensorRT
-for RTX plans them for SM80. Prints the README's table as Markdown.
+for RTX plans them for SM80. Prints the README's table as Markdown: what the session holds after
+loading, the peak of the runs above that, and the whole process (`engines.measure`); what a row
+saves is told of the whole, against the original's lowest of all choices. Below it a line for each
+network in 16 patches: loading and the whole process against the original's.
 """
 
 from __future__ import annotations
@@ -73,6 +76,13 @@ NETWORKS: Mapping[str, Network] = {
         {},
         ({"splits": 8}, {"splits": 16}, {"memory_budget": 170 * MIB}),
     ),
+    "unet-bn": Network(
+        "U-Net, 1024x1024, BatchNormalization in the file",
+        "unet",
+        (1024, 1024),
+        {"fold": False},
+        ({"splits": 16},),
+    ),
     "det": Network("PP-OCR v4 detector, 2048x2048", "det", (2048, 2048), {}, ({"splits": 8},)),
     "srvgg": Network("SRVGG, x4, 256 -> 1024", "srvgg", (256, 256), {}, ({"splits": 8},)),
     "mobilenet": Network("MobileNet, 1024x1024", "mobilenet", (1024, 1024), {}, ({"splits": 8},)),
@@ -131,15 +141,22 @@ def rows_of(name: str, runs: int, processes: int, rtx: bool, folder: Path) -> li
     common: dict[str, Any] = {"runs": runs, "shapes": shapes, "processes": processes}
     (tuned,) = tune_onnxruntime([path], OrtOptions(threads=2), **common)
     best = min((m for m in tuned if m.peak_bytes is not None), key=lambda m: m.peak_bytes or 0)
+    wholes = [m.whole_bytes for m in tuned if m.whole_bytes is not None]
     usual = next(m for m in tuned if m.options["memory_pattern"] and m.options["memory_reuse"])
     rows[0]["default_bytes"] = usual.peak_bytes
     rows[0]["best_bytes"] = best.peak_bytes
+    rows[0]["default_whole_bytes"] = usual.whole_bytes
+    rows[0]["best_whole_bytes"] = min(wholes)
     rows[0]["best_options"] = {name: best.options[name] for name in TUNED}
-    found: list[Measurement] = measure_onnxruntime(paths, OrtOptions(threads=2, **TUNED), **common)
+    found: list[Measurement] = measure_onnxruntime(
+        paths, OrtOptions(threads=2, **TUNED), recommended=True, **common
+    )
     for row, measured in zip(rows, found, strict=True):
         if measured.error:
             row["error"] = measured.error
             continue
+        row["load_bytes"] = measured.load_bytes
+        row["whole_bytes"] = measured.whole_bytes
         row["peak_bytes"] = measured.peak_bytes
         row["arena_bytes"] = measured.runtime_peak_bytes
         row["time_ratio"] = None if measured.ratio is None else measured.ratio.median
@@ -154,25 +171,31 @@ def rows_of(name: str, runs: int, processes: int, rtx: bool, folder: Path) -> li
 def markdown(rows: list[dict[str, Any]]) -> str:
     """Return the table."""
     lines = [
-        "| network | | peak, MiB | of the best | time | work | RTX plan, MiB | outputs |",
-        "|---|---|---|---|---|---|---|---|",
+        "| network | | load, MiB | peak, MiB | whole process, MiB | whole, of the best | time | "
+        "work | RTX plan, MiB | outputs |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     original: dict[str, Any] = {}
     for row in rows:
         if row["model"] == "original":
             original = row
-            peak = f"{_mib(row['default_bytes'])} default, {_mib(row['best_bytes'])} best"
-            plan = _mib(row.get("planned_bytes"))
-            cells = [row["network"], "original", peak, "1", "1", "1", plan]
+            peak, whole = (
+                f"{_mib(row[f'default_{of}'])} default, {_mib(row[f'best_{of}'])} best"
+                for of in ("bytes", "whole_bytes")
+            )
+            load, plan = _mib(row.get("load_bytes")), _mib(row.get("planned_bytes"))
+            cells = [row["network"], "original", load, peak, whole, "1", "1", "1", plan]
             lines.append("| " + " | ".join([*cells, ""]) + " |")
             continue
-        share = row["peak_bytes"] / original["best_bytes"] if row.get("peak_bytes") else None
+        share = _whole_share(row, original)
         here, planned = row.get("planned_bytes"), original.get("planned_bytes")
         ratio = f" (1/{planned / here:.1f})" if here and planned else ""
         cells = [
             "",
             f"`{row['model']}`",
+            _mib(row.get("load_bytes")),
             _mib(row.get("peak_bytes")),
+            _mib(row.get("whole_bytes")),
             f"1/{1 / share:.1f}" if share else "failed",
             f"{row['time_ratio']:.2f}" if row.get("time_ratio") else "",
             f"{row['work']:.2f}" if row.get("work") else "",
@@ -181,6 +204,37 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         ]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def processes_of(rows: list[dict[str, Any]], patches: int = 16) -> list[str]:
+    """Return, for each network in so many patches, what its process needs against the original's.
+
+    Args:
+        rows: Rows of `rows_of`.
+        patches: The number of patches.
+    """
+    lines, original = [], dict[str, Any]()
+    for row in rows:
+        if row["model"] == "original":
+            original = row
+        elif row["model"] == f"--splits {patches}":
+            share = _whole_share(row, original)
+            if share is None or not original.get("load_bytes"):
+                continue
+            load = row["load_bytes"] / original["load_bytes"]
+            lines.append(
+                f"{row['network']}, {patches} patches: loads at {load:.2f} of the original, whole "
+                f"process {share:.2f} of the original's at its best options"
+            )
+    return lines
+
+
+def _whole_share(row: Mapping[str, Any], original: Mapping[str, Any]) -> float | None:
+    """Return a whole process over the original's lowest, None where one failed."""
+    if not row.get("whole_bytes"):
+        return None
+    share: float = row["whole_bytes"] / original["best_whole_bytes"]
+    return share
 
 
 def _mib(size: int | None) -> str:
@@ -205,6 +259,7 @@ def main(
             if json_file is not None:
                 json_file.write_text(json.dumps(rows, indent=2) + "\n")
     print(markdown(rows))
+    print("\n".join(processes_of(rows)))
 
 
 if __name__ == "__main__":
