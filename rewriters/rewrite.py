@@ -54,7 +54,7 @@ from rewriters.regions import (
     select,
 )
 from rewriters.search import Limits
-from rewriters.shapes import Shapes, fix_shapes
+from rewriters.shapes import Shapes, correct_claims, fix_shapes
 from rewriters.single import SINGLE_FORMS, cut_singles
 
 __all__ = [
@@ -538,6 +538,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     splice(model, order)
     move_into_bodies(model, {name for entry in decided.drafts for name in entry.fragment.loops})
     drop_unused_value_info(model.graph, gone)
+    reads = {name for entry in decided.drafts for name in entry.fragment.reads}
+    correct_claims(model.graph, analysis.facts.shapes, reads)
     folded = Folded()
     if options.fold:
         made = {n.name for entry in decided.drafts for n in entry.fragment.export()[0]}

@@ -21,7 +21,15 @@ from rewriters.graph import UNKNOWN_DOMAIN, attributes
 from rewriters.guarded import Refused, infer_shapes
 from rewriters.operators import Record, Shape, read_convolution
 
-__all__ = ["Shapes", "fix_shapes", "free_inputs", "infer", "nominal_shapes", "required_inputs"]
+__all__ = [
+    "Shapes",
+    "correct_claims",
+    "fix_shapes",
+    "free_inputs",
+    "infer",
+    "nominal_shapes",
+    "required_inputs",
+]
 
 logger = logging.getLogger(__name__)
 
@@ -184,6 +192,52 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]
     kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
     del model.graph.value_info[:]
     model.graph.value_info.extend(kept)
+
+
+def correct_claims(graph: onnx.GraphProto, facts: Shapes, read: Collection[str]) -> None:
+    """Drop what the file says wrongly of inner tensors, and put right what it says of outputs.
+
+    A runtime merges what is declared with what it infers: it lives with a stale shape of a node
+    that it infers leniently, and refuses the Slice or Concat that stands there now.
+
+    Args:
+        graph: The main graph; changed in place.
+        facts: What follows from the inputs and the operators.
+        read: Tensors that sizes are taken from at run time: a number declared for one of them
+            that does not follow might stand in for its real size.
+    """
+
+    def right(value: onnx.ValueInfoProto) -> bool:
+        known = facts.dims.get(value.name)
+        if known is None or not _has_shape(value):
+            return True
+        stated = [_known(dim) for dim in value.type.tensor_type.shape.dim]
+        if len(stated) != len(known):
+            return False
+        return all(
+            claim is None or claim == size or (size is None and value.name not in read)
+            for claim, size in zip(stated, known, strict=True)
+        )
+
+    kept = [value for value in graph.value_info if right(value)]
+    if len(kept) < len(graph.value_info):
+        kept = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in kept]
+        del graph.value_info[:]
+        graph.value_info.extend(kept)
+    given = {value.name for value in graph.input}
+    for value in graph.output:
+        if right(value) or value.name in given:
+            continue
+        known, shape = facts.dims[value.name], value.type.tensor_type.shape
+        if len(shape.dim) != len(known):
+            del shape.dim[:]
+            for _ in known:
+                shape.dim.add()
+        for dim, size in zip(shape.dim, known, strict=True):
+            if size is not None:
+                dim.dim_value = size
+            elif dim.HasField("dim_value"):
+                dim.Clear()
 
 
 def _substitute(value: onnx.ValueInfoProto, symbols: Mapping[str, int]) -> None:

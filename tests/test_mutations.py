@@ -19,7 +19,7 @@ from onnx import TensorProto
 
 from patchconv_deploy import ModelError, rewrite
 from tests.mutations import CLEAN, mutated
-from tests.small_models import chain, conv, cut, model, node, noise, session
+from tests.small_models import chain, conv, cut, model, node, noise, session, value
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -163,3 +163,26 @@ def test_a_sparse_weight_is_a_weight(form: str) -> None:
     x = noise(1, 2, 256, 64)
     before, after = (session(each).run(None, {"x": x})[0] for each in (made, outcome.model))
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("form", ["batch", "sequential", "fused", "shrinking", "loop"])
+@pytest.mark.parametrize("free", [False, True])
+def test_stale_shapes_in_the_file_are_not_written_again(form: str, free: bool) -> None:
+    """Shapes that are declared are claims: ONNX Runtime refuses wrong ones beside new nodes."""
+    made = chain(3, ("n", 2, "h", 64) if free else (1, 2, 256, 64))
+    stale = [value(each.output[0], [1, 2, 48, 32]) for each in made.graph.node[:-1]]
+    made.graph.value_info.extend([*stale, value("y", [1, 2, 48, 32])])
+    del made.graph.output[:]
+    made.graph.output.append(value("y", [1, 2, "rows", 32]))
+    outcome = cut(made, form)
+    assert outcome.rewritten
+    x = noise(1, 2, 256, 64)
+    before, after = (session(each).run(None, {"x": x})[0] for each in (made, outcome.model))
+    np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
+    kept = {each.name: each for each in outcome.model.graph.value_info}
+    for each in kept.values():
+        sizes = [dim.dim_value for dim in each.type.tensor_type.shape.dim]
+        assert sizes[2:] != [48, 32]
+    declared = outcome.model.graph.output[0].type.tensor_type.shape.dim
+    assert declared[3].dim_value == 64
+    assert declared[2].dim_param == "rows" or declared[2].dim_value == 256
