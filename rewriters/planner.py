@@ -239,6 +239,8 @@ def read_plan(text: str) -> dict[str, Any]:
         data = json.loads(text)
     except ValueError as error:
         raise OptionError(f"--plan: not JSON: {error}") from error
+    except RecursionError:
+        raise OptionError("--plan: not a plan: it is nested too deeply") from None
     if not isinstance(data, dict) or data.get("version") != _VERSION:
         raise OptionError(f"--plan: not a plan of version {_VERSION}")
     axis, regions, order = data.get("axis"), data.get("regions"), data.get("order", "file")

@@ -37,7 +37,8 @@ def node_work(node: onnx.NodeProto, shapes: Shapes) -> float:
     made = sum(_elements(shapes, name) for name in node.output if name)
     read = sum(_elements(shapes, name) for name in node.input if name)
     products = 0
-    if node.op_type in CONVOLUTIONS:
+    # A custom operator may be called like one of these.
+    if node.op_type in CONVOLUTIONS and len(node.input) > CONVOLUTIONS[node.op_type]:
         weight = shapes.dims.get(node.input[CONVOLUTIONS[node.op_type]])
         if weight and len(weight) > 1:
             # Each output (transposed: input) element meets one filter.

@@ -17,7 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from patchconv_deploy import ModelError, rewrite
+from patchconv_deploy import ModelError, OptionError, pareto, rewrite
+from rewriters.planner import read_plan
 from tests.mutations import CLEAN, mutated
 from tests.small_models import chain, conv, cut, model, node, noise, session, value
 
@@ -186,3 +187,21 @@ def test_stale_shapes_in_the_file_are_not_written_again(form: str, free: bool) -
     declared = outcome.model.graph.output[0].type.tensor_type.shape.dim
     assert declared[3].dim_value == 64
     assert declared[2].dim_param == "rows" or declared[2].dim_value == 256
+
+
+def test_a_plan_nested_deeply_is_no_plan() -> None:
+    """The reader of JSON gives up on it; so does the command, in one line."""
+    with pytest.raises(OptionError, match="nested too deeply"):
+        read_plan("[" * 100_000)
+
+
+def test_an_operator_of_another_domain_may_be_called_conv(tmp_path: Path) -> None:
+    """With fewer inputs than ONNX's own: it is counted by what it reads and makes."""
+    made = chain(3)
+    own = node("Conv", "y", "z")
+    own.domain = "com.microsoft"
+    made.graph.node.append(own)
+    made.opset_import.add(domain="com.microsoft", version=1)
+    path = tmp_path / "model.onnx"
+    onnx.save(made, path)
+    assert pareto(path, allow_custom_ops=True)
