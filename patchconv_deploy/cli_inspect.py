@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from pathlib import Path
+from typing import Any
 
 import click
 from rich.console import Console
@@ -25,6 +26,9 @@ from rewriters.rewrite import TARGETS, Options, inspection_of, pareto_of
 __all__ = ["inspect_command"]
 
 _SHOWN = 8
+# Numbers of patches that are shown of a region.
+_WAYS = 4
+_REASONS = 3
 
 
 @click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
@@ -53,10 +57,10 @@ def inspect_command(
     loaded = load(model)
     options = Options(target=target, axis=axis, ranges=dict(ranges), allow_custom_ops=True)
     found = inspection_of(loaded, options)
-    points = pareto_of(loaded, options) if pareto else []
+    points = pareto_of(loaded, options) if pareto and not found.left else []
     if json_file is not None:
         data = {
-            **dataclasses.asdict(found),
+            **data_of(found),
             "target": target,
             "pareto": pareto_json(points),
         }
@@ -67,12 +71,25 @@ def inspect_command(
         print_pareto(points, console)
 
 
+def data_of(found: Inspection) -> dict[str, Any]:
+    """Return what was found as JSON-ready data; an unknown peak has no bytes."""
+    data = dataclasses.asdict(found)
+    if found.peak.unknown:
+        data["peak"].update(bytes=None, touched=None, known_part=found.peak.bytes)
+    return data
+
+
 def _print(found: Inspection, target: str, console: Console) -> None:
     held = ", ".join(f"{clean(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
-    console.print(
-        f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at {clean(found.peak.at)}; "
-        f"alive there, MiB: {held}",
-    )
+    if found.unknown is not None:
+        part = f" (at least {mebibytes(found.peak.bytes)} MiB)" if found.peak.bytes else ""
+        console.print(f"Predicted peak ({target}): unknown{part}; {found.unknown.reason}")
+        console.print(f"What to do: {found.unknown.advice}.")
+    else:
+        console.print(
+            f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at "
+            f"{clean(found.peak.at)}; alive there, MiB: {held}"
+        )
     for name, shape in found.assumed.items():
         console.print(f"  assuming {clean(name)} {shape_text(shape)}")
     tensors = plain_table("largest tensors", "shape", "MiB", "made by")
@@ -93,15 +110,19 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         console.print(barriers)
     runs = plain_table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
     for run in found.runs[:_SHOWN]:
-        tiled = "; ".join(
-            f"x{patches} {mebibytes(size)} {work:.2f}x"
-            for patches, (size, work) in run.tiled.items()
-        )
+        ways = list(run.tiled.items())
+        shown = ways[:: -(-len(ways) // _WAYS)]
         runs.add_row(
             " .. ".join(dict.fromkeys((clean(run.first), clean(run.last)))),
             str(run.nodes),
             mebibytes(run.peak),
-            tiled or "in parts alone",
+            "; ".join(f"x{n} {mebibytes(size)} {work:.2f}x" for n, (size, work) in shown),
         )
     if found.runs:
         console.print(runs)
+    elif found.left:
+        console.print(f"Nothing would be cut: {found.left}.")
+    elif found.unknown is None:
+        console.print("Nothing would be cut: no region along this axis lowers the peak.")
+        for reason in found.reasons[:_REASONS]:
+            console.print(f"  {reason.holds} {mebibytes(reason.bytes)} MiB of it")

@@ -484,14 +484,14 @@ class Frontier:
         halo = max(0.0, share - 1 / plan.splits)
         for splits in (1, *rungs(self.limits.splits)):
             if splits == 1:
-                expected: float = self._plain(plan)
+                expected: float = self.plain(plan)
             else:
                 expected = fixed + (most - fixed) * min(1.0, 1 / splits + halo) / share
             if expected <= level * _ROUNDED:
                 return splits
         return plan.splits if most <= level * _ROUNDED else None
 
-    def _plain(self, plan: RegionPlan) -> int:
+    def plain(self, plan: RegionPlan) -> int:
         """Return the most bytes alive while a region's nodes run uncut."""
         return max(self._alive.get(at, 0) for at in plan.region.nodes)
 

@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import onnx
 
 from rewriters.analysis import Analysis
-from rewriters.choice import candidates_of
+from rewriters.choice import Candidates, candidates_of
 from rewriters.memory import Peak
 from rewriters.operators import Shape
-from rewriters.search import Space
+from rewriters.reasons import Reason, reasons_of, unknown_sizes
+from rewriters.regional import weigh
+from rewriters.search import Limits
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
 
-_PATCHES = (4, 8, 16)
+# What lowers a peak by less is not worth a change (`rewriters.regional`).
+_GAIN = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,26 +39,26 @@ class Barrier:
         node: Its name.
         op_type: Its operator.
         reason: Why.
-        bytes: Bytes of what it reads and makes.
+        bytes: Bytes of what it reads and makes, None where any of it is of unknown size.
     """
 
     node: str
     op_type: str
     reason: str
-    bytes: int
+    bytes: int | None
 
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """Neighbouring row-local nodes, of which regions can be made.
+    """A region of one of the plans that a rewrite chooses from, and that lowers the peak.
 
     Attributes:
         first: Its first node.
         last: Its last node.
         nodes: Number of nodes.
         peak: Most bytes alive while it runs as it is.
-        tiled: Per number of patches the same with all of it as one region, and work over before;
-            empty where it is not one region.
+        tiled: Per number of patches the same with it cut, predicted of the nodes that would be
+            written, and its work over before; each is less than ``peak``.
     """
 
     first: str
@@ -73,8 +76,12 @@ class Inspection:
         peak: Predicted peak on the engine in view.
         tensors: Activations.
         barriers: Nodes that cannot be in a region and read or make something large.
-        runs: Where regions can be.
+        runs: Regions that could be cut; none where the peak is unknown.
         assumed: Sizes that free dimensions were counted as.
+        unknown: Why the peak is unknown, None if it is known.
+        data_sized: Activations whose sizes depend on the data, counted as nothing.
+        left: Why the whole model would be left as it is, empty if it would not.
+        reasons: What holds the peak where no region lowers it.
     """
 
     peak: Peak
@@ -82,10 +89,19 @@ class Inspection:
     barriers: tuple[Barrier, ...]
     runs: tuple[Run, ...]
     assumed: Mapping[str, tuple[int, ...]]
+    unknown: Reason | None = None
+    data_sized: tuple[str, ...] = ()
+    left: str = ""
+    reasons: tuple[Reason, ...] = ()
 
 
 def inspect_model(
-    analysis: Analysis, axis: str | int, engine: str, labels: Mapping[int, str]
+    analysis: Analysis,
+    axis: str | int,
+    engine: str,
+    labels: Mapping[int, str],
+    limits: Limits,
+    left: str = "",
 ) -> Inspection:
     """Inspect a model.
 
@@ -94,6 +110,8 @@ def inspect_model(
         axis: "height", "width", "depth" or a dimension of the tensor.
         engine: A key of `rewriters.activation.ENGINES`.
         labels: Names of the nodes.
+        limits: What every plan has to keep.
+        left: Why the whole model would be left as it is, empty if it would not.
     """
     found = candidates_of(analysis, axis, frozenset(), engine=engine)
     graph = analysis.facts.graph
@@ -106,38 +124,50 @@ def inspect_model(
     barriers = [
         Barrier(labels[at], graph.node[at].op_type, reason, size)
         for at, reason in found.reasons.items()
-        if at not in found.links and (size := _touched(analysis, graph.node[at]))
+        if at not in found.links and (size := _touched(analysis, graph.node[at])) != 0
     ]
+    plain = analysis.predict(None, engine)
+    runs = [] if plain.unknown or left else _runs(found, limits, engine, labels)
+    reasons: tuple[Reason, ...] = ()
+    if not runs and not left:
+        reasons = reasons_of(
+            analysis, plain, found.links, found.reasons, (), found.refused, labels, engine
+        )
     return Inspection(
-        peak=analysis.predict(None, engine),
+        peak=plain,
         tensors=tuple(sorted(tensors, key=lambda each: -each.bytes)),
-        barriers=tuple(sorted(barriers, key=lambda each: -each.bytes)),
-        runs=tuple(sorted(_runs(found.spaces[0], labels), key=lambda each: -each.peak)),
+        barriers=tuple(
+            sorted(barriers, key=lambda each: (each.bytes is not None, -(each.bytes or 0)))
+        ),
+        runs=tuple(sorted(runs, key=lambda each: (-each.peak, -each.nodes))),
         assumed=analysis.assumed,
+        unknown=unknown_sizes(analysis, labels) if plain.unknown else None,
+        data_sized=analysis.data_sized,
+        left=left,
+        reasons=reasons,
     )
 
 
-def _touched(analysis: Analysis, node: onnx.NodeProto) -> int:
-    return sum(analysis.bytes.get(name) or 0 for name in {*node.input, *node.output})
+def _touched(analysis: Analysis, node: onnx.NodeProto) -> int | None:
+    names = {*node.input, *node.output} & analysis.bytes.keys()
+    sizes = [analysis.bytes[name] for name in names]
+    return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _runs(space: Space, labels: Mapping[int, str]) -> list[Run]:
-    occurrences = space.program.occurrences
-    runs = []
-    for begin, end in space.runs():
-        whole = next((s for s in space.segments.get(end, ()) if s.begin == begin), None)
-        tiled = {
-            patches: (whole.peak(patches), patches * whole.window(patches) / whole.rows)
-            for patches in _PATCHES
-            if whole is not None and patches <= whole.free
-        }
-        runs.append(
-            Run(
-                labels[occurrences[begin].node],
-                labels[occurrences[end - 1].node],
-                end - begin,
-                max(space.plain_peaks[begin:end]),
-                tiled,
-            )
-        )
-    return runs
+def _runs(found: Candidates, limits: Limits, engine: str, labels: Mapping[int, str]) -> list[Run]:
+    """Return the regions of the plans that nothing beats: proven, and emitted as nodes."""
+    frontier, points = weigh(found, limits, engine, labels)
+    plains: dict[tuple[int, ...], int] = {}
+    tiled: dict[tuple[int, ...], dict[int, tuple[int, float]]] = {}
+    for point in points:
+        for plan, entry, (most, _) in zip(point.regions, point.drafts, point.needs, strict=True):
+            nodes = plan.region.nodes
+            plains[nodes] = plain = frontier.plain(plan)
+            work = entry.recompute(found.analysis, assume=True)
+            if work is not None and most < _GAIN * plain:
+                ways = tiled.setdefault(nodes, {})
+                ways[plan.splits] = min(ways.get(plan.splits, (most, work)), (most, work))
+    return [
+        Run(labels[nodes[0]], labels[nodes[-1]], len(nodes), plains[nodes], dict(sorted(w.items())))
+        for nodes, w in tiled.items()
+    ]

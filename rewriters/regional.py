@@ -13,7 +13,7 @@ from math import inf
 from typing import Any
 
 from rewriters.analysis import Analysis
-from rewriters.choice import candidates_of, row_local
+from rewriters.choice import Candidates, candidates_of, row_local
 from rewriters.draft import Draft, draft
 from rewriters.errors import BudgetError, OptionError
 from rewriters.fragment import NameScheme
@@ -24,7 +24,7 @@ from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
 from rewriters.search import Limits, turns_of
 
-__all__ = ["MARGIN", "Candidate", "Regional", "apply_plan", "cut_regions", "pareto"]
+__all__ = ["MARGIN", "Candidate", "Regional", "apply_plan", "cut_regions", "pareto", "weigh"]
 
 Progress = Callable[[str, int, int], None]
 
@@ -227,13 +227,28 @@ def pareto(
         labels: Names of the nodes.
     """
     found = candidates_of(analysis, axis, kept, engine)
-    plain = analysis.predict(None, engine)
-    frontier = Frontier(analysis, found, engine, labels, limits)
+    _, points = weigh(found, limits, engine, labels)
+    need = analysis.predict(None, engine).need
+    original = Candidate("original", 0, 1, need, 1.0, 1.0, fits=True)
+    return [original, *(point.candidate for point in points)]
+
+
+def weigh(
+    found: Candidates, limits: Limits, engine: str, labels: Mapping[int, str]
+) -> tuple[Frontier, list[Point]]:
+    """Return the plans of a model, and those of them that nothing beats: budgets choose of these.
+
+    Args:
+        found: What there is to choose from.
+        limits: What every plan has to keep; its budget is not looked at.
+        engine: A key of `rewriters.activation.ENGINES`.
+        labels: Names of the nodes.
+    """
+    frontier = Frontier(found.analysis, found, engine, labels, limits)
     frontier.explore()
     free = replace(limits, budget=inf)
-    points = front((p for p in frontier.weighed() if _fits(p, free)), plain.need)
-    original = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True)
-    return [original, *(point.candidate for point in points)]
+    need = found.analysis.predict(None, engine).need
+    return frontier, front((p for p in frontier.weighed() if _fits(p, free)), need)
 
 
 def apply_plan(

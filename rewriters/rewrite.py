@@ -348,7 +348,12 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
         options: Shapes, axis and target are looked at.
     """
     analysis, labels = _look(loaded, options)
-    return inspect_model(analysis, options.axes[0], TARGETS[options.target], labels)
+    left = "the model was rewritten before (it holds a plan)" if _holds_plan(loaded.model) else ""
+    if not left and analysis.facts.opset < _OLDEST_OPSET:
+        left = _TOO_OLD.format(analysis.facts.opset)
+    limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
+    engine = TARGETS[options.target]
+    return inspect_model(analysis, options.axes[0], engine, labels, limits, left)
 
 
 def unknown_of(loaded: Loaded, options: Options) -> Reason | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -381,3 +382,55 @@ def test_a_rise_is_the_last_line(form: str, tmp_path: Path) -> None:
     last = done_.output.splitlines()[-1]
     assert last.startswith("warning: the predicted peak rises, in use from ")
     assert "keep the original" in last
+
+
+# --- inspect --------------------------------------------------------------------------------------
+
+
+def _inspected(made: onnx.ModelProto, folder: Path) -> tuple[str, dict[str, Any]]:
+    onnx.save(made, folder / "m.onnx")
+    arguments = ["inspect", str(folder / "m.onnx"), "--json", str(folder / "i.json")]
+    done = CliRunner().invoke(patchconv, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    return done.output, json.loads((folder / "i.json").read_text())
+
+
+@pytest.mark.parametrize("made", [vae_decoder(), gated(), tall_halo()], ids=["vae", "gate", "halo"])
+def test_what_is_not_cut_is_not_said_to_be_cuttable(made: onnx.ModelProto, tmp_path: Path) -> None:
+    """Row-local neighbours that save nothing: inspect has no region, rewrite leaves them alone."""
+    said, data = _inspected(made, tmp_path)
+    assert not _cut(made).rewritten
+    assert data["runs"] == []
+    assert "Nothing would be cut: no region along this axis lowers the peak." in said
+    assert data["reasons"] == [_as_json(each) for each in _cut(made).reasons]
+
+
+def _as_json(reason: Reason) -> dict[str, Any]:
+    return {**dataclasses.asdict(reason), "nodes": list(reason.nodes)}
+
+
+def test_what_could_be_cut_is_what_a_rewrite_chooses_from(tmp_path: Path) -> None:
+    """Every region in every number of patches is one of a plan of the curve, and saves."""
+    made = super_resolution(32)
+    _, data = _inspected(made, tmp_path)
+    assert data["runs"]
+    for entry in data["runs"]:
+        for size, work in entry["tiled"].values():
+            assert size < 0.98 * entry["peak"]
+            assert work >= 1
+    patches = {int(n) for entry in data["runs"] for n in entry["tiled"]}
+    assert patches & {point.splits for point in pareto(tmp_path / "m.onnx")[1:]}
+
+
+def test_inspect_says_what_is_unknown_and_what_is_left(tmp_path: Path) -> None:
+    """An unknown peak has no bytes; old and rewritten models would be left as they are."""
+    said, data = _inspected(run_time_sizes(), tmp_path)
+    assert "Predicted peak (onnxruntime): unknown (at least 0.5 MiB); sizes unknown: 2" in said
+    assert data["peak"]["bytes"] is None
+    assert data["runs"] == []
+    assert {entry["bytes"] for entry in data["barriers"]} == {None}
+    for made, words in ((_old(), "--upgrade-opset 13"), (_again(), "was rewritten before")):
+        said, data = _inspected(made, tmp_path)
+        assert "Nothing would be cut: " in said
+        assert words in said
+        assert data["runs"] == []
