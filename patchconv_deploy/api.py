@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from patchconv_deploy.errors import UsageError, VerificationError
 from patchconv_deploy.measuring import check_engine
 from patchconv_deploy.report import Report, make_report, unknown_peak
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
+from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.session_options import recommend
 from patchconv_deploy.sizes import SIZES, parse_size
 from patchconv_deploy.tuning import Tuned, tune_rewritten
@@ -483,8 +483,8 @@ def _convert_proto(model: onnx.ModelProto, options: Options, wanted: bool) -> on
     if loaded.has_external_data:
         logger.warning("not verified: the weights lie in other files; use rewrite() on the file")
         return outcome.model
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-        paths = Path(name) / "original.onnx", Path(name) / "rewritten.onnx"
+    with temporary_folder() as folder:
+        paths = folder / "original.onnx", folder / "rewritten.onnx"
         for path, proto in zip(paths, (model, outcome.model), strict=True):
             path.write_bytes(proto.SerializeToString())
         checked = verify(*paths, outcome, ranges=options.ranges)
@@ -511,8 +511,8 @@ def _export_torch(module: Any, example_inputs: Sequence[Any] | None) -> onnx.Mod
         raise UsageError("the module is in training mode; call .eval() on it first")
     if isinstance(example_inputs, torch.Tensor):
         example_inputs = (example_inputs,)
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-        path = Path(name) / "model.onnx"
+    with temporary_folder() as folder:
+        path = folder / "model.onnx"
         # Pinned: the newest opset an exporter writes may be ahead of the runtimes.
         torch.onnx.export(
             module,

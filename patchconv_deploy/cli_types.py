@@ -23,6 +23,9 @@ __all__ = [
 ]
 
 
+_LONGEST_TEXT = 64 << 20
+
+
 class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
     """NAME:1x3x512x512; the name may hold colons."""
 
@@ -117,7 +120,12 @@ def read_text(option: str, path: Path) -> str:
         click.UsageError: It cannot be read as text.
     """
     try:
-        return path.read_text(encoding="utf-8")
+        # A pipe is read as well; what never ends is not.
+        with path.open("rb") as stream:
+            data = stream.read(_LONGEST_TEXT + 1)
+        if len(data) > _LONGEST_TEXT:
+            raise click.UsageError(f"{option} {path}: too long for such a file")
+        return data.decode("utf-8")
     except OSError as error:
         raise click.UsageError(f"{option} {path}: {error.strerror}") from error
     except UnicodeDecodeError:

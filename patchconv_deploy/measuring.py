@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +31,7 @@ from patchconv_deploy.console import styled
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
+from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.session_options import recommended_options, unlike_recommended
 from rewriters.graph import load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
@@ -115,9 +115,9 @@ def prepared(
         OptionError: A shape does not fit.
         UsageError: No model has an input of that name.
     """
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as folder:
+    with temporary_folder() as folder:
         made = [
-            _prepare(model, Path(folder) / f"inputs_{number}.npz", shapes, seed)
+            _prepare(model, folder / f"inputs_{number}.npz", shapes, seed)
             for number, model in enumerate(models)
         ]
         names = sorted({name for one in made for name in one.arrays})

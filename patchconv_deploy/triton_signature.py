@@ -7,7 +7,6 @@ Triton's backend holds a configuration against what the runtime says, outputs to
 from __future__ import annotations
 
 import logging
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from engines.onnxruntime_engine import installed
 from engines.signature import Opened, Runtime, Value
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import make_inputs, save_inputs
+from patchconv_deploy.scratch import temporary_folder
 from rewriters.graph import Loaded, load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes, required_inputs
 
@@ -256,21 +256,20 @@ def _run_problem(
 ) -> str | None:
     loaded = load(path)
     problem = "the model does not run"
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
+    with temporary_folder() as folder:
         for spatial in _SPATIAL:
             try:
                 slim = skeleton(loaded)
                 fix_shapes(slim, sized_inputs(loaded, shapes, 2, spatial))
                 pair = make_inputs(loaded.model, infer(slim), {}, 0)
                 alone = [
-                    _run(opened, {k: a[i : i + 1] for k, a in pair.items()}, Path(name))
-                    for i in (0, 1)
+                    _run(opened, {k: a[i : i + 1] for k, a in pair.items()}, folder) for i in (0, 1)
                 ]
             except EngineError as error:
                 problem = f"the model does not run: {error}"
                 continue
             try:
-                both = _run(opened, pair, Path(name))
+                both = _run(opened, pair, folder)
             except EngineError as error:
                 return f"the model does not run on a batch of 2: {error}"
             for tensor, one, two, together in zip(signature.outputs, *alone, both, strict=True):

@@ -13,7 +13,6 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -30,6 +29,7 @@ from engines.errors import EngineError, TimeLimit
 from engines.onnxruntime_engine import installed
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.inputs import load_inputs, make_inputs, save_inputs
+from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.twin import float32_twin
 from patchconv_deploy.ways import ways_of
 from rewriters.errors import RewriterError
@@ -325,8 +325,7 @@ def _run(
         passed = False if bad else (None if unstable else True)
         return Verification(True, passed, reason, via, seed, shapes, outputs)
 
-    with tempfile.TemporaryDirectory(prefix="patchconv-") as name:
-        folder = Path(name)
+    with temporary_folder() as folder:
         save_inputs(folder / "inputs.npz", arrays)
         file = folder / "inputs.npz"
         own = _OwnFreedom(folder, file, _fits(peak), timeout_s)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import threading
 import tracemalloc
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import onnx
 import onnxruntime
@@ -14,8 +17,10 @@ import psutil
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from patchconv_deploy import OptionError, SaveError, UsageError, rewrite, verification
+from patchconv_deploy import OptionError, SaveError, UsageError, pareto, rewrite, verification
+from patchconv_deploy.cli_types import read_text
 from patchconv_deploy.inputs import load_inputs, make_inputs
+from rewriters.errors import ModelError
 from rewriters.graph import Loaded, load, skeleton
 from rewriters.rewrite import Outcome
 from rewriters.shapes import infer
@@ -258,6 +263,33 @@ def test_a_pipe_is_not_replaced(tmp_path: Path) -> None:
     with pytest.raises(SaveError, match="no regular file"):
         rewrite(path, pipe, min_elements=0, force=True)
     assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize("place", [".", "/", "", "pipe", "/dev/zero", "folder", "folder/none.onnx"])
+def test_a_path_that_is_no_model(
+    tmp_path: Path, place: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused at once, with no output named: one that ends is not waited for."""
+    monkeypatch.chdir(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    words = "is a folder|is no regular file|no such file"
+    with pytest.raises(ModelError, match=words):
+        rewrite(place)
+    with pytest.raises(ModelError, match=words):
+        pareto(place)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["folder", "pipe"]
+
+
+def test_a_text_that_never_ends(tmp_path: Path) -> None:
+    """--plan /dev/zero is refused, and a pipe with a plan in it is read."""
+    with pytest.raises(click.UsageError, match="too long"):
+        read_text("--plan", Path("/dev/zero"))
+    os.mkfifo(tmp_path / "pipe")
+    writer = threading.Thread(target=lambda: (tmp_path / "pipe").write_text("{}"))
+    writer.start()
+    assert read_text("--plan", tmp_path / "pipe") == "{}"
+    writer.join()
 
 
 @pytest.mark.parametrize("kind", ["truncated", "empty", "array", "text"])

@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable
@@ -393,6 +394,29 @@ class TestScratch:
             assert folder.stat().st_mode & 0o077 == 0 or sys.platform == "win32"
         assert not folder.exists()
         assert not folder.with_name(f"{folder.name}.lock").exists()
+
+    @needs_fork
+    def test_a_killed_runs_temporary_files_go_with_the_next(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Inputs of a verification, for instance, which can be large."""
+        monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+        ready, told = os.pipe()
+        child = os.fork()
+        if child == 0:
+            with temporary_folder() as folder:
+                (folder / "inputs.npz").write_bytes(bytes(1000))
+                os.write(told, b"x")
+                time.sleep(600)
+        os.read(ready, 1)
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        os.close(ready)
+        os.close(told)
+        assert len(entries(tmp_path)) == 2
+        with temporary_folder() as folder:
+            assert entries(tmp_path) == sorted([folder.name, f"{folder.name}.lock"])
+        assert entries(tmp_path) == []
 
     @needs_locks
     def test_repositories_of_one_name_share_a_staging_folder(self, tmp_path: Path) -> None:
