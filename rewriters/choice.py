@@ -7,7 +7,7 @@ forbidden, with its reason kept, and the search goes on without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewriters.analysis import Analysis
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 _MOST_TRIES = 40
 
 
-@dataclass(frozen=True)
+@dataclass
 class Candidates:
     """Everything there is to choose from in a model.
 
@@ -35,6 +35,8 @@ class Candidates:
         spaces: The stages of each order of the nodes.
         refused: Regions that turned out not to be provable.
         proven: Regions that were asked for so far.
+        looked_at: Places and stages that plans were looked for at, for who counts effort.
+        proved: Nodes, of each patch, of the regions that were proven; the same.
     """
 
     analysis: Analysis
@@ -43,6 +45,8 @@ class Candidates:
     spaces: Sequence[Space]
     refused: list[Refusal]
     proven: dict[Stage, RegionPlan | Refusal] = field(default_factory=dict)
+    looked_at: int = 0
+    proved: int = 0
 
     @property
     def plain_peak(self) -> int:
@@ -81,6 +85,7 @@ class Candidates:
     ) -> tuple[Plan, tuple[RegionPlan, ...]] | None:
         for _ in range(_MOST_TRIES):
             plan = space.plan(limits)
+            self.looked_at += space.size
             if plan is None:
                 return None
             regions = []
@@ -113,6 +118,7 @@ class Candidates:
 
     def _cut(self, region: Region, splits: int) -> RegionPlan | Refusal:
         facts = self.analysis.facts
+        self.proved += splits * sum(len(link.reads) for link in region.network.links)
         found = plan_region(region, facts.shapes, splits, facts.opset)
         if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
             return Refusal(region.label, "the halo is as tall as the image", "halo-too-tall")
@@ -142,6 +148,7 @@ def candidates_of(
     axis_name: str | int,
     kept: frozenset[int],
     engine: str,
+    report: Callable[[str, int, int], None] | None = None,
 ) -> Candidates:
     """Find everything there is to choose from.
 
@@ -150,6 +157,7 @@ def candidates_of(
         axis_name: "height", "width", "depth" or a dimension of the tensor.
         kept: Positions of nodes that are to be left as they are.
         engine: A key of `rewriters.activation.ENGINES`.
+        report: Called with (what, done, total) from time to time.
     """
     facts = analysis.facts
     locality = find_locality(facts, axis_name)
@@ -166,5 +174,10 @@ def candidates_of(
         and all(facts.constants.array(name) is not None for name in node.output if name)
     }
     links = row_local(analysis, locality.links, kept)
-    found = list(spaces(analysis, links, constant | known, engine))
+
+    def searching(done: int, most: int) -> None:
+        if report is not None:
+            report("searching", done, most)
+
+    found = list(spaces(analysis, links, constant | known, engine, searching))
     return Candidates(analysis, links, locality.reasons, found, [])

@@ -13,11 +13,14 @@ A Conv that cannot be cut is no error: it is a `Refusal`, carried in the report.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = [
     "BudgetError",
     "CrashError",
     "ExternalDataError",
     "ModelError",
+    "Offer",
     "OptionError",
     "RewriterError",
     "SaveError",
@@ -44,8 +47,31 @@ class OptionError(RewriterError):
     """An option does not fit the model."""
 
 
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A budget that a plan keeps, and what that costs.
+
+    Attributes:
+        budget: The least budget to ask for, bytes; the margin for the prediction's error is in it.
+        recompute: Work after over before.
+        time: Predicted time after over before.
+    """
+
+    budget: int
+    recompute: float
+    time: float
+
+
 class BudgetError(RewriterError):
-    """No plan keeps the memory budget."""
+    """No plan keeps the memory budget.
+
+    Attributes:
+        offers: Budgets that would be kept, the smallest first; none where nothing is known.
+    """
+
+    def __init__(self, message: str, offers: tuple[Offer, ...] = ()) -> None:
+        super().__init__(message)
+        self.offers = offers
 
 
 class SaveError(RewriterError):

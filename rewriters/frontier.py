@@ -2,9 +2,11 @@
 
 The search counts live bytes; an engine holds more (its order, its arena). So a plan is judged by
 the prediction for the engine in view, on the nodes that would be written. Which plans are weighed
-depends on the model, the axis, the engine, the forms and the most patches, and not on a budget or a
-limit on work. Those are answered from what was weighed: a larger budget never takes longer, and
-each point of the curve is met by a budget.
+depends on the model, the axis, the engine and the forms, and not on a budget or a limit on work.
+Those are answered from what was weighed: a larger budget never takes longer, and each point of the
+curve is met by a budget. Plans of few patches come first, level by level, and a limit on patches
+ends that early: what is weighed under it is the beginning of what is weighed without, so that
+leave to take more patches is never worse.
 
     search   what `rewriters.search` finds for budgets from the model's own peak down to the least;
              where two neighbours differ, one between them
@@ -13,8 +15,8 @@ each point of the curve is met by a budget.
              patches follows from what it was predicted to hold in these
     step     of a plan that nothing beats: one region in a few patches more or less
 
-The effort is bounded by the nodes that are emitted and predicted, so that it is the same on every
-machine.
+The effort is bounded by the nodes that are searched, proven, emitted and predicted, so that it is
+the same on every machine.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf, isqrt, log
+from typing import Any
 
 from rewriters.activation import uncollected
 from rewriters.analysis import Analysis
@@ -48,17 +51,28 @@ _FIRST = 4
 # Budgets are no nearer to each other than that.
 _NEAR = 1.05
 # What is spent, in nodes predicted (20 to 30 us each), with what a node costs that is emitted
-# first. Half of it is for the search; what the search leaves, and the rest, for plans near the
-# best; a tenth for the best ones in other forms.
+# first. Of a level's, half is for the search; what the search leaves, and the rest, for plans near
+# the best; a tenth for the best ones in other forms.
 _EFFORT = 100_000
 _EFFORT_PER_NODE = 60
 _EMITTED = 3
+# What a region costs that is looked for, a place or a stage, and proven, a node of a patch.
+_LOOKED_FOR = 0.01
+_PROVEN = 0.05
+# Tensors that a node reads without costing more, and what each further one costs.
+_FEW = 3
+_READ = 1 / 6
+# Most patches of each level, and its share of the effort: most where people ask for so many.
+_LEVELS = (
+    *((2, 0.03), (3, 0.03), (4, 0.2), (5, 0.02), (6, 0.03), (8, 0.15), (10, 0.03), (12, 0.03)),
+    *((14, 0.02), (16, 0.15), (32, 0.1), (64, 0.1), (rungs(1 << 30)[-1], 0.3)),
+)
 _SEARCHED = 0.5
 _OTHERS = 0.1
 # More work than this is hardly wanted.
 _USUAL = 2.0
-# Levels a plan is refitted to, in terms of its own, and how often a refit is corrected.
-_LEVELS = (1.0, 0.94, 0.8)
+# What a plan is refitted to, in terms of its own, and how often a refit is corrected.
+_REFITTED = (1.0, 0.94, 0.8)
 _CORRECTED = 3
 _ROUNDED = 1.001
 # A plan is refitted if its extra time is no more than this many times that of a plan that holds no
@@ -76,6 +90,7 @@ class Candidate:
         regions: Number of regions.
         splits: Most patches of a region.
         peak: Predicted need on the engine in view, bytes (`memory.Peak.need`).
+        touched: Bytes that are ever written to, `memory.Peak.touched`.
         recompute: Work after over before.
         time: Predicted time after over before: the work, and what is copied.
         fits: It keeps the limits.
@@ -94,6 +109,7 @@ class Candidate:
     taken: bool = False
     order: str = "file"
     unknown: int = 0
+    touched: int = 0
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -127,7 +143,7 @@ class Frontier:
         found: What there is to choose from.
         engine: A key of `rewriters.activation.ENGINES`.
         labels: Names of the nodes.
-        limits: Patches and elements are looked at.
+        elements: Most elements of a tensor, None for any number.
         forms: Forms of regions.
     """
 
@@ -137,7 +153,7 @@ class Frontier:
         found: Candidates,
         engine: str,
         labels: Mapping[int, str],
-        limits: Limits,
+        elements: int | None = None,
         forms: Sequence[str] = FORMS,
     ) -> None:
         self.analysis = analysis
@@ -145,17 +161,21 @@ class Frontier:
         self.engine = engine
         self.labels = labels
         self.forms = forms
-        self.limits = Limits(splits=limits.splits, elements=limits.elements)
-        self.too_large = limits.elements is not None and found.spaces[0].too_large(limits.elements)
+        # Those of the level that is weighed.
+        self.limits = Limits(splits=1, elements=elements)
+        self.too_large = elements is not None and found.spaces[0].too_large(elements)
         self._points: dict[tuple[tuple[Stage, ...], str], Point | None] = {}
         self._names = NameScheme.avoiding(analysis.index.names)
         self._drafts: dict[tuple[Stage, str], Draft] = {}
         self._turns: dict[str, list[int] | None] = {}
         self._report: Callable[[str, int, int], None] = lambda what, done, total: None
-        # Plans that were weighed in every form and order.
+        # Plans of a level that were weighed in every form and order.
         self._first: list[list[Point]] = []
         self._whole = float(_EFFORT + _EFFORT_PER_NODE * len(analysis.facts.graph.node))
-        self._left = self._whole
+        # Of the effort, what the levels so far were given and have left; and what all will have.
+        self._given = self._left = self._total = 0.0
+        self._levels = deque(_LEVELS)
+        self._more_reads = [_READ * max(0, len(step.reads) - _FEW) for step in analysis.steps]
 
     @cached_property
     def _alive(self) -> Mapping[int, int]:
@@ -183,20 +203,48 @@ class Frontier:
 
     # --- weighing ---------------------------------------------------------------------------
 
-    def explore(self, report: Callable[[str, int, int], None] | None = None) -> None:
-        """Weigh plans until the effort is spent or there are no more.
+    def explore(
+        self, splits: int = _LEVELS[-1][0], report: Callable[[str, int, int], None] | None = None
+    ) -> None:
+        """Weigh plans, level by level, until the effort is spent or there are no more.
 
         Args:
+            splits: Patches up to which levels are weighed; the last one may go beyond.
             report: Called with (what, done, total) from time to time.
         """
         self._report = report or self._report
-        self._search(self._whole * (1 - _SEARCHED))
-        self._polish(self._whole * _OTHERS)
+        wanted, below = [], self.limits.splits
+        while self._levels and below < splits:
+            wanted.append(self._levels.popleft())
+            below = wanted[-1][0]
+        self._total = self._given + self._whole * sum(share for _, share in wanted)
+        for most, share in wanted:
+            self.limits = replace(self.limits, splits=most)
+            self._given += share * self._whole
+            self._left += share * self._whole
+            self._explore_level(share * self._whole)
+
+    def explore_next(self, report: Callable[[str, int, int], None] | None = None) -> bool:
+        """Weigh the plans of one level more; tell whether there was one."""
+        there = bool(self._levels)
+        if there:
+            self.explore(self._levels[0][0], report)
+        return there
+
+    def _explore_level(self, given: float) -> None:
+        self._first = []
+        self._search(given * (1 - _SEARCHED))
+        self._polish(given * _OTHERS)
         for form in self.forms[::-1]:
             for point in front(self.weighed())[::-1]:
                 if self._left > 0:
                     self._weigh(point.regions, form, (point.candidate.order,))
         self._polish(0)
+
+    def _spend(self, effort: float) -> None:
+        self._left -= effort
+        spent = int(max(0.0, min(self._given - self._left, self._total)))
+        self._report("weighing plans", spent, int(self._total))
 
     def turns_of(self, order: str) -> list[int] | None:
         """Return when each node runs in an order, None for that of the file."""
@@ -211,14 +259,17 @@ class Frontier:
         Args:
             reserve: Effort to leave.
         """
-        for regions in self._plans():
+        for regions in self._plans(reserve):
             if self._left <= reserve:
                 break
             if len(self._first) < _FIRST:
-                found = [self._weigh(regions, form, ORDERS) for form in self._searched]
-                self._first.append([point for point in found if point is not None])
+                found: list[Point] = []
+                for form in self._searched:
+                    point = self._weigh(regions, form, ORDERS) if self._left > 0 else None
+                    found += () if point is None else (point,)
+                self._first.append(found)
             else:
-                form, order = self._usual
+                form, order = self._usual()
                 self._weigh(regions, form, (order,))
 
     @property
@@ -226,32 +277,41 @@ class Frontier:
         """Forms in which plans of the search are weighed; a loop is weighed of the best."""
         return [form for form in self.forms if form in UNROLLED] or self.forms
 
-    def _plans(self) -> Iterator[tuple[RegionPlan, ...]]:
-        """Yield plans for budgets from the model's own peak down to the least, coarse to fine."""
+    def _plans(self, reserve: float) -> Iterator[tuple[RegionPlan, ...]]:
+        """Yield plans for budgets from the model's own peak down to the least, coarse to fine.
+
+        Args:
+            reserve: Effort to leave.
+        """
         usual = replace(self.limits, recompute=_USUAL)
         spaces = self.found.spaces
         least = [plan.peak for space in spaces if (plan := space.least_peak(usual))]
         low, high = max(1, min(least, default=0)), max(1, self.found.plain_peak)
         seen: set[tuple[Stage, ...]] = {()}
-        lowest, higher = self._at(low), self._at(high)
+
+        def new(plans: Mapping[tuple[Stage, ...], tuple[RegionPlan, ...]]) -> Iterator[Any]:
+            for key, regions in plans.items():
+                if key not in seen:
+                    seen.add(key)
+                    yield regions
+
+        lowest = self._at(low)
+        yield from new(lowest)
+        if self.too_large:
+            # What a limit on elements asks for may hold more than the model as it is.
+            yield from new(self._at(inf))
+        higher = self._at(high)
+        yield from new(higher)
         levels = deque([(low, lowest, high, higher)])
-        # What a limit on elements asks for may hold more than the model as it is.
-        pending = [self._at(inf), higher]
-        while levels:
+        while levels and self._left > reserve:
             low, lower, high, higher = levels.popleft()
             # What no plan keeps at either end none keeps between; what two ends have in common is
             # the best in between, too.
             if high > _NEAR * low and lower.keys() != higher.keys():
                 middle = isqrt(low * high)
                 found = self._at(middle)
-                pending.append(found)
+                yield from new(found)
                 levels += (middle, found, high, higher), (low, lower, middle, found)
-        pending.insert(_FIRST, lowest)
-        for plans in pending:
-            for key, regions in plans.items():
-                if key not in seen:
-                    seen.add(key)
-                    yield regions
 
     def _at(self, budget: float) -> dict[tuple[Stage, ...], tuple[RegionPlan, ...]]:
         """Return what the search finds for a budget: no regions where the model keeps it as it is.
@@ -263,11 +323,12 @@ class Frontier:
         for shrinks in (True, False):
             limits = replace(self.limits, budget=budget, shrinks=shrinks)
             regions = self.found.choose(limits, self.labels)
+            self._spend(_LOOKED_FOR * self.found.looked_at + _PROVEN * self.found.proved)
+            self.found.looked_at = self.found.proved = 0
             if regions is not None:
                 plans[_stages(regions)] = regions
         return plans
 
-    @cached_property
     def _usual(self) -> tuple[str, str]:
         """The form and the order of the nodes that did best by the first plans."""
 
@@ -285,7 +346,8 @@ class Frontier:
         if key not in self._drafts:
             made = draft(plan, form, self.analysis, self._names, plan.region.label)
             self._drafts[key] = made
-            self._left -= _EMITTED * made.fragment.count
+            further = plan.splits * self._further(plan.region.nodes)
+            self._spend(_EMITTED * (made.fragment.count + further))
         return self._drafts[key]
 
     def drafts(self, regions: Sequence[RegionPlan], form: str) -> tuple[Draft, ...]:
@@ -299,16 +361,27 @@ class Frontier:
 
         Where no window can shrink, shrinking is fused.
         """
+        if self._size(regions) > self._whole:
+            return None
         with uncollected():
             drafts = self.drafts(regions, form)
             if form == "shrinking" and "fused" in self.forms and not _shrinks(drafts):
                 return self._weigh(regions, "fused", orders)
             key = _stages(regions), form
             if key not in self._points:
-                spent = min(self._whole, self._whole - self._left)
-                self._report("weighing plans", int(spent), int(self._whole))
                 self._points[key] = self._judge(regions, drafts, form, orders)
             return self._points[key]
+
+    def _further(self, nodes: Iterable[int]) -> float:
+        """Return what nodes cost that read many tensors, beyond one each."""
+        return sum(self._more_reads[at] for at in nodes)
+
+    def _size(self, regions: Sequence[RegionPlan]) -> float:
+        """Return what one prediction of a plan costs, about."""
+        return sum(
+            plan.splits * (len(plan.region.nodes) + self._further(plan.region.nodes))
+            for plan in regions
+        )
 
     def _judge(
         self,
@@ -319,13 +392,18 @@ class Frontier:
     ) -> Point | None:
         best: tuple[Peak, str, list[int | Fragment]] | None = None
         tried: list[list[int | Fragment]] = []
+        inside = {at for plan in regions for at in plan.region.nodes}
+        further = self._further(at for at in range(len(self._more_reads)) if at not in inside)
+        further += sum(plan.splits * self._further(plan.region.nodes) for plan in regions)
         for name in orders:
             order = ordered(self.analysis, drafts, self.turns_of(name), sized=True)
             if order is None or order in tried:
                 continue
             tried.append(order)
+            if best is not None and self._left <= 0:
+                break
             found = self.analysis.predict(order, self.engine)
-            self._left -= len(found.held)
+            self._spend(len(found.held) + further)
             if best is None or found.need < best[0].need:
                 best = found, name, order
         if best is None:
@@ -345,6 +423,7 @@ class Frontier:
             fits=True,
             order=name,
             unknown=peak.unknown,
+            touched=peak.touched,
         )
         needs, around = self._needs(drafts, peak)
         level = max(around, *(most for most, _ in needs))
@@ -385,7 +464,7 @@ class Frontier:
             near = self._near(refitted)
             if near:
                 refitted.add(near[0])
-                for share in _LEVELS:
+                for share in _REFITTED:
                     self._refit(near[0], share * near[0].level)
                 continue
             pending = [point for point in front(self.weighed()) if point not in stepped]

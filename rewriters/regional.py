@@ -1,13 +1,14 @@
 """Whole regions for a memory budget: the plan that is taken, of those that were weighed.
 
 Under a budget the plan of least predicted time that keeps it, by the prediction for the engine in
-view; without one a plan of least peak, in the plainest form that serves. `rewriters.frontier` has
-the plans.
+view; without one the plan that ranks first by what it saves, a form that is less plain by so much
+behind. `rewriters.frontier` has the plans. Both choices are the first by one order of all plans, so
+that more plans to choose from are never worse.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -15,25 +16,37 @@ from typing import Any
 from rewriters.analysis import Analysis
 from rewriters.choice import Candidates, candidates_of, row_local
 from rewriters.draft import Draft, draft
-from rewriters.errors import BudgetError, OptionError
+from rewriters.errors import BudgetError, Offer, OptionError
 from rewriters.fragment import NameScheme
 from rewriters.frontier import FORMS, Candidate, Frontier, Point, front
 from rewriters.locality import find_locality
-from rewriters.memory import Peak
+from rewriters.memory import Peak, size_text
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regions import Refusal, make_region
 from rewriters.search import Limits, turns_of
 
-__all__ = ["MARGIN", "Candidate", "Regional", "apply_plan", "cut_regions", "pareto", "weigh"]
+__all__ = [
+    "MARGIN",
+    "Candidate",
+    "Regional",
+    "apply_plan",
+    "cut_regions",
+    "pareto",
+    "rank",
+    "to_ask",
+    "weigh",
+]
 
 Progress = Callable[[str, int, int], None]
 
 # Kept back of a budget: the prediction is this much too low at worst on the tests' models.
 MARGIN = 0.05
+# No plan has as many patches.
+_PLENTY = 192
 # A peak that falls by less is not worth a change, or another form.
 _GAIN = 0.98
-# A loop is worth its copies where it saves more than a quarter.
-_LOOP_SAVES = 0.75
+# What a form has to save beyond a plainer one: a loop is worth its copies where that is a quarter.
+_SAVES = {"fused": 1.0, "shrinking": _GAIN, "loop": 0.75}
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
 
@@ -93,18 +106,22 @@ def cut_regions(
         BudgetError: No plan keeps the limits.
     """
     report("searching", 0, 1)
-    found = candidates_of(analysis, axis, kept, engine)
     plain = analysis.predict(None, engine)
+    found = candidates_of(analysis, axis, kept, engine, report)
     frontier = Frontier(
-        analysis, found, engine, labels, limits, FORMS if form == "auto" else (form,)
+        analysis, found, engine, labels, limits.elements, FORMS if form == "auto" else (form,)
     )
     taken = None
-    if limits.budget == inf or plain.need > limits.budget or frontier.too_large:
-        frontier.explore(report)
-        if limits.budget == inf and not frontier.too_large:
-            taken = _least(frontier, limits.recompute, plain.touched)
-        else:
+    fits = plain.need <= limits.budget < inf and not frontier.too_large
+    if not fits:
+        frontier.explore(limits.splits, report)
+        if limits.budget < inf or frontier.too_large:
             taken = _within(frontier, limits, plain)
+        else:
+            taken = _least(frontier, limits, plain)
+            while taken is None and limits.more and frontier.explore_next(report):
+                limits = replace(limits, splits=frontier.limits.splits)
+                taken = _least(frontier, limits, plain)
     weighed = tuple(
         replace(
             point.candidate,
@@ -113,7 +130,7 @@ def cut_regions(
         )
         for point in frontier.weighed()
     )
-    candidate = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True)
+    candidate = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True, touched=plain.touched)
     if taken is not None:
         candidate = taken.candidate
     provable = {
@@ -140,6 +157,7 @@ def cut_regions(
 def _fits(point: Point, limits: Limits) -> bool:
     """Tell whether a plan keeps the limits, with a margin for the prediction's error."""
     held = limits.budget == inf or to_ask(point.peak.need) <= limits.budget
+    held = held and point.candidate.splits <= limits.splits
     return held and point.candidate.recompute <= _ROUNDED * limits.recompute
 
 
@@ -148,23 +166,37 @@ def to_ask(need: int) -> int:
     return -(-need * 100 // (100 - round(100 * MARGIN)))
 
 
-def _least(frontier: Frontier, recompute: float, plain: float) -> Point | None:
-    """Return a plan that touches least, in the plainest form that serves; None if none gains.
+def _least(frontier: Frontier, limits: Limits, plain: Peak) -> Point | None:
+    """Return the plan that ranks first without a budget, None if none gains.
 
-    Without a budget what counts is what the process needs: in an arena more patches may have as
-    much in use as fewer have, and touch less of it.
+    What counts is what the process needs: in an arena more patches may have as much in use as fewer
+    have, and touch less of it. Only where nothing touches less, what is in use.
     """
-    taken: Point | None = None
-    most = _GAIN * plain
-    fitting = [p for p in frontier.weighed() if _fits(p, Limits(recompute=recompute))]
-    for form in frontier.forms:
-        own = (point for point in fitting if point.candidate.form == form)
-        # Of equals the first, which takes the least time.
-        least = min(own, key=lambda point: point.peak.touched, default=None)
-        saves = _LOOP_SAVES / _GAIN if taken is not None and form == "loop" else 1
-        if least is not None and least.peak.touched < saves * most:
-            taken, most = least, _GAIN * least.peak.touched
-    return taken
+    fitting = [point for point in frontier.weighed() if _fits(point, limits)]
+    for figure in (_touched, _need):
+        gaining = [p for p in fitting if figure(p.peak) < _GAIN * figure(plain)]
+        if gaining:
+            # Of equals the first, which takes the least time.
+            return min(gaining, key=lambda p: rank(p.candidate.form, figure(p.peak)))
+    return None
+
+
+def rank(form: str, size: int) -> float:
+    """Return what plans are ranked by without a budget, the lower the better.
+
+    Args:
+        form: A plan's form.
+        size: What it touches, or needs, bytes.
+    """
+    return size / _SAVES[form]
+
+
+def _touched(peak: Peak) -> int:
+    return peak.touched
+
+
+def _need(peak: Peak) -> int:
+    return peak.need
 
 
 def _within(frontier: Frontier, limits: Limits, plain: Peak) -> Point:
@@ -177,13 +209,21 @@ def _within(frontier: Frontier, limits: Limits, plain: Peak) -> Point:
     taken = next((point for point in weighed if _fits(point, limits)), None)
     if taken is not None:
         return taken
-    free = replace(limits, budget=inf)
-    least = min(
-        (point for point in weighed if _fits(point, free)),
-        key=lambda point: point.peak.need,
-        default=None,
-    )
-    raise BudgetError(_infeasible(frontier, limits, plain, least))
+    fitting = [point for point in weighed if _fits(point, replace(limits, budget=inf))]
+    least = min(fitting, key=lambda point: point.peak.need, default=None)
+    offers = _offers(fitting, plain) if limits.budget < inf and not frontier.too_large else ()
+    advice = _advice(offers, limits) if offers else ""
+    raise BudgetError(_infeasible(frontier, limits, plain, least) + advice, offers)
+
+
+def _offers(points: Sequence[Point], plain: Peak) -> tuple[Offer, ...]:
+    """Return budgets that are kept, the smallest first; the last is the model as it is."""
+    found = [Offer(plain.need, 1.0, 1.0)]
+    for point in front(points, plain.need):
+        budget = to_ask(point.peak.need)
+        if budget < found[-1].budget:
+            found.append(Offer(budget, point.candidate.recompute, point.candidate.time))
+    return tuple(reversed(found))
 
 
 def _infeasible(frontier: Frontier, limits: Limits, plain: Peak, least: Point | None) -> str:
@@ -194,18 +234,38 @@ def _infeasible(frontier: Frontier, limits: Limits, plain: Peak, least: Point | 
             f": {names}" if names else ""
         )
     there = least.peak if least is not None and least.peak.need < plain.need else plain
-    held = ", ".join(f"{name} ({_mib(size)} MiB)" for name, size in there.alive[:3])
+    held = ", ".join(f"{name} ({size_text(size)})" for name, size in there.alive[:3])
     return (
-        f"a budget of {_mib(limits.budget)} MiB, less {MARGIN:.0%} for the prediction's "
+        f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's "
         f"error, cannot be met: the smallest peak found is "
-        f"{_mib(there.need)} MiB (predicted, at {there.at!r}, held by {held}); no plan goes "
-        f"below {_mib(space.bound)} MiB. Raise --memory-budget"
-        + ("" if limits.recompute == inf else " or --max-recompute")
+        f"{size_text(there.need)} (predicted, at {there.at!r}, held by {held}); no plan goes "
+        f"below {size_text(space.bound)}. "
     )
 
 
-def _mib(size: float) -> str:
-    return f"{size / 2**20:,.1f}"
+def _advice(offers: Sequence[Offer], limits: Limits) -> str:
+    """Return what to ask for instead: the smallest budget that is kept, and the next cheaper."""
+    asked = [
+        f"{_asked(offer.budget)} or more ({offer.recompute:.2f}x the work, {offer.time:.2f}x the "
+        "time)"
+        if offer.time != 1
+        else f"{_asked(offer.budget)} or more (the model as it is)"
+        for offer in offers[:2]
+    ]
+    tight = []
+    if limits.recompute < inf:
+        tight.append("more recompute")
+    if limits.splits < _PLENTY:
+        tight.append("more patches")
+    allowed = f"; or allow {' or '.join(tight)}" if tight else ""
+    return f"Raise the budget to {', or to '.join(asked)}{allowed}"
+
+
+def _asked(size: float) -> str:
+    """Return a size for people, rounded up, so that what is asked for is enough."""
+    if size >= 2**20:
+        return f"{-(-size * 10 // 2**20) / 10:,.1f} MiB"
+    return f"{-(-size * 10 // 2**10) / 10:,.1f} KiB" if size >= 2**10 else f"{size} bytes"
 
 
 def pareto(
@@ -228,8 +288,8 @@ def pareto(
     """
     found = candidates_of(analysis, axis, kept, engine)
     _, points = weigh(found, limits, engine, labels)
-    need = analysis.predict(None, engine).need
-    original = Candidate("original", 0, 1, need, 1.0, 1.0, fits=True)
+    plain = analysis.predict(None, engine)
+    original = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True, touched=plain.touched)
     return [original, *(point.candidate for point in points)]
 
 
@@ -244,7 +304,7 @@ def weigh(
         engine: A key of `rewriters.activation.ENGINES`.
         labels: Names of the nodes.
     """
-    frontier = Frontier(found.analysis, found, engine, labels, limits)
+    frontier = Frontier(found.analysis, found, engine, labels, limits.elements)
     frontier.explore()
     free = replace(limits, budget=inf)
     need = found.analysis.predict(None, engine).need

@@ -165,6 +165,7 @@ class Options:
             recompute=recompute,
             splits=self.patches if free or self.splits is not None else _MOST_SPLITS,
             elements=self._elements,
+            more=free and self.splits is None,
         )
 
     @property

@@ -29,7 +29,7 @@ from __future__ import annotations
 
 import logging
 from bisect import bisect_left
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, lru_cache
@@ -53,6 +53,13 @@ _SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80,
 # Places where regions of one run of nodes may begin or end; the graph is tried at all of them if
 # they are no more than that.
 _MOST_CUTS = 56
+# Tensors read and made that are walked past for the regions of one order of the nodes, and of all
+# together: where each node reads many tensors, regions begin at fewer places, and less is tried.
+_WALKED = 1_000_000
+_WALKED_IN_ALL = 6_000_000
+_FEWEST_CUTS = 8
+# The same for what shrinking windows lose where branches join, of each place a region begins at.
+_DEEP = 30_000
 # Steps by which windows are taller than the whole while wrong rows are counted.
 _TALL = 1 << 22
 # Tensors that are made twice at most, those tried each time, and what it has to bring.
@@ -82,6 +89,7 @@ class Limits:
         splits: Most patches per region.
         elements: Most elements of a tensor, None for any number.
         shrinks: Windows may shrink: their work is counted so.
+        more: More patches than that may be taken where so few gain nothing.
     """
 
     budget: float = inf
@@ -89,6 +97,7 @@ class Limits:
     splits: int = _SPLITS[-1]
     elements: int | None = None
     shrinks: bool = False
+    more: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,10 +220,17 @@ class Space:
             here: what it copies and lays out anew.
         order: Name of the order of the nodes (`turns_of`).
         stages: Find the regions there are.
+        report: Called with `walked` from time to time.
     """
 
     def __init__(
-        self, laid: Program, excess: Mapping[int, int], order: str, *, stages: bool = True
+        self,
+        laid: Program,
+        excess: Mapping[int, int],
+        order: str,
+        *,
+        stages: bool = True,
+        report: Callable[[int], None] = lambda walked: None,
     ) -> None:
         self.program = laid
         self.order = order
@@ -222,9 +238,15 @@ class Space:
         # Places between which no region may lie: it was found not to be provable.
         self.forbidden: set[tuple[int, int]] = set()
         self.segments: dict[int, list[_Segment]] = {}
-        for begin, end in self.runs() if stages else ():
-            cuts = self._cuts(begin, end)
+        # Tensors read and made by the nodes that were walked past, the nodes included.
+        self.walked = self._edges(0, len(laid.occurrences))
+        runs = list(self.runs()) if stages else []
+        edges = sum(self._edges(begin, end) for begin, end in runs)
+        most = max(_FEWEST_CUTS, min(_MOST_CUTS, _WALKED // max(1, edges)))
+        for begin, end in runs:
+            cuts = self._cuts(begin, end, most)
             for at in cuts[:-1]:
+                report(self.walked)
                 for segment in self._grow(at, end, cuts):
                     self.segments.setdefault(segment.end, []).append(segment)
 
@@ -242,19 +264,29 @@ class Space:
         if begin < len(occurrences):
             yield begin, len(occurrences)
 
-    def _cuts(self, begin: int, end: int) -> list[int]:
-        """Return the places of a run where little is alive, none between a Conv and its fold."""
+    def _edges(self, begin: int, end: int) -> int:
+        """Return how many tensors nodes read and make, each node one more."""
+        own = self.program.occurrences[begin:end]
+        return sum(1 + len(o.reads) + len(o.makes) for o in own)
+
+    def _cuts(self, begin: int, end: int, most: int) -> list[int]:
+        """Return at most so many places, and the ends, of a run where little is alive.
+
+        None is between a Conv and its fold.
+        """
         live = self.program.live
-        joined = {
-            place
-            for at, occurrence in enumerate(self.program.occurrences[begin:end], begin)
-            if occurrence.folded >= 0
-            for place in range(self.program.tensors[occurrence.folded].made_at + 1, at + 1)
-        }
-        inner = [place for place in range(begin + 1, end) if place not in joined]
-        if len(inner) > _MOST_CUTS:
-            best = sorted(inner, key=lambda place: (live[place], place))[: _MOST_CUTS // 2]
-            size = -(-len(inner) // (_MOST_CUTS // 2))
+        inner: list[int] = []
+        first = end
+        for place in range(end - 1, begin, -1):
+            folded = self.program.occurrences[place].folded
+            if folded >= 0:
+                first = min(first, self.program.tensors[folded].made_at + 1)
+            if place < first:
+                inner.append(place)
+        inner.reverse()
+        if len(inner) > most:
+            best = sorted(inner, key=lambda place: (live[place], place))[: most // 2]
+            size = -(-len(inner) // (most // 2))
             parts = [inner[at : at + size] for at in range(0, len(inner), size)]
             # Of each part the place with least alive too: regions of every length.
             inner = sorted({*best, *(min(part, key=lambda at: live[at]) for part in parts)})
@@ -270,7 +302,7 @@ class Space:
         shorter: dict[int, float] = {}
         parts = inside = now = common = widest = 0
         work = saved = 0.0
-        component = -1
+        component, deep = -1, _DEEP
 
         def root(number: int) -> int:
             while sets[number] != number:
@@ -284,7 +316,8 @@ class Space:
             occurrence = self.program.occurrences[place]
             link = occurrence.link
             assert link is not None
-            if any(n in right and n not in occurrence.carried for n in occurrence.reads):
+            self.walked += 1 + len(occurrence.reads) + len(occurrence.makes)
+            if any(n in right for n in occurrence.whole):
                 return  # a tensor made inside is used whole
             here = tensors[occurrence.makes[0]].component
             if component not in (-1, here):
@@ -319,8 +352,9 @@ class Space:
             work += occurrence.work
             known = [shorter[number] for number in occurrence.carried if number in shorter]
             held = min(known, default=0.0)
-            if known and max(known) > held:
-                saved -= self._held(occurrence.carried, held, shorter)
+            if known and max(known) > held and deep > 0:
+                lost, passed = self._held(occurrence.carried, held, shorter, deep)
+                saved, deep = saved - lost, deep - passed
             least = held + sum(link.room) / tensors[target].step
             shorter.update(dict.fromkeys(occurrence.carried, held))
             shorter.update(dict.fromkeys(occurrence.makes, least))
@@ -332,8 +366,9 @@ class Space:
                 widest = max(widest, tensors[number].elements)
             taken = alive.get(occurrence.takes_over, 0)
             inside = max(inside, now - taken)
-            for number in [n for n in alive if tensors[n].last_use == place]:
-                now -= alive.pop(number)
+            for number in (*occurrence.carried, *occurrence.makes):
+                if number in alive and tensors[number].last_use == place:
+                    now -= alive.pop(number)
             if place + 1 in wanted and parts == 1:
                 found = self._segment(begin, place + 1, right, windows, alive, common)
                 if found is not None:
@@ -355,17 +390,24 @@ class Space:
                         broadest,
                     )
 
-    def _held(self, joined: Sequence[int], bound: float, shorter: dict[int, float]) -> float:
-        """Lower what operands, and all they are made of, are shorter by; return the work so lost.
+    def _held(
+        self, joined: Sequence[int], bound: float, shorter: dict[int, float], most: int
+    ) -> tuple[float, int]:
+        """Lower what operands, and all they are made of, are shorter by.
 
         Args:
             joined: The operands.
             bound: Steps that the least of them is shorter by.
             shorter: Steps that every tensor of the region is shorter by, changed in place.
+            most: Tensors to walk past; what is made further back counts as it did.
+
+        Returns:
+            The work so lost, and the tensors walked past.
         """
-        lost, pending = 0.0, list(joined)
-        while pending:
+        lost, pending, passed = 0.0, list(joined), 0
+        while pending and passed < most:
             number = pending.pop()
+            passed += 1
             there = shorter.get(number, 0.0)
             if there <= bound:
                 continue
@@ -373,7 +415,8 @@ class Space:
             lost += occurrence.work * (there - bound)
             shorter.update(dict.fromkeys(occurrence.makes, bound))
             pending.extend(occurrence.carried)
-        return lost
+        self.walked += passed
+        return lost, passed
 
     def _segment(
         self,
@@ -406,6 +449,11 @@ class Space:
         return min(free), most.numerator, most.denominator, sum(sizes), max(sizes), broadest
 
     # --- plans ------------------------------------------------------------------------------
+
+    @cached_property
+    def size(self) -> int:
+        """Places and stages that a plan is looked for at."""
+        return len(self.program.occurrences) + sum(map(len, self.segments.values()))
 
     @cached_property
     def work(self) -> float:
@@ -543,9 +591,8 @@ class Space:
             made = base.tensors[number].made_at
             users = [
                 place
-                for place in range(max(there, made + 2), len(base.occurrences))
-                if number in base.occurrences[place].reads
-                and base.occurrences[place].link is not None
+                for place in base.users.get(number, ())
+                if place >= max(there, made + 2) and base.occurrences[place].link is not None
             ]
             found += [(number, user) for user in dict.fromkeys((*users[:1], *users[-1:]))]
         return found
@@ -621,7 +668,11 @@ def _ways(
 
 
 def spaces(
-    analysis: Analysis, links: Mapping[int, RowLocal], skipped: Collection[int], engine: str
+    analysis: Analysis,
+    links: Mapping[int, RowLocal],
+    skipped: Collection[int],
+    engine: str,
+    report: Callable[[int, int], None],
 ) -> Iterator[Space]:
     """Yield the nodes in their own order, then with long-lived tensors made twice.
 
@@ -630,6 +681,7 @@ def spaces(
         links: Row-local nodes that may be in a region.
         skipped: Nodes that compute constants.
         engine: A key of `rewriters.activation.ENGINES`.
+        report: Called with (done, most) after each order that was looked at.
     """
     counted = ENGINES[engine]
     run, alive = analysis.run(engine)
@@ -647,7 +699,14 @@ def spaces(
         if name == "engine" or order != run
     }
     excess = _excess(laid["engine"], alive)
-    found = [Space(base, excess, name) for name, base in laid.items()]
+    found, walked = list[Space](), 0
+
+    def walking(here: int) -> None:
+        report(min(walked + here, _WALKED_IN_ALL), _WALKED_IN_ALL)
+
+    for name, base in laid.items():
+        found.append(Space(base, excess, name, report=walking))
+        walked += found[-1].walked
     yield from found
     usual = Limits(recompute=_USUAL)
     plans = [(plan, space) for space in found if (plan := space.least_peak(usual)) is not None]
@@ -658,8 +717,11 @@ def spaces(
     for _ in range(_MOST_REPEATS):
         better = None
         for wanted, again in _ways(base, chosen, space.held(plan, base)):
+            if walked >= _WALKED_IN_ALL:
+                return
             laid_out = program(analysis, links, again, engine=counted)
-            tried = Space(laid_out, _shorter(base, wanted, excess), order)
+            tried = Space(laid_out, _shorter(base, wanted, excess), order, report=walking)
+            walked += tried.walked
             lower = tried.least_peak(usual)
             if lower is not None and lower.peak < _WORTH * plan.peak:
                 better = wanted, tried, lower

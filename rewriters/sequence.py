@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import cached_property
 from math import gcd, lcm, prod
 
 import onnx
@@ -63,6 +64,7 @@ class Occurrence:
         link: Its row map, None where it cannot be in a region.
         carried: Tensors it reads along the tiled axis.
         reads: All activations it reads.
+        whole: Those that it does not read along the tiled axis.
         makes: Tensors it makes.
         work: `rewriters.work.node_work`.
         takes_over: The tensor whose bytes its output has from here on, -1 for none.
@@ -74,6 +76,7 @@ class Occurrence:
     link: RowLocal | None
     carried: tuple[int, ...]
     reads: tuple[int, ...]
+    whole: tuple[int, ...]
     makes: tuple[int, ...]
     work: float
     takes_over: int = -1
@@ -94,6 +97,15 @@ class Program:
     occurrences: Sequence[Occurrence]
     tensors: Sequence[Tensor]
     live: Sequence[int]
+
+    @cached_property
+    def users(self) -> Mapping[int, Sequence[int]]:
+        """Places of the occurrences that read each tensor, in order."""
+        found: dict[int, list[int]] = {}
+        for place, occurrence in enumerate(self.occurrences):
+            for number in occurrence.reads:
+                found.setdefault(number, []).append(place)
+        return found
 
 
 def program(
@@ -143,6 +155,7 @@ def program(
                 break
             tensors[number].rows = rows
             carried.append(number)
+        along = set(carried)
         read = tuple(dict.fromkeys([*(latest[name] for name in reads), *carried]))
         for number in read:
             tensors[number].last_use = place
@@ -170,6 +183,7 @@ def program(
                 link,
                 tuple(carried),
                 read,
+                tuple(number for number in read if number not in along),
                 tuple(makes),
                 analysis.work[position],
                 folded=_folded(analysis, position, carried),
@@ -271,12 +285,15 @@ def _step(occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]) -> None:
             continue
         ratios[start] = Fraction(1)
         members, queue = [start], deque([start])
+        # Each node once, not once a tensor: a Concat may have hundreds.
+        passed: set[int] = set()
         while queue:
             number = queue.popleft()
             for occurrence in touching[number]:
                 link = occurrence.link
-                if link is None:
+                if link is None or id(occurrence) in passed:
                     continue
+                passed.add(id(occurrence))
                 factor = Fraction(link.row_map.step_out, link.row_map.step_in)
                 here = ratios[number]
                 if number not in occurrence.carried:

@@ -8,6 +8,7 @@ is, is told by trying every plan there is of a small network.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
@@ -26,11 +27,12 @@ from rewriters.frontier import FORMS, Candidate, copied_of, recompute_of
 from rewriters.graph import Loaded, skeleton
 from rewriters.locality import find_locality
 from rewriters.planner import RegionPlan, plan_region
+from rewriters.regional import rank, to_ask
 from rewriters.regions import Region, make_region
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from rewriters.search import Limits
 from tests.random_graphs import random_graph
-from tests.small_models import assert_same, copy_of, model, node, noise
+from tests.small_models import assert_same, conv, copy_of, model, node, noise
 from tools.deep_models import make
 
 # A rewrite keeps so much of a budget back.
@@ -199,6 +201,113 @@ def test_a_plan_keeps_its_own_peak() -> None:
                     assert again.cost == plan.cost
                     asked += 1
     assert asked > 500
+
+
+# --- what is promised, on random graphs -----------------------------------------------------------
+
+
+def _assert_promises(seed: int) -> int:
+    """Compare the curve, the default, more patches and budgets; return how much could be."""
+    graph = random_graph(random.Random(seed).randint, most=12)
+    made, axis = graph.model(), graph.axis
+    original, *curve = pareto_of(Loaded(copy_of(made), None), Options(axis=axis))
+    usual = _rewrite(made, axis=axis)
+    # A peak that falls by less than 2 % is not worth a change.
+    if any(p.peak < 0.98 * original.peak and p.recompute <= 1.5 for p in curve):
+        assert usual.rewritten, (seed, original.peak, curve)
+    ranks = []
+    for splits in (2, 4, 7, 8):
+        outcome = _rewrite(made, axis=axis, splits=splits)
+        taken = [each for each in outcome.weighed if each.taken]
+        assert all(each.splits <= splits for each in taken)
+        ranks += [rank(each.form, each.touched) for each in taken] or [original.touched]
+    assert ranks == sorted(ranks, reverse=True), (seed, ranks)
+    for point in curve[:: max(1, len(curve) // 3)]:
+        budget = to_ask(point.peak)
+        outcome = _rewrite(made, axis=axis, memory_budget=budget)
+        if outcome.fits:
+            assert not outcome.rewritten
+            assert original.peak <= budget
+        else:
+            assert 20 * outcome.after.need <= 19 * budget, (seed, point)
+    return len(curve)
+
+
+@pytest.mark.usefixtures("quick")
+def test_what_is_promised_holds() -> None:
+    """Where the curve has a plan the default cuts; more patches never rank worse; budgets hold."""
+    assert sum(_assert_promises(seed) for seed in range(4)) > 3
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("tens", range(100))
+def test_what_is_promised_holds_on_a_thousand_graphs(tens: int) -> None:
+    """The same on a thousand random graphs."""
+    assert sum(_assert_promises(10 * tens + seed) for seed in range(10)) > 0
+
+
+@pytest.mark.usefixtures("quick")
+def test_more_patches_are_never_worse() -> None:
+    """What is weighed for few patches is the beginning of what is weighed for more."""
+    made = _unpadded(96)
+
+    def weighed(splits: int) -> set[tuple[object, ...]]:
+        found = _rewrite(made, splits=splits).weighed
+        return {(c.form, c.regions, c.splits, c.peak, c.time) for c in found}
+
+    few, some, many = (weighed(splits) for splits in (2, 4, 8))
+    assert few < some < many
+
+
+# --- budgets that are refused, and those that are kept already ------------------------------------
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_refused_budget_says_what_to_ask_for() -> None:
+    """The smallest budget and the next cheaper; asked for, each is kept at the cost it says."""
+    made = _unpadded(160)
+    with pytest.raises(BudgetError, match=r"Raise the budget to [\d.,]+ [MK]iB or more") as caught:
+        _rewrite(made, memory_budget=10_000)
+    offers = caught.value.offers
+    assert len(offers) > 2
+    assert all(one.budget < other.budget for one, other in pairwise(offers))
+    assert all(one.time > other.time for one, other in pairwise(offers))
+    for offer in offers[: len(offers) - 1 : 3]:
+        taken = _taken(made, memory_budget=offer.budget)
+        assert (taken.recompute, taken.time) == (offer.recompute, offer.time)
+    with pytest.raises(BudgetError):
+        _rewrite(made, memory_budget=offers[0].budget - 1)
+    assert _rewrite(made, memory_budget=offers[-1].budget).fits
+    said = re.findall(r"([\d.,]+) ([MK])iB or more", str(caught.value))
+    for (number, unit), offer in zip(said, offers, strict=False):
+        asked = int(float(number.replace(",", "")) * {"K": 2**10, "M": 2**20}[unit])
+        assert offer.budget <= asked <= 1.06 * offer.budget
+    assert "--" not in str(caught.value)
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_budget_that_is_kept_already_is_said() -> None:
+    """Nothing is cut; one byte less is another matter."""
+    made = _unpadded(160)
+    need = _rewrite(made, splits=1).before.need
+    outcome = _rewrite(made, memory_budget=need)
+    assert outcome.fits
+    assert not outcome.rewritten
+    assert not _rewrite(made, memory_budget=need - 1).fits
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_budget_nobody_can_keep_is_no_success() -> None:
+    """An old opset, a rewritten model: refused with the reason."""
+    old = conv((1, 2, 64, 64), opset=8)
+    with pytest.raises(BudgetError, match="opset 8 is older"):
+        _rewrite(old, memory_budget=1000)
+    assert _rewrite(old, memory_budget=1 << 30).fits
+    done = _rewrite(_unpadded(160), splits=4).model
+    with pytest.raises(BudgetError, match="rewritten before"):
+        _rewrite(done, memory_budget=1000)
+    assert _rewrite(done, memory_budget=1 << 30).fits
 
 
 # --- every plan there is ------------------------------------------------------------------------
