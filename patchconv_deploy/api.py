@@ -33,6 +33,7 @@ from patchconv_deploy.verification import (
 from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
 from rewriters.frontier import Candidate
 from rewriters.graph import Loaded, load
+from rewriters.normalise import normalise
 from rewriters.planner import read_plan
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model, unknown_of
@@ -295,12 +296,21 @@ def rewrite(
     outcome = rewrite_model(loaded, options, keywords.get("progress"))
     if dry_run:
         checked = not_run("dry run", declined=True)
-        report = make_report(outcome, options, checked, source=source, source_free=free)
+        report = make_report(
+            outcome,
+            options,
+            checked,
+            source=source,
+            source_free=free,
+            normalised=loaded.normalised,
+        )
         return RewriteResult(None, report, outcome)
     share = keywords.get("share_weights", False)
     staging = stage(outcome.model, loaded.folder, target, share_weights=share, keep=sources)
     with staging as staged:
-        checked = _verify_staged(source, staged.path, outcome, options, keywords)
+        checked = _verify_staged(
+            source, staged.path, outcome, options, keywords, normalised=bool(loaded.normalised)
+        )
         unproven = _unproven(checked) if keywords.get("require_verified", False) else ""
         wrong = checked.passed is False or bool(unproven)
         tuned = None if wrong else _tune_staged(source, staged, target, outcome, keywords)
@@ -312,6 +322,7 @@ def rewrite(
             out=None if wrong else target,
             source_free=free,
             tuned=tuned,
+            normalised=loaded.normalised,
         )
         if checked.passed is False:
             raise VerificationError(
@@ -384,12 +395,18 @@ def _unproven(checked: Verification) -> str:
 
 
 def _verify_staged(
-    source: Path, staged: Path, outcome: Outcome, options: Options, keywords: RewriteKeywords
+    source: Path,
+    staged: Path,
+    outcome: Outcome,
+    options: Options,
+    keywords: RewriteKeywords,
+    *,
+    normalised: bool,
 ) -> Verification:
     if not keywords.get("verify", True):
         return not_run("not asked for", declined=True)
     # Not the options: an opset or a shape that was asked for may be what the model has already.
-    if not outcome.rewritten and outcome.model == load(source).model:
+    if not outcome.rewritten and outcome.model == load(source).model and not normalised:
         return not_run("nothing was changed", declined=True)
     progress, inputs = keywords.get("progress"), keywords.get("inputs")
     if progress is not None:
@@ -476,7 +493,7 @@ def convert_model(
 def _convert_proto(model: onnx.ModelProto, options: Options, wanted: bool) -> onnx.ModelProto:
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    loaded = Loaded(copy, None)
+    loaded = Loaded(copy, None, normalise(copy))
     outcome = rewrite_model(loaded, options)
     if not wanted or (not outcome.rewritten and outcome.model == model):
         return outcome.model

@@ -201,6 +201,7 @@ def make_report(
     out: Path | None = None,
     source_free: Mapping[str, Shape] | None = None,
     tuned: Tuned | None = None,
+    normalised: Sequence[str] = (),
 ) -> Report:
     """Put together the report of a rewrite.
 
@@ -212,6 +213,7 @@ def make_report(
         out: The file that was written, None if none was.
         source_free: Shapes of the inputs that had free dimensions before.
         tuned: What was measured of it, None if nothing was.
+        normalised: What was brought into the specification's form when it was read.
     """
     model: onnx.ModelProto = outcome.model
     warnings = _warnings(outcome, options, source_free or {})
@@ -219,6 +221,7 @@ def make_report(
     if tuned is not None and tuned.chosen is None:
         so = "what is recommended is predicted" if recommended else "nothing is recommended"
         warnings += (f"no session options were found by measuring; {so}",)
+    warnings += tuple(f"the model does not keep to the specification: {n}" for n in normalised)
     # Last, where it is seen.
     doubt = _doubt(verification)
     warnings += (doubt,) if doubt else ()

@@ -8,6 +8,7 @@ shapes on whatever the model's size.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ from rewriters.external_data import (
     tensors,
 )
 from rewriters.guarded import Refused, check_model
+from rewriters.normalise import normalise
 from rewriters.operators import CONVOLUTIONS
 
 __all__ = [
@@ -45,6 +47,8 @@ __all__ = [
     "skeleton",
 ]
 
+logger = logging.getLogger(__name__)
+
 # Domains whose operators ONNX Runtime or ONNX itself define.
 KNOWN_DOMAINS = frozenset(
     {"", "ai.onnx", "ai.onnx.ml", "ai.onnx.training", "ai.onnx.preview.training"}
@@ -59,10 +63,17 @@ UNKNOWN_DOMAIN = "patchconv.unknown"
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model, and the folder its external data lies in (None: it came from memory)."""
+    """A model, and the folder its external data lies in (None: it came from memory).
+
+    Attributes:
+        model: The model.
+        folder: The folder.
+        normalised: What was brought into the specification's form, a sentence each.
+    """
 
     model: onnx.ModelProto
     folder: Path | None
+    normalised: tuple[str, ...] = ()
 
     @property
     def has_external_data(self) -> bool:
@@ -72,6 +83,8 @@ class Loaded:
 
 def load(path: Path) -> Loaded:
     """Read a model file; external weights are checked to be there and left on disk.
+
+    What runtimes take and the specification does not is normalised (`rewriters.normalise`).
 
     Args:
         path: The model file.
@@ -102,7 +115,10 @@ def load(path: Path) -> Loaded:
     for tensor in tensors(model):
         if is_external(tensor):
             external_range(tensor, path.parent)
-    return Loaded(model, path.parent)
+    normalised = normalise(model)
+    for text in normalised:
+        logger.info("%s: %s", path, text)
+    return Loaded(model, path.parent, normalised)
 
 
 def _is_text(message: Message) -> bool:
