@@ -1,0 +1,44 @@
+"""The README's first lines of Python run as they stand there."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+import pytest
+import torch
+
+from tests.small_models import chain
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def _block(begin: str) -> str:
+    """Return the indented block that begins with a line."""
+    lines = README.read_text(encoding="utf-8").split("\n")
+    first = lines.index(f"    {begin}")
+    last = next(at for at in range(first, len(lines)) if not lines[at].startswith("    "))
+    return textwrap.dedent("\n".join(lines[first:last]))
+
+
+def test_the_first_lines_of_python_run_when_pasted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One after the other, in a folder that holds model.onnx, and nothing else is needed."""
+    made = chain(4, (1, 2, 256, 64))
+    onnx.save(made, tmp_path / "model.onnx")
+    monkeypatch.chdir(tmp_path)
+    layers = [torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU(), torch.nn.Conv2d(8, 3, 3)]
+    names: dict[str, Any] = {
+        "model_proto": made,
+        "gs_graph": gs.import_onnx(made),
+        "module": torch.nn.Sequential(*layers).eval(),
+        "x": torch.zeros(1, 3, 64, 64),
+    }
+    exec(_block("from patchconv_deploy import convert_model, pareto, rewrite"), names)
+    assert names["result"].report.rewritten
+    assert (tmp_path / "model.patched.onnx").is_file()
+    assert (tmp_path / "out.onnx").is_file()
