@@ -50,7 +50,7 @@ import onnx.numpy_helper
 from rewriters.external_data import external_range, is_external, pending
 from rewriters.fragment import drop_unused_value_info
 from rewriters.graph import Index, attributes, index
-from rewriters.operators import CONVOLUTIONS
+from rewriters.operators import CONVOLUTIONS, FOLDED, is_channelwise
 
 __all__ = ["Folded", "fold_clones"]
 
@@ -181,8 +181,10 @@ def _match(
         return None
     channels = weight.dims[1] if transposed else weight.dims[0]
     bias = conv.input[2] if len(conv.input) > 2 else None
-    if bias is not None and not _fits(constants.get(bias), weight, [(channels,)]):
-        return None
+    if bias is not None:
+        held = constants.get(bias)
+        if held is None or held.data_type != weight.data_type or [*held.dims] != [channels]:
+            return None
     behind: list[int] = []
     affine: list[_Affine] = []
     made = conv.output[0]
@@ -216,33 +218,25 @@ def _affine(
     """Return what a node does to the channels of ``source``, None if that is not folded."""
     if node.domain not in _DEFAULT or node.input[0] != source or any(node.output[1:]):
         return None
-    others = tuple(node.input[1:])
-    rank = len(weight.dims)
-    wanted: list[tuple[int, ...]] = [(channels,)]
-    match node.op_type:
-        case "BatchNormalization":
-            given = attributes(node)
-            if given.get("training_mode", 0) or not given.get("spatial", 1):
-                return None
-            epsilon = given.get("epsilon", 1e-5)
-        case "Mul" | "Add" if op_type == "Conv":
-            per_channel = (channels, *(1,) * (rank - 2))
-            wanted = [per_channel, (1, *per_channel)] + [()] * (node.op_type == "Mul")
-            epsilon = 0.0
-        case _:
-            return None
-    if not all(_fits(constants.get(name), weight, wanted) for name in others):
+    if node.op_type not in FOLDED[op_type]:
         return None
+    others = tuple(node.input[1:])
+    tensors = [constants.get(name) for name in others]
+    result = (None, channels, *(None,) * (len(weight.dims) - 2))
+    given = attributes(node)
+    if given.get("training_mode", 0) or not given.get("spatial", 1):
+        return None
+    for tensor in tensors:
+        if tensor is None or tensor.data_type != weight.data_type:
+            return None
+        dims = tuple(tensor.dims)
+        if node.op_type == "BatchNormalization":
+            if dims != (channels,):
+                return None
+        elif not is_channelwise(node.op_type, dims, result):
+            return None
+    epsilon = given.get("epsilon", 1e-5)
     return _Affine(node.op_type, others, epsilon)
-
-
-def _fits(
-    tensor: onnx.TensorProto | None, weight: onnx.TensorProto, dims: Sequence[tuple[int, ...]]
-) -> bool:
-    """Tell whether a constant has the weights' element type and one of the shapes."""
-    return (
-        tensor is not None and tensor.data_type == weight.data_type and tuple(tensor.dims) in dims
-    )
 
 
 # --- arithmetic -----------------------------------------------------------------------------------

@@ -16,12 +16,14 @@ from rewriters.rowmaps import RowMap, room
 
 __all__ = [
     "CONVOLUTIONS",
+    "FOLDED",
     "ROWS",
     "Convolution",
     "Pads",
     "Record",
     "RowLocal",
     "Shape",
+    "is_channelwise",
     "read_convolution",
 ]
 
@@ -29,6 +31,27 @@ Shape = tuple[int | None, ...]
 
 # Stands, in a constant, for the rows the node's output has in a window.
 ROWS = None
+
+# What ONNX Runtime folds into a convolution where all else that it reads is constant.
+FOLDED: Mapping[str, frozenset[str]] = {
+    "Conv": frozenset({"BatchNormalization", "Mul", "Add"}),
+    "ConvTranspose": frozenset({"BatchNormalization"}),
+}
+
+
+def is_channelwise(op_type: str, dims: Shape | None, result: Shape | None) -> bool:
+    """Tell whether a Mul or Add by a constant scales or shifts whole channels, as Convs can.
+
+    Args:
+        op_type: "Mul", which may also be by one number without dimensions, or "Add".
+        dims: Shape of the constant.
+        result: Shape of the convolution's result.
+    """
+    if dims is None or result is None or len(result) < 3:
+        return False
+    channels = (result[1], *(1,) * (len(result) - 2))
+    return dims in (channels, (1, *channels)) or (op_type == "Mul" and not dims)
+
 
 # Convolution operators and the input that holds the kernel.
 CONVOLUTIONS: Mapping[str, int] = {

@@ -18,7 +18,7 @@ import onnx
 
 from rewriters.activation import Engine
 from rewriters.analysis import Analysis
-from rewriters.operators import RowLocal
+from rewriters.operators import FOLDED, RowLocal, is_channelwise
 
 __all__ = ["Occurrence", "Program", "Tensor", "late_order", "program"]
 
@@ -202,18 +202,27 @@ def program(
 
 
 def _folded(analysis: Analysis, position: int, carried: Sequence[int]) -> int:
-    """Return the Conv's result that a BatchNormalization alone reads, -1 if it is none such.
+    """Return the convolution's result that a node scales or shifts alone, -1 if it is none such.
 
     Engines scale the weights in its place, which rounds otherwise than the two nodes do.
     """
     graph, index = analysis.facts.graph, analysis.index
     node = graph.node[position]
-    if node.op_type != "BatchNormalization" or not carried:
+    if len(carried) != 1 or node.op_type not in FOLDED["Conv"]:
         return -1
     name = node.input[0]
     maker = index.producer.get(name)
-    alone = len(index.users.get(name, ())) == 1 and name not in index.outputs
-    return carried[0] if alone and maker is not None and graph.node[maker].op_type == "Conv" else -1
+    if maker is None or node.op_type not in FOLDED.get(graph.node[maker].op_type, ()):
+        return -1
+    if len(index.users.get(name, ())) > 1 or name in index.outputs:
+        return -1
+    if node.op_type != "BatchNormalization":
+        dims, other = analysis.sizing.dims, node.input[1]
+        if other not in index.constants or not is_channelwise(
+            node.op_type, dims.get(other), dims.get(name)
+        ):
+            return -1
+    return carried[0]
 
 
 def late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:

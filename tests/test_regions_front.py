@@ -413,15 +413,18 @@ def test_what_is_pooled_whole_is_made_again_for_its_later_users() -> None:
     assert_same(made, outcome.model, {"x": noise(*DIMS)})
 
 
+@pytest.mark.parametrize("op", ["BatchNormalization", "Mul", "Add"])
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
-def test_no_region_begins_between_a_conv_and_its_batch_normalization(share: float) -> None:
+def test_no_region_begins_between_a_conv_and_what_is_folded_into_it(share: float, op: str) -> None:
     """Engines fold the two into one, which rounds otherwise than one after the other."""
     nodes, x = [], "x"
     weights: dict[str, Array] = {}
     for k, (a, b) in enumerate(pairwise([2, 16, 2, 16, 2])):
         y = "y" if k == 3 else f"b{k}"
         nodes.append(node("Conv", f"{x} w{k}", f"c{k}", name=f"conv{k}", pads=[1] * 4))
-        nodes.append(node("BatchNormalization", f"c{k} s{k} o{k} o{k} s{k}", y, name=f"norm{k}"))
+        reads = f"s{k} o{k} o{k} s{k}" if op == "BatchNormalization" else f"k{k}"
+        nodes.append(node(op, f"c{k} {reads}", y, name=f"norm{k}"))
+        weights[f"k{k}"] = noise(b, 1, 1, seed=30 + k)
         weights[f"w{k}"] = noise(b, a, 3, 3, seed=k) / 8
         weights[f"s{k}"] = np.abs(noise(b, seed=10 + k)) + np.float32(0.5)
         weights[f"o{k}"] = noise(b, seed=20 + k)
