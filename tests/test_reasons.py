@@ -22,7 +22,16 @@ from rewriters.graph import Loaded
 from rewriters.reasons import Reason
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, rewrite_model
-from tests.small_models import Array, copy_of, model, node, noise, super_resolution, value
+from tests.small_models import (
+    Array,
+    chain,
+    copy_of,
+    model,
+    node,
+    noise,
+    super_resolution,
+    value,
+)
 
 SIDE = 64
 
@@ -288,14 +297,15 @@ def test_what_the_data_sizes_does_not_hide_the_peak() -> None:
 
 
 def _old() -> onnx.ModelProto:
-    made = tall_halo()
+    made = chain(6, (1, 2, 256, 64))
     made.opset_import[0].version, made.ir_version = 8, 3
     made.graph.input.extend(value(w.name, w.dims) for w in made.graph.initializer)
     return made
 
 
 def _again() -> onnx.ModelProto:
-    return _cut(tall_halo(), form="batch", selection=Selection(min_elements=0)).model
+    made = chain(6, (1, 2, 256, 64))
+    return _cut(made, form="batch", selection=Selection(min_elements=0)).model
 
 
 @pytest.mark.parametrize("dry", [False, True])
@@ -429,6 +439,7 @@ def test_inspect_says_what_is_unknown_and_what_is_left(tmp_path: Path) -> None:
     assert data["peak"]["bytes"] is None
     assert data["runs"] == []
     assert {entry["bytes"] for entry in data["barriers"]} == {None}
+    assert _inspected(chain(6, (1, 2, 256, 64)), tmp_path)[1]["runs"]
     for made, words in ((_old(), "--upgrade-opset 13"), (_again(), "was rewritten before")):
         said, data = _inspected(made, tmp_path)
         assert "Nothing would be cut: " in said
