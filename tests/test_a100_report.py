@@ -15,24 +15,21 @@ from click.testing import CliRunner, Result
 from engines.errors import DeviceMissing, EngineMissing, RunError
 from engines.tensorrt_build import load_module
 from tools import a100_report
-from tools.a100_report import (
+from tools.a100 import asking, models
+from tools.a100.asking import CPU_ENGINES, GPU_ENGINES
+from tools.a100.cases import (
     CASES,
-    CPU_ENGINES,
-    GPU_ENGINES,
     PUBLISHED,
     PUBLISHED_BY,
     REGIONAL,
     Case,
     Cell,
-    main,
     matrix,
-    missing,
-    run_cell,
     stand_in,
-    write_inputs,
-    write_model,
-    write_variant,
 )
+from tools.a100.models import write_inputs, write_model, write_variant
+from tools.a100.rows import run_cell
+from tools.a100_report import main, missing
 
 CONV = CASES[0]
 ENGINES = {engine.name: engine for engine in CPU_ENGINES}
@@ -250,7 +247,7 @@ def test_any_failure_is_a_row(
         folder = jobs[0].model.parent
         raise type(error)(*(str(argument).format(folder) for argument in error.args))
 
-    monkeypatch.setattr(a100_report, "measure", fail)
+    monkeypatch.setattr(asking, "measure", fail)
     result = _report(tmp_path, "--cpu", "--only", "onnxruntime/conv3-2048*/original")
     assert result.exit_code == 1
     (row,) = _json(tmp_path)["rows"]
@@ -267,7 +264,7 @@ def test_a_model_that_cannot_be_made_is_a_row(
     def fail(case: Any, folder: Path) -> Path:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(a100_report, "write_model", fail)
+    monkeypatch.setattr(models, "write_model", fail)
     row = run_cell(Cell(CONV, "batch", 2, "onnxruntime"), ENGINES["onnxruntime"], 1, tmp_path)
     assert "No space left" in row.error
     assert row.regions == 0

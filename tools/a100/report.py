@@ -1,0 +1,200 @@
+"""The report of some rows: as JSON, for people, and as plots with their data."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from engines.measure import now
+from patchconv_deploy.cli_types import write_bytes, write_text
+from tools.a100.asking import Engine
+from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
+from tools.a100.plots import LATENCY_PLOT, MEMORY_PLOT, csv_text, draw, plot_data
+from tools.a100.rows import Report, Row
+
+__all__ = ["mib", "report_json", "report_markdown", "write_json", "write_report"]
+
+SCHEMA = 1
+MIB = 1 << 20
+
+WORDS: Mapping[str, str] = {
+    "activation": "bytes of the largest tensor a Conv of the model reads or writes, from its shape",
+    "tensorrt peak": "most that TensorRT allocated on the device while it ran, by a recording "
+    "allocator; weights, inputs and outputs not in it",
+    "tensorrt whole device": "the same with weights, inputs and outputs",
+    "tensorrt workspace": "largest scratch memory of a layer, as the builder plans it",
+    "tensorrt-rtx activation": "activation memory as the builder plans it, scratch in it, inputs "
+    "and outputs not; a plan, not a measurement, and not TensorRT's peak",
+    "onnxruntime peak": "CUDA: used memory of the device above its level before the first run, "
+    "sampled through NVML, copies of inputs and outputs and cuDNN's workspace in it. CPU: the same "
+    "of the process's resident memory, outputs in it",
+    "onnxruntime arena's own": "mem_in_use_peak of the runtime's profile",
+    "latency": "median of the runs. TensorRT: between CUDA events, nothing copied. ONNX Runtime: "
+    "wall clock of a run, copies between host and device in it",
+    "x original": "over the original of the same model on the same engine",
+    "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
+    "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. No form cuts them: where "
+    "they are the peak, cutting changes nothing",
+    "form": "batch, sequential: single Convs of at least half the largest tensor. fused, loop: "
+    "whole regions of layers, chosen for the engine's predicted peak; normalisation over space is "
+    "in none, so of the decoder little can be cut. ONNX Runtime runs every form at its default "
+    "session options",
+    "recompute": "output rows computed over output rows there are, the largest of what was cut",
+    PUBLISHED_BY: "GB as printed there, as it is and cut (number of patches not given), at 24 to "
+    "60 % more time when cut; not ours, and PyTorch's: beside the original and the batch form, "
+    "which is the published one",
+}
+
+
+def report_json(report: Report) -> dict[str, Any]:
+    """Return everything as JSON data; nothing is rounded."""
+    cases = {row.case for row in report.rows}
+    return {
+        "schema": SCHEMA,
+        "made": now(),
+        "command": report.command,
+        "mode": "cpu" if report.cpu else "gpu",
+        "cells": report.wanted,
+        "words": dict(WORDS),
+        "stand_ins": _stand_ins(report),
+        "published": {
+            "by": PUBLISHED_BY,
+            "unit": "GB as printed",
+            "cases": [
+                {"case": name, "original": uncut, "cut": cut}
+                for name, (uncut, cut) in PUBLISHED.items()
+                if name in cases
+            ],
+        },
+        "rows": [dataclasses.asdict(row) for row in report.rows],
+    }
+
+
+def _stand_ins(report: Report) -> list[dict[str, str]]:
+    found = {row.stands_for: f"{row.model}, {row.dtype}" for row in report.rows if row.stands_for}
+    return [{"case": case, "stand_in": model} for case, model in found.items()]
+
+
+def mib(value: float | None, name: str) -> str:
+    """Return a figure for people: bytes in MiB, seconds as they are."""
+    if value is None:
+        return "-"
+    return f"{value / MIB:,.1f}" if name.endswith("_bytes") else f"{value:.4f}"
+
+
+def _over(row: Row, first: Row | None, name: str) -> str:
+    value, base = row.value(name), None if first is None else first.value(name)
+    return "-" if value is None or not base else f"{value / base:.2f}"
+
+
+def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
+    cells = [[text.replace("|", "\\|") for text in line] for line in lines]
+    rows = [heads, ["---"] * len(heads), *cells]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _engine_table(engine: Engine, rows: Sequence[Row]) -> str:
+    heads = ["model", "activation, MiB", "form", "patches", *(head for head, _ in engine.columns)]
+    heads += ["memory x original", "time x original", "recompute", PUBLISHED_BY, "date (UTC)"]
+    originals = {row.model: row for row in rows if row.form == "original"}
+    lines = []
+    for row in rows:
+        first = originals.get(row.model)
+        figures = [mib(row.value(name), name) for _, name in engine.columns]
+        if row.error:
+            short = row.error if len(row.error) <= 60 else row.error[:57] + "..."
+            figures[0] = f"**failed**: {short}"
+        lines.append(
+            [
+                f"{row.model} (for {row.stands_for})" if row.stands_for else row.model,
+                f"{row.activation_bytes / MIB:,.1f}",
+                row.form,
+                str(row.splits if row.error else row.patches),
+                *figures,
+                _over(row, first, engine.memory),
+                _over(row, first, "latency_median_s"),
+                f"{row.recompute:.2f}" if row.regions else "-",
+                row.published or "-",
+                row.date,
+            ]
+        )
+    return _table(heads, lines)
+
+
+def _distinct(values: Iterator[str]) -> str:
+    return "; ".join(dict.fromkeys(value for value in values if value)) or "-"
+
+
+def _options(rows: Sequence[Row]) -> str:
+    shown = (", ".join(f"{name}={value}" for name, value in row.options.items()) for row in rows)
+    return _distinct(shown)
+
+
+def report_markdown(report: Report, plots: Sequence[str]) -> str:
+    """Return the report for people."""
+    parts = ["# Memory and time of patched convolutions, per engine"]
+    if report.cpu:
+        parts.append(
+            "**No GPU was used.** Rows of TensorRT for RTX are plans of its builder: nothing ran. "
+            "Rows of ONNX Runtime were measured on the CPU, on smaller models in float32 that "
+            "stand for those of the matrix. No figure here is one of an A100, but for the column "
+            f"of what was {PUBLISHED_BY}."
+        )
+    parts.append(
+        f"Made {now()} by `{report.command}`; {len(report.rows)} of {report.wanted} cells."
+    )
+    stand_ins = _stand_ins(report)
+    if stand_ins:
+        lines = [[pair["case"], pair["stand_in"]] for pair in stand_ins]
+        parts += ["## Stand-ins", _table(["of the matrix (float16)", "measured instead"], lines)]
+    for engine in report.engines:
+        rows = report.of(engine)
+        if not rows:
+            continue
+        parts.append(f"## {engine.title}")
+        runs = _distinct(str(row.runs) for row in rows if row.runs)
+        parts.append(
+            f"Version: {_distinct(row.version for row in rows)}. Device: "
+            f"{_distinct(row.device for row in rows)}. Timed runs: {runs}. "
+            f"Options: {_options(rows)}."
+        )
+        for family in dict.fromkeys(row.family for row in rows):
+            single = f"Conv {family[-1]}x{family[-1]}"
+            titles = {"vae": "VAE decoder", "chain": f"{CHAIN} x Conv 3x3 + Relu"}
+            parts.append(f"### {titles.get(family, single)}")
+            parts.append(_engine_table(engine, [row for row in rows if row.family == family]))
+    failed = [row for row in report.rows if row.error]
+    if failed:
+        parts.append("## What failed")
+        parts.append(_table(["cell", "why"], [[row.cell, row.error] for row in failed]))
+    parts.append("## What the figures are")
+    parts.append("\n".join(f"- {word}: {meaning}." for word, meaning in WORDS.items()))
+    if plots:
+        parts.append("## Plots")
+        parts += [f"![{name}]({name}.png)\n\nData: [{name}.csv]({name}.csv)" for name in plots]
+    return "\n\n".join(parts) + "\n"
+
+
+def write_report(report: Report, out: Path) -> None:
+    """Write report.json, the plots with their data, and report.md, each whole or not at all."""
+    plots = []
+    for name in (MEMORY_PLOT, LATENCY_PLOT):
+        points = plot_data(report, name)
+        if points:
+            write_text(out / f"{name}.csv", csv_text(points))
+            write_bytes(out / f"{name}.png", draw(points, name, report.engines))
+            plots.append(name)
+        else:
+            # One of an earlier run would be taken for this one's.
+            for suffix in ("csv", "png"):
+                (out / f"{name}.{suffix}").unlink(missing_ok=True)
+    write_json(report, out)
+    write_text(out / "report.md", report_markdown(report, plots))
+
+
+def write_json(report: Report, out: Path) -> None:
+    """Write report.json, whole or not at all."""
+    write_text(out / "report.json", json.dumps(report_json(report), indent=2) + "\n")
