@@ -253,10 +253,14 @@ def _columns(
 
 
 def _target(fragment: Fragment, edge: Edge, rank: int, rows: _Number, what: str) -> gs.Variable:
-    """Return a shape for Reshape: ``rows`` on the tiled axis, all else as it is (0)."""
-    before, after = [0] * edge.axis, [0] * (rank - edge.axis - 1)
-    parts = [fragment.ints(before), rows.tensor, *([fragment.ints(after)] if after else [])]
-    return fragment.concat(parts, 0, f"bounds/{what}_shape")
+    """Return a shape for Reshape: ``rows`` on the tiled axis, all else as it is (0).
+
+    A product, not a Concat: from a Concat of constants and one computed size ONNX Runtime's
+    ReshapeFusion (core/optimizer/reshape_fusion.cc) makes a constant with -1 in place of that size,
+    and a -1 cannot be worked out for a tensor without elements.
+    """
+    here = fragment.ints([int(axis == edge.axis) for axis in range(rank)])
+    return fragment.add("Mul", [rows.tensor, here], f"bounds/{what}_shape")
 
 
 class _SymbolicExtent:
@@ -470,18 +474,35 @@ class _Writer:
     def _unstack(self, y: _Tensor, count: int, suffix: str) -> _Tensor:
         """Reshape [P*N, C, ...] to [P, N, C, ...]."""
         images, *rest = y.dims
-        dims = (count, images // count if images else None, *rest)
-        if sum(size is None for size in dims) <= 1:
-            target: gs.Tensor = self.fragment.ints([-1 if d is None else d for d in dims])
-        else:
-            shape = self.fragment.add("Shape", [y.variable], f"{suffix}/shape")
-            tail = self.fragment.slice(shape, [0], [1], [len(y.dims)], f"{suffix}/rest")
-            target = self.fragment.concat(
-                [self.fragment.ints([count, -1]), tail], 0, f"{suffix}/target"
-            )
+        dims = (count, images // count if images else images, *rest)
         whole = replace(y, dims=dims)
-        variable = self.fragment.reshape(y.variable, target, suffix, like=whole.like)
+        if dims.count(None) <= 1 and 0 not in dims:
+            target = self.fragment.ints([-1 if d is None else d for d in dims])
+            variable = self.fragment.reshape(y.variable, target, suffix, like=whole.like)
+        else:
+            variable = self._unstack_free(y, whole, suffix)
         return replace(whole, variable=variable)
+
+    def _unstack_free(self, y: _Tensor, whole: _Tensor, suffix: str) -> gs.Variable:
+        """The same where several sizes are unknown, or one is 0: right without elements, too.
+
+        There no -1 can be worked out, and a 0 in Reshape's shape copies the size in the same
+        place: so the tensor gets its first dimension before the sizes are stated.
+        """
+        fragment, (count, images, *rest) = self.fragment, whole.dims
+        parts = fragment.ints([count, images or 0, *(0 for _ in rest)])
+        target: gs.Tensor = parts
+        if images is None:
+            shape = fragment.add("Shape", [y.variable], f"{suffix}/shape")
+            stacked = fragment.slice(shape, [0], [0], [1], f"{suffix}/stacked")
+            each = fragment.add("Div", [stacked, fragment.ints([count])], f"{suffix}/images")
+            here = fragment.ints([0, 1, *(0 for _ in rest)])
+            # Sum and product, not a Concat, for the reason that `_target` gives.
+            placed = fragment.add("Mul", [each, here], f"{suffix}/placed")
+            target = fragment.add("Add", [placed, parts], f"{suffix}/target")
+        like = (1, *y.dims), y.kind
+        first = fragment.unsqueeze(y.variable, 0, f"{suffix}/first", like=like)
+        return fragment.reshape(first, target, suffix, like=whole.like)
 
     def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
         """Emit a Loop whose body takes one window of each stack; return [P, N, C, ...]."""

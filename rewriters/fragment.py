@@ -352,6 +352,14 @@ class Fragment:
             )
         return self.add("Squeeze", [x, self.ints([axis])], suffix, like=like, output=output)
 
+    def unsqueeze(
+        self, x: gs.Variable, axis: int, suffix: str, *, like: Like | None = None
+    ) -> gs.Variable:
+        """Add an Unsqueeze of one axis; attribute up to opset 12, input from opset 13."""
+        if self.opset < 13:
+            return self.add("Unsqueeze", [x], suffix, attrs={"axes": [axis]}, like=like)
+        return self.add("Unsqueeze", [x, self.ints([axis])], suffix, like=like)
+
     def split(self, x: gs.Variable, count: int, suffix: str) -> list[gs.Variable]:
         """Add a Split of a vector of ``count`` integers into vectors of one."""
         results = [gs.Variable(self._name(f"{suffix}_{k}")) for k in range(count)]
