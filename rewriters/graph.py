@@ -251,13 +251,16 @@ class Index:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every tensor and node name in the graph and its bodies."""
+        """Every tensor and node name in the graph and its bodies, stale shapes' names included."""
         found: set[str] = set()
 
         def collect(graph: onnx.GraphProto) -> None:
             found.update(value.name for value in graph.input)
             found.update(value.name for value in graph.output)
+            found.update(value.name for value in graph.value_info)
             found.update(tensor.name for tensor in graph.initializer)
+            for sparse in graph.sparse_initializer:
+                found.update((sparse.values.name, sparse.indices.name))
             for node in graph.node:
                 found.add(node.name)
                 found.update(node.input)

@@ -326,6 +326,19 @@ def made_names(outcome: Outcome, original: onnx.ModelProto) -> set[str]:
     return names(outcome.model) - names(original) - {""}
 
 
+@both_forms
+def test_new_names_avoid_stale_shapes(form: str) -> None:
+    """A shape that is left in value_info for a name of ours is not taken for our tensor's."""
+    made = conv()
+    for new in sorted(made_names(cut(made, form), made)):
+        made.graph.value_info.append(value(new, (7, 7), onnx.TensorProto.STRING))
+    outcome = cut(made, form)
+    assert outcome.rewritten
+    assert all("/patchconv_2/" in f"/{name}" for name in made_names(outcome, made))
+    onnx.checker.check_model(outcome.model, full_check=True)
+    assert_same(made, outcome.model, {"x": noise(1, 2, 16, 10)})
+
+
 def assert_unique(made: onnx.ModelProto) -> None:
     """Assert that node names that are given, and tensor names, are unique."""
     outputs = [name for entry in made.graph.node for name in entry.output if name]
