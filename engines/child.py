@@ -19,18 +19,44 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
 from engines import errors
 from engines.errors import EngineError, OutOfMemory, RunError, TimeLimit
 
-__all__ = ["Child", "child_process", "module_command", "serve"]
+__all__ = ["Child", "child_process", "module_command", "serve", "time_limit"]
 
 # Tells a process which one started it; negative where a thread did that may end before it.
 _PARENT = "PATCHCONV_PARENT"
 _PR_SET_PDEATHSIG = 1
+# (what it was, when it is over); of the calls that are made within `time_limit`.
+_limit: ContextVar[tuple[float, float] | None] = ContextVar("time_limit", default=None)
 Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
+
+
+@contextmanager
+def time_limit(seconds: float | None) -> Iterator[None]:
+    """Limit the time of all that is asked of processes within; None for no limit.
+
+    What is waited for when it is over is ended, and `Child.ask` raises `TimeLimit`.
+    """
+    end = None if seconds is None else (seconds, time.monotonic() + seconds)
+    token = _limit.set(end)
+    try:
+        yield
+    finally:
+        _limit.reset(token)
+
+
+def _sooner(seconds: float | None) -> tuple[float | None, str]:
+    """Return how long an answer is waited for, and what to say when that is over."""
+    limit = _limit.get()
+    left = None if limit is None else max(0.0, limit[1] - time.monotonic())
+    if limit is None or left is None or (seconds is not None and seconds < left):
+        return seconds, f"no answer within {seconds:g} s" if seconds is not None else ""
+    return left, f"the time limit of {limit[0]:g} s is over"
 
 
 class Child:
@@ -61,7 +87,8 @@ class Child:
             late.set()
             process.kill()
 
-        timer = None if time_limit_s is None else threading.Timer(time_limit_s, end)
+        seconds, words = _sooner(time_limit_s)
+        timer = None if seconds is None else threading.Timer(seconds, end)
         try:
             if timer is not None:
                 timer.start()
@@ -76,7 +103,7 @@ class Child:
         if not line.endswith("\n"):  # nothing, or what it died at the middle of
             code = process.wait()
             if late.is_set():
-                raise TimeLimit(f"no answer within {time_limit_s:g} s")
+                raise TimeLimit(words)
             raise _obituary(code, self._last_words())
         answer: dict[str, Any] = json.loads(line)
         if "error" in answer:

@@ -19,7 +19,7 @@ import numpy as np
 
 from engines.errors import DeviceMissing, EngineMissing, RunError
 
-__all__ = ["DRIVERS", "Cuda", "check_driver", "cuda_device", "load_driver"]
+__all__ = ["DRIVERS", "Cuda", "check_driver", "cuda_device", "cuda_memory_bytes", "load_driver"]
 
 # Major version of CUDA -> the first driver that runs it (CUDA release notes, minor version
 # compatibility).
@@ -92,6 +92,22 @@ def cuda_device() -> str:
         f"{name.value.decode()}, compute capability {major.value}.{minor.value}, "
         f"{memory.value / 2**30:.0f} GiB"
     )
+
+
+def cuda_memory_bytes() -> int:
+    """Return the memory of the first CUDA device, bytes.
+
+    Raises:
+        DeviceMissing: There is no driver, or no device.
+    """
+    driver = load_driver()
+    device, memory = ctypes.c_int(), ctypes.c_size_t()
+    if (
+        driver.cuDeviceGet(ctypes.byref(device), 0) != 0
+        or driver.cuDeviceTotalMem_v2(ctypes.byref(memory), device) != 0
+    ):
+        raise DeviceMissing("no usable NVIDIA GPU on this machine (the driver is there)")
+    return memory.value
 
 
 class Cuda:

@@ -42,6 +42,7 @@ from engines.errors import (
 )
 from engines.onnxruntime_engine import OrtOptions
 from engines.timing import Timing
+from engines.windows import Window, as_json
 
 __all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure", "now"]
 
@@ -52,10 +53,19 @@ PROCESSES = 3
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A model and the file that holds its inputs (.npz)."""
+    """A model and the file that holds its inputs (.npz).
+
+    Attributes:
+        model: The ONNX file.
+        inputs: One array per input.
+        windows: Windows of the first output that are written, after the last timed run.
+        sampled: The file (.npz) they are written to.
+    """
 
     model: Path
     inputs: Path
+    windows: tuple[Window, ...] = ()
+    sampled: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,9 +228,10 @@ def measure(
                     task.run(timed=turn > 0)
                     if not turn:
                         task.warm_up()
-        for task in tasks:
+        for task, job in zip(tasks, jobs, strict=True):
             with task.noting():
                 task.finish()
+                task.sample(job)
     for task in tasks:
         for layout in range(processes):
             with task.noting(), ExitStack() as stack:
@@ -281,6 +292,11 @@ class _Task:
     def finish(self) -> None:
         """Take the process's peak."""
         self._finished.append(self._ask("finish"))
+
+    def sample(self, job: Job) -> None:
+        """Write windows of the output, if any are asked for."""
+        if job.sampled is not None:
+            self._ask("sample", windows=as_json(job.windows), file=str(job.sampled))
 
     def profile(self, layout: int, runs: int) -> None:
         """Take the runtime's own figure, in a fresh process; it may have none."""

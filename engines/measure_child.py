@@ -6,6 +6,7 @@ It reads one JSON command a line and answers each with one JSON line:
     {"do": "run"}        -> {"seconds": ...}
     {"do": "warm_up", "seconds": ...}  -> {}
     {"do": "finish"}     -> {"peak_bytes": ..., "load_bytes": ..., "whole_bytes": ..., ...}
+    {"do": "sample", "windows": ..., "file": FILE.npz}  -> {}, after "finish": it runs once more
     {"do": "profile", ...}  -> {"runtime_peak_bytes": ...}
 
 LAYOUT is the number of its memory layout (`engines.addresses`). Three figures, all of resident
@@ -48,6 +49,7 @@ from engines.onnxruntime_engine import (
     open_session,
     runtime_peak,
 )
+from engines.windows import write_windows
 
 __all__ = ["main"]
 
@@ -67,6 +69,7 @@ class _Worker:
         self._feeds: dict[str, np.ndarray[Any, Any]] = {}
         self._time: Callable[[], float] = float
         self._output_bytes: Callable[[], int] = int
+        self._first_output: Callable[[], Any] = int
 
     def open(self, job: Mapping[str, Any]) -> dict[str, Any]:
         options, self._feeds = _begin(job)
@@ -100,6 +103,7 @@ class _Worker:
 
         self._time = time_run
         self._output_bytes = lambda: size
+        self._first_output = lambda: next(iter(session.run(self._feeds).values()))
         return session
 
     def _prepare_gpu(self, model: Path, options: OrtOptions) -> Session:
@@ -112,6 +116,8 @@ class _Worker:
         self._device = self._stack.enter_context(open_device_memory())
         self._time = lambda: cuda.time(bound.run, stream)[0]
         self._output_bytes = lambda: sum(array.nbytes for array in bound.fetch())
+        # What the last run left there.
+        self._first_output = lambda: bound.fetch()[0]
         return session
 
     def run(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -152,6 +158,11 @@ class _Worker:
             "state": {} if self._device is None else self._device.state(),
         }
 
+    def sample(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Write windows of the first output."""
+        write_windows(Path(job["file"]), np.asarray(self._first_output()), job["windows"])
+        return {}
+
     def profile(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Run in a profiled session, for the runtime's own figure."""
         options, feeds = _begin(job)
@@ -183,6 +194,7 @@ def main() -> int:
                 "run": worker.run,
                 "warm_up": worker.warm_up,
                 "finish": worker.finish,
+                "sample": worker.sample,
                 "profile": worker.profile,
             }
         )

@@ -19,6 +19,7 @@ from engines.errors import DeviceMissing, EngineError, EngineMissing
 from engines.measure import Job, Spread, now
 from engines.tensorrt_options import BuildOptions
 from engines.timing import Timing
+from engines.windows import as_json
 
 __all__ = ["TensorRTResult", "measure_tensorrt", "plan_tensorrt"]
 
@@ -51,6 +52,8 @@ class TensorRTResult:
         layer_information: Measured: the engine inspector's, per layer.
         peak_bytes: Measured: most the allocator had out while running, without the weights.
         peak_with_weights_bytes: Measured: the same with them.
+        process_bytes: Measured: the process's resident high-water mark.
+        build_process_bytes: That of the process it was built in.
         io_bytes: Measured: inputs and outputs, counted apart.
         latency_s: Measured: seconds per run, by CUDA events.
         date: When, UTC.
@@ -76,6 +79,8 @@ class TensorRTResult:
     device_state: Mapping[str, Any] = field(default_factory=dict)
     peak_bytes: int | None = None
     peak_with_weights_bytes: int | None = None
+    process_bytes: int | None = None
+    build_process_bytes: int | None = None
     io_bytes: int | None = None
     latency_s: Spread | None = None
     date: str = ""
@@ -112,6 +117,7 @@ _SHARED = (
     "planned_activation_bytes",
     "planned_scratch_bytes",
     "skipped_tactics",
+    "build_process_bytes",
 )
 _MEASURED = (
     "device",
@@ -121,6 +127,7 @@ _MEASURED = (
     "phases",
     "device_memory_bytes",
     "device_memory_per_profile_bytes",
+    "process_bytes",
     "layer_information",
 )
 
@@ -242,6 +249,8 @@ def _begin(
                 inputs=str(job.inputs),
                 # It was built a moment ago from a model: its code is TensorRT's own.
                 host_code=wanted.version_compatible,
+                windows=as_json(job.windows),
+                sampled=None if job.sampled is None else str(job.sampled),
             )
         except (EngineMissing, DeviceMissing):
             raise

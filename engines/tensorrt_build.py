@@ -616,7 +616,9 @@ def oversized(module: Any, network: Any) -> tuple[Oversized, ...]:
     )
 
 
-def _check_sizes(module: Any, network: Any, model_path: Path) -> tuple[str, ...]:
+def _check_sizes(
+    module: Any, network: Any, model_path: Path, options: BuildOptions
+) -> tuple[str, ...]:
     """Refuse what TensorRT cannot run; TensorRT for RTX plans it, so there it is a note."""
     found = oversized(module, network)
     if not found:
@@ -629,7 +631,7 @@ def _check_sizes(module: Any, network: Any, model_path: Path) -> tuple[str, ...]
         f"patchconv-rewrite {model_path} --target tensorrt, or these alone: {names} "
         f"--form sequential --splits {worst.splits}"
     )
-    if engine_of(module) == "tensorrt-rtx":
+    if engine_of(module) == "tensorrt-rtx" or not options.refuse_oversized:
         return (text,)
     raise BuildError(text)
 
@@ -737,7 +739,7 @@ def build(model_path: Path, options: BuildOptions, module: Any) -> BuildResult:
         builder = module.Builder(made_logger)
         network = make_network(module, builder, options)
         parse(module, network, made_logger, model_path)
-        notes += _check_sizes(module, network, model_path)
+        notes += _check_sizes(module, network, model_path, options)
         config = make_config(module, builder, network, options)
         with timing_cache(module, config, options):
             plan = run_build(builder, network, config)

@@ -2,6 +2,7 @@
 
 {"do": "build", "engine": ..., "model": ..., "options": {...}, "plan": FILE or null}
 {"do": "measure", "engine": ..., "plan": FILE, "inputs": FILE.npz, "host_code": false}
+    with "windows" and "sampled": windows of the first output are written to that file
 {"do": "time", "timing": {...}}    after "measure": the same plan, as often as asked
 
 Memory and time are taken in contexts of their own: what records every allocation waits for the
@@ -21,11 +22,13 @@ import numpy as np
 from engines.child import serve
 from engines.cuda import Cuda
 from engines.errors import DeviceMissing
+from engines.memory_probe import high_water_bytes
 from engines.nvml import DeviceMemory, DeviceRun, open_device_memory
 from engines.tensorrt_build import build, load_module
 from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_run import Engine, engine_memory, inspect, open_context, open_engine
 from engines.timing import Timing, take_times
+from engines.windows import write_windows
 
 __all__ = ["main"]
 
@@ -39,7 +42,7 @@ def _build(job: Mapping[str, Any]) -> dict[str, Any]:
     )
     if job.get("plan"):
         Path(job["plan"]).write_bytes(result.plan)
-    return result.as_json()
+    return {**result.as_json(), "build_process_bytes": high_water_bytes()}
 
 
 class _Worker:
@@ -91,6 +94,9 @@ class _Worker:
                 )
                 peak = max(peak, ledger.peak_bytes)
             io_bytes = context.io_bytes
+            if job.get("sampled"):
+                output = next(iter(context.fetch().values()))
+                write_windows(Path(job["sampled"]), output, job["windows"])
         memory = engine_memory(module, opened.engine)
         return {
             "device": opened.device,
@@ -101,6 +107,7 @@ class _Worker:
             "device_memory_bytes": memory.device_memory_bytes,
             "device_memory_per_profile_bytes": list(memory.profiles),
             "io_bytes": io_bytes,
+            "process_bytes": high_water_bytes(),
             "layer_information": inspect(module, opened.engine),
         }
 

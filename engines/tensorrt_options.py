@@ -75,6 +75,8 @@ class BuildOptions:
         hardware_compatibility_level: "none", "ampere+" or "sameComputeCapability".
         refit: Let weights be exchanged in the built engine. Off, since it bars fusions.
         profiling_verbosity: "layer_names_only", "detailed" (for the engine inspector) or "none".
+        refuse_oversized: Refuse a convolution of 2^31 elements or more before TensorRT is asked;
+            off, it is asked, and what it says is its own.
         compute_capability: GPU a TensorRT for RTX plan is for, such as "SM80".
 
     Raises:
@@ -96,6 +98,7 @@ class BuildOptions:
     hardware_compatibility_level: str = "none"
     refit: bool = False
     profiling_verbosity: str = "detailed"
+    refuse_oversized: bool = True
     compute_capability: str = "SM80"
 
     def __post_init__(self) -> None:
@@ -153,6 +156,7 @@ class BuildOptions:
             "hardware_compatibility_level": self.hardware_compatibility_level,
             "refit": self.refit,
             "profiling_verbosity": self.profiling_verbosity,
+            "refuse_oversized": self.refuse_oversized,
             "compute_capability": self.compute_capability,
         }
 

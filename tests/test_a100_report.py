@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +13,17 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx import numpy_helper
 
 from engines.errors import DeviceMissing, EngineMissing, RunError
+from engines.onnxruntime_engine import open_session
 from engines.tensorrt_build import load_module
 from tools import a100_report
 from tools.a100 import asking, models
 from tools.a100.asking import CPU_ENGINES, GPU_ENGINES
 from tools.a100.cases import (
     CASES,
+    FITTING,
     PUBLISHED,
     PUBLISHED_BY,
     REGIONAL,
@@ -27,8 +32,10 @@ from tools.a100.cases import (
     matrix,
     stand_in,
 )
+from tools.a100.compared import Compared, compare, read_input, reference, windows_of
 from tools.a100.models import write_inputs, write_model, write_variant
-from tools.a100.rows import run_cell
+from tools.a100.report import over
+from tools.a100.rows import Run, row_of, run_cell
 from tools.a100_report import main, missing
 
 CONV = CASES[0]
@@ -73,7 +80,7 @@ def test_the_matrix_is_the_published_one() -> None:
         "vae-1024", "vae-2048", "vae-4096", "chain-2048x2048x64", "chain-4096x4096x64",
     ]  # fmt: skip
     cells = matrix(("a", "b"), (2, 4, 8), ())
-    assert len(cells) == len({cell.name for cell in cells}) == (6 * 7 + 5 * 16) * 2
+    assert len(cells) == len({cell.name for cell in cells}) == (15 * 7 + 5 * 16) * 2
     regional = {cell.case.family for cell in cells if cell.form in REGIONAL}
     assert regional == {"vae", "chain"}
     assert matrix(("a", "b"), (2, 4), ("b/vae-1024/batch-*",)) == [
@@ -127,7 +134,14 @@ def test_models_and_inputs_are_seeded(tmp_path: Path) -> None:
 def test_a_cell_measured_on_the_cpu(tmp_path: Path) -> None:
     """The files are there, and say what was measured, on what, and that it is a stand-in."""
     result = _report(
-        tmp_path, "--cpu", "--runs", "1", "--splits", "2", "--only", "onnxruntime/conv3-2048*/*2"
+        tmp_path,
+        "--cpu",
+        "--runs",
+        "1",
+        "--splits",
+        "2",
+        "--only",
+        "onnxruntime/conv3-2048x2048x512/*2",
     )
     assert result.exit_code == 0, result.output
     names = ["memory_against_latency", "memory_over_activation"]
@@ -193,7 +207,7 @@ def test_a_plan_is_called_one(tmp_path: Path) -> None:
         load_module("tensorrt-rtx")
     except EngineMissing as error:
         pytest.skip(str(error))
-    only = "tensorrt-rtx/conv3-2048*/original"
+    only = "tensorrt-rtx/conv3-2048x2048x512/original"
     result = _report(tmp_path, "--cpu", "--only", only)
     assert result.exit_code == 0, result.output
     (row,) = _json(tmp_path)["rows"]
@@ -219,7 +233,7 @@ def test_a_refusal_of_the_rewriter_is_a_row(tmp_path: Path) -> None:
     """More patches than can be: the row has the rewriter's reason, and nothing else fails."""
     result = _report(
         tmp_path, "--cpu", "--runs", "1", "--splits", "2,9999",
-        "--only", "onnxruntime/conv3-2048*/batch-*",
+        "--only", "onnxruntime/conv3-2048x2048x512/batch-*",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
     good, bad = _json(tmp_path)["rows"]
@@ -248,7 +262,7 @@ def test_any_failure_is_a_row(
         raise type(error)(*(str(argument).format(folder) for argument in error.args))
 
     monkeypatch.setattr(asking, "measure", fail)
-    result = _report(tmp_path, "--cpu", "--only", "onnxruntime/conv3-2048*/original")
+    result = _report(tmp_path, "--cpu", "--only", "onnxruntime/conv3-2048x2048x512/original")
     assert result.exit_code == 1
     (row,) = _json(tmp_path)["rows"]
     assert row["error"] == ("out of memory at m.onnx" if error.args else "MemoryError")
@@ -265,7 +279,7 @@ def test_a_model_that_cannot_be_made_is_a_row(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(models, "write_model", fail)
-    row = run_cell(Cell(CONV, "batch", 2, "onnxruntime"), ENGINES["onnxruntime"], 1, tmp_path)
+    row = run_cell(Cell(CONV, "batch", 2, "onnxruntime"), ENGINES["onnxruntime"], Run(1, tmp_path))
     assert "No space left" in row.error
     assert row.regions == 0
 
@@ -283,7 +297,7 @@ def test_stopped_half_way_the_report_has_what_was_done(
         return run_cell(*arguments)
 
     monkeypatch.setattr(a100_report, "run_cell", stop)
-    only = "onnxruntime/conv3-2048*/batch-*"
+    only = "onnxruntime/conv3-2048x2048x512/batch-*"
     result = _report(tmp_path, "--cpu", "--runs", "1", "--splits", "2,4", "--only", only)
     assert result.exit_code == 0, result.output
     assert len(_json(tmp_path)["rows"]) == 1
@@ -339,6 +353,147 @@ def test_options_that_mean_nothing_are_refused(
     result = _report(tmp_path, "--cpu", *arguments)
     assert result.exit_code == 2
     assert words in result.output
+
+
+# --- compared, limited, resumed -------------------------------------------------------------------
+
+
+def test_cases_that_fit_uncut_and_the_largest_last() -> None:
+    """Nine below 2^31 elements; the order is by size, a case's cells together."""
+    assert len(FITTING) == 9
+    assert max(case.elements for case in FITTING) < 2**31
+    cells = matrix(("a", "b"), (2, 4), ())
+    sizes = [cell.case.elements for cell in cells]
+    assert sizes == sorted(sizes)
+    changes = sum(one.case != other.case for one, other in pairwise(cells))
+    assert changes == len({cell.case for cell in cells}) - 1
+
+
+def test_windows_are_at_edges_over_every_seam_and_beyond_2_31() -> None:
+    """Corners, all rows, and the channels around 2^31 elements."""
+    found = windows_of(Case("conv3", 4096, 256))
+    channels = {window[1][0] for window in found}
+    # 4096 x 4096 x 128 are 2^31.
+    assert channels == {0, 127, 128, 255}
+    assert {window[2] for window in found} == {(0, 8), (4088, 4096), (0, 4096)}
+    assert windows_of(Case("vae", 1024, 128))[-1][1] == (2, 3)
+
+
+@pytest.mark.parametrize("case", [Case("conv5", 40, 8), Case("chain", 48, 8)], ids=str)
+def test_the_reference_is_the_model_s_own_output(case: Case, tmp_path: Path) -> None:
+    """From crops of the input: what the whole image gives, in float32, where float16 is close."""
+    original, inputs = write_model(case, tmp_path), write_inputs(case, tmp_path)
+    np.testing.assert_array_equal(read_input(inputs), np.load(inputs)["input"])
+    with open_session(original) as session:
+        (whole,) = session.run({"input": read_input(inputs)}).values()
+    windows = windows_of(case)
+    found = [whole[tuple(slice(*pair) for pair in window)] for window in windows]
+    compared = compare(found, reference(case, original, inputs), case.dtype, "it")
+    assert compared.windows == len(windows)
+    assert compared.largest_error < 0.01
+    assert compared.agrees
+
+
+@pytest.mark.parametrize("family", ["conv3", "chain"])
+def test_a_wrong_row_is_caught_and_is_no_result(
+    family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A cut model with a seam planted wrong (the last patch reads a row too early) is an error."""
+    case = next(c for c in CASES if c.family == family)
+    made = write_variant
+
+    def planted(*arguments: Any) -> Any:
+        variant = made(*arguments)
+        model = onnx.load(variant.path)
+        slices = [node for node in model.graph.node if node.op_type == "Slice"]
+        node = slices[-1]
+        starts = next(t for t in model.graph.initializer if t.name == node.input[1])
+        ends = next(t for t in model.graph.initializer if t.name == node.input[2])
+        for tensor in (starts, ends):
+            moved = numpy_helper.to_array(tensor) - 1
+            tensor.CopyFrom(numpy_helper.from_array(moved, tensor.name))
+        onnx.save(model, variant.path)
+        return variant
+
+    cell = Cell(case, "sequential", 2, "onnxruntime")
+    run = Run(1, tmp_path)
+    good = run_cell(cell, ENGINES["onnxruntime"], run)
+    assert (good.error, good.not_compared) == ("", "")
+    assert good.compared is not None
+    assert good.compared.largest_error < 1e-4
+    monkeypatch.setattr("tools.a100.rows.write_variant", planted)
+    bad = run_cell(cell, ENGINES["onnxruntime"], run)
+    assert "its output is wrong" in bad.error
+    assert (bad.figures, bad.counts) == ({}, True)
+
+
+def test_what_is_no_number_agrees_with_nothing() -> None:
+    """Not-a-number is an infinite error."""
+    ones = [np.ones((1, 1, 2, 2), np.float32)]
+    assert not compare([ones[0] * np.nan], ones, "float32", "it").agrees
+    assert not compare([np.ones((1, 1, 1, 1))], ones, "float32", "it").agrees
+
+
+def test_a_row_that_was_not_compared_is_in_no_ratio() -> None:
+    """Its figures stand; what they are over the original's is not said."""
+    row = row_of(
+        {
+            **dict.fromkeys(("cell", "case", "model", "stands_for", "family", "form"), "x"),
+            **dict.fromkeys(("engine", "version", "device", "dtype", "date"), "x"),
+            **dict.fromkeys(("splits", "patches", "activation_bytes", "regions", "runs"), 1),
+            "recompute": 1.0, "kind": "measured", "options": {}, "compared": None,
+            "figures": {"peak_bytes": {"value": 8, "unit": "bytes", "kind": "measured"}},
+        }
+    )  # fmt: skip
+    compared = replace(row, compared=Compared(1, 0.0, 0.1, "it"))
+    assert over(row, compared, "peak_bytes") == over(compared, row, "peak_bytes") == "-"
+    assert over(compared, compared, "peak_bytes") == "1.00"
+
+
+def test_a_cell_that_takes_too_long_is_ended(tmp_path: Path) -> None:
+    """Its row says so, and the next cell has the whole time."""
+    only = "onnxruntime/conv3-2048x2048x512/batch-x2"
+    result = _report(tmp_path, "--cpu", "--runs", "1", "--time-limit", "0.01", "--only", only)
+    assert result.exit_code == 1
+    (row,) = _json(tmp_path)["rows"]
+    assert row["error"] == "the time limit of 0.01 s is over"
+
+
+def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that are there are not made again; other settings are refused, and a file of others."""
+    common = ("--cpu", "--runs", "1", "--splits", "2,4")
+    name = "onnxruntime/conv3-2048x2048x512/batch-"
+    assert _report(tmp_path, *common, "--only", f"{name}x2").exit_code == 0
+    first = _json(tmp_path)["rows"]
+    asked = []
+
+    def run(cell: Cell, *arguments: Any) -> Any:
+        asked.append(cell.name)
+        return run_cell(cell, *arguments)
+
+    monkeypatch.setattr(a100_report, "run_cell", run)
+    result = _report(tmp_path, *common, "--resume", "--only", f"{name}*")
+    assert result.exit_code == 0, result.output
+    rows = _json(tmp_path)["rows"]
+    assert asked == [f"{name}x4"]
+    assert [row["cell"] for row in rows] == [f"{name}x2", f"{name}x4"]
+    assert rows[0] == first[0]
+    before = (tmp_path / "report.json").read_bytes()
+    result = _report(tmp_path, "--cpu", "--runs", "2", "--resume", "--only", f"{name}*")
+    assert result.exit_code == 2
+    assert "made with runs 1 (now 2)" in result.output
+    assert (tmp_path / "report.json").read_bytes() == before
+    (tmp_path / "report.json").write_text("{")
+    assert "no report of this program" in _report(tmp_path, "--cpu", "--resume").output
+
+
+def test_what_cannot_fit_is_skipped_with_the_reason(tmp_path: Path) -> None:
+    """Input and output alone are more than the device has."""
+    cell = Cell(CONV, "original", 1, "onnxruntime")
+    run = Run(1, tmp_path, device_bytes=1 << 20)
+    row = run_cell(cell, ENGINES["onnxruntime"], run)
+    assert row.error.startswith("skipped: input and output alone need")
+    assert row.needed_bytes == 2 * 64 * 256**2 * 4
 
 
 # --- on a GPU -------------------------------------------------------------------------------------

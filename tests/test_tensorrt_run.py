@@ -396,6 +396,7 @@ def test_the_measuring_process_reports_all_of_it(
         "device_memory_bytes": 4000,
         "device_memory_per_profile_bytes": [3000, 4000],
         "io_bytes": 3 * 2 * 4 + 3 * 3 * 4,
+        "process_bytes": found["process_bytes"],
         "layer_information": {"Layers": ["json"]},
     }
     # The CUDA context is the device's alone; a moment's memory is in the runs', not in the context.

@@ -1,7 +1,8 @@
 """The published figure, reproduced for deployment: memory and time of every form, per engine.
 
     matrix    one Conv of kernel 3, 5 or 7, at 2048x2048 with 512 channels and at 4096x4096 with
-              256, the SDXL-shaped VAE decoder at 1024, 2048 and 4096, and 8 x Conv 3x3 + Relu of 64
+              256, and at sizes below 2^31 elements, which run uncut on every engine; the
+              SDXL-shaped VAE decoder at 1024, 2048 and 4096, and 8 x Conv 3x3 + Relu of 64
               channels at 2048 and 4096; fp16; each as it is, and cut in each form and each number
               of patches: single Convs (batch, sequential), and of networks of several layers whole
               regions (fused, loop), too
@@ -10,10 +11,12 @@
               stand-ins, smaller models in float32 that fit a small machine
     written   report.md, report.json (every figure, not rounded), plots (.png, and their data .csv)
 
-A cell of the matrix that fails (out of memory, a refusal) is a row that says so. Each figure says
+A cell of the matrix that fails (out of memory, a refusal, more time than it may take, an output
+that is not the original's) is a row that says so; the largest cells come last. Each figure says
 whether it was measured or planned. What MIT published is printed beside, and called that.
 
-Run as ``python -m tools.a100_report --out DIR``; one cell: ``--only '*/conv3-2048*/batch-x4'``.
+Run as ``python -m tools.a100_report --out DIR``; one cell:
+``--only '*/conv3-2048x2048x512/batch-x4'``.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +37,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engines.cuda import Cuda, cuda_device
+from engines.cuda import Cuda, cuda_device, cuda_memory_bytes
 from engines.errors import DeviceMissing, EngineMissing
 from engines.onnxruntime_engine import PROVIDERS
 from engines.onnxruntime_engine import installed as onnxruntime_installed
@@ -42,7 +46,8 @@ from tools.a100.asking import CPU_ENGINES, GPU_ENGINES, Engine
 from tools.a100.cases import Cell, matrix
 from tools.a100.models import FREE
 from tools.a100.report import mib, write_json, write_report
-from tools.a100.rows import Report, Row, run_cell
+from tools.a100.resuming import NotThisReport, rows_so_far
+from tools.a100.rows import Report, Row, Run, run_cell
 
 __all__ = ["main", "missing"]
 
@@ -107,15 +112,17 @@ def _parse_splits(
 
 
 def _run_all(
-    cells: Sequence[Cell], engines: Mapping[str, Engine], runs: int, out: Path, command: str,
-    cpu: bool,
+    cells: Sequence[Cell], engines: Mapping[str, Engine], run: Run, out: Path, empty: Report,
+    had: Mapping[str, Row],
 ) -> Report:  # fmt: skip
     """Run the cells, writing the figures so far after each; stopped, it keeps what it has."""
     console = Console(stderr=True)
     rows: list[Row] = []
 
     def so_far() -> Report:
-        return Report(command, cpu, tuple(engines.values()), len(cells), tuple(rows))
+        # What is had already stays, whenever this run is stopped.
+        done = {**had, **{row.cell: row for row in rows}}
+        return replace(empty, rows=tuple(done[c.name] for c in cells if c.name in done))
 
     # Beside the report: inputs take gigabytes, and the user chose that disk.
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=out))
@@ -129,7 +136,10 @@ def _run_all(
                 if number and cell.case != cells[number - 1].case:
                     _sweep(work)
                 progress.update(task, description=cell.name)
-                row = run_cell(cell, engines[cell.engine], runs, work)
+                if cell.name in had:
+                    progress.advance(task)
+                    continue
+                row = run_cell(cell, engines[cell.engine], replace(run, folder=work))
                 rows.append(row)
                 progress.advance(task)
                 progress.console.print(
@@ -185,9 +195,25 @@ def _line(row: Row, engine: Engine) -> str:
     type=click.IntRange(min=1),
     help="Timed runs of each model, after one that is not timed.  [default: 5; with --cpu 2]",
 )
+@click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=3600,
+    show_default=True,
+    help="Seconds that the engines may take for a cell; then it is ended, and a row that says so.",
+)
+@click.option(
+    "--resume", is_flag=True, help="Continue the report that is in the folder where it stopped."
+)
+@click.option(
+    "--ask-anyway",
+    is_flag=True,
+    help="Ask TensorRT of tensors of 2^31 elements and more, too; the row has its own words.",
+)
 def main(
-    out: Path, cpu: bool, splits: tuple[int, ...], only: tuple[str, ...], runs: int | None
-) -> None:
+    out: Path, cpu: bool, splits: tuple[int, ...], only: tuple[str, ...], runs: int | None,
+    time_limit: float, resume: bool, ask_anyway: bool,
+) -> None:  # fmt: skip
     """Measure the published matrix on this machine and write a report.
 
     Exits 0 if any cell has figures, 1 if none has, 2 if this machine lacks what it needs.
@@ -206,7 +232,26 @@ def main(
     words += ["--splits", ",".join(map(str, splits))]
     words += [word for pattern in only for word in ("--only", pattern)]
     words += ["--runs", str(runs)] if runs else []
-    report = _run_all(cells, engines, runs or (2 if cpu else 5), out, shlex.join(words), cpu)
+    words += ["--ask-anyway"] if ask_anyway else []
+    run = Run(
+        runs or (2 if cpu else 5),
+        out,
+        time_limit,
+        None if cpu else cuda_memory_bytes(),
+        None if cpu else out / "timing.cache",
+        ask_anyway,
+    )
+    empty = Report(
+        shlex.join(words), cpu, tuple(engines.values()), len(cells), (), run.runs, ask_anyway
+    )
+    had: Mapping[str, Row] = {}
+    if resume:
+        settings = {"mode": "cpu" if cpu else "gpu", "runs": run.runs, "ask_anyway": ask_anyway}
+        try:
+            had = rows_so_far(out / "report.json", cells, settings)
+        except NotThisReport as error:
+            raise click.UsageError(f"--resume: {error}") from error
+    report = _run_all(cells, engines, run, out, empty, had)
     write_report(report, out)
     failed = sum(bool(row.error) for row in report.rows)
     click.echo(f"{out / 'report.md'}: {len(report.rows)} cells, {failed} failed")

@@ -15,7 +15,7 @@ from engines.onnxruntime_engine import OrtOptions
 from engines.tensorrt_options import BuildOptions
 from engines.timing import Timing
 
-__all__ = ["CPU_ENGINES", "GPU_ENGINES", "Engine", "Figure", "Found"]
+__all__ = ["CPU_ENGINES", "GPU_ENGINES", "Engine", "Figure", "Found", "Request"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,24 @@ class Found:
     options: Mapping[str, Any]
     date: str
     error: str = ""
+    device_state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of an engine.
+
+    Attributes:
+        job: The model, its inputs, and the windows of its output to write.
+        runs: Timed runs.
+        timing_cache: TensorRT's, read and written.
+        ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
+    """
+
+    job: Job
+    runs: int
+    timing_cache: Path | None = None
+    ask_anyway: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +69,7 @@ class Engine:
         columns: Headings of tables, with the name of their figure.
         runs: It runs the model, so it needs inputs.
         scaled: It takes stand-ins.
-        ask: Returns what it says of a model, in a number of runs.
+        ask: Returns what it says of a model.
     """
 
     name: str
@@ -61,7 +79,7 @@ class Engine:
     columns: tuple[tuple[str, str], ...]
     runs: bool
     scaled: bool
-    ask: Callable[[Path, Path | None, int], Found]
+    ask: Callable[[Request], Found]
 
 
 def _figures(
@@ -82,49 +100,74 @@ def _of_tensorrt(result: TensorRTResult) -> Found:
     figures: dict[str, Figure] = {}
     planned = ("planned_activation_bytes", "planned_scratch_bytes", "weights_bytes")
     _figures("bytes", "planned", {name: getattr(result, name) for name in planned}, figures)
-    measured = ("peak_bytes", "peak_with_weights_bytes", "io_bytes")
+    measured = ("peak_bytes", "peak_with_weights_bytes", "io_bytes", "process_bytes")
     _figures("bytes", "measured", {name: getattr(result, name) for name in measured}, figures)
+    if result.kind == "measured":
+        host = {"build_process_bytes": result.build_process_bytes}
+        _figures("bytes", "measured", host, figures)
     if result.peak_with_weights_bytes is not None and result.io_bytes is not None:
         total = result.peak_with_weights_bytes + result.io_bytes
         _figures("bytes", "measured", {"device_bytes": total}, figures)
     _figures("s", "measured", {"build_s": result.build_s}, figures)
     _latency(result.latency_s, figures)
-    return Found(figures, result.version, result.device, result.options, result.date, result.error)
+    return Found(
+        figures,
+        result.version,
+        result.device,
+        result.options,
+        result.date,
+        result.error,
+        result.device_state,
+    )
 
 
 def _of_onnxruntime(result: Measurement, device: str) -> Found:
     figures: dict[str, Figure] = {}
-    names = ("peak_bytes", "runtime_peak_bytes", "input_bytes", "output_bytes")
+    names = (
+        "peak_bytes", "runtime_peak_bytes", "input_bytes", "output_bytes", "process_bytes",
+        "host_peak_bytes",
+    )  # fmt: skip
     _figures("bytes", "measured", {name: getattr(result, name) for name in names}, figures)
     _latency(result.latency_s, figures)
-    return Found(figures, result.version, device, result.options, result.date, result.error)
+    return Found(
+        figures,
+        result.version,
+        device,
+        result.options,
+        result.date,
+        result.error,
+        result.device_state,
+    )
 
 
 # Float16 all through, as the model says, and not what a builder makes of it.
 _BUILD = BuildOptions(strongly_typed=True)
 
 
-def _plan(model: Path, inputs: Path | None, runs: int) -> Found:
-    return _of_tensorrt(plan_tensorrt([model], [_BUILD])[0])
+def _plan(request: Request) -> Found:
+    return _of_tensorrt(plan_tensorrt([request.job.model], [_BUILD])[0])
 
 
-def _tensorrt(model: Path, inputs: Path | None, runs: int) -> Found:
-    assert inputs is not None
-    return _of_tensorrt(measure_tensorrt([Job(model, inputs)], [_BUILD], timing=Timing.of(runs))[0])
+def _tensorrt(request: Request) -> Found:
+    options = dataclasses.replace(
+        _BUILD,
+        timing_cache_file=request.timing_cache,
+        refuse_oversized=not request.ask_anyway,
+    )
+    timing = Timing.of(request.runs)
+    return _of_tensorrt(measure_tensorrt([request.job], [options], timing=timing)[0])
 
 
-def _cuda(model: Path, inputs: Path | None, runs: int) -> Found:
-    assert inputs is not None
+def _cuda(request: Request) -> Found:
     # One model at a time: two at once might not fit where each does.
     # In one process each: on a GPU opening a session searches algorithms anew, which takes long.
     options = [OrtOptions(provider="cuda")]
-    result = measure([Job(model, inputs)], options, runs=runs, processes=1)[0]
+    result = measure([request.job], options, runs=request.runs, processes=1)[0]
     return _of_onnxruntime(result, cuda_device())
 
 
-def _cpu(model: Path, inputs: Path | None, runs: int) -> Found:
-    assert inputs is not None
-    result = measure([Job(model, inputs)], [OrtOptions()], runs=runs, processes=1)[0]
+def _cpu(request: Request) -> Found:
+    result = measure([request.job], [OrtOptions()], runs=request.runs, processes=1)[0]
     return _of_onnxruntime(result, result.device)
 
 

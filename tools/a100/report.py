@@ -15,7 +15,7 @@ from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
 from tools.a100.plots import LATENCY_PLOT, MEMORY_PLOT, csv_text, draw, plot_data
 from tools.a100.rows import Report, Row
 
-__all__ = ["mib", "report_json", "report_markdown", "write_json", "write_report"]
+__all__ = ["SCHEMA", "mib", "over", "report_json", "report_markdown", "write_json", "write_report"]
 
 SCHEMA = 1
 MIB = 1 << 20
@@ -29,11 +29,19 @@ WORDS: Mapping[str, str] = {
     "tensorrt-rtx activation": "activation memory as the builder plans it, scratch in it, inputs "
     "and outputs not; a plan, not a measurement, and not TensorRT's peak",
     "onnxruntime peak": "CUDA: used memory of the device above its level before the first run, "
-    "sampled through NVML, copies of inputs and outputs and cuDNN's workspace in it. CPU: the same "
-    "of the process's resident memory, outputs in it",
+    "sampled through NVML: outputs and cuDNN's workspace in it; inputs are there before, nothing "
+    "is copied. CPU: the same of the process's resident memory, outputs in it",
     "onnxruntime arena's own": "mem_in_use_peak of the runtime's profile",
     "latency": "median of the runs. TensorRT: between CUDA events, nothing copied. ONNX Runtime: "
-    "wall clock of a run, copies between host and device in it",
+    "the same on a GPU, wall clock on the CPU",
+    "output": "sampled windows (the corners, and a strip over all rows, so across every seam; "
+    "first, middle and last channels, and those at 2^31 elements) against the original on the CPU "
+    "in float32; largest error over the larger of 1 and the value. A row that was not compared is "
+    "no result, and in no ratio",
+    "needed": "needed_bytes in report.json: input and output, without which no form runs; a cell "
+    "that needs more than the device has is skipped, and says so",
+    "host memory": "process_bytes, build_process_bytes in report.json: resident high-water mark of "
+    "the process that ran it, and that it was built in",
     "x original": "over the original of the same model on the same engine",
     "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
     "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. No form cuts them: where "
@@ -57,6 +65,8 @@ def report_json(report: Report) -> dict[str, Any]:
         "made": now(),
         "command": report.command,
         "mode": "cpu" if report.cpu else "gpu",
+        "runs": report.runs,
+        "ask_anyway": report.ask_anyway,
         "cells": report.wanted,
         "words": dict(WORDS),
         "stand_ins": _stand_ins(report),
@@ -85,9 +95,12 @@ def mib(value: float | None, name: str) -> str:
     return f"{value / MIB:,.1f}" if name.endswith("_bytes") else f"{value:.4f}"
 
 
-def _over(row: Row, first: Row | None, name: str) -> str:
+def over(row: Row, first: Row | None, name: str) -> str:
+    """Return a figure over the original's; "-" where one of the two was not compared."""
     value, base = row.value(name), None if first is None else first.value(name)
-    return "-" if value is None or not base else f"{value / base:.2f}"
+    if value is None or first is None or not base or not (row.counts and first.counts):
+        return "-"
+    return f"{value / base:.2f}"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -98,7 +111,14 @@ def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
 
 def _engine_table(engine: Engine, rows: Sequence[Row]) -> str:
     heads = ["model", "activation, MiB", "form", "patches", *(head for head, _ in engine.columns)]
-    heads += ["memory x original", "time x original", "recompute", PUBLISHED_BY, "date (UTC)"]
+    heads += [
+        "memory x original",
+        "time x original",
+        "recompute",
+        "output",
+        PUBLISHED_BY,
+        "date (UTC)",
+    ]
     originals = {row.model: row for row in rows if row.form == "original"}
     lines = []
     for row in rows:
@@ -114,14 +134,21 @@ def _engine_table(engine: Engine, rows: Sequence[Row]) -> str:
                 row.form,
                 str(row.splits if row.error else row.patches),
                 *figures,
-                _over(row, first, engine.memory),
-                _over(row, first, "latency_median_s"),
+                over(row, first, engine.memory),
+                over(row, first, "latency_median_s"),
                 f"{row.recompute:.2f}" if row.regions else "-",
+                _compared(row),
                 row.published or "-",
                 row.date,
             ]
         )
     return _table(heads, lines)
+
+
+def _compared(row: Row) -> str:
+    if row.compared is not None:
+        return f"{row.compared.windows} windows, largest error {row.compared.largest_error:.2g}"
+    return "not compared" if row.kind == "measured" and not row.error else "-"
 
 
 def _distinct(values: Iterator[str]) -> str:
@@ -166,6 +193,12 @@ def report_markdown(report: Report, plots: Sequence[str]) -> str:
             titles = {"vae": "VAE decoder", "chain": f"{CHAIN} x Conv 3x3 + Relu"}
             parts.append(f"### {titles.get(family, single)}")
             parts.append(_engine_table(engine, [row for row in rows if row.family == family]))
+    alone = [row for row in report.rows if row.not_compared]
+    if alone:
+        parts.append("## What was not compared")
+        parts.append("No ratio is taken of these rows, nor over them.")
+        lines = [[row.cell, row.not_compared] for row in alone]
+        parts.append(_table(["cell", "why"], lines))
     failed = [row for row in report.rows if row.error]
     if failed:
         parts.append("## What failed")

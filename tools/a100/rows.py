@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.measure import now
-from tools.a100.asking import Engine, Figure, Found
-from tools.a100.cases import PUBLISHED, Cell, stand_in
-from tools.a100.models import Variant, write_inputs, write_variant
+from engines.child import time_limit
+from engines.measure import Job, now
+from tools.a100.asking import Engine, Figure, Found, Request
+from tools.a100.cases import PUBLISHED, Case, Cell, stand_in
+from tools.a100.compared import Compared, compare, load_windows, reference, windows_of
+from tools.a100.models import Variant, write_inputs, write_model, write_variant
 
-__all__ = ["Report", "Row", "run_cell"]
+__all__ = ["Report", "Row", "Run", "row_of", "run_cell"]
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,10 @@ class Row:
         runs: Timed runs.
         date: When, UTC.
         figures: What it says.
+        device_state: Clocks, power and what slowed the device down, when time was taken.
+        needed_bytes: Input and output: without that much memory no form runs.
+        compared: How sampled windows of its output compare with a reference.
+        not_compared: Why they were not, where it ran.
         published: What MIT published for the case and form, not ours; empty for a stand-in.
         error: Why there are no figures; empty if there are.
     """
@@ -67,6 +73,10 @@ class Row:
     runs: int
     date: str
     figures: Mapping[str, Figure] = field(default_factory=dict)
+    device_state: Mapping[str, Any] = field(default_factory=dict)
+    needed_bytes: int = 0
+    compared: Compared | None = None
+    not_compared: str = ""
     published: str = ""
     error: str = ""
 
@@ -75,31 +85,105 @@ class Row:
         figure = self.figures.get(name)
         return None if figure is None else figure.value
 
+    @property
+    def counts(self) -> bool:
+        """Tell whether ratios may be taken of it: a plan, or a run whose output was compared."""
+        return self.kind == "planned" or self.compared is not None
+
 
 def _published(cell: Cell) -> str:
     uncut, cut = PUBLISHED.get(cell.case.name, ("", ""))
     return {"original": uncut, "batch": cut}.get(cell.form, "")
 
 
-def run_cell(cell: Cell, engine: Engine, runs: int, folder: Path) -> Row:
-    """Make a cell's model, ask its engine, and return the row; a failure is one too.
+@dataclass(frozen=True, slots=True)
+class Run:
+    """How cells are run.
 
-    Args:
-        cell: The cell.
-        engine: Its engine.
+    Attributes:
         runs: Timed runs.
         folder: Takes models and inputs; what lies there is used again.
+        time_limit_s: Seconds that the engines may take for a cell; None for no limit.
+        device_bytes: Memory of the device; None where none is used.
+        timing_cache: TensorRT's.
+        ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
     """
+
+    runs: int
+    folder: Path
+    time_limit_s: float | None = None
+    device_bytes: int | None = None
+    timing_cache: Path | None = None
+    ask_anyway: bool = False
+
+
+def _check_memory(model: Case, there: int | None) -> None:
+    if there is not None and model.least_bytes > there:
+        raise ValueError(
+            f"skipped: input and output alone need {model.least_bytes / 2**30:.1f} GiB, and the "
+            f"device has {there / 2**30:.1f} GiB"
+        )
+
+
+def _sampled(cell: Cell, folder: Path, form: str) -> Path:
+    return folder / f"{cell.case.name}-{cell.engine}-{form}-x{cell.splits}.windows.npz"
+
+
+def _compare(cell: Cell, model: Case, found: Path, folder: Path) -> tuple[Compared | None, str]:
+    """Compare the windows an engine wrote; return the outcome, or why there is none."""
+    windows = load_windows(found, len(windows_of(model)))
+    if model.family != "vae":
+        wanted = reference(model, write_model(model, folder), write_inputs(model, folder))
+        against = "the original on the CPU in float32"
+        return compare(windows, wanted, model.dtype, against), ""
+    if cell.form == "original":
+        return None, "it normalises over the image: no reference for windows"
+    first = _sampled(replace(cell, splits=1), folder, "original")
+    if not first.exists():
+        return None, "the original did not run"
+    wanted = load_windows(first, len(windows))
+    return compare(windows, wanted, model.dtype, "the original on this engine"), ""
+
+
+def _ask(cell: Cell, engine: Engine, variant: Variant, run: Run) -> Row:
+    """Ask an engine of a model that is there, and compare what it put out."""
     model = stand_in(cell.case) if engine.scaled else cell.case
-    variant = Variant(folder)
+    job, sampled = Job(variant.path, variant.path), _sampled(cell, run.folder, cell.form)
+    if engine.runs:
+        _check_memory(model, run.device_bytes)
+        inputs = write_inputs(model, run.folder)
+        job = Job(variant.path, inputs, windows_of(model), sampled)
+    with time_limit(run.time_limit_s):
+        found = engine.ask(Request(job, run.runs, run.timing_cache, run.ask_anyway))
+    row = _row(cell, engine, variant, run, found)
+    if found.error or not engine.runs:
+        return row
+    compared, why = _compare(cell, model, sampled, run.folder)
+    if compared is not None and not compared.agrees:
+        error = (
+            f"its output is wrong: it differs by {compared.largest_error:.3g} from "
+            f"{compared.against}, {compared.tolerance:g} is allowed"
+        )
+        return replace(row, compared=compared, figures={}, error=error)
+    return replace(row, compared=compared, not_compared=why)
+
+
+def run_cell(cell: Cell, engine: Engine, run: Run) -> Row:
+    """Make a cell's model, ask its engine, and return the row; a failure is one too."""
+    model = stand_in(cell.case) if engine.scaled else cell.case
+    variant = Variant(run.folder)
     try:
         predicted = "onnxruntime" if engine.name == "onnxruntime" else "tensorrt"
-        variant = write_variant(model, cell.form, cell.splits, folder, predicted)
-        inputs = write_inputs(model, folder) if engine.runs else None
-        found = engine.ask(variant.path, inputs, runs)
+        variant = write_variant(model, cell.form, cell.splits, run.folder, predicted)
+        return _ask(cell, engine, variant, run)
     except Exception as error:  # whatever goes wrong in a cell is its outcome
         logger.debug("%s", cell.name, exc_info=True)
-        found = Found({}, "", "", {}, now(), str(error) or type(error).__name__)
+        why = str(error) or type(error).__name__
+        return _row(cell, engine, variant, run, Found({}, "", "", {}, now(), why))
+
+
+def _row(cell: Cell, engine: Engine, variant: Variant, run: Run, found: Found) -> Row:
+    model = stand_in(cell.case) if engine.scaled else cell.case
     return Row(
         cell=cell.name,
         case=cell.case.name,
@@ -118,14 +202,23 @@ def run_cell(cell: Cell, engine: Engine, runs: int, folder: Path) -> Row:
         version=found.version,
         device=found.device,
         options=found.options,
-        runs=runs if engine.runs else 0,
+        runs=run.runs if engine.runs else 0,
         date=found.date,
         figures=found.figures,
+        device_state=found.device_state,
+        needed_bytes=model.least_bytes,
         # Beside a stand-in it would be read as a figure to compare with.
         published="" if engine.scaled else _published(cell),
         # A reader has no use for the place where the models lay.
-        error=" ".join(found.error.replace(f"{folder}/", "").split()),
+        error=" ".join(found.error.replace(f"{run.folder}/", "").split()),
     )
+
+
+def row_of(data: Mapping[str, Any]) -> Row:
+    """Return the row that a report.json has."""
+    figures = {name: Figure(**each) for name, each in data["figures"].items()}
+    compared = None if data["compared"] is None else Compared(**data["compared"])
+    return Row(**{**data, "figures": figures, "compared": compared})
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +231,8 @@ class Report:
         engines: The engines.
         wanted: Number of cells asked for; more than rows if it was stopped.
         rows: The rows.
+        runs: Timed runs of each.
+        ask_anyway: TensorRT was asked of tensors of 2^31 elements and more.
     """
 
     command: str
@@ -145,6 +240,8 @@ class Report:
     engines: tuple[Engine, ...]
     wanted: int
     rows: tuple[Row, ...]
+    runs: int = 0
+    ask_anyway: bool = False
 
     def of(self, engine: Engine) -> list[Row]:
         """Return an engine's rows."""
