@@ -53,6 +53,7 @@ class TensorRTResult:
         peak_bytes: Measured: most the allocator had out while running, without the weights.
         peak_with_weights_bytes: Measured: the same with them.
         process_bytes: Measured: the process's resident high-water mark.
+        builder_peak_bytes: Most that the builder had allocated on the device.
         build_process_bytes: That of the process it was built in.
         io_bytes: Measured: inputs and outputs, counted apart.
         latency_s: Measured: seconds per run, by CUDA events.
@@ -81,6 +82,7 @@ class TensorRTResult:
     peak_with_weights_bytes: int | None = None
     process_bytes: int | None = None
     build_process_bytes: int | None = None
+    builder_peak_bytes: int | None = None
     io_bytes: int | None = None
     latency_s: Spread | None = None
     date: str = ""
@@ -118,6 +120,7 @@ _SHARED = (
     "planned_scratch_bytes",
     "skipped_tactics",
     "build_process_bytes",
+    "builder_peak_bytes",
 )
 _MEASURED = (
     "device",

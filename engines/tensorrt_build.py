@@ -37,7 +37,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engines.cuda import DRIVERS, check_driver, cuda_device
+from engines.cuda import DRIVERS, Cuda, check_driver, cuda_device
 from engines.errors import (
     BuildError,
     DeviceMissing,
@@ -47,6 +47,7 @@ from engines.errors import (
     ParseError,
     WorkspaceError,
 )
+from engines.gpu_allocator import Ledger, recording_allocator
 from engines.tensorrt_options import HARDWARE_LEVELS, POOLS, VERBOSITIES, BuildOptions, Shape
 
 __all__ = [
@@ -244,6 +245,8 @@ class BuildResult:
         notes: Options that this engine leaves out.
         messages: All messages, in order.
         options: What was asked for.
+        builder_peak_bytes: Most that the builder had allocated on the device, by a recording
+            allocator; None where it used none, or cuda-python is not installed.
     """
 
     plan: bytes
@@ -259,6 +262,7 @@ class BuildResult:
     notes: tuple[str, ...]
     messages: tuple[Message, ...]
     options: BuildOptions
+    builder_peak_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the figures as JSON data; the plan and the messages are left out."""
@@ -271,6 +275,7 @@ class BuildResult:
             "planned_activation_bytes": self.planned_activation_bytes,
             "planned_scratch_bytes": self.planned_scratch_bytes,
             "weights_bytes": self.weights_bytes,
+            "builder_peak_bytes": self.builder_peak_bytes,
             "layers": [
                 {
                     "name": layer.name,
@@ -737,6 +742,7 @@ def build(model_path: Path, options: BuildOptions, module: Any) -> BuildResult:
         # Calls that a version calls deprecated are the ones the other versions have.
         warnings.simplefilter("ignore", DeprecationWarning)
         builder = module.Builder(made_logger)
+        ledger = _recorded(module, builder)
         network = make_network(module, builder, options)
         parse(module, network, made_logger, model_path)
         notes += _check_sizes(module, network, model_path, options)
@@ -761,4 +767,19 @@ def build(model_path: Path, options: BuildOptions, module: Any) -> BuildResult:
         notes=notes,
         messages=tuple(messages),
         options=options,
+        builder_peak_bytes=None if ledger is None else ledger.peak_bytes,
     )
+
+
+def _recorded(module: Any, builder: Any) -> Ledger | None:
+    """Record what a builder allocates on the device; None where it uses none, or that cannot be."""
+    if engine_of(module) == "tensorrt-rtx":
+        return None
+    try:
+        allocator = recording_allocator(module, Cuda.load())
+    except (EngineMissing, DeviceMissing) as error:
+        logger.info("the builder's own memory is not recorded: %s", error)
+        return None
+    builder.gpu_allocator = allocator
+    ledger: Ledger = allocator.ledger
+    return ledger

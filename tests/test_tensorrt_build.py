@@ -18,7 +18,7 @@ import onnx
 import pytest
 
 from engines import tensorrt_build
-from engines.cuda import cuda_device
+from engines.cuda import Cuda, cuda_device
 from engines.errors import (
     BuildError,
     DeviceMissing,
@@ -28,6 +28,7 @@ from engines.errors import (
     ParseError,
     WorkspaceError,
 )
+from engines.gpu_allocator import Ledger
 from engines.tensorrt_build import BuildResult, build, collect, load_module
 from engines.tensorrt_options import BuildOptions, trtexec_command
 from tests.small_models import cut, model, node, noise, value
@@ -595,6 +596,32 @@ def test_oversized_convolutions(gpu: str, file: Path) -> None:
     with pytest.raises(BuildError, match=r"^wide: more .* --include wide .* --splits 3$"):
         build(file, BuildOptions(), module)
     assert not recorder.named("build")
+    # TensorRT is asked all the same where its own words are wanted.
+    result = build(file, BuildOptions(refuse_oversized=False), module)
+    assert recorder.named("build")
+    assert "more than 2^31 - 1 elements" in result.notes[0]
+
+
+def test_what_the_builder_allocates_is_recorded(
+    gpu: str, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an allocator of its own; without cuda-python there is no figure."""
+    module, _ = stand_in("10.16")
+    assert build(file, BuildOptions(), module).builder_peak_bytes is None
+    allocator = SimpleNamespace(ledger=Ledger())
+    monkeypatch.setattr(Cuda, "load", lambda: None)
+    monkeypatch.setattr(tensorrt_build, "recording_allocator", lambda *_: allocator)
+    run = tensorrt_build.run_build
+
+    def allocating(builder: Any, network: Any, config: Any) -> Any:
+        assert builder.gpu_allocator is allocator
+        allocator.ledger.add(256, 1 << 20)
+        allocator.ledger.remove(256)
+        return run(builder, network, config)
+
+    monkeypatch.setattr(tensorrt_build, "run_build", allocating)
+    result = build(file, BuildOptions(), module)
+    assert result.builder_peak_bytes == result.as_json()["builder_peak_bytes"] == 1 << 20
 
 
 # --- what is not here -----------------------------------------------------------------------------

@@ -382,11 +382,15 @@ def test_the_measuring_process_reports_all_of_it(
                 "plan": str(tmp_path / "plan"),
                 "inputs": str(tmp_path / "inputs.npz"),
                 "host_code": False,
+                "sampled": str(tmp_path / "windows.npz"),
+                "windows": [[[2, 3], [0, 2]]],
             }
         )
         timing = {"warm_up_s": 0.0, "runs": 2, "least": 2, "seconds": 0.0}
         runs = calls.count(("run",))
         timed = worker.time({"timing": timing})
+    with np.load(tmp_path / "windows.npz") as windows:
+        assert windows["window0"].tolist() == [[1.0, 1.0]]
     phases = found.pop("phases")
     assert found == {
         "device": "stand-in",
