@@ -16,6 +16,8 @@ from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
 from engines.errors import DeviceMissing, EngineMissing, RunError
+from engines.measure import Job
+from engines.measure_tensorrt import TensorRTResult
 from engines.onnxruntime_engine import open_session
 from engines.tensorrt_build import load_module
 from tools import a100_report
@@ -485,6 +487,44 @@ def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert (tmp_path / "report.json").read_bytes() == before
     (tmp_path / "report.json").write_text("{")
     assert "no report of this program" in _report(tmp_path, "--cpu", "--resume").output
+
+
+def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
+    """On the CPU without an arena, where the runtime keeps no figure of its own."""
+    only = "onnxruntime/conv3-2048x2048x512/batch-x2"
+    result = _report(tmp_path, "--cpu", "--runs", "1", "--sweep", "--only", only)
+    assert result.exit_code == 0, result.output
+    (row,) = _json(tmp_path)["rows"]
+    (setting,) = row["settings"]
+    assert (setting["name"], setting["error"]) == ("no arena", "")
+    assert setting["compared"].startswith("largest error ")
+    assert "runtime_peak_bytes" in row["figures"]
+    assert "runtime_peak_bytes" not in setting["figures"]
+    assert "## Other settings" in (tmp_path / "report.md").read_text()
+    assert row_of(row).settings[0].figures["peak_bytes"].unit == "bytes"
+
+
+def test_the_workspace_is_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Of TensorRT: four sizes beside the default, which alone uses the timing cache."""
+    seen: list[Any] = []
+
+    def measured(jobs: Any, options: Any, timing: Any) -> Any:
+        seen.extend(zip(jobs, options, strict=True))
+        return [
+            TensorRTResult("m", "measured", "tensorrt", peak_bytes=k, builder_peak_bytes=9)
+            for k in range(len(jobs))
+        ]
+
+    monkeypatch.setattr(asking, "measure_tensorrt", measured)
+    job = Job(tmp_path / "m", tmp_path / "i", (), tmp_path / "w")
+    engine = next(each for each in GPU_ENGINES if each.name == "tensorrt")
+    found = engine.ask(asking.Request(job, 1, tmp_path / "cache", sweep=True))
+    pools = [options.mem_pool_size.get("workspace") for _, options in seen]
+    assert pools == [None, 0, 1 << 28, 1 << 30, 1 << 32]
+    assert [bool(options.timing_cache_file) for _, options in seen] == [True] + [False] * 4
+    assert len({job.sampled for job, _ in seen}) == 5
+    assert [each.figures["peak_bytes"].value for each in found.settings] == [1, 2, 3, 4]
+    assert found.figures["builder_peak_bytes"].value == 9
 
 
 def test_what_cannot_fit_is_skipped_with_the_reason(tmp_path: Path) -> None:

@@ -210,9 +210,15 @@ def _line(row: Row, engine: Engine) -> str:
     is_flag=True,
     help="Ask TensorRT of tensors of 2^31 elements and more, too; the row has its own words.",
 )
+@click.option(
+    "--sweep",
+    is_flag=True,
+    help="Every cell under other settings, too: workspace of TensorRT, arena and layout of ONNX "
+    "Runtime. Takes several times as long.",
+)
 def main(
     out: Path, cpu: bool, splits: tuple[int, ...], only: tuple[str, ...], runs: int | None,
-    time_limit: float, resume: bool, ask_anyway: bool,
+    time_limit: float, resume: bool, ask_anyway: bool, sweep: bool,
 ) -> None:  # fmt: skip
     """Measure the published matrix on this machine and write a report.
 
@@ -233,6 +239,7 @@ def main(
     words += [word for pattern in only for word in ("--only", pattern)]
     words += ["--runs", str(runs)] if runs else []
     words += ["--ask-anyway"] if ask_anyway else []
+    words += ["--sweep"] if sweep else []
     run = Run(
         runs or (2 if cpu else 5),
         out,
@@ -240,13 +247,19 @@ def main(
         None if cpu else cuda_memory_bytes(),
         None if cpu else out / "timing.cache",
         ask_anyway,
+        sweep,
     )
     empty = Report(
-        shlex.join(words), cpu, tuple(engines.values()), len(cells), (), run.runs, ask_anyway
+        shlex.join(words), cpu, tuple(engines.values()), len(cells), (), run.runs, ask_anyway, sweep
     )
     had: Mapping[str, Row] = {}
     if resume:
-        settings = {"mode": "cpu" if cpu else "gpu", "runs": run.runs, "ask_anyway": ask_anyway}
+        settings = {
+            "mode": "cpu" if cpu else "gpu",
+            "runs": run.runs,
+            "ask_anyway": ask_anyway,
+            "sweep": sweep,
+        }
         try:
             had = rows_so_far(out / "report.json", cells, settings)
         except NotThisReport as error:

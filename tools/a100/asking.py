@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,16 @@ from engines.onnxruntime_engine import OrtOptions
 from engines.tensorrt_options import BuildOptions
 from engines.timing import Timing
 
-__all__ = ["CPU_ENGINES", "GPU_ENGINES", "Engine", "Figure", "Found", "Request"]
+__all__ = [
+    "CPU_ENGINES",
+    "GPU_ENGINES",
+    "Engine",
+    "Figure",
+    "Found",
+    "Request",
+    "Setting",
+    "sampled_of",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,6 +47,7 @@ class Found:
     date: str
     error: str = ""
     device_state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    settings: tuple[Setting, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +58,7 @@ class Request:
         job: The model, its inputs, and the windows of its output to write.
         runs: Timed runs.
         timing_cache: TensorRT's, read and written.
+        sweep: Ask under each of the engine's other settings, too.
         ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
     """
 
@@ -55,6 +66,41 @@ class Request:
     runs: int
     timing_cache: Path | None = None
     ask_anyway: bool = False
+    sweep: bool = False
+
+    def jobs(self, count: int) -> list[Job]:
+        """Return the job and as many others of the same model; each writes windows of its own."""
+        first = self.job.sampled
+        return [
+            dataclasses.replace(
+                self.job, sampled=None if first is None else sampled_of(first, number)
+            )
+            for number in range(count)
+        ]
+
+
+def sampled_of(first: Path, number: int) -> Path:
+    """Return the file of the windows of a setting; the default's is number 0."""
+    return first.with_name(f"{first.name}-{number}.npz") if number else first
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What an engine says of the model under another setting than the default.
+
+    Attributes:
+        name: The setting.
+        figures: What it says.
+        skipped: Tactics that asked for more memory than they may have; TensorRT alone.
+        error: Why there are no figures; empty if there are.
+        compared: How its output compares; empty where nothing ran or nothing could be compared.
+    """
+
+    name: str
+    figures: Mapping[str, Figure]
+    skipped: int | None = None
+    error: str = ""
+    compared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +149,8 @@ def _of_tensorrt(result: TensorRTResult) -> Found:
     measured = ("peak_bytes", "peak_with_weights_bytes", "io_bytes", "process_bytes")
     _figures("bytes", "measured", {name: getattr(result, name) for name in measured}, figures)
     if result.kind == "measured":
-        host = {"build_process_bytes": result.build_process_bytes}
+        names = ("build_process_bytes", "builder_peak_bytes")
+        host = {name: getattr(result, name) for name in names}
         _figures("bytes", "measured", host, figures)
     if result.peak_with_weights_bytes is not None and result.io_bytes is not None:
         total = result.peak_with_weights_bytes + result.io_bytes
@@ -144,31 +191,81 @@ def _of_onnxruntime(result: Measurement, device: str) -> Found:
 _BUILD = BuildOptions(strongly_typed=True)
 
 
+# Peak workspace is what a card asks for: what a model costs with less, and with more of it.
+_WORKSPACES = {
+    f"workspace {size}": bytes_
+    for size, bytes_ in (("0", 0), ("256 MiB", 1 << 28), ("1 GiB", 1 << 30), ("4 GiB", 1 << 32))
+}
+
+
+def _swept(request: Request, base: BuildOptions) -> list[BuildOptions]:
+    """Return the options of the default and of each setting."""
+    # Of a tactic that is in a timing cache nothing is said.
+    plain = dataclasses.replace(base, timing_cache_file=None)
+    sizes = _WORKSPACES.values() if request.sweep else ()
+    return [base, *(dataclasses.replace(plain, mem_pool_size={"workspace": s}) for s in sizes)]
+
+
+def _with_settings(results: Sequence[TensorRTResult]) -> Found:
+    settings = tuple(
+        Setting(name, _of_tensorrt(each).figures, len(each.skipped_tactics), each.error)
+        for name, each in zip(_WORKSPACES, results[1:], strict=False)
+    )
+    return dataclasses.replace(_of_tensorrt(results[0]), settings=settings)
+
+
 def _plan(request: Request) -> Found:
-    return _of_tensorrt(plan_tensorrt([request.job.model], [_BUILD])[0])
+    options = _swept(request, _BUILD)
+    return _with_settings(plan_tensorrt([request.job.model] * len(options), options))
 
 
 def _tensorrt(request: Request) -> Found:
-    options = dataclasses.replace(
-        _BUILD,
-        timing_cache_file=request.timing_cache,
-        refuse_oversized=not request.ask_anyway,
+    options = _swept(
+        request,
+        dataclasses.replace(
+            _BUILD,
+            timing_cache_file=request.timing_cache,
+            refuse_oversized=not request.ask_anyway,
+        ),
     )
-    timing = Timing.of(request.runs)
-    return _of_tensorrt(measure_tensorrt([request.job], [options], timing=timing)[0])
+    # All settings take turns in being timed; each has its weights on the device meanwhile.
+    timing, jobs = Timing.of(request.runs), request.jobs(len(options))
+    return _with_settings(measure_tensorrt(jobs, options, timing=timing))
+
+
+# How the arena grows, and the layout that convolutions run in, which cutting must not be credited
+# for; on the CPU whether there is an arena.
+_CUDA_SETTINGS = {
+    "arena kSameAsRequested": OrtOptions("cuda", arena_extend_strategy="kSameAsRequested"),
+    "channels last (prefer_nhwc)": OrtOptions("cuda", prefer_nhwc=True),
+}
+_CPU_SETTINGS = {"no arena": OrtOptions(arena=False)}
+
+
+def _onnxruntime(
+    request: Request, base: OrtOptions, others: Mapping[str, OrtOptions], device: str
+) -> Found:
+    """Measure one setting after the other: two arenas at once might not fit where each does."""
+    options = [base, *(others.values() if request.sweep else ())]
+    # In one process each: on a GPU opening a session searches algorithms anew, which takes long.
+    results = [
+        measure([job], [wanted], runs=request.runs, processes=1)[0]
+        for job, wanted in zip(request.jobs(len(options)), options, strict=True)
+    ]
+    settings = tuple(
+        Setting(name, _of_onnxruntime(each, "").figures, None, each.error)
+        for name, each in zip(others, results[1:], strict=False)
+    )
+    first = _of_onnxruntime(results[0], device or results[0].device)
+    return dataclasses.replace(first, settings=settings)
 
 
 def _cuda(request: Request) -> Found:
-    # One model at a time: two at once might not fit where each does.
-    # In one process each: on a GPU opening a session searches algorithms anew, which takes long.
-    options = [OrtOptions(provider="cuda")]
-    result = measure([request.job], options, runs=request.runs, processes=1)[0]
-    return _of_onnxruntime(result, cuda_device())
+    return _onnxruntime(request, OrtOptions(provider="cuda"), _CUDA_SETTINGS, cuda_device())
 
 
 def _cpu(request: Request) -> Found:
-    result = measure([request.job], [OrtOptions()], runs=request.runs, processes=1)[0]
-    return _of_onnxruntime(result, result.device)
+    return _onnxruntime(request, OrtOptions(), _CPU_SETTINGS, "")
 
 
 _LATENCY = ("latency, s (measured)", "latency_median_s")

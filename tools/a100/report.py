@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.measure import now
 from patchconv_deploy.cli_types import write_bytes, write_text
-from tools.a100.asking import Engine
+from tools.a100.asking import Engine, Setting
 from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
 from tools.a100.plots import LATENCY_PLOT, MEMORY_PLOT, csv_text, draw, plot_data
 from tools.a100.rows import Report, Row
@@ -18,6 +18,7 @@ from tools.a100.rows import Report, Row
 __all__ = ["SCHEMA", "mib", "over", "report_json", "report_markdown", "write_json", "write_report"]
 
 SCHEMA = 1
+_LATENCY = "latency_median_s"
 MIB = 1 << 20
 
 WORDS: Mapping[str, str] = {
@@ -42,6 +43,9 @@ WORDS: Mapping[str, str] = {
     "that needs more than the device has is skipped, and says so",
     "host memory": "process_bytes, build_process_bytes in report.json: resident high-water mark of "
     "the process that ran it, and that it was built in",
+    "other settings": "with --sweep. TensorRT: the workspace pool; they take turns in being "
+    "timed. ONNX Runtime CUDA: the arena that grows as requested, and channels last, one after the "
+    "other. The builder's own peak is by a recording allocator",
     "x original": "over the original of the same model on the same engine",
     "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
     "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. No form cuts them: where "
@@ -67,6 +71,7 @@ def report_json(report: Report) -> dict[str, Any]:
         "mode": "cpu" if report.cpu else "gpu",
         "runs": report.runs,
         "ask_anyway": report.ask_anyway,
+        "sweep": report.sweep,
         "cells": report.wanted,
         "words": dict(WORDS),
         "stand_ins": _stand_ins(report),
@@ -151,6 +156,31 @@ def _compared(row: Row) -> str:
     return "not compared" if row.kind == "measured" and not row.error else "-"
 
 
+def _settings_table(report: Report, swept: Sequence[tuple[Row, Setting]]) -> str:
+    """Return a table: the default's figures, and each setting's beside them."""
+    names = {engine.name: engine.memory for engine in report.engines}
+    heads = ["cell", "setting", "memory, MiB", "default's, MiB", "latency, s", "default's, s"]
+    heads += ["builder's own peak, MiB", "skipped tactics", "output"]
+    lines = []
+    for row, each in swept:
+        values = {name: figure.value for name, figure in each.figures.items()}
+        memory = names[row.engine]
+        lines.append(
+            [
+                row.cell,
+                each.name,
+                mib(values.get(memory), memory),
+                mib(row.value(memory), memory),
+                mib(values.get(_LATENCY), _LATENCY),
+                mib(row.value(_LATENCY), _LATENCY),
+                mib(values.get("builder_peak_bytes"), "builder_peak_bytes"),
+                "-" if each.skipped is None else str(each.skipped),
+                each.error or each.compared or "-",
+            ]
+        )
+    return _table(heads, lines)
+
+
 def _distinct(values: Iterator[str]) -> str:
     return "; ".join(dict.fromkeys(value for value in values if value)) or "-"
 
@@ -199,6 +229,9 @@ def report_markdown(report: Report, plots: Sequence[str]) -> str:
         parts.append("No ratio is taken of these rows, nor over them.")
         lines = [[row.cell, row.not_compared] for row in alone]
         parts.append(_table(["cell", "why"], lines))
+    swept = [(row, each) for row in report.rows for each in row.settings]
+    if swept:
+        parts += ["## Other settings", _settings_table(report, swept)]
     failed = [row for row in report.rows if row.error]
     if failed:
         parts.append("## What failed")

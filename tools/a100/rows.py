@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.child import time_limit
 from engines.measure import Job, now
-from tools.a100.asking import Engine, Figure, Found, Request
+from tools.a100.asking import Engine, Figure, Found, Request, Setting, sampled_of
 from tools.a100.cases import PUBLISHED, Case, Cell, stand_in
 from tools.a100.compared import Compared, compare, load_windows, reference, windows_of
 from tools.a100.models import Variant, write_inputs, write_model, write_variant
@@ -45,6 +45,7 @@ class Row:
         runs: Timed runs.
         date: When, UTC.
         figures: What it says.
+        settings: What the engine says under other settings, with --sweep.
         device_state: Clocks, power and what slowed the device down, when time was taken.
         needed_bytes: Input and output: without that much memory no form runs.
         compared: How sampled windows of its output compare with a reference.
@@ -74,6 +75,7 @@ class Row:
     date: str
     figures: Mapping[str, Figure] = field(default_factory=dict)
     device_state: Mapping[str, Any] = field(default_factory=dict)
+    settings: tuple[Setting, ...] = ()
     needed_bytes: int = 0
     compared: Compared | None = None
     not_compared: str = ""
@@ -106,6 +108,7 @@ class Run:
         time_limit_s: Seconds that the engines may take for a cell; None for no limit.
         device_bytes: Memory of the device; None where none is used.
         timing_cache: TensorRT's.
+        sweep: Ask under the engines' other settings, too.
         ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
     """
 
@@ -115,6 +118,7 @@ class Run:
     device_bytes: int | None = None
     timing_cache: Path | None = None
     ask_anyway: bool = False
+    sweep: bool = False
 
 
 def _check_memory(model: Case, there: int | None) -> None:
@@ -145,6 +149,19 @@ def _compare(cell: Cell, model: Case, found: Path, folder: Path) -> tuple[Compar
     return compare(windows, wanted, model.dtype, "the original on this engine"), ""
 
 
+def _setting(each: Setting, cell: Cell, model: Case, sampled: Path, folder: Path) -> Setting:
+    """Compare the output under a setting; one that is wrong has no figures."""
+    if each.error:
+        return each
+    compared, why = _compare(cell, model, sampled, folder)
+    if compared is None:
+        return replace(each, compared=f"not compared: {why}")
+    words = f"largest error {compared.largest_error:.2g}"
+    if compared.agrees:
+        return replace(each, compared=words)
+    return replace(each, figures={}, error=f"its output is wrong: {words}")
+
+
 def _ask(cell: Cell, engine: Engine, variant: Variant, run: Run) -> Row:
     """Ask an engine of a model that is there, and compare what it put out."""
     model = stand_in(cell.case) if engine.scaled else cell.case
@@ -154,10 +171,15 @@ def _ask(cell: Cell, engine: Engine, variant: Variant, run: Run) -> Row:
         inputs = write_inputs(model, run.folder)
         job = Job(variant.path, inputs, windows_of(model), sampled)
     with time_limit(run.time_limit_s):
-        found = engine.ask(Request(job, run.runs, run.timing_cache, run.ask_anyway))
+        found = engine.ask(Request(job, run.runs, run.timing_cache, run.ask_anyway, run.sweep))
     row = _row(cell, engine, variant, run, found)
     if found.error or not engine.runs:
         return row
+    settings = tuple(
+        _setting(each, cell, model, sampled_of(sampled, number), run.folder)
+        for number, each in enumerate(found.settings, 1)
+    )
+    row = replace(row, settings=settings)
     compared, why = _compare(cell, model, sampled, run.folder)
     if compared is not None and not compared.agrees:
         error = (
@@ -206,6 +228,7 @@ def _row(cell: Cell, engine: Engine, variant: Variant, run: Run, found: Found) -
         date=found.date,
         figures=found.figures,
         device_state=found.device_state,
+        settings=found.settings,
         needed_bytes=model.least_bytes,
         # Beside a stand-in it would be read as a figure to compare with.
         published="" if engine.scaled else _published(cell),
@@ -218,7 +241,11 @@ def row_of(data: Mapping[str, Any]) -> Row:
     """Return the row that a report.json has."""
     figures = {name: Figure(**each) for name, each in data["figures"].items()}
     compared = None if data["compared"] is None else Compared(**data["compared"])
-    return Row(**{**data, "figures": figures, "compared": compared})
+    settings = tuple(
+        Setting(**{**each, "figures": {k: Figure(**v) for k, v in each["figures"].items()}})
+        for each in data.get("settings", ())
+    )
+    return Row(**{**data, "figures": figures, "compared": compared, "settings": settings})
 
 
 @dataclass(frozen=True, slots=True)
@@ -233,6 +260,7 @@ class Report:
         rows: The rows.
         runs: Timed runs of each.
         ask_anyway: TensorRT was asked of tensors of 2^31 elements and more.
+        sweep: Cells were asked under other settings, too.
     """
 
     command: str
@@ -242,6 +270,7 @@ class Report:
     rows: tuple[Row, ...]
     runs: int = 0
     ask_anyway: bool = False
+    sweep: bool = False
 
     def of(self, engine: Engine) -> list[Row]:
         """Return an engine's rows."""
