@@ -57,13 +57,15 @@ def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 def print_pareto(points: Sequence[Candidate], console: Console) -> None:
     """Print one row a point, the model as it is first."""
-    table = plain_table("plan", "regions", "peak, MiB", "work", "time")
+    table = plain_table("plan", "regions", "peak, MiB", "loading", "process", "work", "time")
     for point in points:
         patches = "" if point.regions == 0 else f" x{point.splits}"
         table.add_row(
             point.form + patches,
             str(point.regions),
             mebibytes(None if point.unknown else point.peak),
+            mebibytes(point.loading),
+            mebibytes(None if point.unknown else point.process),
             f"{point.recompute:.3f}x",
             f"{point.time:.3f}x",
         )

@@ -286,6 +286,16 @@ def make_report(
             "engine": outcome.engine,
             "kind": "predicted",
         },
+        "process_bytes": {
+            when: {
+                "loading": peak.weights.loading,
+                "weights": peak.weights.held,
+                "running": peak.need,
+                "together": peak.process,
+            }
+            for when, peak in (("before", outcome.before), ("after", outcome.after))
+        }
+        | {"kind": "predicted"},
         "recompute": outcome.recompute,
         "folded": {
             "convolutions": outcome.folded.convolutions,
@@ -326,6 +336,25 @@ def _recommended(outcome: Outcome, options: Options) -> dict[str, Any] | None:
     }
 
 
+def _print_process(outcome: Outcome, console: Console) -> None:
+    """Print what the whole process is predicted to need."""
+    both = outcome.before, outcome.after
+    if any(peak.unknown for peak in both):
+        return
+    figures = (
+        ("loading", [peak.weights.loading for peak in both]),
+        ("running", [peak.need for peak in both]),
+        ("together", [peak.process for peak in both]),
+    )
+    console.print(
+        "Predicted process, MiB: "
+        + ", ".join(
+            f"{what} {' -> '.join(mebibytes(size) for size in sizes)}" for what, sizes in figures
+        ),
+        highlight=False,
+    )
+
+
 def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows: bool) -> None:
     """Print the table, the peaks and the verification.
 
@@ -345,6 +374,7 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     _print_peak(report, outcome, console)
     if not outcome.rewritten:
         _print_uncut(report, outcome, console)
+    _print_process(outcome, console)
     fixing = report.data["peak_activation_bytes"]["before_fixing"]
     if fixing is not None and not outcome.before.unknown:
         console.print(

@@ -21,7 +21,7 @@ import gc
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from math import prod
 
 import onnx
@@ -31,7 +31,7 @@ import onnx.numpy_helper
 from rewriters.external_data import is_external
 from rewriters.graph import attributes, bodies, captured, has_data, node_label
 from rewriters.lowering import POINTWISE, Lowered, Lowering, Node, Tensors, lower
-from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, peak, timeline
+from rewriters.memory import VIEWS, Allocator, Body, Peak, Target, Weights, peak, timeline
 from rewriters.operators import Shape
 from rewriters.processor import channel_block
 from rewriters.shapes import Shapes, infer
@@ -47,6 +47,7 @@ __all__ = [
     "profile",
     "read",
     "read_node",
+    "sharing",
     "sized_by_data",
     "small_values",
     "uncollected",
@@ -129,6 +130,16 @@ ENGINES: Mapping[str, Engine] = {
 }
 
 
+# The same where clones of a Conv are folded once beforehand (`rewriters.conv_folding`).
+_ORT_SHARING = replace(_ORT, shares=True)
+
+
+@cache
+def sharing(engine: Engine) -> Engine:
+    """Return an engine for files in which clones of a Conv are folded once beforehand."""
+    return replace(engine, lowering=_ORT_SHARING) if engine.lowering is _ORT else engine
+
+
 @dataclass(frozen=True)
 class Model:
     """A graph as the arithmetic wants it; read once, asked for any engine.
@@ -159,10 +170,12 @@ class Model:
         """
         if not self.bodies:
             return lower(self.nodes, self.tensors, self.outputs, engine.lowering)
-        nodes = list(self.nodes)
+        nodes, inside = list(self.nodes), Weights()
         for position, found in self.bodies.items():
             node = nodes[position]
-            held = max(body.as_body(engine)[1].bytes for body in found)
+            peaks = [body.as_body(engine)[1] for body in found]
+            held = max(peak.bytes - peak.weights.packed for peak in peaks)
+            inside = sum((self._inside(each, engine) for each in found), inside)
             body = None
             if node.op_type in ("Loop", "Scan"):
                 if not engine.lowering.compiler:
@@ -171,7 +184,20 @@ class Model:
                 made = self.tensors.dims.get(node.makes[-1]) or (1,)
                 body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
             nodes[position] = replace(node, workspace=held, body=body)
-        return lower(nodes, self.tensors, self.outputs, engine.lowering)
+        run = lower(nodes, self.tensors, self.outputs, engine.lowering)
+        return replace(run, weights=run.weights + inside)
+
+    def _inside(self, body: Model, engine: Engine) -> Weights:
+        """Return what a body's own weights cost.
+
+        ONNX Runtime keeps the body as it was read, weights included unless they are external, and
+        what it has packed beside what it was packed from.
+        """
+        found = body.as_body(engine)[0].weights
+        if engine.lowering.compiler:
+            return found
+        stored = 0 if self.tensors.external or body.tensors.external else found.held
+        return replace(found, held=found.held + stored + found.packed)
 
     def as_body(self, engine: Engine) -> tuple[Lowered, Peak]:
         """Return what the engine runs where the model is a body, and the peak of that."""
@@ -213,10 +239,17 @@ class Model:
             outputs=self.outputs,
             target=engine.target,
             shapes=run.shapes,
-            resident=run.resident,
+            weights=self._weights(run, engine),
         )
         within = self._unknown(engine) if self.bodies else 0
         return replace(found, unknown=found.unknown + within) if within else found
+
+    def _weights(self, run: Lowered, engine: Engine) -> Weights:
+        """Return what loading costs, by where the file has its weights."""
+        found = run.weights
+        if engine.lowering.compiler:
+            return Weights(found.held)
+        return replace(found, originals=0) if self.tensors.external else found
 
     def profile(self, engine: Engine) -> list[tuple[str, int]]:
         """Return (node, live bytes) in execution order."""
@@ -312,7 +345,7 @@ def read_node(
         Node(
             node_label(node),
             domain + node.op_type,
-            (*reads, *captured(node)) if graphs else reads,
+            (*reads, *(n for n in captured(node) if n not in own)) if graphs else reads,
             tuple(node.output),
             attributes(node),
         ),
@@ -371,7 +404,13 @@ def read(
     weights, known = weight_names(graph).union(own), small_tensors(graph)
     return assemble(
         [read_node(node, shapes, known, opset=opset) for node in graph.node],
-        Tensors(shapes.dims, bits_of(shapes), weights, small_values(graph.initializer)),
+        Tensors(
+            shapes.dims,
+            bits_of(shapes),
+            weights,
+            small_values(graph.initializer),
+            external=any(is_external(tensor) for tensor in graph.initializer),
+        ),
         tuple(value.name for value in graph.input if value.name not in weights),
         tuple(value.name for value in graph.output),
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
@@ -17,6 +17,7 @@ from rewriters.activation import (
     assemble,
     bits_of,
     read_node,
+    sharing,
     sized_by_data,
     small_tensors,
     small_values,
@@ -27,7 +28,7 @@ from rewriters.bodies import Movable, own_constants
 from rewriters.constants import Constants
 from rewriters.converted import put_right
 from rewriters.errors import OptionError
-from rewriters.external_data import BITS
+from rewriters.external_data import BITS, is_external
 from rewriters.fragment import Fragment, sorted_by
 from rewriters.graph import Index, captured, check, index, node_label, opset_of
 from rewriters.guarded import Refused, convert_version
@@ -65,6 +66,7 @@ class Analysis:
         inputs: Inputs of the graph that are no weights.
         bytes: Bytes of every activation, None where unknown.
         slim: The model without its weights.
+        folds: What is cut is folded once beforehand (`rewriters.conv_folding`).
     """
 
     facts: Facts
@@ -74,6 +76,7 @@ class Analysis:
     inputs: tuple[str, ...]
     bytes: Mapping[str, int | None]
     slim: onnx.ModelProto
+    folds: bool = True
 
     @property
     def index(self) -> Index:
@@ -103,7 +106,8 @@ class Analysis:
         dims, sure = self.sizing.dims, self.facts.shapes.dims
         assumed = (name for name in dims if None in (sure.get(name) or (None,)))
         unknown = frozenset(assumed if self.assumes else ())
-        return Tensors(dims, bits_of(self.sizing), weight_names(graph), values, unknown)
+        external = any(is_external(tensor) for tensor in self.index.graph.initializer)
+        return Tensors(dims, bits_of(self.sizing), weight_names(graph), values, unknown, external)
 
     @cached_property
     def data_sized(self) -> tuple[str, ...]:
@@ -194,7 +198,7 @@ class Analysis:
         inputs = (value.name for value in self.slim.graph.input)
         return assemble(
             readings,
-            Tensors(dims, bits, constants, values, known.open),
+            replace(known, dims=dims, bits=bits, constants=constants, values=values),
             tuple(name for name in inputs if name not in constants),
             outputs,
             self.data_sized,
@@ -248,7 +252,8 @@ class Analysis:
         """Return the predicted peak on each engine, as `predict`."""
         with uncollected():
             model = self.model(range(len(self.slim.graph.node)) if order is None else order)
-            return model.peaks([ENGINES[engine] for engine in engines])
+            found = [ENGINES[engine] for engine in engines]
+            return model.peaks([sharing(engine) for engine in found] if self.folds else found)
 
     def labels(self, fragment: Fragment) -> Iterator[str]:
         """Yield the names that a fragment's nodes, and copies of what they make, go by in a run."""

@@ -18,13 +18,14 @@ version 1.32; measured operator by operator (``tools/calibrate_memory.py``).
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from math import prod
 from typing import Any
 
-from rewriters.memory import VIEWS, Body, Step, walk
+from rewriters.memory import VIEWS, Body, Step, Weights, walk
 from rewriters.operators import Record, Shape, read_convolution
 
 __all__ = ["POINTWISE", "Lowered", "Lowering", "Node", "Tensors", "copied", "lower"]
@@ -66,6 +67,7 @@ class Tensors:
         constants: Initializers and what is computed from constants alone.
         values: Values of small constants, flat.
         open: Tensors whose shape is assumed: an engine does not know it when it loads the model.
+        external: Weights lie in files of their own.
     """
 
     dims: Mapping[str, Shape]
@@ -73,6 +75,7 @@ class Tensors:
     constants: Collection[str]
     values: Mapping[str, tuple[float, ...]]
     open: Collection[str] = frozenset()
+    external: bool = False
 
     def bytes(self, name: str) -> int | None:
         """Return a tensor's size, None if it is unknown."""
@@ -95,6 +98,7 @@ class Lowering:
         widened: Bits an element of so many bits is computed in, where there are no such kernels.
         workspaces: Bytes per operator that a kernel takes; given, they replace the formulas of
             ONNX Runtime's kernels.
+        shares: Convs of one weight that are folded alike have one weight afterwards.
     """
 
     activations: frozenset[str] = frozenset()
@@ -103,6 +107,7 @@ class Lowering:
     compiler: bool = False
     workspaces: Mapping[str, int] | None = None
     widened: Mapping[int, int] = field(default_factory=dict)
+    shares: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,13 +118,13 @@ class Lowered:
         steps: In the order of the engine's node numbers.
         sizes: Bytes of every activation, None where unknown.
         shapes: What must be equal for two tensors to share a buffer.
-        resident: Bytes of weights held in the activations' allocator.
+        weights: What loading costs.
     """
 
     steps: tuple[Step, ...]
     sizes: Mapping[str, int | None]
     shapes: Mapping[str, Hashable]
-    resident: int
+    weights: Weights
 
 
 def copied(label: str) -> str:
@@ -142,7 +147,7 @@ def lower(
     graph = _Graph(nodes, replace(tensors, bits=bits), outputs)
     graph.drop()
     if lowering.compiler:
-        graph.fold_into_convolutions()
+        graph.fold_into_convolutions(shared=True)
         graph.inline_pointwise()
         graph.slice_pieces()
         graph.slice_at_once()
@@ -150,7 +155,7 @@ def lower(
         return graph.lowered(lowering)
     graph.spell_out()
     graph.split_at_once()
-    graph.fold_into_convolutions()
+    graph.fold_into_convolutions(shared=lowering.shares)
     graph.fold_into_products()
     graph.fuse_gates()
     graph.fuse_activations(lowering.activations)
@@ -210,6 +215,8 @@ class _Graph:
         self._constants = set(tensors.constants)
         self._outputs = set(outputs)
         self._renamed: dict[str, str] = {}
+        # What folded weights were made of.
+        self._folded: dict[str, str] = {}
 
     def _index(self) -> None:
         """Find who makes and who reads every tensor; nobody asks who reads a constant."""
@@ -389,13 +396,20 @@ class _Graph:
         begin, end = (min(max(e + size if e < 0 else e, 0), size) for e in (begin, end))
         return axis % len(dims), begin, end
 
-    def fold_into_convolutions(self) -> None:
-        """Fold what is a change of weights, and zero padding."""
-        for position, node in list(self._present()):
-            if node.op_type == "Conv" and node.reads[1] in self._constants:
-                self._fold(position, node)
+    def fold_into_convolutions(self, *, shared: bool = False) -> None:
+        """Fold what is a change of weights, and zero padding.
 
-    def _fold(self, position: int, node: Node) -> None:
+        Args:
+            shared: Convs of one weight that are folded alike have one afterwards, too.
+        """
+        convs = [(at, node) for at, node in self._present() if node.op_type == "Conv"]
+        readers = Counter(node.reads[1] for _, node in convs)
+        for position, node in convs:
+            weight = node.reads[1]
+            if weight in self._constants:
+                self._fold(position, node, shared=shared and readers[weight] > 1)
+
+    def _fold(self, position: int, node: Node, *, shared: bool) -> None:
         padded = self._producer(node.reads[0])
         if padded is not None and padded[1].op_type == "Pad" and self._uses(node.reads[0]) == 1:
             pad = padded[1]
@@ -412,7 +426,20 @@ class _Graph:
                 return
             self._remove(follower[0])
             node = _with(node, makes=follower[1].makes)
+            if not shared and follower[1].op_type != "Add":
+                node = _with(node, reads=(node.reads[0], self._own(node), *node.reads[2:]))
             self._put(position, node)
+
+    def _own(self, conv: Node) -> str:
+        """Return a weight of a Conv's own in place of the one that others may read too."""
+        weight = conv.reads[1]
+        if weight in self._folded:
+            return weight
+        own = f"{weight}/of/{conv.makes[0]}"
+        self._like(own, weight)
+        self._constants.add(own)
+        self._folded[own] = weight
+        return own
 
     def _is_affine(self, node: Node, name: str) -> bool:
         """Tell whether a node scales or shifts whole channels by constants."""
@@ -920,8 +947,6 @@ class _Graph:
     def lowered(self, lowering: Lowering) -> Lowered:
         """Return the graph as it stands."""
         steps, sizes, shapes = [], {}, {}
-        resident = 0
-        packed = set()
         known = Tensors(self._dims, self._bits, self._constants, {})
         for _, node in self._present():
             if lowering.workspaces is None:
@@ -934,13 +959,50 @@ class _Graph:
                 if name and name not in sizes and name not in self._constants:
                     sizes[name] = known.bytes(name)
                     shapes[name] = (self._dims.get(name), self._bits.get(name))
+        return Lowered(tuple(steps), sizes, shapes, self._weights(lowering, known))
+
+    def _weights(self, lowering: Lowering, known: Tensors) -> Weights:
+        """Return what loading costs: every constant once in each layout it is read in."""
+        held: dict[tuple[str, str], int] = {}
+        packed: dict[str, int] = {}
+        made: dict[str, int] = {}
+        folded: dict[str, int] = {}
+        originals: dict[str, int] = {}
+        for _, node in self._present():
             operand = lowering.packed.get(node.op_type)
-            if operand is not None and operand < len(node.reads):
-                name = node.reads[operand]
-                if name in self._constants and name not in packed:
-                    packed.add(name)
-                    resident += known.bytes(name) or 0
-        return Lowered(tuple(steps), sizes, shapes, resident)
+            for at, name in enumerate(node.reads):
+                if name not in self._constants:
+                    continue
+                layout, size = "", known.bytes(name) or 0
+                source = self._folded.get(name, name)
+                if at == 1 and node.op_type == _NCHWC + "Conv":
+                    layout, size = node.op_type, self._in_blocks(name, size)
+                    made[source] = size
+                if source != name:
+                    folded[source] = known.bytes(source) or 0
+                if source in made or source in folded:
+                    originals[source] = known.bytes(source) or 0
+                if at == operand:
+                    packed[name] = size
+                held[name, layout] = size
+        kept = sum(packed.values())
+        # Packed one after the other: what the last was made of is given back.
+        left = kept - max(packed.values(), default=0)
+        anew = sum(made.values()) + sum(folded.values())
+        return Weights(sum(held.values()), anew, sum(originals.values()) + left, kept)
+
+    def _in_blocks(self, weight: str, size: int) -> int:
+        """Return the bytes of a Conv's weight in the blocked layout."""
+        dims = self._dims.get(weight)
+        if not dims or None in dims[:2]:
+            return size
+        made, taken = dims[0] or 0, dims[1] or 0
+        block = self._block
+        more = -(-made // block) * block / max(made, 1)
+        # What has few channels is read in the plain layout.
+        if taken >= block:
+            more *= -(-taken // block) * block / taken
+        return int(size * more)
 
     def _workspace(self, node: Node) -> int:
         """Return the bytes a kernel needs beside its tensors."""

@@ -35,6 +35,7 @@ __all__ = [
     "Peak",
     "Step",
     "Target",
+    "Weights",
     "execution_order",
     "peak",
     "size_text",
@@ -132,6 +133,37 @@ IDEAL = Target("ideal")
 
 
 @dataclass(frozen=True, slots=True)
+class Weights:
+    """What loading a model costs.
+
+    Attributes:
+        held: Bytes of weights that are held from then on, in the layouts they are used in.
+        made: Bytes of those that were folded or laid out anew, each counted once however many
+            clones have one of their own: the allocator keeps what passed through.
+        originals: Bytes of what these were made of, which a file with its weights inside leaves.
+        packed: Of what is held, bytes that lie with the activations and are in `Peak.bytes` too.
+    """
+
+    held: int = 0
+    made: int = 0
+    originals: int = 0
+    packed: int = 0
+
+    def __add__(self, other: Weights) -> Weights:
+        return Weights(
+            self.held + other.held,
+            self.made + other.made,
+            self.originals + other.originals,
+            self.packed + other.packed,
+        )
+
+    @property
+    def loading(self) -> int:
+        """Bytes that the process grows by while it loads."""
+        return self.held + self.made + self.originals
+
+
+@dataclass(frozen=True, slots=True)
 class Peak:
     """The largest figure of a run, and what makes it.
 
@@ -145,6 +177,7 @@ class Peak:
             gives a process no page before.
         held: Label of every step and bytes held while it runs, in the order they run: in an arena
             the chunks in use, else what is alive (`timeline`).
+        weights: What loading costs; apart from all the figures above, but for `Weights.packed`.
     """
 
     bytes: int
@@ -153,6 +186,12 @@ class Peak:
     alive: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     touched: int = field(default=0, compare=False)
     held: Sequence[tuple[str, int]] = field(default=(), compare=False, repr=False)
+    weights: Weights = field(default=Weights(), compare=False)
+
+    @property
+    def process(self) -> int:
+        """Bytes that a process grows by, loading and running together."""
+        return self.weights.loading - self.weights.packed + self.need
 
     @property
     def need(self) -> int:
@@ -175,7 +214,7 @@ def peak(
     outputs: Collection[str],
     target: Target = IDEAL,
     shapes: Mapping[str, Hashable] | None = None,
-    resident: int = 0,
+    weights: Weights | None = None,
 ) -> Peak:
     """Return the peak of a graph; n log n in the steps, as a rule linear.
 
@@ -187,7 +226,7 @@ def peak(
         outputs: Graph outputs.
         target: The engine.
         shapes: What must be equal for two tensors to share a buffer; their bytes where missing.
-        resident: Bytes held throughout, such as weights the engine packs anew.
+        weights: What loading costs; what the engine packs anew is held throughout.
     """
     run = _Run(steps, sizes, tuple(inputs), outputs, target, shapes or {})
     held = run.live()
@@ -197,7 +236,9 @@ def peak(
         arena = run.in_arena()
         held = run.used()
         figure, touched = max((size for _, size in held), default=0), arena.touched()
-    return Peak(figure + resident, at, run.unknown, alive, touched + resident, held)
+    loaded = weights or Weights()
+    packed = loaded.packed
+    return Peak(figure + packed, at, run.unknown, alive, touched + packed, held, loaded)
 
 
 def timeline(

@@ -45,8 +45,10 @@ MARGIN = 0.05
 _PLENTY = 192
 # A peak that falls by less is not worth a change, or another form.
 _GAIN = 0.98
-# What a form has to save beyond a plainer one: a loop is worth its copies where that is a quarter.
-_SAVES = {"fused": 1.0, "shrinking": _GAIN, "loop": 0.75}
+# What a form has to save beyond a plainer one; compiled, a loop is worth its time where that is a
+# quarter.
+_SAVES = {"fused": 1.0, "shrinking": _GAIN, "loop": _GAIN**2}
+_SAVES_COMPILED = {"loop": 0.75}
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
 
@@ -130,7 +132,7 @@ def cut_regions(
         )
         for point in frontier.weighed()
     )
-    candidate = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True, touched=plain.touched)
+    candidate = _original(plain)
     if taken is not None:
         candidate = taken.candidate
     provable = {
@@ -154,6 +156,22 @@ def cut_regions(
     )
 
 
+def _original(plain: Peak) -> Candidate:
+    """Return the figures of the model as it is."""
+    return Candidate(
+        "original",
+        0,
+        1,
+        plain.need,
+        1.0,
+        1.0,
+        fits=True,
+        touched=plain.touched,
+        loading=plain.weights.loading,
+        process=plain.process,
+    )
+
+
 def _fits(point: Point, limits: Limits) -> bool:
     """Tell whether a plan keeps the limits, with a margin for the prediction's error."""
     held = limits.budget == inf or to_ask(point.peak.need) <= limits.budget
@@ -166,29 +184,54 @@ def to_ask(need: int) -> int:
     return -(-need * 100 // (100 - round(100 * MARGIN)))
 
 
+def _fitting(frontier: Frontier, limits: Limits, plain: Peak) -> list[Point]:
+    """Return the plans that keep the limits and lose no more in weights than they gain.
+
+    What a limit on elements asks for is not done for its gain.
+    """
+    return [
+        point
+        for point in frontier.weighed()
+        if _fits(point, limits) and (frontier.too_large or _pays(point.peak, plain))
+    ]
+
+
+def _pays(peak: Peak, plain: Peak) -> bool:
+    """Tell whether a plan loses no more in weights than it gains in activations."""
+    more = (peak.weights.loading - peak.weights.packed) - (
+        plain.weights.loading - plain.weights.packed
+    )
+    return more <= max(0, plain.need - peak.need)
+
+
 def _least(frontier: Frontier, limits: Limits, plain: Peak) -> Point | None:
     """Return the plan that ranks first without a budget, None if none gains.
 
     What counts is what the process needs: in an arena more patches may have as much in use as fewer
     have, and touch less of it. Only where nothing touches less, what is in use.
     """
-    fitting = [point for point in frontier.weighed() if _fits(point, limits)]
+    fitting = _fitting(frontier, limits, plain)
     for figure in (_touched, _need):
         gaining = [p for p in fitting if figure(p.peak) < _GAIN * figure(plain)]
         if gaining:
             # Of equals the first, which takes the least time.
-            return min(gaining, key=lambda p: rank(p.candidate.form, figure(p.peak)))
+            return min(
+                gaining,
+                key=lambda p: rank(p.candidate.form, figure(p.peak), compiled=frontier.compiled),
+            )
     return None
 
 
-def rank(form: str, size: int) -> float:
+def rank(form: str, size: int, *, compiled: bool = False) -> float:
     """Return what plans are ranked by without a budget, the lower the better.
 
     Args:
         form: A plan's form.
         size: What it touches, or needs, bytes.
+        compiled: The engine in view is a compiler.
     """
-    return size / _SAVES[form]
+    saves = {**_SAVES, **_SAVES_COMPILED} if compiled else _SAVES
+    return size / saves[form]
 
 
 def _touched(peak: Peak) -> int:
@@ -202,14 +245,15 @@ def _need(peak: Peak) -> int:
 def _within(frontier: Frontier, limits: Limits, plain: Peak) -> Point:
     """Return the plan of least time that keeps the limits.
 
+    The budget is one of activations; what is loaded counts in `_fitting` alone.
+
     Raises:
         BudgetError: There is none.
     """
-    weighed = frontier.weighed()
-    taken = next((point for point in weighed if _fits(point, limits)), None)
+    taken = next(iter(_fitting(frontier, limits, plain)), None)
     if taken is not None:
         return taken
-    fitting = [point for point in weighed if _fits(point, replace(limits, budget=inf))]
+    fitting = _fitting(frontier, replace(limits, budget=inf), plain)
     least = min(fitting, key=lambda point: point.peak.need, default=None)
     offers = _offers(fitting, plain) if limits.budget < inf and not frontier.too_large else ()
     advice = _advice(offers, limits) if offers else ""
@@ -289,8 +333,7 @@ def pareto(
     found = candidates_of(analysis, axis, kept, engine)
     _, points = weigh(found, limits, engine, labels)
     plain = analysis.predict(None, engine)
-    original = Candidate("original", 0, 1, plain.need, 1.0, 1.0, fits=True, touched=plain.touched)
-    return [original, *(point.candidate for point in points)]
+    return [_original(plain), *(point.candidate for point in points)]
 
 
 def weigh(
@@ -307,8 +350,8 @@ def weigh(
     frontier = Frontier(found.analysis, found, engine, labels, limits.elements)
     frontier.explore()
     free = replace(limits, budget=inf)
-    need = found.analysis.predict(None, engine).need
-    return frontier, front((p for p in frontier.weighed() if _fits(p, free)), need)
+    plain = found.analysis.predict(None, engine)
+    return frontier, front(_fitting(frontier, free, plain), plain.need)
 
 
 def apply_plan(

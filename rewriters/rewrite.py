@@ -415,7 +415,8 @@ def _fix(model: onnx.ModelProto, options: Options) -> None:
 
 def _analyse(model: onnx.ModelProto, slim: onnx.ModelProto, options: Options) -> Analysis:
     largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
-    return analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    found = analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    return replace(found, folds=options.fold)
 
 
 def _sizes(analysis: Analysis, labels: Mapping[int, str]) -> dict[str, ConvSize]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +25,13 @@ import pytest
 from engines.onnxruntime_engine import OrtOptions
 from patchconv_deploy.cli import rewrite_command
 from patchconv_deploy.measuring import measure_onnxruntime
+from rewriters import regional
 from rewriters.activation import ENGINES, predict, profile
 from rewriters.graph import Loaded, skeleton
-from rewriters.rewrite import Options, rewrite_model
+from rewriters.memory import Peak, Weights
+from rewriters.rewrite import Options, Outcome, rewrite_model
 from rewriters.shapes import infer
-from tests.small_models import Dims, node, noise
+from tests.small_models import Dims, copy_of, node, noise
 from tests.small_models import model as small
 from tools.calibrate_memory import (
     BOUNDS,
@@ -247,3 +251,127 @@ def test_the_report_says_that_fixing_sizes_changes_the_peak(
     data = json.loads((tmp_path / "r.json").read_text())["peak_activation_bytes"]
     assert (data["before_fixing"] is not None) == said
     assert ("Fixing sizes alone" in capsys.readouterr().out) == said
+
+
+# --- what loading costs ---------------------------------------------------------------------------
+
+# Opens a model and says what the process has more of it: as its resident level stands, and once the
+# allocator gave back what only passed through.
+LOADING = """
+import ctypes
+import sys
+import onnxruntime
+from engines.memory_probe import resident_bytes
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = 2
+# What the first session of a process takes is not the model's.
+first = onnxruntime.InferenceSession(sys.argv[2], options, providers=["CPUExecutionProvider"])
+before = resident_bytes()
+session = onnxruntime.InferenceSession(sys.argv[1], options, providers=["CPUExecutionProvider"])
+level = resident_bytes()
+ctypes.CDLL(None).malloc_trim(0)
+print(level - before, resident_bytes() - before)
+"""
+
+
+def convolutions(kind: str, side: int = 64, channels: int = 384, count: int = 4) -> onnx.ModelProto:
+    """Make ``count`` Convs of 5 MiB and a Relu each, with what is to be folded between."""
+    nodes, weights, x = [], {}, "x"
+    for k in range(count):
+        weights[f"w{k}"] = noise(channels, channels, 3, 3, seed=k) / 64
+        nodes.append(node("Conv", f"{x} w{k}", f"c{k}", name=f"conv{k}", pads=[1] * 4))
+        x = f"c{k}"
+        if kind == "normalised":
+            for name in ("gamma", "beta", "mean", "var"):
+                weights[f"{name}{k}"] = np.abs(noise(channels, seed=k)) + 1
+            reads = " ".join(f"{name}{k}" for name in ("gamma", "beta", "mean", "var"))
+            nodes.append(node("BatchNormalization", f"{x} {reads}", f"n{k}", name=f"norm{k}"))
+            x = f"n{k}"
+        made = "y" if k == count - 1 else f"r{k}"
+        nodes.append(node("Relu", x, made, name=f"relu{k}"))
+        x = made
+    dims = (1, channels, side, side)
+    return small(nodes, {"x": dims}, {"y": dims}, weights)
+
+
+def products() -> onnx.ModelProto:
+    """Make a Conv, then two MatMuls over channels-last of 8 MiB each."""
+    nodes = [
+        node("Conv", "x w", "c", name="conv", pads=[1] * 4),
+        node("Transpose", "c", "t", name="to_last", perm=[0, 2, 3, 1]),
+        node("MatMul", "t v", "m", name="up"),
+        node("Relu", "m", "r", name="relu"),
+        node("MatMul", "r u", "d", name="down"),
+        node("Transpose", "d", "y", name="to_first", perm=[0, 3, 1, 2]),
+    ]
+    weights = {"w": noise(1024, 8, 3, 3), "v": noise(1024, 2048), "u": noise(2048, 1024)}
+    return small(nodes, {"x": (1, 8, 32, 16)}, {"y": (1, 1024, 32, 16)}, weights)
+
+
+def in_patches(made: onnx.ModelProto, form: str, **options: Any) -> Outcome:
+    """Cut all nodes of a copy into four patches."""
+    entry = {
+        "nodes": [each.name for each in made.graph.node],
+        "outputs": ["y"],
+        "form": form,
+        "splits": 4,
+    }
+    plan = {"version": 2, "axis": "height", "order": "file", "regions": [entry]}
+    return rewrite_model(Loaded(copy_of(made), None), Options(plan=plan, **options))
+
+
+def loaded_bytes(path: Path) -> tuple[int, int]:
+    """Return what loading a file adds to a fresh process: its level, and what is in use of it."""
+    first = path.with_name("first.onnx")
+    onnx.save(conv_chain(16, channels=4, layers=2), first)
+    run = subprocess.run(
+        [sys.executable, "-c", LOADING, path, first], capture_output=True, text=True, check=True
+    )
+    level, held = map(int, run.stdout.split())
+    return level, held
+
+
+@pytest.mark.parametrize(
+    ("make", "form", "fold"),
+    [
+        (partial(convolutions, "plain"), "fused", True),
+        (partial(convolutions, "plain"), "loop", True),
+        (partial(convolutions, "normalised"), "fused", True),
+        (partial(convolutions, "normalised"), "fused", False),
+        (partial(convolutions, "normalised"), "loop", True),
+        (products, "fused", True),
+        (products, "loop", True),
+    ],
+)
+def test_weights(
+    make: Callable[[], onnx.ModelProto],
+    form: str,
+    fold: bool,
+    report: list[str],
+    tmp_path: Path,
+) -> None:
+    """What a session holds after loading is within 15 %, of the original and of what is cut."""
+    original = make()
+    outcome = in_patches(original, form, fold=fold)
+    for what, model, peak in (
+        ("original", original, outcome.before),
+        (f"{form}{'' if fold else ', not folded'}", outcome.model, outcome.after),
+    ):
+        onnx.save(model, tmp_path / "m.onnx")
+        level, held = loaded_bytes(tmp_path / "m.onnx")
+        report.append(
+            f"{what:20} holds {held / MIB:6.1f} MiB of weights, predicted "
+            f"{peak.weights.held / MIB:6.1f}; level {level / MIB:6.1f}, predicted "
+            f"{peak.weights.loading / MIB:6.1f}"
+        )
+        assert abs(peak.weights.held / held - 1) < 0.15, report[-1]
+    copies = outcome.after.weights.held / outcome.before.weights.held
+    assert copies > 3.5 if not fold else copies < (3.1 if form == "loop" else 1.05)
+
+
+@pytest.mark.parametrize(("copies", "pays"), [(1, True), (3, True), (4, False)])
+def test_a_plan_that_costs_more_to_load_than_it_gains(copies: int, pays: bool) -> None:
+    """Weights of 5 MiB, one for each patch, against 10 MiB of activations; packed ones are both."""
+    plain = Peak(30 * MIB, "", 0, touched=30 * MIB, weights=Weights(held=5 * MIB))
+    held = Weights(held=(5 * copies + 2) * MIB, packed=2 * MIB)
+    assert regional._pays(Peak(20 * MIB, "", 0, touched=20 * MIB, weights=held), plain) is pays
