@@ -504,6 +504,21 @@ def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
     assert row_of(row).settings[0].figures["peak_bytes"].unit == "bytes"
 
 
+def test_pytorch_has_rows_of_originals(tmp_path: Path) -> None:
+    """Benchmark on and off in both layouts, each compared; on the CPU no memory is claimed."""
+    pytest.importorskip("torch")
+    only = "pytorch/conv3-2048x2048x512/*"
+    result = _report(tmp_path, "--cpu", "--pytorch", "--runs", "1", "--only", only)
+    assert result.exit_code == 0, result.output
+    (row,) = _json(tmp_path)["rows"]
+    assert (row["form"], row["error"], row["device"]) == ("original", "", "CPU")
+    assert row["compared"]["largest_error"] < 1e-4
+    assert set(row["figures"]) == {f"latency_{each}_s" for each in ("median", "min", "max")}
+    names = ["benchmark", "channels_last", "benchmark, channels_last"]
+    assert [each["name"] for each in row["settings"]] == names
+    assert all(each["compared"].startswith("largest error") for each in row["settings"])
+
+
 def test_the_workspace_is_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of TensorRT: four sizes beside the default, which alone uses the timing cache."""
     seen: list[Any] = []

@@ -45,6 +45,7 @@ from engines.tensorrt_build import load_module
 from tools.a100.asking import CPU_ENGINES, GPU_ENGINES, Engine
 from tools.a100.cases import Cell, matrix
 from tools.a100.models import FREE
+from tools.a100.pytorch import PYTORCH, PYTORCH_CPU
 from tools.a100.report import mib, write_json, write_report
 from tools.a100.resuming import NotThisReport, rows_so_far
 from tools.a100.rows import Report, Row, Run, run_cell
@@ -95,10 +96,12 @@ def missing(cells: Sequence[Cell], cpu: bool) -> list[str]:
     if importlib.util.find_spec("matplotlib") is None:
         found.append("matplotlib is not installed; install patchconv-deploy[report]")
     if (
-        any(cell.case.family == "vae" for cell in cells)
+        any(cell.case.family == "vae" or cell.engine == "pytorch" for cell in cells)
         and importlib.util.find_spec("torch") is None
     ):
-        found.append("torch is not installed (for the VAE decoder); patchconv-deploy[torch]")
+        found.append(
+            "torch is not installed (VAE decoder, PyTorch's rows); patchconv-deploy[torch]"
+        )
     return list(dict.fromkeys(found))
 
 
@@ -211,6 +214,11 @@ def _line(row: Row, engine: Engine) -> str:
     help="Ask TensorRT of tensors of 2^31 elements and more, too; the row has its own words.",
 )
 @click.option(
+    "--pytorch",
+    is_flag=True,
+    help="PyTorch's rows too, of single Convs and the chain as they are (needs torch).",
+)
+@click.option(
     "--sweep",
     is_flag=True,
     help="Every cell under other settings, too: workspace of TensorRT, arena and layout of ONNX "
@@ -219,13 +227,21 @@ def _line(row: Row, engine: Engine) -> str:
 def main(
     out: Path, cpu: bool, splits: tuple[int, ...], only: tuple[str, ...], runs: int | None,
     time_limit: float, resume: bool, ask_anyway: bool, sweep: bool,
+    pytorch: bool,
 ) -> None:  # fmt: skip
     """Measure the published matrix on this machine and write a report.
 
     Exits 0 if any cell has figures, 1 if none has, 2 if this machine lacks what it needs.
     """
-    engines = {engine.name: engine for engine in (CPU_ENGINES if cpu else GPU_ENGINES)}
-    cells = matrix(tuple(engines), splits, only)
+    chosen = (CPU_ENGINES if cpu else GPU_ENGINES) + (
+        ((PYTORCH_CPU if cpu else PYTORCH),) if pytorch else ()
+    )
+    engines = {engine.name: engine for engine in chosen}
+    cells = [
+        cell
+        for cell in matrix(tuple(engines), splits, only)
+        if cell.engine != "pytorch" or (cell.form == "original" and cell.case.family != "vae")
+    ]
     if not cells:
         example = matrix(tuple(engines), splits, ())[0].name
         raise click.UsageError(f"--only: no cell is called like that; one is {example}")
@@ -240,6 +256,7 @@ def main(
     words += ["--runs", str(runs)] if runs else []
     words += ["--ask-anyway"] if ask_anyway else []
     words += ["--sweep"] if sweep else []
+    words += ["--pytorch"] if pytorch else []
     run = Run(
         runs or (2 if cpu else 5),
         out,

@@ -46,6 +46,11 @@ WORDS: Mapping[str, str] = {
     "other settings": "with --sweep. TensorRT: the workspace pool; they take turns in being "
     "timed. ONNX Runtime CUDA: the arena that grows as requested, and channels last, one after the "
     "other. The builder's own peak is by a recording allocator",
+    "pytorch": "allocated, reserved: most of PyTorch's allocator above the input and the weights; "
+    "device: used memory through NVML. The published 44.0 GB are the input and output (4 GiB each) "
+    "and the matrix that all windows are unfolded into (36 GiB), an inference from the figures: "
+    "PyTorch's fallback above 2^31 elements, which other engines have not, nor cuDNN 9.3 and later "
+    "need. docs/gpu.md says what is to be expected where",
     "x original": "over the original of the same model on the same engine",
     "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
     "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. No form cuts them: where "
