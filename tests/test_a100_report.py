@@ -34,7 +34,7 @@ from tools.a100.cases import (
     matrix,
     stand_in,
 )
-from tools.a100.compared import Compared, compare, read_input, reference, windows_of
+from tools.a100.compared import ORIGINAL_HERE, Compared, compare, read_input, reference, windows_of
 from tools.a100.models import write_inputs, write_model, write_variant
 from tools.a100.report import over
 from tools.a100.rows import Run, row_of, run_cell
@@ -450,6 +450,9 @@ def test_a_row_that_was_not_compared_is_in_no_ratio() -> None:
     compared = replace(row, compared=Compared(1, 0.0, 0.1, "it"))
     assert over(row, compared, "peak_bytes") == over(compared, row, "peak_bytes") == "-"
     assert over(compared, compared, "peak_bytes") == "1.00"
+    # A decoder's original has no reference, and is the one of what was cut.
+    with_it = replace(row, compared=Compared(1, 0.0, 0.1, ORIGINAL_HERE))
+    assert over(with_it, row, "peak_bytes") == "1.00"
 
 
 def test_a_cell_that_takes_too_long_is_ended(tmp_path: Path) -> None:

@@ -26,8 +26,18 @@ from engines.onnxruntime_engine import open_session
 from engines.windows import Window, name_of
 from tools.a100.cases import CHAIN, Case
 
-__all__ = ["Compared", "compare", "load_windows", "read_input", "reference", "windows_of"]
+__all__ = [
+    "ORIGINAL_HERE",
+    "Compared",
+    "compare",
+    "load_windows",
+    "read_input",
+    "reference",
+    "windows_of",
+]
 
+# What a decoder's cut rows are compared with.
+ORIGINAL_HERE = "the original on this engine"
 _SIDE = 8
 _STRIP = 4
 # Beyond it 32-bit indices of elements turn negative.

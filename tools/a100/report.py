@@ -12,6 +12,7 @@ from engines.measure import now
 from patchconv_deploy.cli_types import write_bytes, write_text
 from tools.a100.asking import Engine, Setting
 from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
+from tools.a100.compared import ORIGINAL_HERE
 from tools.a100.plots import LATENCY_PLOT, MEMORY_PLOT, csv_text, draw, plot_data
 from tools.a100.rows import Report, Row
 
@@ -108,7 +109,11 @@ def mib(value: float | None, name: str) -> str:
 def over(row: Row, first: Row | None, name: str) -> str:
     """Return a figure over the original's; "-" where one of the two was not compared."""
     value, base = row.value(name), None if first is None else first.value(name)
-    if value is None or first is None or not base or not (row.counts and first.counts):
+    if value is None or first is None or not base or not row.counts:
+        return "-"
+    # What was compared with the original itself has one to be measured against.
+    with_it = row.compared is not None and row.compared.against == ORIGINAL_HERE
+    if not (first.counts or with_it):
         return "-"
     return f"{value / base:.2f}"
 
@@ -231,7 +236,7 @@ def report_markdown(report: Report, plots: Sequence[str]) -> str:
     alone = [row for row in report.rows if row.not_compared]
     if alone:
         parts.append("## What was not compared")
-        parts.append("No ratio is taken of these rows, nor over them.")
+        parts.append("No ratio is taken of these rows; over one only of what was compared with it.")
         lines = [[row.cell, row.not_compared] for row in alone]
         parts.append(_table(["cell", "why"], lines))
     swept = [(row, each) for row in report.rows for each in row.settings]

@@ -12,7 +12,14 @@ from engines.child import time_limit
 from engines.measure import Job, now
 from tools.a100.asking import Engine, Figure, Found, Request, Setting, sampled_of
 from tools.a100.cases import PUBLISHED, Case, Cell, stand_in
-from tools.a100.compared import Compared, compare, load_windows, reference, windows_of
+from tools.a100.compared import (
+    ORIGINAL_HERE,
+    Compared,
+    compare,
+    load_windows,
+    reference,
+    windows_of,
+)
 from tools.a100.models import Variant, write_inputs, write_model, write_variant
 
 __all__ = ["Report", "Row", "Run", "row_of", "run_cell"]
@@ -146,7 +153,7 @@ def _compare(cell: Cell, model: Case, found: Path, folder: Path) -> tuple[Compar
     if not first.exists():
         return None, "the original did not run"
     wanted = load_windows(first, len(windows))
-    return compare(windows, wanted, model.dtype, "the original on this engine"), ""
+    return compare(windows, wanted, model.dtype, ORIGINAL_HERE), ""
 
 
 def _setting(each: Setting, cell: Cell, model: Case, sampled: Path, folder: Path) -> Setting:
