@@ -145,9 +145,15 @@ def steps(network: Network) -> tuple[int, ...] | str:
             touching[tensor].append(link)
     ratios: dict[int, Fraction] = {0: Fraction(1)}
     queue = deque([0])
+    # A link fixes all its tensors at once: walked again from each of them, a join of n tensors
+    # would take n * n steps.
+    walked: set[int] = set()
     while queue:
         tensor = queue.popleft()
         for link in touching[tensor]:
+            if id(link) in walked:
+                continue
+            walked.add(id(link))
             factor = Fraction(link.row_map.step_out, link.row_map.step_in)
             here = ratios[tensor] if tensor in link.reads else ratios[tensor] / factor
             for others, ratio in ((link.reads, here), (link.makes, here * factor)):
