@@ -84,7 +84,8 @@ def _load_tensorrt(cuda: int | None) -> None:
     except OSError:
         there = "is not installed" if module is None else f"is here in version {module.__version__}"
         fitting = f"tensorrt-cu{cuda}" if cuda else "tensorrt"
-        other = "" if module is None else f"; --engine tensorrt takes {module.__version__} as it is"
+        version = None if module is None else module.__version__
+        other = "" if version is None else f"; the engine 'tensorrt' takes {version} as it is"
         raise DeviceMissing(
             f"ONNX Runtime's TensorRT provider needs TensorRT 10 ({_TENSORRT}), which {there}; "
             f"pip install '{fitting}>=10,<11'{other}"

@@ -88,7 +88,7 @@ def load_module(engine: str) -> Any:
         OptionError: There is no such engine.
     """
     if engine not in ENGINES:
-        raise OptionError(f"--engine {engine}: must be one of {', '.join(ENGINES)}")
+        raise OptionError(f"engine={engine!r}: must be one of {', '.join(ENGINES)}")
     name, extra = ENGINES[engine]
     try:
         return importlib.import_module(name)
@@ -427,7 +427,7 @@ def add_profiles(builder: Any, config: Any, network: Any, options: BuildOptions)
         flags = " ".join(f"--{side}Shapes={free[0]}:..." for side in ("min", "opt", "max"))
         raise OptionError(
             f"input {', '.join(free)}: free dimensions need a profile; give {flags}, or fix them "
-            "with --shape"
+            "with rewrite(MODEL, shapes={...})"
         )
     for given in options.profiles:
         profile = builder.create_optimization_profile()
@@ -629,12 +629,12 @@ def _check_sizes(
     if not found:
         return ()
     worst = max(found, key=lambda each: each.elements)
-    names = " ".join(f"--include {_user_node(each.layer)}" for each in found)
+    names = [_user_node(each.layer) for each in found]
     text = (
-        f"{', '.join(_user_node(each.layer) for each in found)}: more than 2^31 - 1 elements "
+        f"{', '.join(names)}: more than 2^31 - 1 elements "
         f"(up to {worst.elements}), which TensorRT's convolutions do not take; cut: "
-        f"patchconv-rewrite {model_path} --target tensorrt, or these alone: {names} "
-        f"--form sequential --splits {worst.splits}"
+        f"rewrite({str(model_path)!r}, target='tensorrt'), or these alone: "
+        f"rewrite({str(model_path)!r}, include={names}, form='sequential', splits={worst.splits})"
     )
     if engine_of(module) == "tensorrt-rtx" or not options.refuse_oversized:
         return (text,)
@@ -681,8 +681,8 @@ def _build_error(
         raising = "cut it" if device else "raise --memPoolSize=workspace:... or cut it"
         return WorkspaceError(
             f"layer {_shown(layer) or '(not named)'} needs more than {where}{least}; {raising}: "
-            f"patchconv-rewrite {model_path} "
-            f"--include {_to_cut(module, network, messages, layer)} --splits 8",
+            f"rewrite({str(model_path)!r}, "
+            f"include=[{_to_cut(module, network, messages, layer)!r}], splits=8)",
             layer,
         )
     why = "; ".join(errors) or "no reason given"
@@ -734,7 +734,7 @@ def build(model_path: Path, options: BuildOptions, module: Any) -> BuildResult:
             device = check_machine(module)
         except DeviceMissing as error:
             raise DeviceMissing(
-                f"TensorRT builds on the GPU it is for: {error}; --engine tensorrt-rtx plans "
+                f"TensorRT builds on the GPU it is for: {error}; engine='tensorrt-rtx' plans "
                 "without one"
             ) from None
     started = time.perf_counter()

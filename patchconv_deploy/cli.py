@@ -57,6 +57,7 @@ from patchconv_deploy.measuring import (
 from patchconv_deploy.report import Report, print_report, sizes_text
 from patchconv_deploy.verification import TIMEOUT_S
 from patchconv_deploy.version import VERSION
+from patchconv_deploy.words import Command
 from rewriters.errors import BudgetError, RewriterError
 from rewriters.planner import FORMS, read_plan
 from rewriters.rewrite import TARGETS
@@ -81,7 +82,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
         )
 
 
-@click.command("rewrite", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("rewrite", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option(
     "-o", "--output", "out", type=click.Path(path_type=Path), help="Default: MODEL.patched.onnx."
@@ -114,7 +115,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
     metavar="N",
     help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
 )
-@click.option("--plan", "plan_in", type=click.Path(path_type=Path), help="Do what this plan says.")
+@click.option("--plan", type=click.Path(path_type=Path), help="Do what this plan says.")
 @click.option("--plan-out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
 @click.option(
     "--axis",
@@ -134,7 +135,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--exclude", multiple=True, metavar="GLOB", help="Never cut these.")
 @click.option(
     "--shape",
-    "ranges",
+    "shapes",
     type=RangesType(),
     multiple=True,
     help="Fix an input's free dimensions; 256..4096 leaves one free.",
@@ -157,6 +158,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify on (.npz).")
 @click.option(
     "--verify-timeout",
+    "timeout_s",
     type=click.FloatRange(0, 1e7, min_open=True),
     default=TIMEOUT_S,
     show_default=True,
@@ -174,7 +176,6 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
 @click.option(
     "--measure",
-    "measured",
     is_flag=True,
     help="Measure both models; under ONNX Runtime, find the session options to recommend.",
 )
@@ -200,13 +201,13 @@ def rewrite_command(
     form: str,
     target: str,
     max_tensor_elements: int | None,
-    plan_in: Path | None,
+    plan: Path | None,
     plan_out: Path | None,
     axis: str | int,
     min_elements: int | None,
     include: tuple[str, ...],
     exclude: tuple[str, ...],
-    ranges: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
+    shapes: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
     report: Path | None,
     pareto_only: bool,
     dry_run: bool,
@@ -216,12 +217,12 @@ def rewrite_command(
     atol: float | None,
     seed: int,
     inputs: Path | None,
-    verify_timeout: float,
+    timeout_s: float,
     upgrade_opset: int | None,
     fold: bool,
     share_weights: bool,
     allow_custom_ops: bool,
-    measured: bool,
+    measure: bool,
     engine: str,
     force: bool,
     verbose: bool,
@@ -234,10 +235,9 @@ def rewrite_command(
         check_pareto(context)
     if report is not None and report.resolve() == (out or default_output(model)).resolve():
         raise click.UsageError(f"--report {report}: this is the output's own file")
-    if measured:
+    if measure:
         check_engine(engine)
     log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
-    shapes = {name: [a if a == b else (a, b) for a, b in each] for name, each in ranges}
     common: ParetoKeywords = {
         "axis": axis,
         "max_recompute": max_recompute,
@@ -246,7 +246,7 @@ def rewrite_command(
         "min_elements": min_elements,
         "include": include,
         "exclude": exclude,
-        "shapes": shapes,
+        "shapes": {n: [a if a == b else (a, b) for a, b in each] for n, each in shapes},
         "upgrade_opset": upgrade_opset,
         "allow_custom_ops": allow_custom_ops,
     }
@@ -259,7 +259,7 @@ def rewrite_command(
             print_pareto(points, stdout_console())
         unknown = why_unknown(model, **common) if points[0].unknown else None
         if unknown is not None:
-            click.echo(f"warning: {unknown}", err=True)
+            complain("warning", unknown)
         return
     with _progress(quiet) as progress, _report_of_failure(report):
         result = rewrite(
@@ -268,7 +268,7 @@ def rewrite_command(
             splits=splits,
             memory_budget=memory_budget,
             form=form,
-            plan=None if plan_in is None else read_plan(read_text("--plan", plan_in)),
+            plan=None if plan is None else read_plan(read_text("--plan", plan)),
             **common,
             share_weights=share_weights,
             fold=fold,
@@ -278,16 +278,16 @@ def rewrite_command(
             atol=atol,
             seed=seed,
             inputs=inputs,
-            timeout_s=verify_timeout,
-            measure=measured and engine == "onnxruntime",
+            timeout_s=timeout_s,
+            measure=measure and engine == "onnxruntime",
             force=force,
             dry_run=dry_run,
             progress=progress,
         )
     results: Sequence[Result] = result.measured
-    if measured and result.path is not None and not results:
+    if measure and result.path is not None and not results:
         try:
-            largest = {name: tuple(high for _, high in each) for name, each in ranges}
+            largest = {name: tuple(high for _, high in each) for name, each in shapes}
             results = measure_models([model, result.path], engine, shapes=largest, seed=seed)
         except KeyboardInterrupt:
             raise Interrupted(f"{result.path} was written; measuring was interrupted") from None

@@ -29,6 +29,7 @@ from patchconv_deploy.cli_types import (
 from patchconv_deploy.console import log_to_stderr, stdout_console, styled
 from patchconv_deploy.report import mebibytes
 from patchconv_deploy.saving import check_target, external_files
+from patchconv_deploy.words import Command, in_flags
 from rewriters.graph import load
 from rewriters.shapes import free_inputs
 
@@ -87,7 +88,7 @@ def _profile(least: str, opt: str, most: str) -> tuple[Profile, ...]:
     return ({name: (filled[0][name], filled[1][name], filled[2][name]) for name in named},)
 
 
-@click.command("build", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("build", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True)
 @click.option(
@@ -231,7 +232,7 @@ def build_command(
         f"{mebibytes(result.weights_bytes)} MiB",
     )
     for note in result.notes:
-        console.print(styled(("note:", "yellow"), " ", note))
+        console.print(styled(("note:", "yellow"), " ", in_flags(note)))
     console.print(f"Written: {out}")
     console.print("The same with trtexec:")
     console.print(f"  {command}")

@@ -17,8 +17,9 @@ from patchconv_deploy.cli_types import (
     check_json_target,
     write_text,
 )
-from patchconv_deploy.console import plain_table, stdout_console
-from patchconv_deploy.report import clean, mebibytes, shape_text
+from patchconv_deploy.console import plain_table, printable, stdout_console
+from patchconv_deploy.report import mebibytes, shape_text
+from patchconv_deploy.words import Command, in_flags
 from rewriters.graph import load
 from rewriters.inspection import Inspection
 from rewriters.rewrite import TARGETS, Options, inspection_of, pareto_of
@@ -31,9 +32,9 @@ _WAYS = 4
 _REASONS = 3
 
 
-@click.command("inspect", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("inspect", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--shape", "ranges", type=RangesType(), multiple=True, help="Size of an input.")
+@click.option("--shape", "shapes", type=RangesType(), multiple=True, help="Size of an input.")
 @click.option(
     "--target",
     type=click.Choice(list(TARGETS)),
@@ -46,7 +47,7 @@ _REASONS = 3
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all as JSON.")
 def inspect_command(
     model: Path,
-    ranges: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
+    shapes: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
     target: str,
     axis: str | int,
     pareto: bool,
@@ -55,7 +56,7 @@ def inspect_command(
     """Show MODEL's largest tensors, its peak, its barriers, and the regions that could be cut."""
     check_json_target("--json", json_file)
     loaded = load(model)
-    options = Options(target=target, axis=axis, ranges=dict(ranges), allow_custom_ops=True)
+    options = Options(target=target, axis=axis, ranges=dict(shapes), allow_custom_ops=True)
     found = inspection_of(loaded, options)
     points = pareto_of(loaded, options) if pareto and not found.left else []
     if json_file is not None:
@@ -80,31 +81,34 @@ def data_of(found: Inspection) -> dict[str, Any]:
 
 
 def _print(found: Inspection, target: str, console: Console) -> None:
-    held = ", ".join(f"{clean(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
+    held = ", ".join(f"{printable(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
     if found.unknown is not None:
         part = f" (at least {mebibytes(found.peak.bytes)} MiB)" if found.peak.bytes else ""
-        console.print(f"Predicted peak ({target}): unknown{part}; {found.unknown.reason}")
-        console.print(f"What to do: {found.unknown.advice}.")
+        console.print(f"Predicted peak ({target}): unknown{part}; {in_flags(found.unknown.reason)}")
+        console.print(f"What to do: {in_flags(found.unknown.advice)}.")
     else:
         console.print(
             f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at "
-            f"{clean(found.peak.at)}; alive there, MiB: {held}"
+            f"{printable(found.peak.at)}; alive there, MiB: {held}"
         )
     for name, shape in found.assumed.items():
-        console.print(f"  assuming {clean(name)} {shape_text(shape)}")
+        console.print(f"  assuming {printable(name)} {shape_text(shape)}")
     tensors = plain_table("largest tensors", "shape", "MiB", "made by")
     for tensor in found.tensors[:_SHOWN]:
         tensors.add_row(
-            clean(tensor.name),
+            printable(tensor.name),
             shape_text(tensor.shape),
             mebibytes(tensor.bytes),
-            clean(tensor.maker),
+            printable(tensor.maker),
         )
     console.print(tensors)
     barriers = plain_table("barriers", "operator", "MiB it touches", "why")
     for barrier in found.barriers[:_SHOWN]:
         barriers.add_row(
-            clean(barrier.node), barrier.op_type, mebibytes(barrier.bytes), clean(barrier.reason)
+            printable(barrier.node),
+            barrier.op_type,
+            mebibytes(barrier.bytes),
+            printable(in_flags(barrier.reason)),
         )
     if found.barriers:
         console.print(barriers)
@@ -113,7 +117,7 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         ways = list(run.tiled.items())
         shown = ways[:: -(-len(ways) // _WAYS)]
         runs.add_row(
-            " .. ".join(dict.fromkeys((clean(run.first), clean(run.last)))),
+            " .. ".join(dict.fromkeys((printable(run.first), printable(run.last)))),
             str(run.nodes),
             mebibytes(run.peak),
             "; ".join(f"x{n} {mebibytes(size)} {work:.2f}x" for n, (size, work) in shown),
@@ -121,8 +125,8 @@ def _print(found: Inspection, target: str, console: Console) -> None:
     if found.runs:
         console.print(runs)
     elif found.left:
-        console.print(f"Nothing would be cut: {found.left}.")
+        console.print(f"Nothing would be cut: {in_flags(found.left)}.")
     elif found.unknown is None:
         console.print("Nothing would be cut: no region along this axis lowers the peak.")
         for reason in found.reasons[:_REASONS]:
-            console.print(f"  {reason.holds} {mebibytes(reason.bytes)} MiB of it")
+            console.print(f"  {in_flags(reason.holds)} {mebibytes(reason.bytes)} MiB of it")

@@ -30,13 +30,14 @@ from patchconv_deploy.measuring import (
     tune_onnxruntime,
     tuning_json,
 )
+from patchconv_deploy.words import Command, flag_of
 
 __all__ = ["measure_command"]
 
 _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_file"})
 
 
-@click.command("measure", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("measure", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--engine",
@@ -178,10 +179,10 @@ def _check_fits(context: click.Context, engine: str, provider: str, tune: bool) 
     for parameter in given(context):
         name = parameter.name or ""
         if engine != "onnxruntime" and name not in _EVERY_ENGINE:
-            raise click.UsageError(f"{parameter.opts[0]} means nothing to --engine {engine}")
+            raise click.UsageError(f"{flag_of(parameter)} means nothing to --engine {engine}")
         if engine == "tensorrt-rtx" and name == "runs":
             raise click.UsageError("--runs means nothing to --engine tensorrt-rtx: nothing is run")
         if tune and name in ("recommended", *SESSION_OPTIONS.values()):
-            raise click.UsageError(f"{parameter.opts[0]} and --tune exclude each other")
+            raise click.UsageError(f"{flag_of(parameter)} and --tune exclude each other")
         if provider == "cpu" and name.startswith(("cudnn", "arena_extend")):
-            raise click.UsageError(f"{parameter.opts[0]} means nothing to --provider cpu")
+            raise click.UsageError(f"{flag_of(parameter)} means nothing to --provider cpu")

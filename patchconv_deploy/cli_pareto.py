@@ -11,6 +11,7 @@ from rich.console import Console
 from patchconv_deploy.cli_types import given
 from patchconv_deploy.console import plain_table
 from patchconv_deploy.report import candidate_json, mebibytes
+from patchconv_deploy.words import flag_of
 from rewriters.frontier import Candidate
 
 __all__ = ["check_pareto", "pareto_json", "print_pareto"]
@@ -26,7 +27,7 @@ _LOOKED_AT = frozenset(
         "min_elements",
         "include",
         "exclude",
-        "ranges",
+        "shapes",
         "upgrade_opset",
         "allow_custom_ops",
         "report",
@@ -45,7 +46,7 @@ def check_pareto(context: click.Context) -> None:
     for parameter in given(context):
         if parameter.name not in _LOOKED_AT:
             raise click.UsageError(
-                f"{parameter.opts[-1]} means nothing to --pareto, which shows what regions cost "
+                f"{flag_of(parameter)} means nothing to --pareto, which shows what regions cost "
                 "at every budget and writes no model; leave one of the two out"
             )
 

@@ -25,6 +25,7 @@ from patchconv_deploy.triton import (
     write_triton_repository,
 )
 from patchconv_deploy.triton_config import MODEL_FILES, ONNX
+from patchconv_deploy.words import Command, in_flags
 
 __all__ = ["triton_command"]
 
@@ -51,7 +52,7 @@ class _PairType(click.ParamType[tuple[str, str]]):
         return key, file
 
 
-@click.command("triton", context_settings={"help_option_names": ["-h", "--help"]})
+@click.command("triton", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--repository", type=click.Path(path_type=Path), help="Made if it is missing.")
 @click.option(
@@ -166,7 +167,7 @@ def _print(result: TritonResult, console: Console) -> None:
             f"memory of an instance at batch {need.batch}, {need.kind}: "
             f"{mebibytes(need.total)} MiB ({need})"
         )
-    lines += [f"note: {note}" for note in result.notes]
+    lines += [f"note: {in_flags(note)}" for note in result.notes]
     for line in lines:
         console.print(line)
     for warning in result.warnings:
@@ -187,7 +188,7 @@ def _check(
         write_text(json_file, json.dumps({"refused": data}, indent=2) + "\n")
     models = sum(entry.is_dir() for entry in repository.iterdir())
     for finding in found:
-        console.print(f"refused: {finding}")
+        console.print(f"refused: {in_flags(str(finding))}")
     refused = len({finding.model for finding in found})
     console.print(f"{models} models, {refused} refused")
     if found:

@@ -22,6 +22,8 @@ from rich.logging import RichHandler
 from rich.table import Table
 from rich.text import Text
 
+from patchconv_deploy.words import in_flags
+
 __all__ = [
     "PlainConsole",
     "complain",
@@ -91,16 +93,16 @@ def complain(kind: str, message: str) -> None:
 
     Args:
         kind: What stands before the colon.
-        message: The message; its line breaks become blanks.
+        message: The message; its line breaks become blanks, its options the flags of the command.
     """
-    click.echo(f"{kind}: {printable(' '.join(message.split()))}", err=True)
+    click.echo(f"{kind}: {printable(in_flags(' '.join(message.split())))}", err=True)
 
 
 class _OneLine(logging.Formatter):
     """Records as one line each; below it, where there is one, the traceback."""
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
-        return printable(super().formatMessage(record))
+        return printable(in_flags(super().formatMessage(record)))
 
     def formatException(  # noqa: N802
         self,

@@ -68,7 +68,7 @@ def make_inputs(
         shape = sizes.get(value.name) or shapes.dims.get(value.name)
         if not value.type.HasField("tensor_type") or shape is None or None in shape:
             raise UsageError(
-                f"input {value.name!r} is no tensor of known rank; give its values with --inputs"
+                f"input {value.name!r} is no tensor of known rank; give its values with inputs="
             )
         dims = tuple(size or 0 for size in shape)
         dtype = element_dtype(value.type.tensor_type.elem_type)
@@ -113,25 +113,25 @@ def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
     Raises:
         UsageError: The file cannot be read, a name is missing or unknown, or a type is wrong.
     """
-    wanted = {value.name: value for value in required_inputs(model)}
+    wanted, where = {value.name: value for value in required_inputs(model)}, f"inputs={str(path)!r}"
     try:
         with zipfile.ZipFile(path) as archive:
             # Names first: an entry that is not asked for is not unpacked.
             entries = {name.removesuffix(".npy"): name for name in archive.namelist()}
             for name in wanted.keys() - entries.keys():
-                raise UsageError(f"--inputs {path}: no array for the input {name!r}")
+                raise UsageError(f"{where}: no array for the input {name!r}")
             for name in entries.keys() - wanted.keys():
-                raise UsageError(f"--inputs {path}: the model has no input {name!r}")
+                raise UsageError(f"{where}: the model has no input {name!r}")
             # Headers next: what a few bytes unpack to is known before any of it is.
             left = psutil.virtual_memory().available
             for name, value in wanted.items():
                 with archive.open(entries[name]) as stream:
-                    left -= _check_header(f"--inputs {path}: {name!r}", stream, value, left)
+                    left -= _check_header(f"{where}: {name!r}", stream, value, left)
             return {name: _read(archive, entries[name]) for name in wanted}
     except UsageError:
         raise
     except Exception as error:
-        raise UsageError(f"--inputs {path}: not an .npz file of plain arrays") from error
+        raise UsageError(f"{where}: not an .npz file of plain arrays") from error
 
 
 def _read(archive: zipfile.ZipFile, entry: str) -> Array:

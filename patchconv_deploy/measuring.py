@@ -33,6 +33,7 @@ from patchconv_deploy.inputs import make_inputs, save_inputs
 from patchconv_deploy.report import mebibytes
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.session_options import recommended_options, unlike_recommended
+from patchconv_deploy.words import in_flags
 from rewriters.graph import load, skeleton
 from rewriters.shapes import fix_shapes, free_inputs, infer, nominal_shapes
 
@@ -99,7 +100,7 @@ def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed
     save_inputs(file, arrays)
     taken = sorted((free & arrays.keys()) - shapes.keys())
     sizes = " ".join(f"{name}:{'x'.join(map(str, arrays[name].shape))}" for name in taken)
-    note = f"free dimensions taken as {sizes}; give --shape for others" if taken else ""
+    note = f"free dimensions taken as {sizes}; give shapes= for others" if taken else ""
     metadata = {entry.key: entry.value for entry in loaded.model.metadata_props}
     return Prepared(Job(path, file), arrays, free, metadata, note)
 
@@ -123,7 +124,7 @@ def prepared(
         names = sorted({name for one in made for name in one.arrays})
         for name in shapes.keys() - set(names):
             raise UsageError(
-                f"--shape {name}: there is no such input; the inputs are {', '.join(names)}"
+                f"shapes[{name!r}]: there is no such input; the inputs are {', '.join(names)}"
             )
         yield made
 
@@ -457,7 +458,7 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     )
     sizes = {result.input_bytes for result in results if not result.error}
     if len(sizes) > 1:
-        console.print(_note("the models ran on inputs of different sizes; fix --shape"))
+        console.print(_note("the models ran on inputs of different sizes; fix them with shapes="))
 
 
 def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
@@ -482,7 +483,7 @@ def _print_notes(results: Sequence[Result], console: Console) -> None:
 
 
 def _note(text: str) -> Text:
-    return styled(("note:", "yellow"), " ", text)
+    return styled(("note:", "yellow"), " ", in_flags(text))
 
 
 def _seconds(value: float) -> str:

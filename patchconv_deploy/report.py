@@ -16,6 +16,7 @@ from rich.table import Table
 
 from patchconv_deploy.console import printable, styled
 from patchconv_deploy.verification import Verification
+from patchconv_deploy.words import in_flags
 from rewriters.frontier import Candidate
 from rewriters.graph import opset_of
 from rewriters.memory import Peak
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Report",
     "candidate_json",
-    "clean",
     "make_report",
     "mebibytes",
     "print_report",
@@ -141,7 +141,7 @@ def _warnings(
 def unknown_peak(reason: Reason | None) -> str:
     """Return that a predicted peak is unknown, why, and what to do."""
     if reason is None:
-        return "the predicted peak is unknown: sizes of what is cut are; fix them with --shape"
+        return "the predicted peak is unknown: sizes of what is cut are; fix them with shapes="
     return f"the predicted peak is unknown; {reason.reason}: {reason.advice}"
 
 
@@ -162,7 +162,7 @@ def _rises(outcome: Outcome) -> Iterator[str]:
         was, now = map(mebibytes, outcome.defaults)
         yield (
             f"at ONNX Runtime's default session options the predicted peak rises from {was} to "
-            f"{now} MiB: set the recommended ones, or plan with --target onnxruntime-default"
+            f"{now} MiB: set the recommended ones, or plan with target='onnxruntime-default'"
         )
 
 
@@ -173,7 +173,7 @@ def _advice(outcome: Outcome) -> str:
             "cutting single Convs lowers a runtime's workspace, not its activations; keep the "
             "original unless that workspace is what does not fit"
         )
-    return "keep the original, or leave the form open (--form auto) and name no plan"
+    return "keep the original, or leave the form open (form='auto') and name no plan"
 
 
 def _doubt(verification: Verification) -> str:
@@ -183,7 +183,7 @@ def _doubt(verification: Verification) -> str:
     if verification.passed is None:
         return f"not verifiable: {verification.reason}"
     if verification.passed and verification.faint:
-        return "the outputs are nearly zero on seeded inputs; verify on real ones (--inputs)"
+        return "the outputs are nearly zero on seeded inputs; verify on real ones (inputs=)"
     return ""
 
 
@@ -434,7 +434,7 @@ def _print_fits(report: Report, outcome: Outcome, console: Console) -> None:
     if outcome.fits and budget is not None:
         console.print(
             f"It fits as it is ({mebibytes(outcome.before.need)} of {mebibytes(budget)} MiB); cut "
-            "it anyway with --splits N in place of the budget.",
+            f"it anyway with {in_flags('splits=N')} in place of the budget.",
         )
 
 
@@ -457,16 +457,11 @@ def _print_uncut(report: Report, outcome: Outcome, console: Console) -> None:
         first = f", first {reason.nodes[0]}" if reason.nodes and reason.bytes is not None else ""
         count = f" ({len(reason.nodes)} nodes{first})" if len(reason.nodes) > 1 else ""
         one = f" ({reason.nodes[0]})" if len(reason.nodes) == 1 else ""
-        console.print(f"  {clean(said + (count or one))}")
+        console.print(f"  {printable(in_flags(said) + (count or one))}")
     rest = sum(reason.bytes or 0 for reason in outcome.reasons[_SHOWN_REASONS:])
     if rest:
         console.print(f"  other causes hold {mebibytes(rest)} MiB")
-    console.print(f"What to do: {clean(shown[0].advice)}.")
-
-
-def clean(text: str) -> str:
-    """Return a name from a model as it is printed, for where it is cut or measured before."""
-    return printable(text)
+    console.print(f"What to do: {printable(in_flags(shown[0].advice))}.")
 
 
 def _print_candidates(outcome: Outcome, console: Console) -> None:
@@ -505,7 +500,7 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
     table.add_column("form x patches", no_wrap=True)
     for region in outcome.rewritten:
         table.add_row(
-            clean(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
+            printable(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
             str(len(region.nodes)),
             "run time" if region.recompute is None else f"{region.recompute:.2f}x",
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
@@ -514,7 +509,7 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
-            console.print(f"  {clean(region.nodes[0])}: {note}")
+            console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
 
 
 def _print_table(outcome: Outcome, console: Console) -> None:
@@ -531,7 +526,7 @@ def _print_table(outcome: Outcome, console: Console) -> None:
         table.add_column(name, justify="right", no_wrap=True)
     for region in outcome.rewritten:
         table.add_row(
-            clean(" + ".join(region.nodes)),
+            printable(" + ".join(region.nodes)),
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
             mebibytes(region.size.bytes),
             "run time" if region.recompute is None else f"{region.recompute:.2f}x",
@@ -541,7 +536,7 @@ def _print_table(outcome: Outcome, console: Console) -> None:
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
-            console.print(f"  {clean(region.nodes[0])}: {note}")
+            console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
 
 
 def _peaks_of(region: Rewritten) -> Iterator[str]:
@@ -566,14 +561,14 @@ def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> No
         sized = [(outcome.sizes[r.node].bytes or 0, r) for r in small if r.node in outcome.sizes]
         largest = max(sized, key=lambda entry: entry[0])[1] if sized else small[0]
         console.print(
-            f"  {len(small)} not large; the largest, {clean(largest.node)}: "
+            f"  {len(small)} not large; the largest, {printable(largest.node)}: "
             f"{largest.reason.removeprefix('not large: ')}",
         )
     for refusals in _alike(useless):
         count = f"{len(refusals)} Conv{'' if len(refusals) == 1 else 's'}"
-        console.print(f"  {count}: {clean(refusals[0].reason)}")
+        console.print(f"  {count}: {printable(in_flags(refusals[0].reason))}")
     for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
-        console.print(f"  {clean(refusal.node)}: {clean(refusal.reason)}")
+        console.print(f"  {printable(refusal.node)}: {printable(in_flags(refusal.reason))}")
     if not all_rows and len(shown) > _SHOWN_REFUSALS:
         console.print(f"  ... and {len(shown) - _SHOWN_REFUSALS} more (-v shows all)")
 
@@ -592,17 +587,17 @@ def _print_largest(outcome: Outcome, console: Console) -> None:
     console.print("No Conv was cut. The largest Convs:")
     for _, label, size in sorted(sized, key=lambda entry: -entry[0])[:_SHOWN_SIZES]:
         console.print(
-            f"  {clean(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
+            f"  {printable(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
             f"{_with_unit(size.bytes)}, {size.elements or 'unknown'} elements",
         )
     codes = {refusal.code for refusal in outcome.refused}
     if codes & {"not-large", "size-unknown"}:
-        console.print("Cut more with --min-elements N (0: every Conv) or --include NAME.")
+        console.print(in_flags("Cut more with min_elements=N (0: every Conv) or include=NAME."))
 
 
 def _print_verification(found: Mapping[str, Any], console: Console) -> None:
     if not found["ran"]:
-        console.print(f"Verification: not run ({clean(found['reason'])})")
+        console.print(f"Verification: not run ({printable(in_flags(found['reason']))})")
         return
     same = all(output["differing"] == 0 for output in found["outputs"])
     word = {
@@ -615,11 +610,11 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
     for output in found["outputs"]:
         seam = output["seam_max_abs"]
         console.print(
-            f"  {clean(output['name'])}: max abs {output['max_abs']:.3g}, "
+            f"  {printable(output['name'])}: max abs {output['max_abs']:.3g}, "
             f"max rel {output['max_rel']:.3g}"
             + ("" if seam is None else f", at seams {seam:.3g}")
             + f" (tolerance {output['tolerance']:.3g}, "
             + f"{100 * output['differing']:.3g} % differ)",
         )
     if not found["passed"]:
-        console.print(f"  {clean(found['reason'])}")
+        console.print(f"  {printable(in_flags(found['reason']))}")

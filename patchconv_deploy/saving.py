@@ -84,12 +84,12 @@ def check_target(out: Path, sources: Iterable[Path], *, force: bool) -> None:
         kind = "a folder" if out.is_dir() else "no regular file"
         raise SaveError(f"{out}: is {kind}; name a file with -o")
     if out.exists() and any(out.samefile(source) for source in sources):
-        raise SaveError(f"{out}: the input is never overwritten; name another file with -o")
+        raise SaveError(f"{out}: the input is never overwritten; name another file with out=")
     if out.exists() and not force:
-        raise SaveError(f"{out}: exists already; pass --force to overwrite it")
+        raise SaveError(f"{out}: exists already; pass force=True to overwrite it")
     if out.is_symlink() and not out.exists() and not force:
         raise SaveError(
-            f"{out}: is a link to a file that is missing; pass --force to replace the link"
+            f"{out}: is a link to a file that is missing; pass force=True to replace the link"
         )
 
 
@@ -297,7 +297,7 @@ def _copy_weights(
     name = f"{out.name}.{hashing.hash.hexdigest()}.data"
     file = out.parent / name
     if file.exists() and any(other.exists() and file.samefile(other) for other in keep):
-        raise SaveError(f"{file}: the input is never overwritten; name another file with -o")
+        raise SaveError(f"{file}: the input is never overwritten; name another file with out=")
     os.replace(begun, staging / name)
     for tensor in external:
         for entry in tensor.external_data:
@@ -337,7 +337,7 @@ def _share(model: onnx.ModelProto, folder: Path, out: Path, staging: Path) -> No
         if not source.is_relative_to(out.parent.resolve()):
             raise SaveError(
                 f"{out}: weights can be shared only below the model's own folder; "
-                f"write beside {source.parent} or leave --share-weights out"
+                f"write beside {source.parent} or leave share_weights=True out"
             )
         location = source.relative_to(out.parent.resolve()).as_posix()
         for entry in tensor.external_data:
@@ -348,7 +348,7 @@ def _share(model: onnx.ModelProto, folder: Path, out: Path, staging: Path) -> No
         if in_body and source.stat().st_nlink > (2 if link.exists() else 1):
             raise SaveError(
                 f"{source}: has several hard links, and ONNX Runtime reads weights of a Loop's "
-                "body from no such file; leave --share-weights out, or choose another --form"
+                "body from no such file; leave share_weights=True out, or choose another form="
             )
         link.parent.mkdir(parents=True, exist_ok=True)
         if in_body and (not link.exists() or link.samefile(source)):

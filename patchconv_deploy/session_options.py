@@ -72,7 +72,7 @@ def unlike_recommended(metadata: Mapping[str, str], options: OrtOptions) -> str:
     if not unlike:
         return ""
     wanted = ", ".join(f"{name}={value}" for name, value in unlike.items())
-    return f"ran without the session options it recommends ({wanted}); --recommended runs it so"
+    return f"ran without the session options it recommends ({wanted}); recommended=True runs it so"
 
 
 def _entry(metadata: Mapping[str, str]) -> dict[str, bool] | None:

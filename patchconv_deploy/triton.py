@@ -196,8 +196,8 @@ def _check_options(
         raise UsageError("give the number of instances or the memory they may take, not both")
     if memory is not None and platform == PLAN:
         raise UsageError(
-            "the peak of a plan is measured with 'patchconv measure --engine tensorrt' on its GPU; "
-            "give --instances and --max-batch-size"
+            "the peak of a plan is measured with 'patchconv measure' on its GPU, under TensorRT; "
+            "give instances= and max_batch_size="
         )
 
 
@@ -207,13 +207,15 @@ def _check_shapes(
     known = {tensor.name: tensor for tensor in signature.inputs}
     for name, shape in shapes.items():
         if name not in known:
-            raise UsageError(f"--shape {name}: the model's inputs are {', '.join(known)}")
+            raise UsageError(f"shapes[{name!r}]: the model's inputs are {', '.join(known)}")
         dims = known[name].dims
         fits = len(dims) == len(shape) and all(
             have > 0 and want in (-1, have) for have, want in zip(shape, dims, strict=True)
         )
         if not fits:
-            raise UsageError(f"--shape {name}: {list(shape)} does not fit the model's {list(dims)}")
+            raise UsageError(
+                f"shapes[{name!r}]: {list(shape)} does not fit the model's {list(dims)}"
+            )
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
@@ -228,10 +230,11 @@ def _full_shapes(
             shape = (1, *shape[1:])
         if -1 in shape:
             if required:
+                wanted = ", ".join("..." if size == -1 else str(size) for size in shape)
+                wanted += "," * (len(shape) == 1)
                 raise UsageError(
                     f"input {tensor.name!r} has free dimensions {list(tensor.dims)}; give the "
-                    f"largest sizes to expect with --shape {tensor.name}:"
-                    + "x".join("?" if size == -1 else str(size) for size in shape)
+                    f"largest sizes to expect with shapes={{{tensor.name!r}: ({wanted})}}"
                 )
             return {}
         full[tensor.name] = shape
@@ -251,11 +254,11 @@ def _batch_and_instances(
     """Return the largest batch, what the memory holds, and notes."""
     if problem is not None and (max_batch_size or dynamic_batching):
         raise UsageError(
-            f"{source}: the first dimension is no batch: {problem}; leave --max-batch-size and "
-            "--dynamic-batching out, or export the model with a free batch dimension"
+            f"{source}: the first dimension is no batch: {problem}; leave max_batch_size= and "
+            "dynamic_batching=True out, or export the model with a free batch dimension"
         )
     if dynamic_batching and not max_batch_size and memory is None:
-        raise UsageError("dynamic batching needs --max-batch-size, or --memory to find it")
+        raise UsageError("dynamic batching needs max_batch_size=, or memory= to find it")
     if memory is None:
         return max_batch_size or 0, None, []
     _full_shapes(signature, shapes, required=True)
@@ -272,7 +275,7 @@ def _batch_and_instances(
     if capacity.holds > capacity.instances:
         notes.append(
             f"the memory holds {capacity.holds} instances, {capacity.instances} were written; "
-            "--instances says otherwise"
+            "instances= says otherwise"
         )
     if capacity.footprint.kind == "predicted":
         notes.append(f"memory is predicted, not measured ({provider} cannot be run here)")
@@ -286,9 +289,9 @@ def _label_names(
     outputs = [tensor.name for tensor in signature.outputs]
     for output, file in labels.items():
         if output not in outputs:
-            raise UsageError(f"--labels {output}: the model's outputs are {', '.join(outputs)}")
+            raise UsageError(f"labels[{output!r}]: the model's outputs are {', '.join(outputs)}")
         if not Path(file).is_file():
-            raise UsageError(f"--labels {output}: {os.fspath(file)}: no such file")
+            raise UsageError(f"labels[{output!r}]: {os.fspath(file)}: no such file")
         names[output] = f"labels_{outputs.index(output)}.txt"
     return names
 

@@ -121,7 +121,7 @@ def footprint(
         if peak is None:
             raise UsageError(
                 f"{path}: its peak can neither be measured ({error}) nor predicted (tensors of "
-                "unknown size); give --instances and --max-batch-size"
+                "unknown size); give instances= and max_batch_size="
             ) from error
         return Footprint("predicted", batch, _PREDICTION_FACTOR * peak, 0, weights)
     if found.error:
@@ -158,7 +158,7 @@ def plan_capacity(
         raise UsageError(
             f"one instance at batch {best.batch} needs {mebibytes(best.total)} MiB ({best.kind}: "
             f"{best}), "
-            f"--memory is {mebibytes(budget)} MiB; cut the model into more patches, lower "
-            "--max-batch-size, or give more"
+            f"memory= is {mebibytes(budget)} MiB; cut the model into more patches, lower "
+            "max_batch_size=, or give more"
         )
     return Capacity(min(holds, MOST_INSTANCES), holds, best)

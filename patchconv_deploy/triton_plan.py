@@ -34,9 +34,9 @@ def plan_files(plans: Mapping[str, str | os.PathLike[str]]) -> dict[str, str]:
     names = {}
     for capability, file in plans.items():
         if not Path(file).is_file():
-            raise UsageError(f"--plan {os.fspath(file)}: no such file")
+            raise UsageError(f"plans={os.fspath(file)!r}: no such file")
         if capability and not re.fullmatch(r"[0-9]{1,2}\.[0-9]", capability):
-            raise UsageError(f"--plan {capability}: a compute capability is of the form 8.0")
+            raise UsageError(f"plans[{capability!r}]: a compute capability is of the form 8.0")
         if capability:
             names[capability] = f"model_{capability.replace('.', '')}.plan"
     return names
@@ -57,7 +57,7 @@ def build_plan(source: Path, target: Path, signature: Signature, options: Config
     for tensor in free:
         shape = options.shapes.get(tensor.name)
         if shape is None:
-            raise UsageError(f"input {tensor.name!r} has free dimensions; give --shape")
+            raise UsageError(f"input {tensor.name!r} has free dimensions; give shapes=")
         least, most = shape, shape
         if options.max_batch_size:
             least, most = (1, *shape[1:]), (options.max_batch_size, *shape[1:])

@@ -45,7 +45,7 @@ def check_name(name: str) -> None:
     if not _NAME.fullmatch(name):
         raise UsageError(
             f"model name {name!r}: use letters, digits, '_', '.' and '-', a letter or digit first, "
-            "at most 128 characters (--name)"
+            "at most 128 characters (name=)"
         )
 
 
@@ -112,20 +112,20 @@ def stage_version(
     """
     check_name(name)
     if version is not None and not 1 <= version <= _LARGEST_VERSION:
-        raise UsageError(f"--version {version}: versions are whole numbers from 1")
+        raise UsageError(f"version={version}: versions are whole numbers from 1")
     with _made(repository) as repository, _locked(repository):
         place = (staging or repository.parent).resolve()
         _check_staging(repository, place)
         target = repository / name
         if target.is_symlink() or (target.exists() and not target.is_dir()):
-            raise UsageError(f"{target}: no folder; move it away or choose another --name")
+            raise UsageError(f"{target}: no folder; move it away or choose another name=")
         standing = versions(target)
         if version is None:
             version = max(standing, default=0) + 1
         if version in standing and not force:
             raise UsageError(
-                f"{target / str(version)}: this version exists; leave --version out for the next "
-                "free one, or pass --force to replace it"
+                f"{target / str(version)}: this version exists; leave version= out for the next "
+                "free one, or pass force=True to replace it"
             )
         prefix = f".{repository.name}.{name}.staged-"
         with scratch_folder(place, prefix) as folder:
@@ -145,9 +145,10 @@ def stage_version(
 def _made(folder: Path) -> Iterator[Path]:
     """Make the repository if it is missing; an empty one that was made here goes on failure."""
     if folder.exists() and not folder.is_dir():
-        raise UsageError(f"--repository {folder}: is no folder")
+        raise UsageError(f"repository={str(folder)!r}: is no folder")
     if not folder.absolute().parent.is_dir():
-        raise UsageError(f"--repository {folder}: no such folder {folder.absolute().parent}")
+        parent = folder.absolute().parent
+        raise UsageError(f"repository={str(folder)!r}: no such folder {parent}")
     missing = not folder.exists()
     folder.mkdir(exist_ok=True)
     try:
@@ -161,16 +162,18 @@ def _made(folder: Path) -> Iterator[Path]:
 
 def _check_staging(repository: Path, place: Path) -> None:
     if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UsageError(f"{place}: not a folder to write to; name another with --staging")
+        raise UsageError(f"{place}: not a folder to write to; name another with staging=")
     if place.is_relative_to(repository):
-        raise UsageError(f"--staging {place}: a server would take it for a model; name one outside")
+        raise UsageError(
+            f"staging={str(place)!r}: a server would take it for a model; name one outside"
+        )
     if place.stat().st_dev != repository.stat().st_dev:
         raise UsageError(
             f"{place} is on another file system than {repository}, so nothing can be moved into "
-            "place in one step; name a folder on the same one with --staging"
+            "place in one step; name a folder on the same one with staging="
         )
     if not os.access(repository, os.W_OK):
-        raise UsageError(f"--repository {repository}: not writable")
+        raise UsageError(f"repository={str(repository)!r}: not writable")
 
 
 @contextmanager
@@ -225,6 +228,6 @@ def _exchange(one: Path, other: Path) -> None:
     if number in (errno.ENOSYS, errno.EINVAL, errno.EXDEV, errno.ENOTSUP):
         raise UsageError(
             f"{other}: this file system cannot exchange two folders in one step, so a server could "
-            "see half of the change; publish under another --name"
+            "see half of the change; publish under another name="
         )
     raise OSError(number, os.strerror(number), str(other))

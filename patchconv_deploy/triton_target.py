@@ -42,11 +42,11 @@ def planning(
     wanted = "tensorrt" if on_tensorrt else "triton"
     if METADATA_KEY not in metadata:
         return [
-            "it was not rewritten and is published as it is; 'patchconv-rewrite MODEL --target "
-            f"{wanted}' cuts its memory"
+            "it was not rewritten and is published as it is; "
+            f"rewrite(MODEL, target={wanted!r}) cuts its memory"
         ], []
     target = _target(metadata[METADATA_KEY])
-    again = f"plan for this server with 'patchconv-rewrite MODEL --target {wanted}'"
+    again = f"plan for this server with rewrite(MODEL, target={wanted!r})"
     if on_tensorrt or target == "tensorrt":
         if on_tensorrt == (target == "tensorrt"):
             return ["it was planned for TensorRT, which runs it"], []

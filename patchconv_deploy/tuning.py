@@ -6,7 +6,7 @@
     original at the chosen pair     afterwards, alone: its peak may be what does not fit twice
 
 Of the pairs whose peak is within 2 % of the lowest, the one that changes the least of the defaults
-is chosen: what brings nothing is not recommended. (``patchconv measure --tune`` names the fastest
+is chosen: what brings nothing is not recommended. (`tune_onnxruntime` names the fastest
 of these; from run to run that may be another.)
 """
 

@@ -139,7 +139,7 @@ def verify(
         load_inputs(inputs, loaded.model)
     if not installed():
         return not_run("onnxruntime is not installed; install patchconv-deploy[cpu]")
-    last = not_run("no input size was found that the original runs at; give one with --inputs")
+    last = not_run("no input size was found that the original runs at; give one with inputs=")
     source = load(original)
     for case in _cases(loaded, source, seed, inputs, ranges or {}):
         short = _does_not_fit(case.peak, outcome, loaded)
@@ -166,7 +166,7 @@ def verify(
             )
         except TimeLimit as error:
             return not_run(
-                f"the original model: {error}; allow more with --verify-timeout, or verify a copy "
+                f"the original model: {error}; allow more with timeout_s=, or verify a copy "
                 "with smaller fixed shapes"
             )
         if found.ran and not (found.passed and found.faint):
@@ -469,5 +469,5 @@ def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:
     if path is not None:
         if not path.is_file():
             why = "is a folder" if path.is_dir() else "no such file"
-            raise UsageError(f"--inputs {path}: {why}")
+            raise UsageError(f"inputs={str(path)!r}: {why}")
         load_inputs(path, model)

@@ -271,20 +271,20 @@ def upgrade(model: onnx.ModelProto, version: int) -> onnx.ModelProto:
     old = opset_of(model)
     if not 1 <= version <= onnx.defs.onnx_opset_version():
         raise OptionError(
-            f"--upgrade-opset {version}: onnx knows opsets 1 to {onnx.defs.onnx_opset_version()}"
+            f"upgrade_opset={version}: onnx knows opsets 1 to {onnx.defs.onnx_opset_version()}"
         )
     if model.functions or model.training_info:
         raise OptionError(
-            f"--upgrade-opset {version}: onnx's converter drops model-local functions and training "
+            f"upgrade_opset={version}: onnx's converter drops model-local functions and training "
             "information; inline the functions first (onnx.inliner)"
         )
     if version < old:
-        raise OptionError(f"--upgrade-opset {version}: the model is at {old} already")
+        raise OptionError(f"upgrade_opset={version}: the model is at {old} already")
     try:
         converted = convert_version(model, version)
     except Refused as error:
         raise OptionError(
-            f"--upgrade-opset {version}: onnx cannot convert the model from {old}: "
+            f"upgrade_opset={version}: onnx cannot convert the model from {old}: "
             + " ".join(str(error).split())[:200]
         ) from error
     put_right(converted, model)

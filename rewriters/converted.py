@@ -83,12 +83,12 @@ def _refuse(graph: onnx.GraphProto, change: _Change) -> None:
             continue
         if node.op_type == "Dropout" and read & set(node.output[1:]) and change.crosses(12):
             raise OptionError(
-                f"--upgrade-opset: the mask of Dropout {node_label(node)!r} is read, and holds "
+                f"upgrade_opset=: the mask of Dropout {node_label(node)!r} is read, and holds "
                 "something else in later opsets; export the model anew, for inference"
             )
         if node.op_type == "GroupNormalization" and change.crosses(21):
             raise OptionError(
-                f"--upgrade-opset: GroupNormalization {node_label(node)!r} has a scale per group, "
+                f"upgrade_opset=: GroupNormalization {node_label(node)!r} has a scale per group, "
                 "from opset 21 on it is per channel; ask for opset 20"
             )
 
@@ -156,7 +156,7 @@ def _rounding(
 
 
 _REFUSED = (
-    "--upgrade-opset: Resize {!r} takes the nearest value by {}, which opset 10 rounds as no later "
+    "upgrade_opset=: Resize {!r} takes the nearest value by {}, which opset 10 rounds as no later "
     "opset can; export the model anew, at opset 11 or above"
 )
 

@@ -493,7 +493,7 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
         raise ModelError(
             f"node {node_label(first)!r} is the custom operator "
             f"{first.domain or 'ai.onnx'}::{first.op_type}, which ONNX does not define; "
-            "pass --allow-custom-ops to leave such nodes as they are"
+            "pass allow_custom_ops=True to leave such nodes as they are"
         )
     if len({o.version for o in slim.opset_import if o.domain in ("", "ai.onnx")}) > 1:
         raise ModelError("not a valid ONNX model: it imports two versions of the default domain")

@@ -173,20 +173,20 @@ def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | Non
     if len(network.inputs) > 1 or any(
         ROWS in numbers for link in region.links for numbers in link.constants.values()
     ):
-        reason = "it holds sizes that are known at run time alone; fix them with --shape"
+        reason = "it holds sizes that are known at run time alone; fix them with shapes="
         return Refusal(label, reason, "size-unknown")
     if proof.effort(network, splits) > _MOST_EFFORT:
         return Refusal(
             label,
             "its stride, kernel or number of splits is too large to prove every height; fix the "
-            "height with --shape",
+            "height with shapes=",
             "not-provable",
         )
     if opset < 10:
         return Refusal(
             label,
             f"opset {opset} cannot slice at sizes known at run time alone; fix them with "
-            "--shape, or convert with --upgrade-opset 13",
+            "shapes=, or convert with upgrade_opset=13",
             "opset-too-old",
         )
     found = proof.prove_every_height(network, splits)
@@ -238,28 +238,28 @@ def read_plan(text: str) -> dict[str, Any]:
     try:
         data = json.loads(text)
     except ValueError as error:
-        raise OptionError(f"--plan: not JSON: {error}") from error
+        raise OptionError(f"plan=: not JSON: {error}") from error
     except RecursionError:
-        raise OptionError("--plan: not a plan: it is nested too deeply") from None
+        raise OptionError("plan=: not a plan: it is nested too deeply") from None
     if not isinstance(data, dict) or data.get("version") != _VERSION:
-        raise OptionError(f"--plan: not a plan of version {_VERSION}")
+        raise OptionError(f"plan=: not a plan of version {_VERSION}")
     axis, regions, order = data.get("axis"), data.get("regions"), data.get("order", "file")
     if order not in ORDERS:
-        raise OptionError(f"--plan: order must be one of {', '.join(ORDERS)}")
+        raise OptionError(f"plan=: order must be one of {', '.join(ORDERS)}")
     if not isinstance(axis, str | int) or (isinstance(axis, str) and axis not in AXES):
-        raise OptionError("--plan: axis must be height, width, depth or a dimension")
+        raise OptionError("plan=: axis must be height, width, depth or a dimension")
     if not isinstance(regions, list):
-        raise OptionError("--plan: regions must be a list")
+        raise OptionError("plan=: regions must be a list")
     for number, entry in enumerate(regions):
         if not isinstance(entry, dict):
-            raise OptionError(f"--plan: region {number} is not an object")
+            raise OptionError(f"plan=: region {number} is not an object")
         for key in ("nodes", "outputs"):
             names = entry.get(key)
             if not (isinstance(names, list) and names and all(isinstance(n, str) for n in names)):
-                raise OptionError(f"--plan: region {number}: {key} must be a list of names")
+                raise OptionError(f"plan=: region {number}: {key} must be a list of names")
         splits = entry.get("splits")
         if entry.get("form") not in FORMS or type(splits) is not int or splits < 2:
             raise OptionError(
-                f"--plan: region {number}: form must be one of {', '.join(FORMS)}, splits 2 or more"
+                f"plan=: region {number}: form must be one of {', '.join(FORMS)}, splits 2 or more"
             )
     return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}

@@ -31,7 +31,7 @@ _ATTENTION = frozenset({"Attention", "MultiHeadAttention", "QAttention", "GroupQ
 _BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 # What an engine adds to the tensors is told if it is more than this share of the peak.
 _NOTABLE = 0.05
-_SHAPED = "1x3x512x512"
+_SHAPED = (1, 3, 512, 512)
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,14 +74,14 @@ class _Cause:
 _INTERFACE = _Cause(
     "the model's own inputs and outputs",
     "interface",
-    "no patches make them smaller: fix a smaller size with --shape, or run the model on tiles",
+    "no patches make them smaller: fix a smaller size with shapes=, or run the model on tiles",
 )
 _ENGINE = _Cause(
     "workspaces of kernels and an allocator's chunks",
     "engine",
-    "--form sequential lowers a Conv's workspace, and nothing else",
+    "form='sequential' lowers a Conv's workspace, and nothing else",
 )
-_EXCLUDED = _Cause("what was excluded", "excluded", "leave out --exclude, or widen --include")
+_EXCLUDED = _Cause("what was excluded", "excluded", "leave out exclude=, or widen include=")
 
 
 def reasons_of(
@@ -145,11 +145,8 @@ def unknown_sizes(analysis: Analysis, labels: Mapping[int, str]) -> Reason:
 
 def size_advice(analysis: Analysis) -> str:
     """Return how to fix sizes that are known once the inputs' are, as large as they are taken."""
-    free = [
-        f"--shape {name}:{'x'.join(map(str, sizes)) or _SHAPED}"
-        for name, sizes in analysis.assumed.items()
-    ]
-    return " ".join(["fix with", *free]) if free else "fix the inputs' with --shape"
+    free = {name: tuple(sizes) or _SHAPED for name, sizes in analysis.assumed.items()}
+    return f"fix with shapes={free}" if free else "fix the inputs' with shapes="
 
 
 def _tensor(analysis: Analysis, name: str) -> str:
@@ -227,12 +224,12 @@ class _Looked:
         if found:
             (reason, code), _ = found.most_common(1)[0]
             unknown = code == "size-unknown"
-            advice = size_advice(self.analysis) if unknown else "try --axis width"
+            advice = size_advice(self.analysis) if unknown else "try axis='width'"
             return _Cause(reason, code, advice)
         return _Cause(
             "layers whose patches would need as much",
             "no-gain",
-            "try --splits 16, --max-recompute 3 or --axis width",
+            "try splits=16, max_recompute=3 or axis='width'",
         )
 
     # --- the words of the field ---------------------------------------------------------------

@@ -377,15 +377,15 @@ def apply_plan(
     for entry in data["regions"]:
         unknown = [label for label in entry["nodes"] if label not in positions]
         if unknown:
-            raise OptionError(f"--plan: the model has no node {unknown[0]!r}")
+            raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
         nodes = sorted({positions[label] for label in entry["nodes"]})
         made = {name for at in nodes for name in facts.graph.node[at].output}
         strange = [name for name in entry["outputs"] if name not in made]
         if strange:
-            raise OptionError(f"--plan: no node of its region makes {strange[0]!r}")
+            raise OptionError(f"plan=: no node of its region makes {strange[0]!r}")
         outside = [label for label in entry["nodes"] if positions[label] not in links]
         if outside:
-            raise OptionError(f"--plan: node {outside[0]!r} cannot be in a region")
+            raise OptionError(f"plan=: node {outside[0]!r} cannot be in a region")
         label = labels[max(nodes)]
         region = make_region(facts, links, nodes, entry["outputs"], label)
         plan = (
@@ -394,7 +394,7 @@ def apply_plan(
             else plan_region(region, facts.shapes, entry["splits"], facts.opset)
         )
         if not isinstance(plan, RegionPlan):
-            raise OptionError(f"--plan: the region of {label!r} cannot be cut: {plan.reason}")
+            raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
         base = labels[nodes[0]] if len(nodes) == 1 else label
         drafts.append(draft(plan, entry["form"], analysis, names, base))
     return tuple(drafts), turns

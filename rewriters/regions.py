@@ -183,7 +183,7 @@ def select(label: str, size: ConvSize, peak: int, selection: Selection) -> Refus
         if selection.min_elements == 0:
             return None
         if size.elements is None:
-            return Refusal(label, "its size is unknown; fix it with --shape", "size-unknown")
+            return Refusal(label, "its size is unknown; fix it with shapes=", "size-unknown")
         if size.elements < selection.min_elements:
             return Refusal(
                 label,
@@ -196,7 +196,7 @@ def select(label: str, size: ConvSize, peak: int, selection: Selection) -> Refus
     if size.bytes is None or not peak:
         return Refusal(
             label,
-            "its size is unknown; fix it with --shape, or take every Conv with --min-elements 0",
+            "its size is unknown; fix it with shapes=, or take every Conv with min_elements=0",
             "size-unknown",
         )
     if 2 * size.bytes < peak:
@@ -282,7 +282,7 @@ def _fitting(facts: Facts, region: Region) -> Refusal | None:
     rows = region.rows(shapes)
     if rows is None:
         if len(region.inputs) > 1:
-            reason = "its inputs' sizes along the tiled axis are unknown; fix them with --shape"
+            reason = "its inputs' sizes along the tiled axis are unknown; fix them with shapes="
             return Refusal(label, reason, "size-unknown")
         return None
     whole = heights(region.network, rows)

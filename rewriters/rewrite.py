@@ -90,7 +90,7 @@ _RUN_UNDER: Mapping[str, Mapping[str, bool]] = {
     "triton": {"enable_mem_reuse": True, "enable_mem_pattern": False},
 }
 _OLDEST_OPSET = 9
-_TOO_OLD = f"opset {{}} is older than {_OLDEST_OPSET}; convert it with --upgrade-opset 13"
+_TOO_OLD = f"opset {{}} is older than {_OLDEST_OPSET}; convert it with upgrade_opset=13"
 # A graph of more nodes per Conv serves nobody.
 _MOST_SPLITS = 4096
 _SPLITS = 4
@@ -188,36 +188,34 @@ class Options:
 
     def __post_init__(self) -> None:
         if self.splits is not None and self.splits < 1:
-            raise OptionError(f"--splits {self.splits}: the number of patches is at least 1")
+            raise OptionError(f"splits={self.splits}: the number of patches is at least 1")
         if self.splits is not None and self.splits > _MOST_SPLITS:
-            raise OptionError(f"--splits {self.splits}: at most {_MOST_SPLITS} patches")
+            raise OptionError(f"splits={self.splits}: at most {_MOST_SPLITS} patches")
         if self.form not in ("auto", *FORMS):
-            raise OptionError(f"--form {self.form}: must be auto, {' or '.join(FORMS)}")
+            raise OptionError(f"form={self.form!r}: must be auto, {' or '.join(FORMS)}")
         if isinstance(self.axis, str) and self.axis not in (*AXES, "auto"):
-            raise OptionError(f"--axis {self.axis}: must be height, width, depth, auto or an index")
+            raise OptionError(f"axis={self.axis!r}: must be height, width, depth, auto or an index")
         if isinstance(self.axis, int) and self.axis < 2:
             raise OptionError(
-                f"--axis {self.axis}: dimensions 0 and 1 are batch and channels; spatial ones "
+                f"axis={self.axis!r}: dimensions 0 and 1 are batch and channels; spatial ones "
                 "begin at 2"
             )
         if self.memory_budget is not None and self.memory_budget < 1:
-            raise OptionError(f"--memory-budget {self.memory_budget}: must be 1 byte or more")
+            raise OptionError(f"memory_budget={self.memory_budget}: must be 1 byte or more")
         if self.max_recompute is not None and not self.max_recompute >= 1:
-            raise OptionError(f"--max-recompute {self.max_recompute}: must be 1 or more")
+            raise OptionError(f"max_recompute={self.max_recompute}: must be 1 or more")
         if self.max_tensor_elements is not None and self.max_tensor_elements < 1:
-            raise OptionError(
-                f"--max-tensor-elements {self.max_tensor_elements}: must be 1 or more"
-            )
+            raise OptionError(f"max_tensor_elements={self.max_tensor_elements}: must be 1 or more")
         if self.target not in TARGETS:
-            raise OptionError(f"--target {self.target}: must be {' or '.join(TARGETS)}")
+            raise OptionError(f"target={self.target!r}: must be {' or '.join(TARGETS)}")
         if self.form in SINGLE_FORMS and (self.memory_budget or self.max_recompute):
             raise OptionError(
-                f"--form {self.form} cuts convolutions one by one, which meets no budget; "
-                "use --form auto"
+                f"form={self.form!r} cuts convolutions one by one, which meets no budget; "
+                "use form='auto'"
             )
         low = self.selection.min_elements
         if low is not None and low < 0:
-            raise OptionError(f"--min-elements {low}: must be 0 or more")
+            raise OptionError(f"min_elements={low}: must be 0 or more")
 
 
 @dataclass(frozen=True, slots=True)
@@ -384,7 +382,7 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
             old to be cut.
     """
     if len(options.axes) > 1:
-        raise OptionError("--axis auto: a curve is along one axis; name height or width")
+        raise OptionError("axis='auto': a curve is along one axis; name height or width")
     if _holds_plan(loaded.model):
         raise OptionError("the model was rewritten before (it holds a plan); give the original")
     analysis, labels = _look(loaded, options)
@@ -407,7 +405,9 @@ def _fix(model: onnx.ModelProto, options: Options) -> None:
     fixed: dict[str, Sequence[int | None]] = dict(options.shapes)
     for name, sizes in options.ranges.items():
         if any(not 1 <= low <= high for low, high in sizes):
-            raise OptionError(f"--shape {name}: a range goes from 1 or more to no less: 256..4096")
+            raise OptionError(
+                f"shapes[{name!r}]: a range goes from 1 or more to no less, as 256 to 4096"
+            )
         fixed[name] = [low if low == high else None for low, high in sizes]
     if fixed:
         fix_shapes(model, fixed)

@@ -151,32 +151,34 @@ def fix_shapes(model: onnx.ModelProto, shapes: Mapping[str, Sequence[int | None]
     symbols: dict[str, int] = {}
     for name, sizes in shapes.items():
         if name not in inputs:
-            raise OptionError(f"--shape {name}: no such input; the inputs are {', '.join(inputs)}")
+            known_names = ", ".join(inputs)
+            raise OptionError(f"shapes[{name!r}]: no such input; the inputs are {known_names}")
         value = inputs[name]
         if not value.type.HasField("tensor_type"):
-            raise OptionError(f"--shape {name}: the input is not a tensor")
+            raise OptionError(f"shapes[{name!r}]: the input is not a tensor")
         if not _has_shape(value):
             for _ in sizes:
                 value.type.tensor_type.shape.dim.add()
         dims = value.type.tensor_type.shape.dim
         if len(dims) != len(sizes):
             raise OptionError(
-                f"--shape {name}: {len(sizes)} sizes given, the input has {len(dims)}"
+                f"shapes[{name!r}]: {len(sizes)} sizes given, the input has {len(dims)}"
             )
         for axis, (dim, size) in enumerate(zip(dims, sizes, strict=True)):
             known = _known(dim)
             if size is None:
                 continue
             if not 1 <= size < _LARGEST:
-                raise OptionError(f"--shape {name}: size {size} is not between 1 and 2^31")
+                raise OptionError(f"shapes[{name!r}]: size {size} is not between 1 and 2^31")
             if known is not None and known != size:
                 raise OptionError(
-                    f"--shape {name}: dimension {axis} is fixed to {known} in the model, not {size}"
+                    f"shapes[{name!r}]: dimension {axis} is fixed to {known} in the model, "
+                    f"not {size}"
                 )
             symbol = dim.dim_param
             if symbol not in _ANONYMOUS and symbols.setdefault(symbol, size) != size:
                 raise OptionError(
-                    f"--shape {name}: dimension {axis} is {symbol!r}, "
+                    f"shapes[{name!r}]: dimension {axis} is {symbol!r}, "
                     f"given as {symbols[symbol]} before and as {size} now"
                 )
             dim.dim_value = size

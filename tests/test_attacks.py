@@ -368,7 +368,7 @@ def test_an_entry_that_is_no_array(tmp_path: Path, data: bytes | str) -> None:
     else:
         with zipfile.ZipFile(file, "w") as archive:
             archive.writestr("x.npy", data)
-    with pytest.raises(UsageError, match=r"--inputs .*(not an \.npz file|is object)"):
+    with pytest.raises(UsageError, match=r"inputs='.*': .*(not an \.npz file|is object)"):
         load_inputs(file, load(path).model)
 
 

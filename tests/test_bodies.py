@@ -225,7 +225,7 @@ class TestExternal:
         """ONNX Runtime would refuse to load it; nothing is written."""
         path, _ = self.saved(tmp_path)
         (tmp_path / "other").hardlink_to(tmp_path / "m.bin")
-        with pytest.raises(SaveError, match="leave --share-weights out"):
+        with pytest.raises(SaveError, match="leave share_weights=True out"):
             rewrite(path, tmp_path / "out.onnx", plan=WHOLE, share_weights=True)
         assert not (tmp_path / "out.onnx").exists()
         rewrite(path, tmp_path / "out.onnx", plan=WHOLE)

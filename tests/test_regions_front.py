@@ -245,7 +245,8 @@ def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
         (p.peak, p.recompute) for p in points
     ]
     head, *rows = done.output.splitlines()
-    assert head.split() == ["plan", "regions", "peak,", "MiB", "work", "time"]
+    words = ["plan", "regions", "peak,", "MiB", "loading", "process", "work", "time"]
+    assert head.split() == words
     assert [row.split()[0] for row in rows] == [point.form for point in points]
     other = tmp_path / "i.json"
     shown = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto", "--json", str(other)])

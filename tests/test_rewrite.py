@@ -1104,7 +1104,7 @@ class TestUpgrade:
     def test_what_cannot_be_converted(self) -> None:
         """The converter's own failure is translated."""
         made = conv(opset=8, ir=4)
-        with pytest.raises(OptionError, match="--upgrade-opset 999"):
+        with pytest.raises(OptionError, match="upgrade_opset=999"):
             cut(made, upgrade_opset=999)
 
 

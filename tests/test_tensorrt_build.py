@@ -546,7 +546,7 @@ def test_too_little_workspace(text: str, layer: str, limit: str, gpu: str, file:
     assert failure.value.layer == layer
     message = str(failure.value)
     assert message.startswith(f"layer {layer} needs more than the {limit}")
-    assert message.endswith(f"patchconv-rewrite {file} --include big.conv --splits 8")
+    assert message.endswith(f"rewrite({str(file)!r}, include=['big.conv'], splits=8)")
     assert ("of 64 MiB allows; raise --memPoolSize" in message) == (limit == "workspace")
 
 
@@ -593,7 +593,7 @@ def test_oversized_convolutions(gpu: str, file: Path) -> None:
         convolution("free", (-1, 64, 8192, 8192), (-1, 64, 8192, 8192)),
     ]
     module, recorder = stand_in("10.16", layers=layers)
-    with pytest.raises(BuildError, match=r"^wide: more .* --include wide .* --splits 3$"):
+    with pytest.raises(BuildError, match=r"^wide: more .* include=\['wide'\], .* splits=3\)$"):
         build(file, BuildOptions(), module)
     assert not recorder.named("build")
     # TensorRT is asked all the same where its own words are wanted.
@@ -819,7 +819,7 @@ def test_rtx_workspace(rtx: Any, tmp_path: Path) -> None:
     path = save(tmp_path, convolutions(2, (1, 4, 64, 40)))
     with pytest.raises(WorkspaceError, match="the workspace of 1 MiB allows") as failure:
         build(path, BuildOptions(mem_pool_size={"workspace": 1 << 20}), rtx)
-    assert "--include conv0 --splits 8" in str(failure.value)
+    assert "include=['conv0'], splits=8)" in str(failure.value)
     assert "conv0" in failure.value.layer
 
 

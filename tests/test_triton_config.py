@@ -203,7 +203,9 @@ def test_external_data_in_folders_comes_along(tmp_path: Path) -> None:
 def test_warmup_needs_sizes(tmp_path: Path) -> None:
     """Free dimensions are asked for; with them, batch 1 and the largest are warmed up."""
     made = conv(("n", 2, "h", "w"))
-    with pytest.raises(UsageError, match=r"give the largest sizes to expect with --shape x:1x2x"):
+    with pytest.raises(
+        UsageError, match=r"give the largest sizes to expect with shapes=\{'x': \(1, 2, "
+    ):
         _write(tmp_path, made, max_batch_size=4, warmup=True)
     config = _write(
         tmp_path, made, max_batch_size=4, warmup=True, shapes={"x": (1, 2, 32, 24)}

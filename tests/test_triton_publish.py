@@ -58,7 +58,7 @@ def test_an_existing_version_needs_force(tmp_path: Path) -> None:
     _publish(repository, "a")
     (repository / "m" / "1" / "left.txt").write_text("from before")
     before = _tree(tmp_path)
-    with pytest.raises(UsageError, match="this version exists; leave --version out"):
+    with pytest.raises(UsageError, match="this version exists; leave version= out"):
         _publish(repository, "b", version=1)
     assert _tree(tmp_path) == before
     _publish(repository, "b", version=1, force=True)
@@ -90,7 +90,7 @@ def test_staging_must_be_on_the_same_file_system(tmp_path: Path) -> None:
     shared = Path("/dev/shm")
     if not shared.is_dir() or shared.stat().st_dev == tmp_path.stat().st_dev:
         pytest.skip("one file system here")
-    with pytest.raises(UsageError, match="name a folder on the same one with --staging"):
+    with pytest.raises(UsageError, match="name a folder on the same one with staging="):
         _publish(tmp_path / "r", "a", staging=shared)
     with pytest.raises(UsageError, match="name one outside"):
         _publish(tmp_path / "r", "a", staging=tmp_path / "r")

@@ -121,7 +121,7 @@ def test_what_is_said(metadata: dict[str, str], platform: str, provider: str, sa
     assert "\n" not in said
     if warnings:
         wanted = "tensorrt" if "tensorrt" in (provider, platform.split("_")[0]) else "triton"
-        assert f"--target {wanted}" in said
+        assert f"rewrite(MODEL, target={wanted!r})" in said
 
 
 def test_publishing_says_it(tmp_path: Path) -> None:
@@ -139,7 +139,12 @@ def test_publishing_says_it(tmp_path: Path) -> None:
     assert line.startswith(
         "warning: it was planned for enable_mem_reuse=False; the server cannot turn memory reuse"
     )
-    assert json.loads(target.read_text())["warnings"] == [line.removeprefix("warning: ")]
+    # On the command line as a command, for programs as a call.
+    (said,) = json.loads(target.read_text())["warnings"]
+    assert "--target triton" in line
+    assert "--" not in said
+    assert "target='triton')" in said
+    assert line.startswith("warning: " + said.partition("rewrite(")[0][:60])
     fits = write_triton_repository(_cut(tmp_path, "triton"), tmp_path / "repository")
     assert fits.warnings == ()
     assert any("planned for what the server does" in note for note in fits.notes)
