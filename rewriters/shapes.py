@@ -321,12 +321,17 @@ def _less_known(plain: Shapes, derived: Shapes) -> frozenset[str]:
 
 
 def _wrong_ranks(graph: onnx.GraphProto, plain: Shapes) -> frozenset[str]:
-    """Return outputs of ConvTranspose that inference makes fewer than three dimensions of."""
-    return frozenset(
-        node.output[0]
-        for node in graph.node
-        if node.op_type == "ConvTranspose" and len(plain.dims.get(node.output[0], "123")) < 3
-    )
+    """Return outputs of ConvTranspose that inference gives other than their inputs' rank.
+
+    It does so for an `output_shape` that does not list every dimension it expects.
+    """
+    wrong = set()
+    for node in graph.node:
+        made = plain.dims.get(node.output[0]) if node.op_type == "ConvTranspose" else None
+        taken = plain.dims.get(node.input[0]) if made is not None else None
+        if made is not None and (len(made) < 3 or (taken is not None and len(made) != len(taken))):
+            wrong.add(node.output[0])
+    return frozenset(wrong)
 
 
 def _hide_doubtful(model: onnx.ModelProto, plain: Shapes, wrong: Collection[str]) -> bool:
