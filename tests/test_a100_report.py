@@ -493,12 +493,14 @@ def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
-    """On the CPU without an arena, where the runtime keeps no figure of its own."""
+    """On the CPU the defaults, and no arena, where the runtime keeps no figure of its own."""
     only = "onnxruntime/conv3-2048x2048x512/batch-x2"
     result = _report(tmp_path, "--cpu", "--runs", "1", "--sweep", "--only", only)
     assert result.exit_code == 0, result.output
     (row,) = _json(tmp_path)["rows"]
-    (setting,) = row["settings"]
+    usual, setting = row["settings"]
+    assert (usual["name"], usual["error"]) == ("defaults", "")
+    assert "runtime_peak_bytes" in usual["figures"]
     assert (setting["name"], setting["error"]) == ("no arena", "")
     assert setting["compared"].startswith("largest error ")
     assert "runtime_peak_bytes" in row["figures"]
