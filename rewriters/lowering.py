@@ -443,13 +443,13 @@ class _Graph:
 
     def _is_affine(self, node: Node, name: str) -> bool:
         """Tell whether a node scales or shifts whole channels by constants."""
+        if node.op_type not in ("BatchNormalization", "Mul", "Add"):
+            return False  # before the reads of a wide Concat are walked, from each that it joins
         others = [read for read in node.reads if read and read != name]
         if not others or any(read not in self._constants for read in others):
             return False
         if node.op_type == "BatchNormalization":
             return node.reads[0] == name and len(node.makes) == 1
-        if node.op_type not in ("Mul", "Add"):
-            return False
         dims = self._dims.get(others[0])
         return dims is not None and all(
             size == 1

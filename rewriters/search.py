@@ -31,7 +31,6 @@ import logging
 from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from functools import cached_property, lru_cache
 from math import gcd, inf
 
@@ -432,13 +431,16 @@ class Space:
         outputs = [number for number in alive if number not in windows]
         if not outputs or any(occurrences[tensors[n].made_at].again for n in outputs):
             return None
-        free, most = [], Fraction(0)
+        self.walked += len(outputs)
+        # The most rows per step, as a fraction: compared without making one of each.
+        free, most, per = [], 0, 1
         for number in outputs:
             tensor, rows = tensors[number], right[number]
             step = tensor.step // common
             wrong = rows.begin + tensor.rows + _TALL * tensor.step - rows.end
             free.append(max(0, tensor.rows - wrong) // step)
-            most = max(most, Fraction(tensor.rows, step))
+            if tensor.rows * per > most * step:
+                most, per = tensor.rows, step
         if min(free) < 2:
             return None
         sizes = [tensors[number].size for number in outputs]
@@ -446,7 +448,8 @@ class Space:
             (tensors[number].elements for number in outputs if not tensors[number].exempt),
             default=0,
         )
-        return min(free), most.numerator, most.denominator, sum(sizes), max(sizes), broadest
+        shared = gcd(most, per)
+        return min(free), most // shared, per // shared, sum(sizes), max(sizes), broadest
 
     # --- plans ------------------------------------------------------------------------------
 
