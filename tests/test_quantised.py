@@ -266,7 +266,7 @@ def test_pair_around_a_conv(
             assert node.input[1:] == ["wf0", "bf0"]
     integer = {tensor.name for tensor in outcome.model.graph.initializer}
     joined = made["y0"]
-    while joined.op_type in ("Squeeze", "Concat", "Slice", "Reshape"):
+    while joined.op_type in ("Squeeze", "Concat", "Slice", "Reshape", "Unsqueeze"):
         joined = made[next(name for name in joined.input if name not in integer)]
     assert joined.op_type == "QuantizeLinear"
 

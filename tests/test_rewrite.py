@@ -1130,7 +1130,7 @@ class TestInvalid:
 
     def test_custom_operator(self) -> None:
         """An operator that nobody here defines raises, and is left alone where allowed."""
-        with pytest.raises(ModelError, match=r"'mystery'.*org.example::Mystery.*allow-custom-ops"):
+        with pytest.raises(ModelError, match=r"'mystery'.*org.example::Mystery.*allow_custom_ops"):
             cut(self.custom())
         made = self.custom()
         outcome = cut(made, allow_custom_ops=True)
