@@ -326,7 +326,9 @@ def _print_end(result: RewriteResult, quiet: bool) -> None:
             complain("warning", warning)
     if not quiet and result.path is not None:
         found = result.report.verification
-        said = "" if result.outcome.rewritten else " (the model as it was)"
+        # What differs from the file without a cut (an opset, sizes) is verified, too.
+        uncut = " (nothing was cut)" if found["ran"] else " (the model as it was)"
+        said = "" if result.outcome.rewritten else uncut
         if found["ran"] and not doubt:
             said += f", verified at {sizes_text(found['shapes'])}"
         elif result.outcome.rewritten and not doubt:
