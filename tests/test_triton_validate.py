@@ -780,7 +780,27 @@ def test_there_are_enough_bad_repositories() -> None:
     assert sum(says is not None for _, says in CASES.values()) >= 40
 
 
-@pytest.mark.parametrize("name", list(CASES))
+# What leads out of the repository a server opens, and we do not: a repository that is only looked
+# at may be somebody else's.
+STRICTER = frozenset(
+    {
+        "version_is_a_link",
+        "file_is_a_link",
+        "file_of_another_folder",
+        "file_outside_the_repository",
+    }
+)
+
+
+@pytest.mark.parametrize("name", sorted(STRICTER))
+def test_what_leads_out_is_not_opened(verdicts: Verdicts, name: str) -> None:
+    """The server loads it; the check refuses it without a look."""
+    assert not verdicts.server[name]
+    (reason,) = verdicts.ours[name]
+    assert "was not opened" in reason
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in STRICTER])
 def test_both_say_the_same(verdicts: Verdicts, name: str) -> None:
     """Refused by both, with our reason saying what to do; or accepted by both."""
     _, says = CASES[name]
