@@ -299,7 +299,7 @@ def test_the_peak_is_measured_where_it_can_be(tmp_path: Path) -> None:
     ("options", "why"),
     [
         ({"instances": 2, "memory": MiB}, "not both"),
-        ({"dynamic_batching": True}, "dynamic batching needs --max-batch-size"),
+        ({"dynamic_batching": True}, "dynamic batching needs max_batch_size="),
         ({"shapes": {"z": (1, 2)}}, "the model's inputs are x"),
         ({"shapes": {"x": (1, 3, 16, 10)}}, "does not fit the model's"),
         ({"labels": {"z": "labels.txt"}}, "the model's outputs are y"),
