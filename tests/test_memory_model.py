@@ -180,11 +180,12 @@ def test_what_is_written_to_is_what_the_process_needs(splits: int, tmp_path: Pat
     (found,) = measure_onnxruntime(
         [tmp_path / "m.onnx"], OrtOptions(), shapes={}, runs=2, processes=1, recommended=True
     )
-    assert found.peak_bytes is not None
+    # The process's own figure: the peak that is reported is at least what the arena has in use.
+    assert found.host_peak_bytes is not None
     assert found.runtime_peak_bytes is not None
     assert outcome.after.touched < 0.9 * outcome.after.bytes
     assert abs(outcome.after.bytes / found.runtime_peak_bytes - 1) < 0.05
-    assert abs(outcome.after.touched / (found.peak_bytes - 6 * MIB) - 1) < 0.1
+    assert abs(outcome.after.touched / (found.host_peak_bytes - 6 * MIB) - 1) < 0.1
 
 
 def segmentation_head(dims: Dims, channels: int = 19) -> onnx.ModelProto:
