@@ -68,7 +68,8 @@ def _bound(seconds: int, memory: int) -> None:
     except ImportError:
         return
     spent = resource.getrusage(resource.RUSAGE_SELF)
-    until = int(spent.ru_utime + spent.ru_stime) + seconds
+    # The limit is in whole seconds: rounded up, so that no answer gets less than it may have.
+    until = int(spent.ru_utime + spent.ru_stime) + 1 + seconds
     for what, wanted in ((resource.RLIMIT_CPU, until), (resource.RLIMIT_AS, memory)):
         _, most = resource.getrlimit(what)
         if most != resource.RLIM_INFINITY:
