@@ -123,5 +123,8 @@ def log_to_stderr(level: int) -> None:
         root.removeHandler(handler)
     shown = _Handler(console=stderr_console(), show_path=False, markup=False)
     shown.setFormatter(_OneLine("%(message)s"))
+    # The handler holds back what is below; the root, which is everybody's, is only opened further.
+    shown.setLevel(level)
     root.addHandler(shown)
-    root.setLevel(level)
+    if level < root.level:
+        root.setLevel(level)
