@@ -236,8 +236,7 @@ def _assert_promises(seed: int) -> int:
 @pytest.mark.usefixtures("quick")
 def test_what_is_promised_holds() -> None:
     """Where the curve has a plan the default cuts; more patches never rank worse; budgets hold."""
-    # Some of them can be cut (a plan that costs more to load than it gains is on no curve).
-    assert sum(_assert_promises(seed) for seed in range(4)) > 0
+    assert sum(_assert_promises(seed) for seed in (0, 1, 2, 3, 10, 20)) > 3
 
 
 @pytest.mark.slow
