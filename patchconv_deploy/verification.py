@@ -32,11 +32,12 @@ from patchconv_deploy.inputs import load_inputs, make_inputs, save_inputs
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.twin import float32_twin
 from patchconv_deploy.ways import ways_of
+from rewriters.constants import infer_by_value
 from rewriters.errors import RewriterError
 from rewriters.external_data import external_range, is_external, tensors
 from rewriters.graph import Loaded, index, load, opset_of, skeleton
 from rewriters.rewrite import Outcome, analyse_memory
-from rewriters.shapes import Shapes, fix_shapes, free_inputs, infer, nominal_shapes
+from rewriters.shapes import Shapes, fix_shapes, free_inputs, nominal_shapes
 
 __all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
 
@@ -193,7 +194,7 @@ def _cases(
         tried.append(sizes)
         slim = skeleton(loaded)
         fix_shapes(slim, sizes)
-        shapes_known = infer(slim)
+        shapes_known = infer_by_value(slim)
         make = partial(make_inputs, loaded.model, shapes_known, sizes, seed)
         yield _Case(make, _predict(source, sizes))
 
@@ -268,7 +269,7 @@ def _known(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
     slim = skeleton(loaded)
     try:
         fix_shapes(slim, shapes)
-        return infer(slim)
+        return infer_by_value(slim)
     except RewriterError as error:
         logger.debug("the sizes of inner tensors are unknown: %s", error)
         return Shapes({}, {})

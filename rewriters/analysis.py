@@ -25,7 +25,7 @@ from rewriters.activation import (
     weight_names,
 )
 from rewriters.bodies import Movable, own_constants
-from rewriters.constants import Constants
+from rewriters.constants import Constants, infer_by_value
 from rewriters.converted import put_right
 from rewriters.errors import OptionError
 from rewriters.external_data import BITS, is_external
@@ -37,7 +37,7 @@ from rewriters.lowering import Tensors, copied
 from rewriters.memory import Peak, Step, peak
 from rewriters.operators import Shape
 from rewriters.regions import candidates
-from rewriters.shapes import Shapes, fix_shapes, infer, nominal_shapes
+from rewriters.shapes import Shapes, fix_shapes, nominal_shapes
 from rewriters.work import node_work
 
 __all__ = ["Analysis", "analyse", "upgrade"]
@@ -316,11 +316,11 @@ def analyse(
     assumed = nominal_shapes(model, given=largest)
     sizing_slim = onnx.ModelProto()
     sizing_slim.CopyFrom(slim)
-    facts = infer(slim, needed=needed)
+    facts = infer_by_value(slim, needed=needed)
     sizing = facts
     if assumed or any(None in facts.dims.get(name, (None,)) for name in needed):
         fix_shapes(sizing_slim, assumed)
-        sizing = infer(sizing_slim, needed=needed, estimate=True)
+        sizing = infer_by_value(sizing_slim, needed=needed, estimate=True)
     steps = []
     for node in model.graph.node:
         reads = (*(name for name in node.input if name), *captured(node))

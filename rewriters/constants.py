@@ -4,12 +4,17 @@ Exporters spell the size of a Reshape or Resize as arithmetic on other sizes. Wh
 known it is worked out here, node by node, with onnx's reference implementation; weights are never
 looked at. A file of a few bytes can ask for gigabytes, so it is known how large a result becomes
 before it is made, and what is kept is bounded as a whole.
+
+onnx's inference follows such arithmetic from opset 13 on, and not all of it. `infer_by_value` gives
+it the values instead, so that the sizes behind a Reshape are known at any opset.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+from itertools import count
 from math import ceil, prod
 from typing import Any
 
@@ -18,10 +23,10 @@ import onnx
 import onnx.numpy_helper
 import onnx.reference
 
-from rewriters.graph import Index, attributes
-from rewriters.shapes import Shapes
+from rewriters.graph import Index, attributes, index
+from rewriters.shapes import Shapes, infer
 
-__all__ = ["Constants"]
+__all__ = ["Constants", "infer_by_value"]
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +41,79 @@ _DEEPEST = 50
 # Elements of one constant, and of all that are kept.
 _MOST_ELEMENTS = 1024
 _MOST_TOGETHER = 1 << 23
+# What becomes known makes more known behind it; networks have no more such stages in a row.
+_MOST_ROUNDS = 64
+
+
+def infer_by_value(
+    slim: onnx.ModelProto, *, needed: Collection[str] = (), estimate: bool = False
+) -> Shapes:
+    """Infer the shapes of the main graph's tensors, sizes that are worked out inside it included.
+
+    Args:
+        slim: A skeleton; changed in place, and arguments, as `shapes.infer` does and takes them.
+        needed: As there.
+        estimate: As there.
+
+    Raises:
+        CrashError: As there.
+    """
+    shapes = infer(slim, needed=needed, estimate=estimate)
+    given: dict[tuple[int, int], onnx.TensorProto] = {}
+    for _ in range(_MOST_ROUNDS):
+        unsized = [at for at, node in enumerate(slim.graph.node) if _is_unsized(node, shapes)]
+        if not unsized:
+            break
+        uses = index(slim)
+        found = _values(unsized, uses, Constants(slim, uses, shapes))
+        if found.keys() <= given.keys():
+            break
+        given |= found
+        spelled, names = _spelled_out(slim, uses, given)
+        shapes = infer(spelled, needed=needed, estimate=estimate)
+        dims = {name: shape for name, shape in shapes.dims.items() if name not in names}
+        elements = {name: kind for name, kind in shapes.elements.items() if name not in names}
+        shapes = replace(shapes, dims=dims, elements=elements)
+    return shapes
+
+
+def _is_unsized(node: onnx.NodeProto, shapes: Shapes) -> bool:
+    return any(name and None in shapes.dims.get(name, (None,)) for name in node.output)
+
+
+def _values(
+    nodes: Sequence[int], uses: Index, constants: Constants
+) -> dict[tuple[int, int], onnx.TensorProto]:
+    """Return what nodes read, by node and place, as far as it is worked out.
+
+    Constants that stand in the file are not among it: inference knows them.
+    """
+    found = {}
+    for at in nodes:
+        for place, name in enumerate(uses.graph.node[at].input):
+            maker = uses.producer.get(name)
+            if maker is None or uses.graph.node[maker].op_type == "Constant":
+                continue
+            array = constants.array(name)
+            if array is not None:
+                found[at, place] = onnx.numpy_helper.from_array(array)
+    return found
+
+
+def _spelled_out(
+    slim: onnx.ModelProto, uses: Index, given: Mapping[tuple[int, int], onnx.TensorProto]
+) -> tuple[onnx.ModelProto, frozenset[str]]:
+    """Return a copy whose nodes read the values that are given, and the names of these."""
+    made = onnx.ModelProto()
+    made.CopyFrom(slim)
+    free = (f"value_{number}" for number in count())
+    names = {}
+    for (at, place), tensor in given.items():
+        name = names[at, place] = next(name for name in free if name not in uses.names)
+        made.graph.node[at].input[place] = name
+        made.graph.initializer.add().CopyFrom(tensor)
+        made.graph.initializer[-1].name = name
+    return made, frozenset(names.values())
 
 
 class Constants:

@@ -11,7 +11,7 @@ import onnx
 import onnx.reference
 import pytest
 
-from rewriters.constants import Constants
+from rewriters.constants import Constants, infer_by_value
 from rewriters.graph import Loaded, attributes, index, skeleton
 from rewriters.shapes import infer
 from tests.small_models import Array, model, node
@@ -173,3 +173,44 @@ def test_scales_that_are_none_are_no_scales() -> None:
         )
         slim = skeleton(Loaded(made, None))
         assert infer(slim).dims.get("y", (None,)) in ((None,), (1, 3, 8, 8))
+
+
+_STAGES = 3
+
+
+def _staged() -> onnx.ModelProto:
+    """Return Reshapes to sizes that are worked out of the shape before, at opset 11."""
+    nodes, name = [], "x"
+    for k in range(_STAGES):
+        nodes += [
+            node("Shape", name, f"s{k}"),
+            node("Cast", f"s{k}", f"c{k}", to=onnx.TensorProto.INT32),
+            node("Slice", f"c{k} zero one", f"n{k}"),
+            node("Cast", f"n{k}", f"l{k}", to=onnx.TensorProto.INT64),
+            node("Concat", f"l{k} rest", f"value_{k}", axis=0),
+            node("Reshape", f"{name} value_{k}", f"r{k}"),
+            node("Relu", f"r{k}", f"y{k}"),
+        ]
+        name = f"y{k}"
+    weights = {"zero": ints(0), "one": ints(1), "rest": ints(-1, 6)}
+    return model(nodes, {"x": (2, 3, 4)}, {name: None}, weights, opset=11)
+
+
+@pytest.mark.parametrize("estimate", [False, True])
+def test_sizes_behind_arithmetic_are_known_at_any_opset(estimate: bool) -> None:
+    """One stage after the other; names that stand for the values are none of the shapes."""
+    slim = skeleton(Loaded(_staged(), None))
+    before = slim.graph.node[5].SerializeToString()
+    found = infer_by_value(slim, estimate=estimate)
+    assert {found.dims[f"y{k}"] for k in range(_STAGES)} == {(2, 2, 6)}
+    assert not infer(slim, estimate=estimate).dims.get("y0")
+    made = {name for each in slim.graph.node for name in (*each.input, *each.output)}
+    assert found.dims.keys() | found.elements.keys() <= made
+    assert slim.graph.node[5].SerializeToString() == before
+
+
+def test_what_a_caller_may_override_is_no_size() -> None:
+    """Sizes made of an initializer that is an input too are not known."""
+    slim = skeleton(Loaded(_staged(), None))
+    slim.graph.input.append(onnx.helper.make_tensor_value_info("rest", onnx.TensorProto.INT64, [2]))
+    assert None in infer_by_value(slim).dims.get("y0", (None,))
