@@ -127,7 +127,7 @@ def cut_regions(
     weighed = tuple(
         replace(
             point.candidate,
-            fits=_fits(point, limits),
+            fits=_fits(point, limits, plain),
             taken=point is taken,
         )
         for point in frontier.weighed()
@@ -172,8 +172,13 @@ def _original(plain: Peak) -> Candidate:
     )
 
 
-def _fits(point: Point, limits: Limits) -> bool:
-    """Tell whether a plan keeps the limits, with a margin for the prediction's error."""
+def _fits(point: Point, limits: Limits, plain: Peak) -> bool:
+    """Tell whether a plan keeps the limits, with a margin for the prediction's error.
+
+    One with tensors of unknown size, of which the model as it is has none, may be of any size.
+    """
+    if point.peak.unknown > plain.unknown:
+        return False
     held = limits.budget == inf or to_ask(point.peak.need) <= limits.budget
     held = held and point.candidate.splits <= limits.splits
     return held and point.candidate.recompute <= _ROUNDED * limits.recompute
@@ -192,7 +197,7 @@ def _fitting(frontier: Frontier, limits: Limits, plain: Peak) -> list[Point]:
     return [
         point
         for point in frontier.weighed()
-        if _fits(point, limits) and (frontier.too_large or _pays(point.peak, plain))
+        if _fits(point, limits, plain) and (frontier.too_large or _pays(point.peak, plain))
     ]
 
 

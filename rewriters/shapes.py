@@ -446,7 +446,7 @@ def _write_out_padding(model: onnx.ModelProto) -> None:
 
     SAME fixes the output at input x stride; onnx's inference adds output_padding on top of that.
     """
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    weights = _weight_shapes(model.graph)
     guessed = False
     for node in model.graph.node:
         if node.op_type != "ConvTranspose" or node.domain not in ("", "ai.onnx"):
@@ -473,6 +473,21 @@ def _write_out_padding(model: onnx.ModelProto) -> None:
         node.attribute.extend(kept)
     if guessed:
         model.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
+
+
+def _weight_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
+    """Return the shapes of what may be a weight: of a body's weights it is what they come in as."""
+    known: dict[str, Shape] = {
+        value.name: tuple(_known(dim) for dim in value.type.tensor_type.shape.dim)
+        for value in graph.input
+        if _has_shape(value)
+    }
+    known |= {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    for node in graph.node:
+        for attribute in node.attribute:
+            if node.op_type == "Constant" and attribute.HasField("t"):
+                known[node.output[0]] = tuple(attribute.t.dims)
+    return known
 
 
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -273,3 +273,19 @@ def test_other_forms_are_as_they_were() -> None:
     made = chain(3, (1, 2, 32, 10))
     outcome = rewrite_model(Loaded(copy_of(made), None), Options(splits=4, form="fused"))
     assert {f"w{k}" for k in range(3)} <= {each.name for each in outcome.model.graph.initializer}
+
+
+@pytest.mark.parametrize("constant", [False, True])
+def test_a_transposed_kernel_without_its_size_is_known_inside(constant: bool) -> None:
+    """Its size is the weight's, whether that is an input of the body or a Constant of the file."""
+    nodes = [
+        node("ConvTranspose", "x w", "t", name="up", strides=[2, 2], output_padding=[1, 1]),
+        node("Relu", "t", "y", name="last"),
+    ]
+    weight = noise(2, 3, 3, 3)
+    if constant:
+        nodes.insert(0, node("Constant", "", "w", value=numpy_helper.from_array(weight)))
+    made = model(nodes, {"x": (1, 2, 24, 8)}, {"y": (None,) * 4}, {} if constant else {"w": weight})
+    outcome = looped(made, plan("up last y"))
+    assert not outcome.before.unknown
+    assert not outcome.after.unknown

@@ -26,6 +26,7 @@ from rewriters.fragment import NameScheme
 from rewriters.frontier import FORMS, Candidate, copied_of, recompute_of
 from rewriters.graph import Loaded, skeleton
 from rewriters.locality import find_locality
+from rewriters.memory import Peak
 from rewriters.planner import RegionPlan, plan_region
 from rewriters.regional import rank, to_ask
 from rewriters.regions import Region, make_region
@@ -211,6 +212,7 @@ def _assert_promises(seed: int) -> int:
     graph = random_graph(random.Random(seed).randint, most=12)
     made, axis = graph.model(), graph.axis
     original, *curve = pareto_of(Loaded(copy_of(made), None), Options(axis=axis))
+    assert not any(point.unknown for point in (original, *curve))
     usual = _rewrite(made, axis=axis)
     # A peak that falls by less than 2 % is not worth a change.
     if any(p.peak < 0.98 * original.peak and p.recompute <= 1.5 for p in curve):
@@ -308,6 +310,28 @@ def test_a_budget_nobody_can_keep_is_no_success() -> None:
     with pytest.raises(BudgetError, match="rewritten before"):
         _rewrite(done, memory_budget=1000)
     assert _rewrite(done, memory_budget=1 << 30).fits
+
+
+@pytest.mark.usefixtures("quick")
+def test_a_plan_of_unknown_peak_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the model's own is known: it is not on the curve, not taken, and keeps no budget."""
+    made = _unpadded(96)
+    plain, *curve = pareto_of(Loaded(copy_of(made), None), Options())
+    assert curve
+    predict_all = Analysis.predict_all
+
+    def some_unknown(self: Analysis, order: Any, engines: Any) -> list[Peak]:
+        found = predict_all(self, order, engines)
+        return found if order is None else [replace(peak, unknown=1) for peak in found]
+
+    monkeypatch.setattr(Analysis, "predict_all", some_unknown)
+    assert pareto_of(Loaded(copy_of(made), None), Options()) == [plain]
+    usual = _rewrite(made)
+    assert not usual.rewritten
+    assert usual.weighed
+    assert not any(each.fits for each in usual.weighed)
+    with pytest.raises(BudgetError, match=r"smallest peak found is .* held by"):
+        _rewrite(made, memory_budget=to_ask(curve[0].peak))
 
 
 # --- every plan there is ------------------------------------------------------------------------
