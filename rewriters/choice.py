@@ -98,7 +98,7 @@ class Candidates:
                 if isinstance(made, Refusal):
                     logger.debug("region %s: %s", made.node, made.reason)
                     self.refused.append(made)
-                    space.forbidden.add(span[:2])
+                    space.forbid(*span[:2])
                 else:
                     regions.append(made)
             if len(regions) == len(plan.stages):

@@ -42,6 +42,9 @@ __all__ = [
 class RowMap(Protocol):
     """The rows of one operator along the tiled axis."""
 
+    def __hash__(self) -> int:
+        """Maps that are equal are one key: what follows from one is found once."""
+
     @property
     def step_in(self) -> int:
         """Input rows per step of this operator alone."""

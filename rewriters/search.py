@@ -28,18 +28,20 @@ Related work: MCUNetV2 (arXiv:2110.15352) patches the head of a network; TVM's E
 from __future__ import annotations
 
 import logging
-from bisect import bisect_left
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from math import gcd, inf
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
 
 from rewriters.activation import ENGINES
 from rewriters.analysis import Analysis
 from rewriters.geometry import Rows
 from rewriters.operators import RowLocal
 from rewriters.proof import right_rows
-from rewriters.rowmaps import Pointwise
+from rewriters.rowmaps import Pointwise, RowMap
 from rewriters.sequence import Program, late_order, program
 from rewriters.work import COPY
 
@@ -67,6 +69,10 @@ _HOLDERS = 4
 _WORTH = 0.97
 # A tensor so many times smaller than the one made again from it is kept instead.
 _SMALLER = 4
+# Whole numbers from here on are not counted in 64 bits.
+_MOST_WHOLE = 1 << 61
+# What there is where there is no further region: begin, end, patches and cost.
+_NO_REGION = -1, -1, 0, 0.0
 # More work than this is seldom wanted.
 _USUAL = 1.3
 
@@ -76,6 +82,12 @@ def rungs(most: int) -> tuple[int, ...]:
     """Return the numbers of patches that are tried, if no more than ``most`` are wanted."""
     below = tuple(splits for splits in _SPLITS if splits < most)
     return (*below, most) if _SPLITS[0] <= most <= _SPLITS[-1] else below
+
+
+@lru_cache(maxsize=1 << 16)
+def _right_rows(row_map: RowMap, right: Rows, rows: int, count: int) -> Rows:
+    """Return `proof.right_rows` inside the image: asked for again from each place."""
+    return right_rows(row_map, right, rows, count, first=False, last=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,9 +120,12 @@ class Stage:
     splits: int
 
 
-@dataclass(frozen=True)
-class _Segment:
-    """Nodes ``[begin, end)`` as one region.
+# A figure of a region; or a column of them, a row for each of many regions.
+_Figure: TypeAlias = Any
+
+
+class _Segment(NamedTuple):
+    """Nodes ``[begin, end)`` as one region; or many such at once, all attributes columns.
 
     Attributes:
         begin: First place.
@@ -130,65 +145,124 @@ class _Segment:
         broadest: Elements of its largest output.
     """
 
-    begin: int
-    end: int
-    work: float
-    saved: float
-    before: int
-    inside: int
-    inputs: int
-    outputs: int
-    largest: int
-    free: int
-    rows: int
-    step: int
-    elements: int
-    broadest: int
+    begin: _Figure
+    end: _Figure
+    work: _Figure
+    saved: _Figure
+    before: _Figure
+    inside: _Figure
+    inputs: _Figure
+    outputs: _Figure
+    largest: _Figure
+    free: _Figure
+    rows: _Figure
+    step: _Figure
+    elements: _Figure
+    broadest: _Figure
 
-    def window(self, splits: int) -> int:
+    def window(self, splits: _Figure) -> _Figure:
         """Return how many of the `rows` a window has."""
         return self.rows - (self.free + -self.free // splits) * self.step
 
-    def of_window(self, whole: int, splits: int) -> int:
+    def of_window(self, whole: _Figure, splits: _Figure) -> _Figure:
         """Return what a window has of so many bytes or elements, rounded up."""
         return -(-whole * self.window(splits) // self.rows)
 
-    def peak(self, splits: int) -> int:
+    def peak(self, splits: _Figure) -> _Figure:
         """Return the bytes alive at once: whole ones, so that a plan keeps its own peak."""
         inside = self.of_window(self.inside, splits)
-        return self.before + self.outputs + max(inside, self.largest)
+        return self.before + self.outputs + np.maximum(inside, self.largest)
 
-    @cached_property
-    def _peaks(self) -> list[int]:
-        """Bytes alive at once in each of `_SPLITS` patches, negative: they rise."""
-        return [-self.peak(splits) for splits in _SPLITS if splits <= self.free]
-
-    def extra(self, splits: int, *, shrinks: bool) -> float:
+    def extra(self, splits: _Figure, *, shrinks: bool) -> _Figure:
         """Return the extra work: rows computed again."""
         extra = (splits * self.window(splits) / self.rows - 1) * self.work
         if not shrinks:
             return extra
-        return max(0.0, extra - (splits - 1) * self.step / self.rows * self.saved)
+        return np.maximum(0.0, extra - (splits - 1) * self.step / self.rows * self.saved)
 
-    def cost(self, splits: int, *, shrinks: bool) -> float:
+    def cost(self, splits: _Figure, *, shrinks: bool) -> _Figure:
         """Return the extra work, tensors moved included."""
         moved = splits * self.window(splits) / self.rows * self.inputs + 2 * self.outputs
         return self.extra(splits, shrinks=shrinks) + COPY * moved
 
-    def least_splits(self, limits: Limits) -> int | None:
-        """Return the fewest patches that keep the limits, None if there are none."""
-        most = limits.elements or inf
-        if self.broadest > most or self.before + self.outputs + self.largest > limits.budget:
-            return None
+    def at(self, rows: _Figure) -> _Segment:
+        """Return one or some of many regions."""
+        return _Segment(*(column[rows] for column in self))
+
+
+class _Table:
+    """The regions of a space, by rising end.
+
+    A plan looks at every region, and many plans are looked for: so all are judged at once.
+
+    Args:
+        segments: The regions.
+    """
+
+    def __init__(self, segments: Sequence[_Segment]) -> None:
+        found = sorted(segments, key=lambda segment: segment.end)
+        places = range(len(found))
+        # Products of these are taken: of more than 64 bits in numbers of any size.
+        most = max((max(s.inside, s.elements, s.free) * s.rows for s in found), default=0)
+        whole = np.int64 if most < _MOST_WHOLE else np.object_
+        kinds = [np.float64 if name in ("work", "saved") else whole for name in _Segment._fields]
+        self.all = _Segment(
+            *(
+                np.array([segment[at] for segment in found], dtype=kind)
+                for at, kind in enumerate(kinds)
+            )
+        )
+        self._at = {(found[at].begin, found[at].end): at for at in places}
+        self._allowed = np.ones(len(found), dtype=bool)
+        # Per number of patches the bytes alive at once, and the elements of the largest tensor.
+        self._peaks: dict[int, _Figure] = {}
+        self._elements: dict[int, _Figure] = {}
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def one(self, begin: int, end: int) -> _Segment:
+        """Return the region between two places."""
+        return self.all.at(self._at[begin, end])
+
+    def forbid(self, begin: int, end: int) -> None:
+        """Have no more of the region between two places."""
+        self._allowed[self._at[begin, end]] = False
+
+    def _peak(self, splits: int) -> _Figure:
+        if splits not in self._peaks:
+            self._peaks[splits] = self.all.peak(np.minimum(splits, self.all.free))
+        return self._peaks[splits]
+
+    def _widest(self, splits: int) -> _Figure:
+        if splits not in self._elements:
+            fewest = np.minimum(splits, self.all.free)
+            self._elements[splits] = self.all.of_window(self.all.elements, fewest)
+        return self._elements[splits]
+
+    def fewest(self, limits: Limits) -> tuple[list[int], list[int], list[int], list[float]]:
+        """Return the regions that keep the limits, each in the fewest patches that do.
+
+        Returns:
+            Their begins, their ends, which rise, their patches and their costs.
+        """
         tried = rungs(limits.splits)
-        for wanted in tried[bisect_left(self._peaks, -limits.budget) :]:
-            splits = min(wanted, self.free)
-            held = self.peak(splits) <= limits.budget
-            if held and self.of_window(self.elements, splits) <= most:
-                return splits
-            if splits < wanted:
-                return None
-        return None
+        if not tried or not len(self):
+            return [], [], [], []
+        budget = limits.budget if limits.budget < _MOST_WHOLE else inf
+        # In more patches a region holds less: the first number that does is the number of those
+        # that do not.
+        missed = sum((self._peak(splits) > budget).astype(np.int64) for splits in tried)
+        allowed = self._allowed
+        if limits.elements is not None:
+            wide = [self._widest(splits) > limits.elements for splits in tried]
+            missed = np.maximum(missed, sum(each.astype(np.int64) for each in wide))
+            allowed = allowed & (self.all.broadest <= limits.elements)
+        rows = np.flatnonzero(allowed & (missed < len(tried)))
+        found = self.all.at(rows)
+        splits = np.minimum(np.array(tried)[missed[rows]], found.free)
+        cost = found.cost(splits, shrinks=limits.shrinks)
+        return found.begin.tolist(), found.end.tolist(), splits.tolist(), cost.tolist()
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,9 +308,7 @@ class Space:
         self.program = laid
         self.order = order
         self.excess = excess
-        # Places between which no region may lie: it was found not to be provable.
-        self.forbidden: set[tuple[int, int]] = set()
-        self.segments: dict[int, list[_Segment]] = {}
+        segments: list[_Segment] = []
         # Tensors read and made by the nodes that were walked past, the nodes included.
         self.walked = self._edges(0, len(laid.occurrences))
         runs = list(self.runs()) if stages else []
@@ -246,8 +318,10 @@ class Space:
             cuts = self._cuts(begin, end, most)
             for at in cuts[:-1]:
                 report(self.walked)
-                for segment in self._grow(at, end, cuts):
-                    self.segments.setdefault(segment.end, []).append(segment)
+                segments += self._grow(at, end, cuts)
+        self._table = _Table(segments)
+        # Per limit on elements the bytes alive while each node runs; None of one that must be cut.
+        self._held_alone: dict[int | None, list[int | None]] = {}
 
     # --- stages -----------------------------------------------------------------------------
 
@@ -335,9 +409,7 @@ class Space:
             )
             made = read
             if not isinstance(link.row_map, Pointwise):
-                made = right_rows(
-                    link.row_map, read, tall(source), tall(target), first=False, last=False
-                )
+                made = _right_rows(link.row_map, read, tall(source), tall(target))
             for number in (*occurrence.carried, *occurrence.makes):
                 if number not in sets:
                     sets[number] = number
@@ -456,7 +528,11 @@ class Space:
     @cached_property
     def size(self) -> int:
         """Places and stages that a plan is looked for at."""
-        return len(self.program.occurrences) + sum(map(len, self.segments.values()))
+        return len(self.program.occurrences) + len(self._table)
+
+    def forbid(self, begin: int, end: int) -> None:
+        """Have no region between two places: it was found not to be provable."""
+        self._table.forbid(begin, end)
 
     @cached_property
     def work(self) -> float:
@@ -501,39 +577,41 @@ class Space:
 
         The limit on recompute is checked on the result: less work is not to be had.
         """
-        occurrences, tensors = self.program.occurrences, self.program.tensors
-        most = limits.elements
-        best: list[tuple[float, int, int]] = [(0.0, -1, 0)]
-        for end in range(1, len(occurrences) + 1):
-            place = end - 1
-            found = (inf, -1, 0)
-            occurrence = occurrences[place]
-            if not occurrence.again and self.plain_peaks[place] <= limits.budget:
-                wide = most is not None and any(
-                    tensors[n].elements > most and not tensors[n].exempt for n in occurrence.makes
-                )
-                if not wide:
-                    found = (best[place][0], place, 1)
-            for segment in self.segments.get(end, ()):
-                base = best[segment.begin][0]
-                if base >= found[0] or (segment.begin, end) in self.forbidden:
-                    continue
-                splits = segment.least_splits(limits)
-                if splits is not None:
-                    cost = base + segment.cost(splits, shrinks=limits.shrinks)
-                    if cost < found[0]:
-                        found = (cost, segment.begin, splits)
-            best.append(found)
-        if best[-1][0] == inf:
+        # The least cost up to every place, and the stage that ends there: its begin, its patches.
+        best, begins, splits = [0.0], [-1], [0]
+        alone = self._alone(limits)
+        found = zip(*self._table.fewest(limits), strict=True)
+        begin, end, patches, cost = next(found, _NO_REGION)
+        for place, fits in enumerate(alone):
+            least, first, fewest = (best[place], place, 1) if fits else (inf, -1, 0)
+            while end == place + 1:
+                if best[begin] + cost < least:
+                    least, first, fewest = best[begin] + cost, begin, patches
+                begin, end, patches, cost = next(found, _NO_REGION)
+            best.append(least)
+            begins.append(first)
+            splits.append(fewest)
+        if best[-1] == inf:
             return None
-        stages, at = [], len(occurrences)
+        stages, at = [], len(alone)
         while at:
-            _, begin, splits = best[at]
-            if splits > 1:
-                stages.append((begin, at, splits))
-            at = begin
-        plan = self._plan(best[-1][0], stages[::-1], shrinks=limits.shrinks)
+            if splits[at] > 1:
+                stages.append((begins[at], at, splits[at]))
+            at = begins[at]
+        plan = self._plan(best[-1], stages[::-1], shrinks=limits.shrinks)
         return plan if plan.recompute <= limits.recompute else None
+
+    def _alone(self, limits: Limits) -> list[bool]:
+        """Tell of every node whether it may be left as it is."""
+        if limits.elements not in self._held_alone:
+            most, tensors = limits.elements or inf, self.program.tensors
+            wide = {n for n, t in enumerate(tensors) if t.elements > most and not t.exempt}
+            self._held_alone[limits.elements] = [
+                None if occurrence.again or not wide.isdisjoint(occurrence.makes) else held
+                for held, occurrence in zip(self.plain_peaks, self.program.occurrences, strict=True)
+            ]
+        budget = limits.budget
+        return [held is not None and held <= budget for held in self._held_alone[limits.elements]]
 
     def _plan(self, cost: float, spans: Sequence[tuple[int, int, int]], *, shrinks: bool) -> Plan:
         stages = []
@@ -541,10 +619,10 @@ class Space:
         peak = 0
         covered: set[int] = set()
         for begin, end, splits in spans:
-            segment = next(s for s in self.segments[end] if s.begin == begin)
+            segment = self._table.one(begin, end)
             own = sum(o.work for o in self.program.occurrences[begin:end] if o.again)
-            extra += segment.extra(splits, shrinks=shrinks) + own
-            peak = max(peak, segment.peak(splits))
+            extra += float(segment.extra(splits, shrinks=shrinks)) + own
+            peak = max(peak, int(segment.peak(splits)))
             covered.update(range(begin, end))
             stages.append(self._stage(begin, end, splits))
         plain = [p for at, p in enumerate(self.plain_peaks) if at not in covered]
@@ -571,9 +649,9 @@ class Space:
         """
         peaks = dict(enumerate(self.plain_peaks))
         for begin, end, splits in plan.spans:
-            segment = next(s for s in self.segments[end] if s.begin == begin)
+            segment = self._table.one(begin, end)
             peaks.update(dict.fromkeys(range(begin, end), 0))
-            peaks[begin] = segment.peak(splits)
+            peaks[begin] = int(segment.peak(splits))
         if not peaks:
             return []
         worst = max(peaks, key=lambda place: peaks[place])
