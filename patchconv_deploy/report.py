@@ -156,6 +156,13 @@ def _rises(outcome: Outcome) -> Iterator[str]:
         for what, (was, now) in pairs.items()
         if now > _NOTABLE_RISE * was
     ]
+    loads = before.weights.loading, after.weights.loading
+    if loads[1] - loads[0] > (_NOTABLE_RISE - 1) * before.process:
+        yield (
+            f"the memory that loading takes is predicted to rise from {mebibytes(loads[0])} to "
+            f"{mebibytes(loads[1])} MiB, for copies of weights: cut into fewer patches (splits=), "
+            "with fold=True, or keep the original"
+        )
     if risen:
         yield f"the predicted peak rises, {', '.join(risen)}: {_advice(outcome)}"
     elif outcome.defaults is not None and outcome.defaults[1] > _NOTABLE_RISE * outcome.defaults[0]:

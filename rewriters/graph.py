@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -236,6 +236,7 @@ class Index:
         users: Positions of the nodes that read a tensor, bodies included, ascending.
         outputs: Names of the graph's outputs.
         constants: Initializers, and whatever is computed from constants alone.
+        functions: The model's local functions; inlined, their names come into the graph.
     """
 
     graph: onnx.GraphProto
@@ -243,6 +244,7 @@ class Index:
     users: Mapping[str, list[int]]
     outputs: frozenset[str]
     constants: frozenset[str]
+    functions: Sequence[onnx.FunctionProto] = ()
 
     @cached_property
     def ends(self) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
@@ -251,8 +253,19 @@ class Index:
 
     @cached_property
     def names(self) -> frozenset[str]:
-        """Every tensor and node name in the graph and its bodies, stale shapes' names included."""
+        """Every tensor and node name in the graph, its bodies and the model's functions.
+
+        Stale shapes' names are included.
+        """
         found: set[str] = set()
+
+        def collect_nodes(nodes: Iterable[onnx.NodeProto]) -> None:
+            for node in nodes:
+                found.add(node.name)
+                found.update(node.input)
+                found.update(node.output)
+                for body in bodies(node):
+                    collect(body)
 
         def collect(graph: onnx.GraphProto) -> None:
             found.update(value.name for value in graph.input)
@@ -261,14 +274,13 @@ class Index:
             found.update(tensor.name for tensor in graph.initializer)
             for sparse in graph.sparse_initializer:
                 found.update((sparse.values.name, sparse.indices.name))
-            for node in graph.node:
-                found.add(node.name)
-                found.update(node.input)
-                found.update(node.output)
-                for body in bodies(node):
-                    collect(body)
+            collect_nodes(graph.node)
 
         collect(self.graph)
+        for function in self.functions:
+            found.update((function.name, *function.input, *function.output))
+            found.update(value.name for value in function.value_info)
+            collect_nodes(function.node)
         return frozenset(found)
 
 
@@ -309,7 +321,12 @@ def index(model: onnx.ModelProto) -> Index:
                 "sort the graph topologically (onnx_graphsurgeon: graph.toposort())"
             )
     return Index(
-        graph, producer, users, frozenset(v.name for v in graph.output), frozenset(constants)
+        graph,
+        producer,
+        users,
+        frozenset(v.name for v in graph.output),
+        frozenset(constants),
+        tuple(model.functions),
     )
 
 

@@ -204,6 +204,11 @@ class Options:
             raise OptionError(f"memory_budget={self.memory_budget}: must be 1 byte or more")
         if self.max_recompute is not None and not self.max_recompute >= 1:
             raise OptionError(f"max_recompute={self.max_recompute}: must be 1 or more")
+        if self.max_recompute is not None and self.plan is not None:
+            raise OptionError(
+                "max_recompute= is for choosing a plan, and plan= is one that is chosen: leave out "
+                "one of the two"
+            )
         if self.max_tensor_elements is not None and self.max_tensor_elements < 1:
             raise OptionError(f"max_tensor_elements={self.max_tensor_elements}: must be 1 or more")
         if self.target not in TARGETS:

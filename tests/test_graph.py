@@ -182,6 +182,10 @@ class TestIndex:
         assert index(made).users["c"] == [1]
         assert index(made).names >= {"n", "c", "conv", "if", "w"}
 
+    def test_names_inside_functions_are_taken(self) -> None:
+        """An inliner brings them into the graph."""
+        assert index(rich_model()).names >= {"Twice", "a", "b"}
+
     def test_what_a_body_makes_itself_is_not_captured(self) -> None:
         """Body inputs, initializers and results of a body, nested ones too."""
         inner = helper.make_graph(

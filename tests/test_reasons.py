@@ -6,6 +6,7 @@ import dataclasses
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -395,6 +396,57 @@ def test_a_rise_is_the_last_line(form: str, tmp_path: Path) -> None:
     last = done_.output.splitlines()[-1]
     assert last.startswith("warning: the predicted peak rises, in use from ")
     assert "keep the original" in last
+
+
+def _normalised() -> onnx.ModelProto:
+    """Make Convs with much to fold into them, on a small image of few channels."""
+    nodes, weights, x = [], {}, "x"
+    for k, (a, b) in enumerate(pairwise([3, 64, 64, 64, 3])):
+        weights[f"w{k}"] = noise(b, a, 3, 3, seed=k) / a
+        weights |= {f"{name}{k}": np.ones(b, np.float32) for name in ("g", "b", "m", "v")}
+        y = "y" if k == 3 else f"n{k}"
+        nodes.append(node("Conv", f"{x} w{k}", f"c{k}", name=f"conv{k}", pads=[1] * 4))
+        nodes.append(node("BatchNormalization", f"c{k} g{k} b{k} m{k} v{k}", y, name=f"norm{k}"))
+        x = y
+    return model(nodes, {"x": (1, 3, 64, 16)}, {"y": (None,) * 4}, weights)
+
+
+@pytest.mark.parametrize("fold", [True, False])
+def test_weights_that_rise_are_warned_of(fold: bool, tmp_path: Path) -> None:
+    """Four patches with a copy each, though less is in use; folded once there is none to tell."""
+    path, plan = tmp_path / "m.onnx", tmp_path / "p.json"
+    made = _normalised()
+    onnx.save(made, path)
+    entry = {
+        "nodes": [each.name for each in made.graph.node],
+        "outputs": ["y"],
+        "form": "fused",
+        "splits": 4,
+    }
+    plan.write_text(
+        json.dumps({"version": 2, "axis": "height", "order": "file", "regions": [entry]})
+    )
+    done = _command(path, "--dry-run", "--plan", str(plan), *([] if fold else ["--no-fold"]))
+    assert done.exit_code == 0, done.output
+    warned = [line for line in done.output.splitlines() if "loading takes" in line]
+    assert len(warned) == (0 if fold else 1)
+    for line in warned:
+        assert line.startswith("warning: the memory that loading takes is predicted to rise from ")
+        assert "(--splits)" in line
+
+
+def test_a_plan_that_loses_more_in_weights_than_it_gains_is_not_taken() -> None:
+    """The same network is cut where its weights are folded once, and else left as it is."""
+    folded, copied = (_cut(_normalised(), fold=fold) for fold in (True, False))
+    assert folded.rewritten
+    assert not copied.rewritten
+    # There were plans of less activations, and what they load is why none was taken.
+    before = copied.before
+    gaining = [each for each in copied.weighed if each.peak < 0.9 * before.need]
+    assert gaining
+    for each in gaining:
+        if each.splits <= 4 and each.recompute <= 1.5:
+            assert each.loading - before.weights.loading > before.need - each.peak
 
 
 # --- inspect --------------------------------------------------------------------------------------

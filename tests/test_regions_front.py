@@ -11,6 +11,7 @@ import numpy as np
 import onnx
 import pytest
 from click.testing import CliRunner, Result
+from onnx.inliner import inline_local_functions
 
 from patchconv_deploy import UsageError, pareto, rewrite
 from patchconv_deploy.cli import main_rewrite, patchconv
@@ -128,6 +129,41 @@ def test_an_edited_plan() -> None:
     region["outputs"].append("x")
     with pytest.raises(OptionError, match="no node of its region makes 'x'"):
         _rewrite(_chain(), plan=plan)
+
+
+def test_a_plan_is_not_chosen_again() -> None:
+    """What bounds the choice of a plan does not go with a plan."""
+    plan: dict[str, Any] = dict(_rewrite(_chain(), splits=4).plan or {})
+    with pytest.raises(OptionError, match=r"max_recompute= .* and plan= .* leave out one"):
+        _rewrite(_chain(), plan=plan, max_recompute=1.2)
+
+
+def test_names_inside_a_function_are_not_made_again() -> None:
+    """A model whose function has the names that new nodes and tensors would have."""
+    plain = _rewrite(_chain(), splits=4).model
+    old = {name for each in _chain().graph.node for name in (each.name, *each.output)}
+    old |= {tensor.name for tensor in _chain().graph.initializer}
+    made = {name for each in plain.graph.node for name in (each.name, *each.output)} - old
+    made |= {tensor.name for tensor in plain.graph.initializer} - old
+    opsets = [onnx.helper.make_opsetid("", 17)]
+    inner = [node("Relu", "a", "r", name="relu")]
+    names = sorted(made)
+    for name, before in zip(names, ["r", *names], strict=False):
+        inner.append(onnx.helper.make_node("Abs", [before], [name], name=name))
+    inner.append(node("Identity", names[-1], "b"))
+    called = _chain()
+    last = called.graph.output[0].name
+    called.graph.node.append(node("Own", last, "z", name="own", domain="here"))
+    called.functions.append(onnx.helper.make_function("here", "Own", ["a"], ["b"], inner, opsets))
+    called.opset_import.add(domain="here", version=1)
+    called.graph.output[0].name = "z"
+    outcome = _rewrite(called, splits=4)
+    assert outcome.rewritten
+    new = {name for each in outcome.model.graph.node for name in (each.name, *each.output)}
+    assert not (new | {tensor.name for tensor in outcome.model.graph.initializer}) & made
+    inlined = inline_local_functions(outcome.model)
+    onnx.checker.check_model(inlined, full_check=True)
+    assert_same(called, inlined, {"x": noise(*DIMS)})
 
 
 def test_a_plan_of_another_model_is_refused() -> None:
