@@ -22,7 +22,7 @@ from patchconv_deploy.report import mebibytes, shape_text
 from patchconv_deploy.words import Command, in_flags
 from rewriters.graph import load
 from rewriters.inspection import Inspection
-from rewriters.rewrite import TARGETS, Options, inspection_of, pareto_of
+from rewriters.rewrite import TARGETS, Options, check_one_axis, inspection_of
 
 __all__ = ["inspect_command"]
 
@@ -57,8 +57,10 @@ def inspect_command(
     check_json_target("--json", json_file)
     loaded = load(model)
     options = Options(target=target, axis=axis, ranges=dict(shapes), allow_custom_ops=True)
+    if pareto:
+        check_one_axis(options)
     found = inspection_of(loaded, options)
-    points = pareto_of(loaded, options) if pareto and not found.left else []
+    points = found.curve if pareto else ()
     if json_file is not None:
         data = {
             **data_of(found),
@@ -75,6 +77,7 @@ def inspect_command(
 def data_of(found: Inspection) -> dict[str, Any]:
     """Return what was found as JSON-ready data; an unknown peak has no bytes."""
     data = dataclasses.asdict(found)
+    del data["curve"]  # it is shown where it is asked for
     if found.peak.unknown:
         data["peak"].update(bytes=None, touched=None, known_part=found.peak.bytes)
     return data

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
 
 from rewriters.analysis import Analysis
-from rewriters.choice import Candidates, candidates_of
+from rewriters.choice import candidates_of
+from rewriters.frontier import Candidate, Frontier, Point
 from rewriters.memory import Peak
 from rewriters.operators import Shape
 from rewriters.reasons import Reason, reasons_of, unknown_sizes
-from rewriters.regional import weigh
+from rewriters.regional import original_of, weigh
 from rewriters.search import Limits
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
@@ -82,6 +83,8 @@ class Inspection:
         data_sized: Activations whose sizes depend on the data, counted as nothing.
         left: Why the whole model would be left as it is, empty if it would not.
         reasons: What holds the peak where no region lowers it.
+        curve: The model as it is, and plans of ever lower peak and ever more time; none where the
+            whole model would be left as it is.
     """
 
     peak: Peak
@@ -93,6 +96,7 @@ class Inspection:
     data_sized: tuple[str, ...] = ()
     left: str = ""
     reasons: tuple[Reason, ...] = ()
+    curve: tuple[Candidate, ...] = ()
 
 
 def inspect_model(
@@ -127,7 +131,12 @@ def inspect_model(
         if at not in found.links and (size := _touched(analysis, graph.node[at])) != 0
     ]
     plain = analysis.predict(None, engine)
-    runs = [] if plain.unknown or left else _runs(found, limits, engine, labels)
+    runs: list[Run] = []
+    curve: tuple[Candidate, ...] = () if left else (original_of(plain),)
+    if not plain.unknown and not left:
+        frontier, points = weigh(found, limits, engine, labels, plain)
+        runs = _runs(frontier, points, labels)
+        curve += tuple(point.candidate for point in points)
     reasons: tuple[Reason, ...] = ()
     if not runs and not left:
         reasons = reasons_of(
@@ -145,6 +154,7 @@ def inspect_model(
         data_sized=analysis.data_sized,
         left=left,
         reasons=reasons,
+        curve=curve,
     )
 
 
@@ -154,16 +164,15 @@ def _touched(analysis: Analysis, node: onnx.NodeProto) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _runs(found: Candidates, limits: Limits, engine: str, labels: Mapping[int, str]) -> list[Run]:
+def _runs(frontier: Frontier, points: Sequence[Point], labels: Mapping[int, str]) -> list[Run]:
     """Return the regions of the plans that nothing beats: proven, and emitted as nodes."""
-    frontier, points = weigh(found, limits, engine, labels)
     plains: dict[tuple[int, ...], int] = {}
     tiled: dict[tuple[int, ...], dict[int, tuple[int, float]]] = {}
     for point in points:
         for plan, entry, (most, _) in zip(point.regions, point.drafts, point.needs, strict=True):
             nodes = plan.region.nodes
             plains[nodes] = plain = frontier.plain(plan)
-            work = entry.recompute(found.analysis, assume=True)
+            work = entry.recompute(frontier.analysis, assume=True)
             if work is not None and most < _GAIN * plain:
                 ways = tiled.setdefault(nodes, {})
                 ways[plan.splits] = min(ways.get(plan.splits, (most, work)), (most, work))

@@ -31,6 +31,7 @@ __all__ = [
     "Regional",
     "apply_plan",
     "cut_regions",
+    "original_of",
     "pareto",
     "rank",
     "to_ask",
@@ -132,7 +133,7 @@ def cut_regions(
         )
         for point in frontier.weighed()
     )
-    candidate = _original(plain)
+    candidate = original_of(plain)
     if taken is not None:
         candidate = taken.candidate
     provable = {
@@ -156,7 +157,7 @@ def cut_regions(
     )
 
 
-def _original(plain: Peak) -> Candidate:
+def original_of(plain: Peak) -> Candidate:
     """Return the figures of the model as it is."""
     return Candidate(
         "original",
@@ -169,6 +170,7 @@ def _original(plain: Peak) -> Candidate:
         touched=plain.touched,
         loading=plain.weights.loading,
         process=plain.process,
+        unknown=plain.unknown,
     )
 
 
@@ -327,6 +329,8 @@ def pareto(
 ) -> list[Candidate]:
     """Return plans of ever lower peak and ever more time, from the model as it is.
 
+    It is alone where its peak is unknown.
+
     Args:
         analysis: The model.
         limits: What every plan has to keep; its budget is not looked at.
@@ -335,14 +339,16 @@ def pareto(
         kept: Positions of nodes to leave as they are.
         labels: Names of the nodes.
     """
-    found = candidates_of(analysis, axis, kept, engine)
-    _, points = weigh(found, limits, engine, labels)
     plain = analysis.predict(None, engine)
-    return [_original(plain), *(point.candidate for point in points)]
+    if plain.unknown:
+        return [original_of(plain)]
+    found = candidates_of(analysis, axis, kept, engine)
+    _, points = weigh(found, limits, engine, labels, plain)
+    return [original_of(plain), *(point.candidate for point in points)]
 
 
 def weigh(
-    found: Candidates, limits: Limits, engine: str, labels: Mapping[int, str]
+    found: Candidates, limits: Limits, engine: str, labels: Mapping[int, str], plain: Peak
 ) -> tuple[Frontier, list[Point]]:
     """Return the plans of a model, and those of them that nothing beats: budgets choose of these.
 
@@ -351,11 +357,11 @@ def weigh(
         limits: What every plan has to keep; its budget is not looked at.
         engine: A key of `rewriters.activation.ENGINES`.
         labels: Names of the nodes.
+        plain: Predicted peak of the model as it is.
     """
     frontier = Frontier(found.analysis, found, engine, labels, limits.elements)
     frontier.explore()
     free = replace(limits, budget=inf)
-    plain = found.analysis.predict(None, engine)
     return frontier, front(_fitting(frontier, free, plain), plain.need)
 
 

@@ -64,6 +64,7 @@ __all__ = [
     "Outcome",
     "Rewritten",
     "analyse_memory",
+    "check_one_axis",
     "inspection_of",
     "pareto_of",
     "rewrite_model",
@@ -96,7 +97,6 @@ _MOST_SPLITS = 4096
 _SPLITS = 4
 # Without a budget: no more than half as much work again for a lower peak.
 _RECOMPUTE = 1.5
-_ORIGINAL = Candidate("original", 0, 1, 0, 1.0, 1.0, fits=True)
 # TensorRT's convolutions take no tensor of more elements (NVIDIA/TensorRT#4123).
 _TENSORRT_ELEMENTS = 2**31 - 1
 
@@ -386,19 +386,25 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
         OptionError: Both axes are in question, the model was rewritten before, or its opset is too
             old to be cut.
     """
-    if len(options.axes) > 1:
-        raise OptionError("axis='auto': a curve is along one axis; name height or width")
+    check_one_axis(options)
     if _holds_plan(loaded.model):
         raise OptionError("the model was rewritten before (it holds a plan); give the original")
     analysis, labels = _look(loaded, options)
     if analysis.facts.opset < _OLDEST_OPSET:
         raise OptionError(_TOO_OLD.format(analysis.facts.opset))
-    plain = analysis.predict(None, TARGETS[options.target])
-    if plain.unknown:
-        return [replace(_ORIGINAL, peak=plain.need, unknown=plain.unknown)]
     kept, _ = _kept(analysis, options, labels, _sizes(analysis, labels))
     limits = replace(options.limits, splits=_MOST_SPLITS, recompute=options.max_recompute or inf)
     return pareto(analysis, limits, options.axes[0], TARGETS[options.target], kept, labels)
+
+
+def check_one_axis(options: Options) -> None:
+    """Refuse two axes where a curve is wanted.
+
+    Raises:
+        OptionError: Both are in question.
+    """
+    if len(options.axes) > 1:
+        raise OptionError("axis='auto': a curve is along one axis; name height or width")
 
 
 def _holds_plan(model: onnx.ModelProto) -> bool:

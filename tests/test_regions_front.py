@@ -15,8 +15,11 @@ from onnx.inliner import inline_local_functions
 
 from patchconv_deploy import UsageError, pareto, rewrite
 from patchconv_deploy.cli import main_rewrite, patchconv
+from rewriters.analysis import Analysis
 from rewriters.errors import BudgetError, OptionError
+from rewriters.frontier import Frontier
 from rewriters.graph import Loaded
+from rewriters.memory import Peak
 from rewriters.planner import read_plan
 from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from tests.regions_by_hand import tile_all
@@ -292,6 +295,34 @@ def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
     for point in points:
         outcome = _rewrite(_chain(), memory_budget=int(point.peak / 0.95) + 1)
         assert (outcome.after.need, outcome.recompute or 1.0) == (point.peak, point.recompute)
+
+
+def test_inspect_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What could be cut and the curve are of one search; the model as it is is predicted once."""
+    path = tmp_path / "m.onnx"
+    onnx.save(_chain(), path)
+    searched, predicted = [], []
+    explore, predict_all = Frontier.explore, Analysis.predict_all
+
+    def exploring(self: Frontier, *arguments: Any) -> None:
+        searched.append(self)
+        explore(self, *arguments)
+
+    def predicting(self: Analysis, order: Any, engines: Any) -> list[Peak]:
+        predicted.extend([self] if order is None else [])
+        return predict_all(self, order, engines)
+
+    monkeypatch.setattr(Frontier, "explore", exploring)
+    monkeypatch.setattr(Analysis, "predict_all", predicting)
+    done = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto"])
+    assert done.exit_code == 0, done.output
+    assert "fused" in done.output or "shrinking" in done.output
+    assert (len(searched), len(predicted)) == (1, 1)
+    pareto(path)
+    assert (len(searched), len(predicted)) == (2, 2)
+    done = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto", "--axis", "auto"])
+    assert done.exit_code
+    assert "--axis auto: a curve is along one axis" in str(done.exception)
 
 
 def test_the_curve_obeys_what_it_looks_at(tmp_path: Path) -> None:
