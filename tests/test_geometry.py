@@ -35,6 +35,7 @@ from rewriters.geometry import (
 from rewriters.proof import Network
 from rewriters.rowmaps import Pointwise, RowMap, Sliding, Transposed
 from tests.oracle import conv_padding
+from tests.tiers import examples
 
 _NAN = math.nan
 Check = TypeVar("Check", bound=Callable[..., None])
@@ -197,11 +198,12 @@ _tiled = st.one_of(_single, _chains)
 # --- operators ---------------------------------------------------------------------------------
 
 
-def test_rows_out_and_needs() -> None:
+@examples(150, 2000)
+def test_rows_out_and_needs(examples: int) -> None:
     """A row map's output height and needs are those of the operator, for every output row."""
     seen: Counter[str] = Counter()
 
-    @_for_all(500, _operators(), st.integers(1, 30))
+    @_for_all(examples, _operators(), st.integers(1, 30))
     def check(op: RowMap, rows: int) -> None:
         whole = _apply(op, _image(rows), 0.0, 0.0)
         assert max(0, op.rows_out(rows)) == len(whole)
@@ -215,13 +217,14 @@ def test_rows_out_and_needs() -> None:
                 assert reads == (spoiled in inside)
             seen["compared"] += 1
 
-    assert seen["compared"] > 1500
+    assert seen["compared"] > 3 * examples
 
 
-def test_steps_are_whole_and_least() -> None:
+@examples(200, 2000)
+def test_steps_are_whole_and_least(examples: int) -> None:
     """Rows per step keep every operator's ratio, and have no common divisor to take out."""
 
-    @_for_all(500, _chains)
+    @_for_all(examples, _chains)
     def check(chain: tuple[RowMap, ...]) -> None:
         rows = proof.steps(Network.chain(chain))
         assert not isinstance(rows, str)
@@ -233,11 +236,12 @@ def test_steps_are_whole_and_least() -> None:
 # --- tile and prove ----------------------------------------------------------------------------
 
 
-def test_tilings_are_right() -> None:
+@examples(600, 10_000)
+def test_tilings_are_right(examples: int) -> None:
     """Every tiling of a chain that can be proven gives the whole; single operators always can."""
     seen: Counter[str] = Counter()
 
-    @_for_all(4000, _tiled, st.integers(1, 60), st.integers(1, 9))
+    @_for_all(examples, _tiled, st.integers(1, 60), st.integers(1, 9))
     def check(chain: tuple[RowMap, ...], rows: int, splits: int) -> None:
         out = _rows_out(chain, rows)
         if out < 1:
@@ -256,16 +260,17 @@ def test_tilings_are_right() -> None:
         seen["trimmed"] += tiling.trim > 0
         seen["chains"] += len(chain) > 1
 
-    assert seen["right"] > 2500, seen
-    assert seen["trimmed"] > 800, seen
-    assert seen["chains"] > 800, seen
+    assert seen["right"] > 0.6 * examples, seen
+    assert seen["trimmed"] > 0.2 * examples, seen
+    assert seen["chains"] > 0.2 * examples, seen
 
 
-def test_right_rows_of_a_window() -> None:
+@examples(500, 10_000)
+def test_right_rows_of_a_window(examples: int) -> None:
     """`walk` calls exactly the right rows right: one operator without holes in its kernel."""
     seen: Counter[str] = Counter()
 
-    @_for_all(2500, _tiled, st.integers(1, 60), st.integers(0, 12), st.integers(0, 12))
+    @_for_all(examples, _tiled, st.integers(1, 60), st.integers(0, 12), st.integers(0, 12))
     def check(chain: tuple[RowMap, ...], rows: int, shift: int, trim: int) -> None:
         if _rows_out(chain, rows) < 1 or shift > trim:
             return
@@ -289,18 +294,19 @@ def test_right_rows_of_a_window() -> None:
             seen["exact"] += 1
         seen["sound"] += 1
 
-    assert seen["sound"] > 500, seen
-    assert seen["exact"] > 200, seen
+    assert seen["sound"] > 0.2 * examples, seen
+    assert seen["exact"] > 0.08 * examples, seen
 
 
-def test_no_larger_trim_would_do() -> None:
+@examples(250, 4000)
+def test_no_larger_trim_would_do(examples: int) -> None:
     """The trim is the largest that the asked number of patches can cover the output with.
 
     Greedy is best here: each next window lies as far down as the right rows above it allow.
     """
     seen: Counter[str] = Counter()
 
-    @_for_all(800, _tiled, st.integers(10, 80), st.integers(2, 6))
+    @_for_all(examples, _tiled, st.integers(10, 80), st.integers(2, 6))
     def check(chain: tuple[RowMap, ...], rows: int, splits: int) -> None:
         out = _rows_out(chain, rows)
         found = _extent(chain, rows) if out else None
@@ -328,7 +334,7 @@ def test_no_larger_trim_would_do() -> None:
         assert covered < out
         seen["compared"] += 1
 
-    assert seen["compared"] > 200
+    assert seen["compared"] > 0.25 * examples
 
 
 # --- what must be refused ----------------------------------------------------------------------
@@ -360,11 +366,12 @@ def _mutate(draw: st.DrawFn, tiling: Tiling) -> Tiling:
     return Tiling(trim, tuple(patches))
 
 
-def test_wrong_tilings_are_refused() -> None:
+@examples(600, 20_000)
+def test_wrong_tilings_are_refused(examples: int) -> None:
     """Whatever is broken in a right tiling: if `prove` lets it pass, it is right by brute force."""
     seen: Counter[str] = Counter()
 
-    @_for_all(5000, _tiled, st.integers(2, 60), st.integers(2, 6), st.data())
+    @_for_all(examples, _tiled, st.integers(2, 60), st.integers(2, 6), st.data())
     def check(chain: tuple[RowMap, ...], rows: int, splits: int, data: st.DataObject) -> None:
         if _rows_out(chain, rows) < 2:
             return
@@ -378,9 +385,9 @@ def test_wrong_tilings_are_refused() -> None:
             seen[wrong] += 1
         seen["refused" if reason else "still right"] += 1
 
-    assert seen["refused"] > 1500, seen
-    assert seen["wrong rows"] > 500, seen
-    assert seen["still right"] > 50, seen
+    assert seen["refused"] > 0.3 * examples, seen
+    assert seen["wrong rows"] > 0.1 * examples, seen
+    assert seen["still right"] > 0.01 * examples, seen
 
 
 _CONV = (Sliding(5, 1, 2, 2),)  # two halo rows on either side
@@ -438,11 +445,12 @@ def _placed(found: Extent, splits: int) -> Tiling:
     )
 
 
-def test_schedule_at_every_height() -> None:
+@examples(30, 1000)
+def test_schedule_at_every_height(examples: int) -> None:
     """What is proven for every height is right at each, far beyond those that are walked."""
     seen: Counter[str] = Counter()
 
-    @_for_all(200, st.one_of(_single, _single, _chains), st.integers(2, 7))
+    @_for_all(examples, st.one_of(_single, _single, _chains), st.integers(2, 7))
     def check(chain: tuple[RowMap, ...], splits: int) -> None:
         reason = proof.prove_every_height(Network.chain(chain), splits)
         if len(chain) == 1:
@@ -457,8 +465,8 @@ def test_schedule_at_every_height() -> None:
                 assert _wrong(chain, rows, tiling) is None, (rows, tiling)
                 seen["right"] += 1
 
-    assert seen["right"] > 4000, seen
-    assert seen["refused"] < 60, seen
+    assert seen["right"] > 20 * examples, seen
+    assert seen["refused"] < 0.3 * examples, seen
 
 
 def test_too_small_a_halo_is_found_at_some_height(monkeypatch: pytest.MonkeyPatch) -> None:
