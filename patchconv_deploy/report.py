@@ -157,11 +157,12 @@ def _rises(outcome: Outcome) -> Iterator[str]:
         if now > _NOTABLE_RISE * was
     ]
     loads = before.weights.loading, after.weights.loading
-    if loads[1] - loads[0] > (_NOTABLE_RISE - 1) * before.process:
+    # A few copies of small weights are what a lower peak may well cost.
+    if loads[1] - loads[0] > max((_NOTABLE_RISE - 1) * before.process, before.need - after.need):
         yield (
             f"the memory that loading takes is predicted to rise from {mebibytes(loads[0])} to "
-            f"{mebibytes(loads[1])} MiB, for copies of weights: cut into fewer patches (splits=), "
-            "with fold=True, or keep the original"
+            f"{mebibytes(loads[1])} MiB, by more than is saved while it runs: cut into "
+            "fewer patches (splits=), with fold=True, or keep the original"
         )
     if risen:
         yield f"the predicted peak rises, {', '.join(risen)}: {_advice(outcome)}"
