@@ -494,10 +494,11 @@ def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
     """On the CPU the defaults, and no arena, where the runtime keeps no figure of its own."""
-    only = "onnxruntime/conv3-2048x2048x512/batch-x2"
-    result = _report(tmp_path, "--cpu", "--runs", "1", "--sweep", "--only", only)
+    cells = [f"onnxruntime/conv3-2048x2048x512/{form}" for form in ("original", "batch-x2")]
+    only = [word for cell in cells for word in ("--only", cell)]
+    result = _report(tmp_path, "--cpu", "--runs", "1", "--sweep", *only)
     assert result.exit_code == 0, result.output
-    (row,) = _json(tmp_path)["rows"]
+    original, row = _json(tmp_path)["rows"]
     usual, setting = row["settings"]
     assert (usual["name"], usual["error"]) == ("defaults", "")
     assert "runtime_peak_bytes" in usual["figures"]
@@ -505,7 +506,11 @@ def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
     assert setting["compared"].startswith("largest error ")
     assert "runtime_peak_bytes" in row["figures"]
     assert "runtime_peak_bytes" not in setting["figures"]
-    assert "## Other settings" in (tmp_path / "report.md").read_text()
+    shown = (tmp_path / "report.md").read_text().partition("## Other settings")[2].splitlines()
+    cut = [line.split(" | ") for line in shown if line.startswith(f"| {cells[1]} ")]
+    # Over the original under the same setting, not over that at the defaults.
+    there = original["settings"][0]["figures"]["peak_bytes"]["value"]
+    assert cut[0][4] == f"{usual['figures']['peak_bytes']['value'] / there:.2f}"
     assert row_of(row).settings[0].figures["peak_bytes"].unit == "bytes"
 
 

@@ -239,6 +239,7 @@ def _tensorrt(request: Request) -> Found:
 _CUDA_SETTINGS = {
     "arena kSameAsRequested": OrtOptions("cuda", arena_extend_strategy="kSameAsRequested"),
     "channels last (prefer_nhwc)": OrtOptions("cuda", prefer_nhwc=True),
+    "both": OrtOptions("cuda", arena_extend_strategy="kSameAsRequested", prefer_nhwc=True),
 }
 _CPU = OrtOptions(memory_pattern=False, memory_reuse=False)
 _CPU_SETTINGS = {"defaults": OrtOptions(), "no arena": dataclasses.replace(_CPU, arena=False)}

@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.measure import now
 from patchconv_deploy.cli_types import write_bytes, write_text
-from tools.a100.asking import Engine, Setting
+from tools.a100.asking import Engine, Figure, Setting
 from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
 from tools.a100.compared import ORIGINAL_HERE
 from tools.a100.plots import LATENCY_PLOT, MEMORY_PLOT, csv_text, draw, plot_data
@@ -45,8 +45,9 @@ WORDS: Mapping[str, str] = {
     "host memory": "process_bytes, build_process_bytes in report.json: resident high-water mark of "
     "the process that ran it, and that it was built in",
     "other settings": "with --sweep. TensorRT: the workspace pool; they take turns in being "
-    "timed. ONNX Runtime CUDA: the arena that grows as requested, and channels last, one after the "
-    "other. The builder's own peak is by a recording allocator",
+    "timed. ONNX Runtime CUDA: the arena that grows as requested, channels last, and both, one "
+    "after the other. x original's: over the original under the same setting. The builder's own "
+    "peak is by a recording allocator",
     "pytorch": "allocated, reserved: most of PyTorch's allocator above the input and the weights; "
     "device: used memory through NVML. The published 44.0 GB are the input and output (4 GiB each) "
     "and the matrix that all windows are unfolded into (36 GiB), an inference from the figures: "
@@ -169,26 +170,43 @@ def _compared(row: Row) -> str:
 def _settings_table(report: Report, swept: Sequence[tuple[Row, Setting]]) -> str:
     """Return a table: the default's figures, and each setting's beside them."""
     names = {engine.name: engine.memory for engine in report.engines}
-    heads = ["cell", "setting", "memory, MiB", "default's, MiB", "latency, s", "default's, s"]
+    originals = {
+        (row.engine, row.case, each.name): each
+        for row, each in swept
+        if row.form == "original" and not each.error
+    }
+    heads = ["cell", "setting", "memory, MiB", "default's, MiB", "x original's", "latency, s"]
+    heads += ["default's, s", "x original's"]
     heads += ["builder's own peak, MiB", "skipped tactics", "output"]
     lines = []
     for row, each in swept:
         values = {name: figure.value for name, figure in each.figures.items()}
         memory = names[row.engine]
+        # Under the same setting: a layout or an arena is not credited to cutting.
+        original = originals.get((row.engine, row.case, each.name))
+        of = {} if original is None else original.figures
         lines.append(
             [
                 row.cell,
                 each.name,
                 mib(values.get(memory), memory),
                 mib(row.value(memory), memory),
+                _times(each.figures.get(memory), of.get(memory)),
                 mib(values.get(_LATENCY), _LATENCY),
                 mib(row.value(_LATENCY), _LATENCY),
+                _times(each.figures.get(_LATENCY), of.get(_LATENCY)),
                 mib(values.get("builder_peak_bytes"), "builder_peak_bytes"),
                 "-" if each.skipped is None else str(each.skipped),
                 each.error or each.compared or "-",
             ]
         )
     return _table(heads, lines)
+
+
+def _times(figure: Figure | None, original: Figure | None) -> str:
+    if figure is None or original is None or not original.value:
+        return "-"
+    return f"{figure.value / original.value:.2f}"
 
 
 def _distinct(values: Iterator[str]) -> str:
