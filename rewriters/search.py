@@ -42,7 +42,7 @@ from rewriters.geometry import Rows
 from rewriters.operators import RowLocal
 from rewriters.proof import right_rows
 from rewriters.rowmaps import Pointwise, RowMap
-from rewriters.sequence import Program, late_order, program
+from rewriters.sequence import Occurrence, Program, Tensor, late_order, program
 from rewriters.work import COPY
 
 __all__ = ["Limits", "Space", "Stage", "rungs", "spaces", "turns_of"]
@@ -284,6 +284,71 @@ class Plan:
     peak: int
 
 
+class _Node(NamedTuple):
+    """A row-local node as regions grow past it: what does not depend on where they begin.
+
+    Attributes:
+        carried: Tensors it reads along the tiled axis.
+        makes: Tensors it makes.
+        touches: Both, each once.
+        whole: Tensors that it reads whole.
+        ends: Those of what it touches that nobody reads any more.
+        takes_over: The tensor whose bytes its output has from here on, -1 for none.
+        component: Number of the set of row-local nodes it is one of.
+        row_map: Its rows, None if they stay as they are.
+        tall: Rows of what it reads and makes, far taller than the whole.
+        room: Steps that its output is shorter by where its window shrinks.
+        work: Its work.
+        size: Bytes of what it makes.
+        elements: Elements of the largest tensor that it makes.
+        edges: Tensors that it reads and makes, and one more.
+    """
+
+    carried: tuple[int, ...]
+    makes: tuple[int, ...]
+    touches: tuple[int, ...]
+    whole: tuple[int, ...]
+    ends: tuple[int, ...]
+    takes_over: int
+    component: int
+    row_map: RowMap | None
+    tall: tuple[int, int]
+    room: float
+    work: float
+    size: int
+    elements: int
+    edges: int
+
+
+def _tall(tensor: Tensor) -> int:
+    return tensor.rows + _TALL * tensor.step
+
+
+def _node(place: int, occurrence: Occurrence, tensors: Sequence[Tensor]) -> _Node | None:
+    """Return a node as regions grow past it, None where it is not row-local."""
+    link = occurrence.link
+    if link is None:
+        return None
+    made = [tensors[number] for number in occurrence.makes]
+    touches = tuple(dict.fromkeys((*occurrence.carried, *occurrence.makes)))
+    return _Node(
+        occurrence.carried,
+        occurrence.makes,
+        touches,
+        occurrence.whole,
+        tuple(number for number in touches if tensors[number].last_use == place),
+        occurrence.takes_over,
+        made[0].component,
+        None if isinstance(link.row_map, Pointwise) else link.row_map,
+        (_tall(tensors[occurrence.carried[0]]), _tall(made[0])),
+        sum(link.room) / made[0].step,
+        occurrence.work,
+        sum(tensor.size for tensor in made),
+        max(tensor.elements for tensor in made),
+        1 + len(occurrence.reads) + len(occurrence.makes),
+    )
+
+
 class Space:
     """All stages of one order of the nodes, and plans made of them.
 
@@ -308,6 +373,10 @@ class Space:
         self.program = laid
         self.order = order
         self.excess = excess
+        self._nodes = [
+            _node(place, occurrence, laid.tensors) if stages else None
+            for place, occurrence in enumerate(laid.occurrences)
+        ]
         segments: list[_Segment] = []
         # Tensors read and made by the nodes that were walked past, the nodes included.
         self.walked = self._edges(0, len(laid.occurrences))
@@ -369,11 +438,11 @@ class Space:
         """Yield every region that begins at a place and ends at one of the cuts."""
         tensors, wanted = self.program.tensors, set(cuts)
         right: dict[int, Rows] = {}
-        windows: dict[int, int] = {}
+        windows: set[int] = set()
         alive: dict[int, int] = {}
         sets: dict[int, int] = {}
         shorter: dict[int, float] = {}
-        parts = inside = now = common = widest = 0
+        parts = inside = inputs = now = common = widest = 0
         work = saved = 0.0
         component, deep = -1, _DEEP
 
@@ -382,63 +451,66 @@ class Space:
                 sets[number] = number = sets[sets[number]]
             return number
 
-        def tall(number: int) -> int:
-            return tensors[number].rows + _TALL * tensors[number].step
-
         for place in range(begin, end):
-            occurrence = self.program.occurrences[place]
-            link = occurrence.link
-            assert link is not None
-            self.walked += 1 + len(occurrence.reads) + len(occurrence.makes)
-            if any(n in right for n in occurrence.whole):
+            node = self._nodes[place]
+            assert node is not None
+            self.walked += node.edges
+            if node.whole and not right.keys().isdisjoint(node.whole):
                 return  # a tensor made inside is used whole
-            here = tensors[occurrence.makes[0]].component
-            if component not in (-1, here):
+            if component not in (-1, node.component):
                 return
-            component = here
-            for number in occurrence.carried:
+            component = node.component
+            for number in node.carried:
                 if number not in right:
-                    right[number] = Rows(0, tall(number))
-                    windows[number] = tensors[number].size
-                    alive[number] = tensors[number].size
-                    now += tensors[number].size
-            source, target = occurrence.carried[0], occurrence.makes[0]
-            read = Rows(
-                max(right[number].begin for number in occurrence.carried),
-                min(right[number].end for number in occurrence.carried),
-            )
+                    size = tensors[number].size
+                    right[number] = Rows(0, _tall(tensors[number]))
+                    windows.add(number)
+                    alive[number] = size
+                    inputs += size
+                    now += size
+            source = node.carried[0]
+            read = right[source]
+            if len(node.carried) > 1:
+                begins, ends = zip(*map(right.__getitem__, node.carried), strict=True)
+                read = Rows(max(begins), min(ends))
             made = read
-            if not isinstance(link.row_map, Pointwise):
-                made = _right_rows(link.row_map, read, tall(source), tall(target))
-            for number in (*occurrence.carried, *occurrence.makes):
+            if node.row_map is not None:
+                made = _right_rows(node.row_map, read, *node.tall)
+            anchor = -1
+            for number in node.touches:
                 if number not in sets:
-                    sets[number] = number
-                    parts += 1
                     common = gcd(common, tensors[number].step)
-            anchor = root(source)
-            for number in (*occurrence.carried, *occurrence.makes):
-                if root(number) != anchor:
-                    sets[root(number)] = anchor
-                    parts -= 1
-            work += occurrence.work
-            known = [shorter[number] for number in occurrence.carried if number in shorter]
+                    if anchor < 0:
+                        anchor = number
+                        parts += 1
+                    sets[number] = anchor
+                elif anchor < 0:
+                    anchor = root(number)
+                else:
+                    other = root(number)
+                    if other != anchor:
+                        sets[other] = anchor
+                        parts -= 1
+            work += node.work
+            # Nothing is dropped yet of what is read from outside.
+            known = [shorter[number] for number in node.carried if number in shorter]
             held = min(known, default=0.0)
-            if known and max(known) > held and deep > 0:
-                lost, passed = self._held(occurrence.carried, held, shorter, deep)
+            if len(known) > 1 and max(known) > held and deep > 0:
+                lost, passed = self._held(node.carried, held, shorter, deep)
                 saved, deep = saved - lost, deep - passed
-            least = held + sum(link.room) / tensors[target].step
-            shorter.update(dict.fromkeys(occurrence.carried, held))
-            shorter.update(dict.fromkeys(occurrence.makes, least))
-            saved += occurrence.work * least
-            for number in occurrence.makes:
+            least = held + node.room
+            for number in node.carried:
+                shorter[number] = held
+            saved += node.work * least
+            for number in node.makes:
+                shorter[number] = least
                 right[number] = made
                 alive[number] = tensors[number].size
-                now += tensors[number].size
-                widest = max(widest, tensors[number].elements)
-            taken = alive.get(occurrence.takes_over, 0)
-            inside = max(inside, now - taken)
-            for number in (*occurrence.carried, *occurrence.makes):
-                if number in alive and tensors[number].last_use == place:
+            now += node.size
+            widest = max(widest, node.elements)
+            inside = max(inside, now - alive.get(node.takes_over, 0))
+            for number in node.ends:
+                if number in alive:
                     now -= alive.pop(number)
             if place + 1 in wanted and parts == 1:
                 found = self._segment(begin, place + 1, right, windows, alive, common)
@@ -451,7 +523,7 @@ class Space:
                         saved * common,
                         self.program.live[begin],
                         inside,
-                        sum(windows.values()),
+                        inputs,
                         outputs,
                         largest,
                         free,
