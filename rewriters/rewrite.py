@@ -531,7 +531,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     found_after = predict_all(analysis, decided.drafts, engines, turns)
     after = found_after[0] if found_after else None
     by_form = {}
-    for form, drafts in decided.forms.items():
+    for done_forms, (form, drafts) in enumerate(decided.forms.items()):
+        report("splicing", done_forms, len(decided.forms) + 1)
         same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
         found = after if same else predict(analysis, drafts, engine, turns)
         if found is not None and not found.unknown:
@@ -540,7 +541,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     defaults = None
     if usual_before and found_after and not usual_before[0].unknown + found_after[1].unknown:
         defaults = usual_before[0].bytes, found_after[1].bytes
-    report("splicing", 0, 1)
+    report("splicing", len(decided.forms), len(decided.forms) + 1)
     done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
     plan = plan_data(
         decided.axis,

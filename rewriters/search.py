@@ -57,7 +57,7 @@ _MOST_CUTS = 56
 # Tensors read and made that are walked past for the regions of one order of the nodes, and of all
 # together: where each node reads many tensors, regions begin at fewer places, and less is tried.
 _WALKED = 1_000_000
-_WALKED_IN_ALL = 6_000_000
+_WALKED_IN_ALL = 2_000_000
 _FEWEST_CUTS = 8
 # The same for what shrinking windows lose where branches join, of each place a region begins at.
 _DEEP = 30_000
@@ -844,19 +844,18 @@ def spaces(
         "late": late_order(analysis),
         "runs": late_order(analysis, links.keys()),
     }
-    laid = {
-        name: program(
-            analysis, links, [(at, False) for at in order if at not in skipped], engine=counted
-        )
-        for name, order in orders.items()
-        if name == "engine" or order != run
-    }
-    excess = _excess(laid["engine"], alive)
     found, walked = list[Space](), 0
 
     def walking(here: int) -> None:
         report(min(walked + here, _WALKED_IN_ALL), _WALKED_IN_ALL)
 
+    laid = {}
+    for name, nodes in orders.items():
+        if name == "engine" or nodes != run:
+            kept = [(at, False) for at in nodes if at not in skipped]
+            laid[name] = program(analysis, links, kept, engine=counted)
+            walking(0)
+    excess = _excess(laid["engine"], alive)
     for name, base in laid.items():
         found.append(Space(base, excess, name, report=walking))
         walked += found[-1].walked
