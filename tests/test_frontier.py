@@ -88,10 +88,7 @@ def test_budgets_and_the_curve_are_one(kind: str, target: str) -> None:
         _taken(made, target=target, memory_budget=int(curve[-1].peak / KEPT) - 1)
 
 
-@pytest.mark.parametrize("kind", ["unet", "rrdbnet"])
-@pytest.mark.parametrize("share", [0.6, 0.4])
-def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
-    """Neither one form alone, nor fewer patches; nor more memory."""
+def _assert_restrictions_hardly_help(kind: str, share: float) -> None:
     made = make(kind, 60)
     peak = pareto_of(Loaded(copy_of(made), None), Options())[0].peak
     budget = int(share * peak)
@@ -112,6 +109,22 @@ def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
             continue
         # The effort of a restricted search goes elsewhere: it may find what is a little better.
         assert best.time <= 1.03 * other.time, restriction
+
+
+@pytest.mark.usefixtures("quick")
+@pytest.mark.parametrize("kind", ["unet", "rrdbnet"])
+@pytest.mark.parametrize("share", [0.6, 0.4])
+def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
+    """Neither one form alone, nor fewer patches; nor more memory."""
+    _assert_restrictions_hardly_help(kind, share)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["unet", "rrdbnet"])
+@pytest.mark.parametrize("share", [0.6, 0.4])
+def test_a_restriction_hardly_helps_where_all_is_weighed(kind: str, share: float) -> None:
+    """The same with all of the effort."""
+    _assert_restrictions_hardly_help(kind, share)
 
 
 @pytest.mark.usefixtures("quick")

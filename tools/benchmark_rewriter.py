@@ -20,7 +20,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -38,7 +38,7 @@ from rewriters.regions import Selection
 from rewriters.rewrite import Options, rewrite_model
 from tools.deep_models import KINDS, make
 
-__all__ = ["MAX_SEARCH", "main", "search"]
+__all__ = ["MAX_SEARCH", "SEARCHES", "main", "search"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -48,6 +48,8 @@ MAX_GROWTH = 1.5
 MAX_MEGABYTES = 300.0
 # Nodes of a network, and seconds of the processor that its regions may take to find.
 MAX_SEARCH = {300: 5.0, 3000: 30.0}
+# Eight patches, half the memory, and a budget that nothing keeps.
+SEARCHES = ("splits", "half", "none")
 
 CONV_COUNTS = (250, 500, 1000, 2000, 4000)
 WEIGHT_BYTES = 3 * 10**9
@@ -172,25 +174,27 @@ def _measure_weights(form: str, count: int, folder: Path) -> Figures:
     }
 
 
-def search(kind: str, count: int) -> Figures:
+def search(kind: str, count: int, tasks: Collection[str] = SEARCHES) -> Figures:
     """Return what it takes to find regions in a network of about so many nodes.
 
     Args:
         kind: A key of `tools.deep_models.KINDS`.
         count: Nodes.
+        tasks: Which of `SEARCHES`.
 
     Returns:
         Nodes, and seconds of the processor per task: ``splits``, ``half`` the peak as a budget, and
         a fiftieth, which nothing keeps (``none``). A budget is found infeasible in good time, too.
     """
     whole = rewrite_model(Loaded(make(kind, count), None), Options(splits=1)).before.bytes
-    tasks = {
+    asked = {
         "splits": Options(splits=8),
         "half": Options(memory_budget=whole // 2),
         "none": Options(memory_budget=whole // 50),
     }
     figures: Figures = {}
-    for name, options in tasks.items():
+    for name in tasks:
+        options = asked[name]
         loaded = Loaded(make(kind, count), None)
         figures["nodes"] = len(loaded.model.graph.node)
         start = time.process_time()
@@ -257,7 +261,7 @@ def _report() -> bool:
     for count, most in MAX_SEARCH.items():
         for kind in KINDS:
             found = _in_child("search", kind, count)
-            tasks = {name: found[name] for name in ("splits", "half", "none")}
+            tasks = {name: found[name] for name in SEARCHES}
             figure = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in tasks.items())
             good = max(tasks.values()) < most
             row(f"{found['nodes']:.0f} nodes, regions found", kind, figure, f"< {most:g} s", good)
