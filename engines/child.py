@@ -38,12 +38,14 @@ Verb = Callable[[Mapping[str, Any]], dict[str, Any]]
 
 @contextmanager
 def time_limit(seconds: float | None) -> Iterator[None]:
-    """Limit the time of all that is asked of processes within; None for no limit.
+    """Limit the time of all that is asked of processes within; None for no limit of its own.
 
-    What is waited for when it is over is ended, and `Child.ask` raises `TimeLimit`.
+    What is waited for when it is over is ended, and `Child.ask` raises `TimeLimit`. Of several,
+    one within the other, the one that is over first holds.
     """
-    end = None if seconds is None else (seconds, time.monotonic() + seconds)
-    token = _limit.set(end)
+    inner = None if seconds is None else (seconds, time.monotonic() + seconds)
+    limits = [limit for limit in (_limit.get(), inner) if limit is not None]
+    token = _limit.set(min(limits, key=lambda limit: limit[1], default=None))
     try:
         yield
     finally:

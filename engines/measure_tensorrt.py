@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.child import Child, child_process
+from engines.child import Child, child_process, time_limit
 from engines.errors import DeviceMissing, EngineError, EngineMissing
 from engines.measure import Job, Spread, now
 from engines.tensorrt_options import BuildOptions
@@ -174,6 +174,7 @@ def measure_tensorrt(
     *,
     timing: Timing | None = None,
     engine: str = "tensorrt",
+    time_limit_s: float | None = None,
 ) -> list[TensorRTResult]:
     """Build and run models on the GPU, each in a fresh process.
 
@@ -185,6 +186,8 @@ def measure_tensorrt(
         options: Options of each build.
         timing: Runs of each in a round, `Timing` if None; there are three rounds.
         engine: "tensorrt" or "tensorrt-rtx".
+        time_limit_s: Seconds that each may take to be built and have its memory measured, and
+            again in each round; None for no limit. One that takes longer costs no other its time.
 
     Raises:
         EngineMissing: The module or cuda-python is not installed.
@@ -193,12 +196,14 @@ def measure_tensorrt(
     found: list[TensorRTResult | _Measuring] = []
     with ExitStack() as stack:
         for job, wanted in zip(jobs, options, strict=True):
-            found.append(_begin(stack, job, wanted, engine))
+            with time_limit(time_limit_s):
+                found.append(_begin(stack, job, wanted, engine))
         # Round after round, so that what slows the device down slows all of them.
         for _ in range(_ROUNDS):
             for number, each in enumerate(found):
                 if isinstance(each, _Measuring):
-                    found[number] = each.timed(timing or Timing())
+                    with time_limit(time_limit_s):
+                        found[number] = each.timed(timing or Timing())
     return [each.result() if isinstance(each, _Measuring) else each for each in found]
 
 

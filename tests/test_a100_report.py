@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import csv
 import json
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,14 +19,15 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
+from engines import child, measure_tensorrt
 from engines.errors import DeviceMissing, EngineMissing, RunError
-from engines.measure import Job
+from engines.measure import Job, Measurement
 from engines.measure_tensorrt import TensorRTResult
 from engines.onnxruntime_engine import open_session
 from engines.tensorrt_build import load_module
 from tools import a100_report
-from tools.a100 import asking, models
-from tools.a100.asking import CPU_ENGINES, GPU_ENGINES
+from tools.a100 import asking, models, pytorch
+from tools.a100.asking import CPU_ENGINES, GPU_ENGINES, Figure, Setting
 from tools.a100.cases import (
     CASES,
     FITTING,
@@ -36,8 +41,8 @@ from tools.a100.cases import (
 )
 from tools.a100.compared import ORIGINAL_HERE, Compared, compare, read_input, reference, windows_of
 from tools.a100.models import write_inputs, write_model, write_variant
-from tools.a100.report import over
-from tools.a100.rows import Run, row_of, run_cell
+from tools.a100.report import over, report_markdown
+from tools.a100.rows import Report, Row, Run, row_of, run_cell
 from tools.a100_report import main, missing
 
 CONV = CASES[0]
@@ -152,7 +157,7 @@ def test_a_cell_measured_on_the_cpu(tmp_path: Path) -> None:
         + ["report.json", "report.md"]
     )
     found = _json(tmp_path)
-    assert (found["schema"], found["mode"], found["cells"]) == (1, "cpu", 2)
+    assert (found["schema"], found["mode"], found["cells"]) == (2, "cpu", 2)
     assert [row["form"] for row in found["rows"]] == ["batch", "sequential"]
     for row in found["rows"]:
         _check_row(row)
@@ -464,6 +469,17 @@ def test_a_cell_that_takes_too_long_is_ended(tmp_path: Path) -> None:
     assert row["error"] == "the time limit of 0.01 s is over"
 
 
+def test_of_limits_within_each_other_the_sooner_holds() -> None:
+    """An inner one that is longer, or none, takes nothing off the outer one."""
+    for inner, least, most in ((None, 1, 3), (9.0, 1, 3), (1.0, 0, 1)):
+        with child.time_limit(3.0), child.time_limit(inner):
+            seconds, words = child._sooner(None)
+            assert seconds is not None
+            assert least < seconds <= most
+            assert words == f"the time limit of {most} s is over"
+    assert child._sooner(None) == (None, "")
+
+
 def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are there are not made again; other settings are refused, and a file of others."""
     common = ("--cpu", "--runs", "1", "--splits", "2,4")
@@ -503,15 +519,123 @@ def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
     assert (usual["name"], usual["error"]) == ("defaults", "")
     assert "runtime_peak_bytes" in usual["figures"]
     assert (setting["name"], setting["error"]) == ("no arena", "")
-    assert setting["compared"].startswith("largest error ")
+    assert setting["compared"]["largest_error"] < 1e-4
     assert "runtime_peak_bytes" in row["figures"]
     assert "runtime_peak_bytes" not in setting["figures"]
     shown = (tmp_path / "report.md").read_text().partition("## Other settings")[2].splitlines()
     cut = [line.split(" | ") for line in shown if line.startswith(f"| {cells[1]} ")]
     # Over the original under the same setting, not over that at the defaults.
     there = original["settings"][0]["figures"]["peak_bytes"]["value"]
-    assert cut[0][4] == f"{usual['figures']['peak_bytes']['value'] / there:.2f}"
+    assert cut[1][1] == "defaults"
+    assert cut[1][4] == f"{usual['figures']['peak_bytes']['value'] / there:.2f}"
     assert row_of(row).settings[0].figures["peak_bytes"].unit == "bytes"
+
+
+def _as_found(peak: float, latency: float) -> dict[str, Figure]:
+    """Figures of MiB and milliseconds."""
+    return {
+        "peak_bytes": Figure(peak * (1 << 20), "bytes", "measured"),
+        "latency_median_s": Figure(latency / 1e3, "s", "measured"),
+    }
+
+
+def test_cutting_is_judged_against_the_original_s_best_setting() -> None:
+    """Over the same setting's, and over the least of any; never over what failed.
+
+    The figures are those of an H100, but for the pair of settings, which is made up.
+    """
+    good = Compared(1, 0.0, 0.1, "it")
+    engine = next(each for each in GPU_ENGINES if each.name == "onnxruntime")
+    figures = {
+        "original": ((5644, 21.7), (3114, 21.7), (4138, 10.2), None),
+        "fused": ((1040, 24.6), (592, 24.6), (530, 10.7), (520, 10.7)),
+    }
+    names = ("kSameAsRequested", "prefer_nhwc", "kSameAsRequested, prefer_nhwc")
+    rows = []
+    for form, (default, *others) in figures.items():
+        settings = tuple(
+            Setting(name, _as_found(*found), compared=good)
+            if found
+            else Setting(name, {}, error="it does not fit, " + "and this takes many words " * 9)
+            for name, found in zip(names, others, strict=True)
+        )
+        data: dict[str, Any] = {
+            **dict.fromkeys(("case", "model", "stands_for", "family", "version"), "x"),
+            **dict.fromkeys(("device", "dtype", "date"), "x"),
+            **dict.fromkeys(("splits", "patches", "activation_bytes", "regions", "runs"), 1),
+        }
+        row = Row(
+            **data, cell=form, form=form, engine=engine.name, recompute=1.0, kind="measured",
+            options={}, figures=_as_found(*default), compared=good, settings=settings,
+        )  # fmt: skip
+        rows.append(row)
+    text = report_markdown(Report("x", False, (engine,), 2, tuple(rows)), ())
+    table = text.split("## Other settings")[1].split("##")[0]
+    lines = [[part.strip() for part in line.split("|")[1:9]] for line in table.splitlines()]
+    found = {(line[0], line[1]): line[2:] for line in lines if len(line) == 8}
+    assert found["original", "default"] == ["5,644.0", "0.0217", "1.00", "1.81", "1.00", "2.13"]
+    assert found["fused", "default"] == ["1,040.0", "0.0246", "0.18", "0.33", "1.13", "2.41"]
+    assert found["fused", names[1]] == ["530.0", "0.0107", "0.13", "0.17", "1.05", "1.05"]
+    assert found["fused", names[2]] == ["520.0", "0.0107", "-", "0.17", "-", "1.05"]
+    assert found["original", names[2]] == ["-"] * 6
+    # Its whole words are in a table of their own, once.
+    assert text.count("and this takes many words " * 9) == 1
+    assert f"| original | {names[2]} | it does not fit, and" in text
+
+
+def test_a_setting_runs_where_the_default_does_not(tmp_path: Path) -> None:
+    """What the default cannot do does not take the others' comparison with it."""
+
+    def ask(request: asking.Request) -> asking.Found:
+        found = ENGINES["onnxruntime"].ask(request)
+        return replace(found, figures={}, error="out of memory")
+
+    row = run_cell(
+        Cell(CONV, "batch", 2, "onnxruntime"),
+        replace(ENGINES["onnxruntime"], ask=ask),
+        Run(1, tmp_path, sweep=True),
+    )
+    assert (row.error, row.compared) == ("out of memory", None)
+    assert [bool(each.compared and each.compared.agrees) for each in row.settings] == [True, True]
+
+
+def test_each_setting_has_the_whole_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """What one of them uses up is not taken from the others, whatever the engine."""
+    left: list[float] = []
+
+    def wait() -> None:
+        seconds, _ = child._sooner(None)
+        assert seconds is not None
+        left.append(seconds)
+        time.sleep(0.2)
+
+    def measured(jobs: Any, options: Any, **_: Any) -> Any:
+        wait()
+        return [Measurement("m", error="x") for _ in jobs]
+
+    def planned(models: Any, options: Any, **_: Any) -> Any:
+        wait()
+        return [TensorRTResult("m", "planned", "tensorrt-rtx") for _ in models]
+
+    @contextmanager
+    def process(*_: Any) -> Iterator[Any]:
+        def ask(do: str, **_: Any) -> Any:
+            wait()
+            raise RunError("x")
+
+        yield SimpleNamespace(ask=ask)
+
+    monkeypatch.setattr(asking, "measure", measured)
+    monkeypatch.setattr(asking, "plan_tensorrt", planned)
+    monkeypatch.setattr(asking, "cuda_device", lambda: "GPU")
+    for module in (pytorch, measure_tensorrt):
+        monkeypatch.setattr(module, "child_process", process)
+    job = Job(tmp_path / "m", tmp_path / "i")
+    for engine in (*GPU_ENGINES, *CPU_ENGINES, pytorch.PYTORCH):
+        left.clear()
+        found = engine.ask(asking.Request(job, 1, sweep=True, time_limit_s=5.0))
+        assert len(left) == 1 + len(found.settings) > 2, engine.name
+        assert min(left) > 4.9, engine.name
 
 
 def test_pytorch_has_rows_of_originals(tmp_path: Path) -> None:
@@ -526,14 +650,14 @@ def test_pytorch_has_rows_of_originals(tmp_path: Path) -> None:
     assert set(row["figures"]) == {f"latency_{each}_s" for each in ("median", "min", "max")}
     names = ["benchmark", "channels_last", "benchmark, channels_last"]
     assert [each["name"] for each in row["settings"]] == names
-    assert all(each["compared"].startswith("largest error") for each in row["settings"])
+    assert all(each["compared"]["largest_error"] < 1e-4 for each in row["settings"])
 
 
 def test_the_workspace_is_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Of TensorRT: four sizes beside the default, which alone uses the timing cache."""
     seen: list[Any] = []
 
-    def measured(jobs: Any, options: Any, timing: Any) -> Any:
+    def measured(jobs: Any, options: Any, timing: Any, time_limit_s: Any) -> Any:
         seen.extend(zip(jobs, options, strict=True))
         return [
             TensorRTResult("m", "measured", "tensorrt", peak_bytes=k, builder_peak_bytes=9)

@@ -203,7 +203,8 @@ def _line(row: Row, engine: Engine) -> str:
     type=click.FloatRange(min=0, min_open=True),
     default=3600,
     show_default=True,
-    help="Seconds that the engines may take for a cell; then it is ended, and a row that says so.",
+    help="Seconds that an engine may take for a cell, and anew under each setting of --sweep; then "
+    "it is ended, and a row that says so.",
 )
 @click.option(
     "--resume", is_flag=True, help="Continue the report that is in the folder where it stopped."

@@ -8,12 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from engines.child import time_limit
 from engines.cuda import cuda_device
 from engines.measure import Job, Measurement, Spread, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
 from engines.onnxruntime_engine import OrtOptions
 from engines.tensorrt_options import BuildOptions
 from engines.timing import Timing
+from tools.a100.compared import Compared
 
 __all__ = [
     "CPU_ENGINES",
@@ -60,6 +62,7 @@ class Request:
         timing_cache: TensorRT's, read and written.
         sweep: Ask under each of the engine's other settings, too.
         ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
+        time_limit_s: Seconds that the model may take, under each setting anew; None for no limit.
     """
 
     job: Job
@@ -67,6 +70,7 @@ class Request:
     timing_cache: Path | None = None
     ask_anyway: bool = False
     sweep: bool = False
+    time_limit_s: float | None = None
 
     def jobs(self, count: int) -> list[Job]:
         """Return the job and as many others of the same model; each writes windows of its own."""
@@ -93,14 +97,16 @@ class Setting:
         figures: What it says.
         skipped: Tactics that asked for more memory than they may have; TensorRT alone.
         error: Why there are no figures; empty if there are.
-        compared: How its output compares; empty where nothing ran or nothing could be compared.
+        compared: How sampled windows of its output compare with a reference.
+        not_compared: Why they were not, where it ran.
     """
 
     name: str
     figures: Mapping[str, Figure]
     skipped: int | None = None
     error: str = ""
-    compared: str = ""
+    compared: Compared | None = None
+    not_compared: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +221,11 @@ def _with_settings(results: Sequence[TensorRTResult]) -> Found:
 
 
 def _plan(request: Request) -> Found:
-    options = _swept(request, _BUILD)
-    return _with_settings(plan_tensorrt([request.job.model] * len(options), options))
+    results = []
+    for wanted in _swept(request, _BUILD):
+        with time_limit(request.time_limit_s):
+            results += plan_tensorrt([request.job.model], [wanted])
+    return _with_settings(results)
 
 
 def _tensorrt(request: Request) -> Found:
@@ -230,16 +239,18 @@ def _tensorrt(request: Request) -> Found:
     )
     # All settings take turns in being timed; each has its weights on the device meanwhile.
     timing, jobs = Timing.of(request.runs), request.jobs(len(options))
-    return _with_settings(measure_tensorrt(jobs, options, timing=timing))
+    limit = request.time_limit_s
+    return _with_settings(measure_tensorrt(jobs, options, timing=timing, time_limit_s=limit))
 
 
-# How the arena grows, and the layout that convolutions run in, which cutting must not be credited
-# for; on the CPU the runtime's own defaults, and no arena, beside what plans are made for and
-# recommend, which holds less of every model.
+# How the arena grows, and the layout that convolutions run in, each and both: cutting must not be
+# credited for what they do. On the CPU the runtime's own defaults, and no arena, beside what plans
+# are made for and recommend, which holds less of every model.
+_AS_REQUESTED = OrtOptions("cuda", arena_extend_strategy="kSameAsRequested")
 _CUDA_SETTINGS = {
-    "arena kSameAsRequested": OrtOptions("cuda", arena_extend_strategy="kSameAsRequested"),
-    "channels last (prefer_nhwc)": OrtOptions("cuda", prefer_nhwc=True),
-    "both": OrtOptions("cuda", arena_extend_strategy="kSameAsRequested", prefer_nhwc=True),
+    "kSameAsRequested": _AS_REQUESTED,
+    "prefer_nhwc": OrtOptions("cuda", prefer_nhwc=True),
+    "kSameAsRequested, prefer_nhwc": dataclasses.replace(_AS_REQUESTED, prefer_nhwc=True),
 }
 _CPU = OrtOptions(memory_pattern=False, memory_reuse=False)
 _CPU_SETTINGS = {"defaults": OrtOptions(), "no arena": dataclasses.replace(_CPU, arena=False)}
@@ -251,10 +262,10 @@ def _onnxruntime(
     """Measure one setting after the other: two arenas at once might not fit where each does."""
     options = [base, *(others.values() if request.sweep else ())]
     # In one process each: on a GPU opening a session searches algorithms anew, which takes long.
-    results = [
-        measure([job], [wanted], runs=request.runs, processes=1)[0]
-        for job, wanted in zip(request.jobs(len(options)), options, strict=True)
-    ]
+    results: list[Measurement] = []
+    for job, wanted in zip(request.jobs(len(options)), options, strict=True):
+        with time_limit(request.time_limit_s):
+            results += measure([job], [wanted], runs=request.runs, processes=1)
     settings = tuple(
         Setting(name, _of_onnxruntime(each, "").figures, None, each.error)
         for name, each in zip(others, results[1:], strict=False)

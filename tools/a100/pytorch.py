@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from engines.child import child_process
+from engines.child import child_process, time_limit
 from engines.errors import EngineError
 from engines.measure import Job, Spread, now
 from engines.timing import Timing
@@ -22,15 +22,18 @@ _SETTINGS = {
 }
 
 
-def _measure(job: Job, runs: int, benchmark: bool, channels_last: bool) -> Found:
+def _measure(request: Request, job: Job, benchmark: bool, channels_last: bool) -> Found:
     options: dict[str, Any] = {"benchmark": benchmark, "channels_last": channels_last}
     try:
-        with child_process("tools.a100.pytorch_child") as child:
+        with (
+            time_limit(request.time_limit_s),
+            child_process("tools.a100.pytorch_child") as child,
+        ):
             answer = child.ask(
                 "measure",
                 model=str(job.model),
                 inputs=str(job.inputs),
-                timing=asdict(Timing.of(runs)),
+                timing=asdict(Timing.of(request.runs)),
                 windows=as_json(job.windows),
                 sampled=None if job.sampled is None else str(job.sampled),
                 **options,
@@ -47,10 +50,10 @@ def _measure(job: Job, runs: int, benchmark: bool, channels_last: bool) -> Found
 def _ask(request: Request) -> Found:
     """Measure with benchmark on and off, in both layouts, one after the other."""
     jobs = request.jobs(1 + len(_SETTINGS))
-    first = _measure(jobs[0], request.runs, False, False)
+    first = _measure(request, jobs[0], False, False)
     settings = []
     for job, (name, flags) in zip(jobs[1:], _SETTINGS.items(), strict=True):
-        found = _measure(job, request.runs, *flags)
+        found = _measure(request, job, *flags)
         settings.append(Setting(name, found.figures, None, found.error))
     return replace(first, settings=tuple(settings))
 

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.child import time_limit
 from engines.measure import Job, now
 from tools.a100.asking import Engine, Figure, Found, Request, Setting, sampled_of
 from tools.a100.cases import PUBLISHED, Case, Cell, stand_in
@@ -112,7 +111,8 @@ class Run:
     Attributes:
         runs: Timed runs.
         folder: Takes models and inputs; what lies there is used again.
-        time_limit_s: Seconds that the engines may take for a cell; None for no limit.
+        time_limit_s: Seconds that an engine may take for a cell, under each setting anew; None for
+            no limit.
         device_bytes: Memory of the device; None where none is used.
         timing_cache: TensorRT's.
         sweep: Ask under the engines' other settings, too.
@@ -147,9 +147,10 @@ def _compare(cell: Cell, model: Case, found: Path, folder: Path) -> tuple[Compar
         wanted = reference(model, write_model(model, folder), write_inputs(model, folder))
         against = "the original on the CPU in float32"
         return compare(windows, wanted, model.dtype, against), ""
-    if cell.form == "original":
-        return None, "it normalises over the image: no reference for windows"
     first = _sampled(replace(cell, splits=1), folder, "original")
+    # What it puts out under another setting is compared with what it puts out at its default.
+    if found == first:
+        return None, "it normalises over the image: no reference for windows"
     if not first.exists():
         return None, "the original did not run"
     wanted = load_windows(first, len(windows))
@@ -159,14 +160,18 @@ def _compare(cell: Cell, model: Case, found: Path, folder: Path) -> tuple[Compar
 def _setting(each: Setting, cell: Cell, model: Case, sampled: Path, folder: Path) -> Setting:
     """Compare the output under a setting; one that is wrong has no figures."""
     if each.error:
-        return each
+        return replace(each, error=_one_line(each.error, folder))
     compared, why = _compare(cell, model, sampled, folder)
-    if compared is None:
-        return replace(each, compared=f"not compared: {why}")
-    words = f"largest error {compared.largest_error:.2g}"
-    if compared.agrees:
-        return replace(each, compared=words)
-    return replace(each, figures={}, error=f"its output is wrong: {words}")
+    if compared is None or compared.agrees:
+        return replace(each, compared=compared, not_compared=why)
+    return replace(each, compared=compared, figures={}, error=_wrong(compared))
+
+
+def _wrong(compared: Compared) -> str:
+    return (
+        f"its output is wrong: it differs by {compared.largest_error:.3g} from "
+        f"{compared.against}, {compared.tolerance:g} is allowed"
+    )
 
 
 def _ask(cell: Cell, engine: Engine, variant: Variant, run: Run) -> Row:
@@ -177,23 +182,23 @@ def _ask(cell: Cell, engine: Engine, variant: Variant, run: Run) -> Row:
         _check_memory(model, run.device_bytes)
         inputs = write_inputs(model, run.folder)
         job = Job(variant.path, inputs, windows_of(model), sampled)
-    with time_limit(run.time_limit_s):
-        found = engine.ask(Request(job, run.runs, run.timing_cache, run.ask_anyway, run.sweep))
+    found = engine.ask(
+        Request(job, run.runs, run.timing_cache, run.ask_anyway, run.sweep, run.time_limit_s)
+    )
     row = _row(cell, engine, variant, run, found)
-    if found.error or not engine.runs:
+    if not engine.runs:
         return row
+    # One may run where the default does not fit.
     settings = tuple(
         _setting(each, cell, model, sampled_of(sampled, number), run.folder)
         for number, each in enumerate(found.settings, 1)
     )
     row = replace(row, settings=settings)
+    if found.error:
+        return row
     compared, why = _compare(cell, model, sampled, run.folder)
     if compared is not None and not compared.agrees:
-        error = (
-            f"its output is wrong: it differs by {compared.largest_error:.3g} from "
-            f"{compared.against}, {compared.tolerance:g} is allowed"
-        )
-        return replace(row, compared=compared, figures={}, error=error)
+        return replace(row, compared=compared, figures={}, error=_wrong(compared))
     return replace(row, compared=compared, not_compared=why)
 
 
@@ -239,20 +244,26 @@ def _row(cell: Cell, engine: Engine, variant: Variant, run: Run, found: Found) -
         needed_bytes=model.least_bytes,
         # Beside a stand-in it would be read as a figure to compare with.
         published="" if engine.scaled else _published(cell),
-        # A reader has no use for the place where the models lay.
-        error=" ".join(found.error.replace(f"{run.folder}/", "").split()),
+        error=_one_line(found.error, run.folder),
     )
+
+
+def _one_line(error: str, folder: Path) -> str:
+    """Return an error without the place where the models lay, of which a reader has no use."""
+    return " ".join(error.replace(f"{folder}/", "").split())
 
 
 def row_of(data: Mapping[str, Any]) -> Row:
     """Return the row that a report.json has."""
+    settings = tuple(Setting(**_read(each)) for each in data.get("settings", ()))
+    return Row(**{**_read(data), "settings": settings})
+
+
+def _read(data: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what JSON has of a row or a setting, with its figures and its comparison made."""
     figures = {name: Figure(**each) for name, each in data["figures"].items()}
     compared = None if data["compared"] is None else Compared(**data["compared"])
-    settings = tuple(
-        Setting(**{**each, "figures": {k: Figure(**v) for k, v in each["figures"].items()}})
-        for each in data.get("settings", ())
-    )
-    return Row(**{**data, "figures": figures, "compared": compared, "settings": settings})
+    return {**data, "figures": figures, "compared": compared}
 
 
 @dataclass(frozen=True, slots=True)
