@@ -8,6 +8,9 @@ import pytest
 
 from engines.errors import EngineMissing
 from engines.tensorrt_build import load_module
+from tests.networks import exported, ocr
+
+__all__ = ["exported", "ocr", "rtx"]
 
 
 @pytest.fixture(scope="session")

@@ -34,14 +34,13 @@ from patchconv_deploy.inputs import save_inputs
 from rewriters.graph import Loaded
 from rewriters.rewrite import Options, rewrite_model
 from rewriters.shapes import fix_shapes
+from tests import networks
 from tests import test_real_models as real
 from tests.small_models import copy_of, most_elements, noise, super_resolution
+from tests.tiers import slow
 
 MIB = 1 << 20
 FORMS = ("original", *real.FORMS)
-
-exported = real.exported
-ocr = real.ocr
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ OCR_SIZES = {
 
 
 def planned(
-    original: real.Original,
+    original: networks.Original,
     shape: tuple[int, ...],
     label: str,
     report: list[str],
@@ -140,11 +139,15 @@ def figures(result: BuildResult) -> str:
     )
 
 
-EXPORTERS = ("torchscript", "dynamo")
+# Every kind of file in every run; what repeats a kind with another network is a slow test.
 CASES = [
-    *((name, exporter, "static") for name in SIZES for exporter in EXPORTERS),
-    *((name, "torchscript", "dynamic") for name in SIZES),
-    *(pytest.param(name, "dynamo", "dynamic", marks=pytest.mark.slow) for name in SIZES),
+    *((name, "torchscript", "static") for name in SIZES if name != "vae_decoder"),
+    ("vae_decoder", "dynamo", "static"),
+    ("unet", "torchscript", "dynamic"),
+    slow("vae_decoder", "torchscript", "static"),
+    *(slow(name, "dynamo", "static") for name in SIZES if name != "vae_decoder"),
+    *(slow(name, "torchscript", "dynamic") for name in SIZES if name != "unet"),
+    *(slow(name, "dynamo", "dynamic") for name in SIZES),
     ("unet", "torchscript", "fp16"),
     ("unet", "torchscript", "qdq"),
     ("unet", "torchscript", "qdq for TensorRT"),
@@ -158,7 +161,7 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
-def for_tensorrt(quantised: real.Original, path: Path) -> real.Original:
+def for_tensorrt(quantised: networks.Original, path: Path) -> networks.Original:
     """Quantise as TensorRT wants it: biases not behind int32 pairs, every zero point 0.
 
     The zero points are overwritten, so the numbers change; nothing is run here.
@@ -179,7 +182,7 @@ def for_tensorrt(quantised: real.Original, path: Path) -> real.Original:
             zeros = np.zeros_like(numpy_helper.to_array(zero))
             zero.CopyFrom(numpy_helper.from_array(zeros, zero.name))
     onnx.save(made, path)
-    return real.Original(path)
+    return networks.Original(path)
 
 
 @pytest.mark.parametrize(("name", "exporter", "kind"), CASES)
@@ -187,28 +190,28 @@ def test_rtx_exported(
     name: str,
     exporter: str,
     kind: str,
-    exported: real.Export,
+    exported: networks.Export,
     report: list[str],
     rtx: Any,
     tmp_path: Path,
 ) -> None:
     """Networks of both exporters: every form is taken as the original is."""
-    original = exported(name, exporter, **KINDS[kind], size=SIZES[name])
+    # With free sizes it is the same file whatever it was exported at.
+    at = {} if kind == "dynamic" else {"size": SIZES[name]}
+    original = exported(name, exporter, **KINDS[kind], **at)
     if kind == "qdq for TensorRT":
         original = for_tensorrt(original, tmp_path / "symmetric.onnx")
-    shape = (1, real.NETWORKS[name].channels, *SIZES[name])
+    shape = (1, networks.NETWORKS[name].channels, *SIZES[name])
     label = f"{name} {exporter} {kind} {SIZES[name][0]}x{SIZES[name][1]}"
     planned(original, shape, label, report, rtx, tmp_path, free=kind == "dynamic")
 
 
-@pytest.mark.parametrize(
-    "free", [False, pytest.param(True, marks=pytest.mark.slow)], ids=["static", "dynamic"]
-)
-@pytest.mark.parametrize("name", list(OCR_SIZES))
+@pytest.mark.parametrize("free", [False, slow(True)], ids=["static", "dynamic"])
+@pytest.mark.parametrize("name", [name if "det" in name else slow(name) for name in OCR_SIZES])
 def test_rtx_ocr(
     name: str,
     free: bool,
-    ocr: Callable[[str], real.Original],
+    ocr: Callable[[str], networks.Original],
     report: list[str],
     rtx: Any,
     tmp_path: Path,
@@ -321,7 +324,7 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Job]:
     export("vae_decoder", path, size=(40, 48), base=32, groups=4, resnets=1)
     inputs = folder / "inputs.npz"
     save_inputs(inputs, {"input": noise(1, 4, 40, 48)})
-    original = real.Original(path)
+    original = networks.Original(path)
     jobs = {"original": Job(path, inputs)}
     for form in real.FORMS:
         jobs[form] = Job(folder / f"{form}.onnx", inputs)
@@ -365,10 +368,13 @@ def invoke(
     return Invocation(found)
 
 
-@pytest.fixture(scope="module")
-def invocations(decoder: dict[str, Job], report: list[str]) -> tuple[Invocation, Invocation]:
-    """Return what two invocations under default options found."""
-    return invoke(decoder, report), invoke(decoder, report)
+@pytest.fixture(scope="module", params=[1, slow(2)], ids=["1 layout", "2 layouts"])
+def invocations(
+    request: pytest.FixtureRequest, decoder: dict[str, Job], report: list[str]
+) -> tuple[Invocation, Invocation]:
+    """Return what two invocations under default options found; the slow tier, as by default."""
+    first, second = (invoke(decoder, report, processes=request.param) for _ in range(2))
+    return first, second
 
 
 def apart(values: list[int]) -> float:

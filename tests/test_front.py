@@ -33,6 +33,7 @@ from patchconv_deploy import (
     rewrite,
 )
 from rewriters.rewrite import Outcome, rewrite_model
+from tests.commands import run_command
 from tests.small_models import file_names
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -202,7 +203,7 @@ def test_a_bad_build_ends_in_one_line_and_no_file(path: Path, words: str) -> Non
     garbage.write_bytes(b"\x08\x07 this is no model")
     names = {"model": path, "garbage": garbage, "folder": path.parent}
     before = _files(path.parent)
-    done = _command(*(a.format(**names) for a in BAD_BUILD[words]), do="build")
+    done = run_command("build", *(a.format(**names) for a in BAD_BUILD[words]))
     if words == "no NVIDIA" and done.returncode == 0:
         pytest.skip("this machine has a GPU")
     assert done.returncode == 2
@@ -223,7 +224,7 @@ def test_bad_input_ends_in_one_line_and_no_file(path: Path, words: str) -> None:
         "folder": path.parent,
     }
     before = _files(path.parent)
-    done = _command(*(argument.format(**names) for argument in BAD[words]))
+    done = run_command("rewrite", *(argument.format(**names) for argument in BAD[words]))
     assert done.returncode == 2
     assert words.strip() in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1

@@ -22,6 +22,7 @@ from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions, open_session
 from patchconv_deploy.inputs import save_inputs
 from patchconv_deploy.measuring import best
 from patchconv_deploy.session_options import METADATA_KEY
+from tests.commands import run_command
 
 ROOT = Path(__file__).resolve().parent.parent
 MIB = 1 << 20
@@ -187,20 +188,22 @@ def test_a_crash_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.Mo
 
 
 def _command(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "patchconv_deploy", "measure", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    return run_command("measure", *arguments)
 
 
 def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     """Ratios to the first model, every option in the JSON."""
     model = _chain(tmp_path, 128).model
     target = tmp_path / "figures.json"
-    done = _command(model, model, "--runs", "1", "--no-arena", "--json", target)
+    # In a process of its own, as a user does.
+    command = [sys.executable, "-m", "patchconv_deploy", "measure", str(model), str(model)]
+    done = subprocess.run(
+        [*command, "--runs", "1", "--no-arena", "--json", str(target)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert "x first" in done.stdout
     head = re.split(r" {2,}", done.stdout.splitlines()[0].strip())
@@ -374,14 +377,8 @@ def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
     if engine == "tensorrt-rtx":
         pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     model, report = _chain(tmp_path, 64).model, tmp_path / "report.json"
-    command = [sys.executable, "-m", "patchconv_deploy", "rewrite", str(model), "--measure"]
-    done = subprocess.run(
-        [*command, "--engine", engine, "--min-elements", "0", "--report", str(report)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
-        check=False,
-    )
+    options = ["--engine", engine, "--min-elements", "0", "--report", str(report)]
+    done = run_command("rewrite", model, "--measure", *options)
     assert done.returncode == 0, done.stderr
     assert "x first" in done.stdout
     rows = json.loads(report.read_text())["measured"]

@@ -13,19 +13,17 @@ original does. How close, and why:
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
-from rewriters.graph import Loaded, load
+from rewriters.graph import Loaded
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, rewrite_model
+from tests.networks import NETWORKS, OCR, Export, Original, exports, page
 from tests.small_models import Array, copy_of, noise, session
 
 FP32 = 3e-5
@@ -33,69 +31,6 @@ FP16 = 2e-2
 QDQ_WORST, QDQ_MEAN = 0.25, 1e-2
 
 FORMS = ("batch", "sequential")
-Size = tuple[int, int]
-
-
-@dataclass(frozen=True)
-class Network:
-    """How to export one network small, and two sizes to run it at; neither is square."""
-
-    options: dict[str, Any]
-    channels: int
-    size: Size
-    other: Size
-
-
-NETWORKS = {
-    "vae_decoder": Network({"base": 8, "groups": 4, "resnets": 1}, 4, (10, 8), (7, 13)),
-    "unet": Network({"base": 4, "levels": 3}, 3, (48, 32), (40, 72)),
-    "rrdbnet": Network({"base": 8, "growth": 4, "blocks": 1}, 3, (20, 16), (13, 21)),
-    "mobilenet": Network({"base": 8, "repeats": 0}, 3, (64, 48), (80, 112)),
-}
-OCR = {
-    "ch_PP-OCRv4_det_infer": ((64, 96), (128, 64)),
-    "ch_PP-OCRv4_rec_infer": ((48, 64), (48, 104)),
-    "ch_ppocr_mobile_v2.0_cls_infer": ((48, 192), (48, 96)),
-}
-
-
-@dataclass
-class Original:
-    """A model with the outputs and the Convs' output rows it has at each size."""
-
-    path: Path
-    ran: dict[tuple[int, ...], tuple[dict[str, Array], dict[str, int]]] = field(
-        default_factory=dict
-    )
-
-    def __post_init__(self) -> None:
-        self.model = load(self.path).model
-        self.input = self.model.graph.input[0].name
-
-    def at(self, feed: Array) -> tuple[dict[str, Array], dict[str, int]]:
-        """Run at one size: outputs by name, and rows of every Conv's output by its node's label."""
-        if feed.shape not in self.ran:
-            shown = copy_of(self.model)
-            convs = {
-                node.output[0]: node.name or node.output[0]
-                for node in shown.graph.node
-                if node.op_type in ("Conv", "ConvTranspose")
-            }
-            outputs = {output.name for output in shown.graph.output}
-            shown.graph.output.extend(
-                onnx.ValueInfoProto(name=name) for name in convs if name not in outputs
-            )
-            opened = session(shown)
-            names = [output.name for output in opened.get_outputs()]
-            rows = dict(zip(names, opened.run(names, {self.input: feed}), strict=True))
-            plain = session(self.model)
-            names = [output.name for output in plain.get_outputs()]
-            arrays = dict(zip(names, plain.run(names, {self.input: feed}), strict=True))
-            self.ran[feed.shape] = (
-                arrays,
-                {label: rows[name].shape[2] for name, label in convs.items()},
-            )
-        return self.ran[feed.shape]
 
 
 def rewritten(original: Original, form: str, **options: Any) -> Outcome:
@@ -129,40 +64,11 @@ def assert_close(expected: dict[str, Array], outcome: Outcome, name: str, feed: 
         assert error <= FP32 * largest, f"{output} at {feed.shape}: {error} of {largest}"
 
 
-Export = Callable[..., Original]
-
-
-@pytest.fixture(scope="session")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Export:
-    """Return a function that exports a network once per session."""
-    folder = tmp_path_factory.mktemp("exported")
-    made: dict[str, Original] = {}
-
-    def get(name: str, exporter: str = "torchscript", **options: Any) -> Original:
-        from tools.export_models import export, quantize_qdq
-
-        qdq = options.pop("qdq", False)
-        key = "-".join([name, exporter, *map(str, options.values()), str(qdq)])
-        if key not in made:
-            network, path = NETWORKS[name], folder / f"{key}.onnx"
-            options = {"size": network.size, **options, **network.options}
-            export(name, path, exporter=exporter, **options)  # type: ignore[arg-type]
-            if qdq:
-                quantised = folder / f"{key}-qdq.onnx"
-                path = quantize_qdq(path, quantised, size=network.size)
-            made[key] = Original(path)
-        return made[key]
-
-    return get
-
-
-exporters = pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
 names = pytest.mark.parametrize("name", list(NETWORKS))
 forms = pytest.mark.parametrize("form", FORMS)
 
 
-@names
-@exporters
+@exports(dynamo="vae_decoder")
 @forms
 def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
     """Sizes in the file: windows are numbers, and every Conv is cut."""
@@ -176,8 +82,7 @@ def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
     assert_close(expected, outcome, original.input, feed)
 
 
-@names
-@exporters
+@exports(dynamo="mobilenet")
 @forms
 def test_dynamic(exported: Export, name: str, exporter: str, form: str) -> None:
     """Symbols in the file: rewritten once, right at two sizes and two batches."""
@@ -250,38 +155,6 @@ def test_qdq(exported: Export, name: str, form: str) -> None:
     error = np.abs(array - got)
     assert error.max() <= QDQ_WORST * np.abs(array).max()
     assert error.mean() <= QDQ_MEAN * np.abs(array).max()
-
-
-def ocr_file(name: str) -> Path:
-    """Return a model file of the installed package, which is not imported."""
-    found = importlib.util.find_spec("rapidocr_onnxruntime")
-    if found is None or found.origin is None:
-        pytest.skip("no PP-OCR files: pip install --no-deps rapidocr-onnxruntime==1.4.4")
-    return Path(found.origin).parent / "models" / f"{name}.onnx"
-
-
-@pytest.fixture(scope="session")
-def ocr() -> Callable[[str], Original]:
-    """Return a function that loads a PP-OCR model once per session."""
-    made: dict[str, Original] = {}
-
-    def get(name: str) -> Original:
-        if name not in made:
-            made[name] = Original(ocr_file(name))
-        return made[name]
-
-    return get
-
-
-def page(batch: int, size: Size) -> Array:
-    """Return dark strokes on a light page, with some noise: on noise alone nothing is detected."""
-    height, width = size
-    image = np.ones((batch, 3, height, width), np.float32)
-    for y in range(8, height - 20, 32):
-        for x in range(6, width - 12, 12):
-            image[:, :, y : y + 20, x : x + 3] = -1
-            image[:, :, y + x % 17 : y + x % 17 + 3, x : x + 9] = -1
-    return image + 0.1 * noise(batch, 3, height, width)
 
 
 @pytest.mark.parametrize("name", list(OCR))

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +21,7 @@ from rewriters.graph import Loaded
 from rewriters.reasons import Reason
 from rewriters.regions import Selection
 from rewriters.rewrite import Options, Outcome, rewrite_model
+from tests.commands import run_command
 from tests.small_models import (
     Array,
     chain,
@@ -331,20 +330,11 @@ def test_a_budget_that_is_not_kept_is_no_success(
     with pytest.raises(BudgetError) as stop:
         rewrite(path, memory_budget="10KiB", dry_run=dry)
     assert words in str(stop.value)
-    done = _main([str(path), "--memory-budget", "10KiB", *(["--dry-run"] if dry else [])])
+    done = run_command("rewrite", path, "--memory-budget", "10KiB", *(["--dry-run"] if dry else []))
     assert done.returncode == 1
     said = str(stop.value).replace("upgrade_opset=13", "--upgrade-opset 13")
     assert done.stderr.splitlines() == [f"error: {said}"]
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
-
-
-def _main(arguments: list[str]) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "patchconv_deploy", "rewrite", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def test_no_curve_of_those_either(tmp_path: Path) -> None:

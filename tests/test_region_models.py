@@ -18,33 +18,14 @@ import pytest
 from rewriters.errors import BudgetError
 from rewriters.graph import Loaded
 from rewriters.rewrite import Options, Outcome, rewrite_model
+from tests.networks import NETWORKS, OCR, Export, Original, exports, page
 from tests.regions_by_hand import tile_all
 from tests.small_models import Array, copy_of, noise, session
-from tests.test_real_models import (
-    FP16,
-    FP32,
-    OCR,
-    QDQ_MEAN,
-    QDQ_WORST,
-    Export,
-    Original,
-    exported,
-    ocr,
-    page,
-)
+from tests.test_real_models import FP16, FP32, QDQ_MEAN, QDQ_WORST
+from tests.tiers import slow
 
-__all__ = ["exported", "ocr"]
-
-# Larger than the networks of `test_real_models`: a region has to have rows to cut.
-SIZES = {
-    "vae_decoder": (4, (24, 12), (17, 13)),
-    "unet": (3, (96, 32), (72, 40)),
-    "rrdbnet": (3, (48, 16), (33, 21)),
-    "mobilenet": (3, (160, 48), (112, 80)),
-}
 FORMS = ("fused", "shrinking", "loop")
-names = pytest.mark.parametrize("name", list(SIZES))
-exporters = pytest.mark.parametrize("exporter", ["torchscript", "dynamo"])
+names = pytest.mark.parametrize("name", list(NETWORKS))
 forms = pytest.mark.parametrize("form", FORMS)
 
 
@@ -105,14 +86,13 @@ def _assert_idempotent(original: Original, outcome: Outcome) -> None:
     assert again.model.SerializeToString() == outcome.model.SerializeToString()
 
 
-@names
-@exporters
+@exports(dynamo="vae_decoder")
 @forms
 def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
     """Sizes in the file."""
-    channels, size, _ = SIZES[name]
-    original = exported(name, exporter, dynamic=False, size=size)
-    feed = noise(1, channels, *size)
+    network = NETWORKS[name]
+    original = exported(name, exporter, dynamic=False)
+    feed = noise(1, network.channels, *network.size)
     outcome = _rewrite(original, form=form, splits=4)
     _assert_sound(original.model, outcome.model)
     _assert_close(original, outcome.model, feed)
@@ -125,29 +105,28 @@ def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
     _assert_close(original, made.model, feed)
 
 
-@names
-@exporters
+@exports(dynamo="mobilenet")
 @forms
 def test_dynamic(exported: Export, name: str, exporter: str, form: str) -> None:
     """Symbols in the file: cut once, right at two sizes and two batches."""
-    channels, size, other = SIZES[name]
-    original = exported(name, exporter, dynamic=True, size=size)
+    network = NETWORKS[name]
+    original = exported(name, exporter, dynamic=True)
     outcome = _rewrite(original, form=form, splits=3)
     made = tile_all(original.model, 3, form)
     assert made.plans
-    for batch, at in ((1, size), (2, other)):
-        feed = noise(batch, channels, *at)
+    for batch, at in ((1, network.size), (2, network.other)):
+        feed = noise(batch, network.channels, *at)
         for result in (outcome.model, made.model):
             _assert_sound(original.model, result)
             _assert_close(original, result, feed)
 
 
 @names
-@pytest.mark.parametrize("share", [0.75, 0.5, 0.35])
+@pytest.mark.parametrize("share", [slow(0.75), 0.5, slow(0.35)])
 def test_budget(exported: Export, name: str, share: float) -> None:
     """A plan for a budget computes the same; or there is none, which is said."""
-    channels, size, _ = SIZES[name]
-    original = exported(name, dynamic=False, size=size)
+    network = NETWORKS[name]
+    original = exported(name, dynamic=False)
     peak = _rewrite(original, splits=1).before.bytes
     try:
         outcome = _rewrite(original, memory_budget=int(share * peak))
@@ -157,16 +136,16 @@ def test_budget(exported: Export, name: str, share: float) -> None:
         assert share < 0.75 or name in ("vae_decoder", "mobilenet")
         return
     _assert_sound(original.model, outcome.model)
-    _assert_close(original, outcome.model, noise(1, channels, *size))
+    _assert_close(original, outcome.model, noise(1, network.channels, *network.size))
 
 
 @forms
 @pytest.mark.parametrize("name", ["unet", "rrdbnet", "vae_decoder"])
 def test_fp16(exported: Export, name: str, form: str) -> None:
     """Half precision stays half precision."""
-    channels, size, _ = SIZES[name]
-    original = exported(name, dynamic=False, size=size, dtype="float16")
-    feed = noise(1, channels, *size, dtype=np.float16)
+    network = NETWORKS[name]
+    original = exported(name, dynamic=False, dtype="float16")
+    feed = noise(1, network.channels, *network.size, dtype=np.float16)
     outcome = _rewrite(original, form=form, splits=3)
     made = tile_all(original.model, 3, form)
     for result in (outcome.model, made.model):
@@ -178,9 +157,9 @@ def test_fp16(exported: Export, name: str, form: str) -> None:
 @pytest.mark.parametrize("name", ["unet", "mobilenet"])
 def test_qdq(exported: Export, name: str, form: str) -> None:
     """A quantised network: the pairs around each Conv lie in the region with it."""
-    channels, size, _ = SIZES[name]
-    original = exported(name, dynamic=False, size=size, qdq=True)
-    feed = noise(1, channels, *size)
+    network = NETWORKS[name]
+    original = exported(name, dynamic=False, qdq=True)
+    feed = noise(1, network.channels, *network.size)
     outcome = _rewrite(original, form=form, splits=3)
     made = tile_all(original.model, 3, form)
     assert made.plans
@@ -193,8 +172,15 @@ def test_qdq(exported: Export, name: str, form: str) -> None:
         assert error.mean() <= QDQ_MEAN * np.abs(array).max()
 
 
-@forms
-@pytest.mark.parametrize("name", list(OCR))
+# Every file and every form once by default, every pair in the slow tier.
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        (name, form) if k == m else slow(name, form)
+        for k, name in enumerate(OCR)
+        for m, form in enumerate(FORMS)
+    ],
+)
 def test_ocr(ocr: Any, name: str, form: str) -> None:
     """PP-OCR: free dimensions first, then a given size."""
     original = ocr(name)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +17,54 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from patchconv_deploy import UsageError, check_triton_repository, write_triton_repository
+from engines.signature import runtime
+from patchconv_deploy import (
+    UsageError,
+    check_triton_repository,
+    triton_memory,
+    triton_validate,
+    write_triton_repository,
+)
+from patchconv_deploy.measuring import measure_onnxruntime
 from patchconv_deploy.triton import TritonResult
 from patchconv_deploy.triton_config import ConfigOptions
 from patchconv_deploy.triton_memory import MOST_INSTANCES, Footprint, plan_capacity
 from patchconv_deploy.triton_plan import engine_problems
 from patchconv_deploy.triton_schema import read_config, schema
 from patchconv_deploy.triton_signature import DATA_TYPES, Signature, Tensor
+from patchconv_deploy.triton_validate import check_model
+from tests.commands import run_command
 from tests.small_models import chain, conv, file_names, model, node, value
 
 MiB = 1 << 20
+
+
+class _Here:
+    """Checks a model as the process does that is started for it, in this one."""
+
+    def ask(self, do: str, *, time_limit_s: float, model: str, **how: Any) -> dict[str, Any]:
+        """Return the findings."""
+        assert do == "check"
+        with runtime() as opener:
+            found = check_model(Path(model), opener, **how)
+        return {"findings": [asdict(finding) for finding in found]}
+
+
+@pytest.fixture(autouse=True)
+def few_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Spare each check its process, whose start is most of it, and each peak its second one.
+
+    `test_triton_hostile` has the processes of checks, `test_measure` those of peaks.
+    """
+
+    @contextmanager
+    def here(module: str) -> Iterator[_Here]:
+        assert module == "patchconv_deploy.triton_check_child"
+        yield _Here()
+
+    monkeypatch.setattr(triton_validate, "child_process", here)
+    once = partial(measure_onnxruntime, processes=1)
+    monkeypatch.setattr(triton_memory, "measure_onnxruntime", once)
 
 
 def _write(tmp_path: Path, made: onnx.ModelProto, **options: Any) -> TritonResult:
@@ -284,11 +325,11 @@ def test_the_peak_is_measured_where_it_can_be(tmp_path: Path) -> None:
     # The output alone is 4 MiB.
     assert one.capacity.footprint.peak_bytes >= 4 * MiB
     assert one.config.max_batch_size == 1
-    more = _write(tmp_path, made, memory=200 * MiB)
+    more = _write(tmp_path, made, memory=36 * MiB)
     assert more.config.max_batch_size > 1
     assert more.capacity is not None
     assert more.config.instance_group[0].count == more.capacity.instances
-    assert more.capacity.instances * more.capacity.footprint.total <= 200 * MiB
+    assert more.capacity.instances * more.capacity.footprint.total <= 36 * MiB
     gpu = _write(tmp_path, made, memory=1024 * MiB, provider="cuda")
     assert gpu.capacity is not None
     if gpu.capacity.footprint.kind == "predicted":
@@ -396,23 +437,13 @@ def test_plans_by_compute_capability(tmp_path: Path) -> None:
 # --- the command line -----------------------------------------------------------------------------
 
 
-def _command(*arguments: str | Path, code: str = "") -> subprocess.CompletedProcess[str]:
-    start = f"{code}\nfrom patchconv_deploy.cli import main; main()"
-    return subprocess.run(
-        [sys.executable, "-c", start, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=120,
-        check=False,
-    )
-
-
 def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     """What is printed and what is in the JSON; a repository that was spoilt is refused."""
-    onnx.save(conv(("n", 2, 64, 48)), tmp_path / "net.onnx")
+    # Two items fit, four do not: each batch that is tried is measured in processes of its own.
+    onnx.save(conv(("n", 2, 256, 256), out=16), tmp_path / "net.onnx")
     repository = tmp_path / "repository"
-    done = _command(
-        *("triton", tmp_path / "net.onnx", "--repository", repository, "--memory", "256MiB"),
+    done = run_command(
+        *("triton", tmp_path / "net.onnx", "--repository", repository, "--memory", "36MiB"),
         *("--dynamic-batching", "--warmup", "--json", tmp_path / "out.json"),
     )
     assert done.returncode == 0, done.stderr
@@ -422,11 +453,11 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
     assert data["version"] == 1
     assert data["memory"]["footprint"]["kind"] == "measured"
     assert data["config"]["name"] == "net"
-    checked = _command("triton", "--check", repository)
+    checked = run_command("triton", "--check", repository)
     assert (checked.returncode, checked.stdout) == (0, "1 models, 0 refused\n")
     config = repository / "net" / "config.pbtxt"
     config.write_text(config.read_text().replace("TYPE_FP32", "TYPE_FP64"))
-    checked = _command("triton", "--check", repository, "--json", tmp_path / "check.json")
+    checked = run_command("triton", "--check", repository, "--json", tmp_path / "check.json")
     assert checked.returncode == 1
     assert "input 'x' is TYPE_FP64, in the model TYPE_FP32; change data_type" in checked.stdout
     assert len(json.loads((tmp_path / "check.json").read_text())["refused"]) == 2
@@ -435,9 +466,13 @@ def test_the_command_writes_and_checks(tmp_path: Path) -> None:
 def test_tritonclient_is_missing(tmp_path: Path) -> None:
     """One line with the command that installs it."""
     onnx.save(chain(1), tmp_path / "m.onnx")
-    done = _command(
-        *("triton", tmp_path / "m.onnx", "--repository", tmp_path / "r"),
-        code="import sys; sys.modules['tritonclient'] = None",
+    code = (
+        "import sys; sys.modules['tritonclient'] = None\n"
+        "from patchconv_deploy.cli import main; main()"
+    )
+    arguments = ["triton", str(tmp_path / "m.onnx"), "--repository", str(tmp_path / "r")]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
     assert done.stderr == (
@@ -459,7 +494,7 @@ def test_tritonclient_is_missing(tmp_path: Path) -> None:
 )
 def test_wrong_use(tmp_path: Path, arguments: tuple[str, ...], why: str) -> None:
     """Exit code 2 and one line."""
-    done = _command("triton", *arguments)
+    done = run_command("triton", *arguments)
     assert done.returncode == 2
     assert done.stderr.startswith("error: ")
     assert done.stderr.count("\n") == 1

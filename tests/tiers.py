@@ -1,6 +1,8 @@
-"""Two tiers of one property: a few examples in every run, and many among the slow tests."""
+"""Two tiers of one property: part of the cases in every run, all of them with the slow tests."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import pytest
 
@@ -15,4 +17,9 @@ def examples(few: int, many: int) -> pytest.MarkDecorator:
         few: By default; enough that a planted fault of the property is found.
         many: In the slow tier.
     """
-    return pytest.mark.parametrize("examples", [few, pytest.param(many, marks=pytest.mark.slow)])
+    return pytest.mark.parametrize("examples", [few, slow(many)])
+
+
+def slow(*values: object) -> Any:
+    """Return a set of a test's parameters that is run in the slow tier alone."""
+    return pytest.param(*values, marks=pytest.mark.slow)
