@@ -9,6 +9,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -19,6 +20,7 @@ from engines.errors import DeviceMissing
 from engines.measure import Job, Measurement, Spread, measure
 from engines.memory_probe import high_water_bytes, reset_high_water, resident_bytes
 from engines.onnxruntime_engine import SESSION_OPTIONS, OrtOptions, open_session
+from patchconv_deploy import tuning
 from patchconv_deploy.inputs import save_inputs
 from patchconv_deploy.measuring import best
 from patchconv_deploy.session_options import METADATA_KEY
@@ -372,11 +374,18 @@ def test_the_best_is_the_fastest_of_the_lowest() -> None:
 
 
 @pytest.mark.parametrize("engine", ["onnxruntime", "tensorrt-rtx"])
-def test_a_rewrite_can_be_measured_at_once(tmp_path: Path, engine: str) -> None:
+def test_a_rewrite_can_be_measured_at_once(
+    tmp_path: Path, engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """--measure adds rows to the table and to the report; ONNX Runtime's options are found."""
     if engine == "tensorrt-rtx":
         pytest.importorskip("tensorrt_rtx", reason="tensorrt-rtx is not installed")
     model, report = _chain(tmp_path, 64).model, tmp_path / "report.json"
+
+    def once(*jobs: Any, **how: Any) -> list[Measurement]:
+        return measure(*jobs, **{**how, "processes": 1})
+
+    monkeypatch.setattr(tuning, "measure", once)
     options = ["--engine", engine, "--min-elements", "0", "--report", str(report)]
     done = run_command("rewrite", model, "--measure", *options)
     assert done.returncode == 0, done.stderr
