@@ -37,6 +37,7 @@ from engines.onnxruntime_gpu import (
 )
 
 __all__ = [
+    "GPU_FIELDS",
     "PROVIDERS",
     "SESSION_OPTIONS",
     "Bound",
@@ -60,6 +61,14 @@ SESSION_OPTIONS: Mapping[str, str] = {
     "enable_mem_pattern": "memory_pattern",
     "enable_mem_reuse": "memory_reuse",
 }
+
+# Fields of OrtOptions that a provider of a GPU alone reads.
+GPU_FIELDS = (
+    "arena_extend_strategy",
+    "cudnn_conv_use_max_workspace",
+    "cudnn_conv_algo_search",
+    "prefer_nhwc",
+)
 
 
 @dataclass(frozen=True, slots=True)

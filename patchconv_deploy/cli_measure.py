@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from engines.measure import PROCESSES
-from engines.onnxruntime_engine import PROVIDERS, SESSION_OPTIONS, OrtOptions
+from engines.onnxruntime_engine import GPU_FIELDS, PROVIDERS, SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.cli_types import (
     ShapeType,
     SizeType,
@@ -85,12 +85,24 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
     show_default=True,
     help="Plan static reuse of buffers.",
 )
-@click.option("--cudnn-max-workspace/--no-cudnn-max-workspace", default=True, show_default=True)
+@click.option(
+    "--cudnn-max-workspace/--no-cudnn-max-workspace",
+    "cudnn_conv_use_max_workspace",
+    default=True,
+    show_default=True,
+)
 @click.option(
     "--cudnn-algo-search",
+    "cudnn_conv_algo_search",
     type=click.Choice(["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]),
     default="EXHAUSTIVE",
     show_default=True,
+)
+@click.option(
+    "--prefer-nhwc/--no-prefer-nhwc",
+    default=False,
+    show_default=True,
+    help="Run convolutions on a GPU with the channels last.",
 )
 @click.option(
     "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
@@ -121,8 +133,9 @@ def measure_command(
     arena_extend_strategy: str,
     memory_pattern: bool,
     memory_reuse: bool,
-    cudnn_max_workspace: bool,
-    cudnn_algo_search: str,
+    cudnn_conv_use_max_workspace: bool,
+    cudnn_conv_algo_search: str,
+    prefer_nhwc: bool,
     seed: int,
     memory_limit: int | None,
     recommended: bool,
@@ -143,8 +156,9 @@ def measure_command(
         arena_extend_strategy=arena_extend_strategy,
         memory_pattern=memory_pattern,
         memory_reuse=memory_reuse,
-        cudnn_conv_use_max_workspace=cudnn_max_workspace,
-        cudnn_conv_algo_search=cudnn_algo_search,
+        cudnn_conv_use_max_workspace=cudnn_conv_use_max_workspace,
+        cudnn_conv_algo_search=cudnn_conv_algo_search,
+        prefer_nhwc=prefer_nhwc,
     )
     common: dict[str, Any] = {"shapes": dict(shapes), "runs": runs, "seed": seed}
     tables: Sequence[Sequence[Result]]
@@ -184,5 +198,5 @@ def _check_fits(context: click.Context, engine: str, provider: str, tune: bool) 
             raise click.UsageError("--runs means nothing to --engine tensorrt-rtx: nothing is run")
         if tune and name in ("recommended", *SESSION_OPTIONS.values()):
             raise click.UsageError(f"{flag_of(parameter)} and --tune exclude each other")
-        if provider == "cpu" and name.startswith(("cudnn", "arena_extend")):
+        if provider == "cpu" and name in GPU_FIELDS:
             raise click.UsageError(f"{flag_of(parameter)} means nothing to --provider cpu")

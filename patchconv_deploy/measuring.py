@@ -23,7 +23,7 @@ from rich.text import Text
 
 from engines.measure import PROCESSES, Job, Measurement, measure
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
-from engines.onnxruntime_engine import OrtOptions, check_provider
+from engines.onnxruntime_engine import GPU_FIELDS, OrtOptions, check_provider
 from engines.tensorrt_build import check_machine, load_module
 from engines.tensorrt_options import BuildOptions, Profile
 from engines.timing import Timing
@@ -465,8 +465,8 @@ def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
     """Return the options that all results share, spelled out, and the names of the others."""
     options = results[0].options
     # Options of other providers say nothing about a run on the CPU.
-    idle = ("cudnn", "arena_extend") if options["provider"] == "cpu" else ()
-    names = [name for name in options if not name.startswith(idle)]
+    idle = GPU_FIELDS if options["provider"] == "cpu" else ()
+    names = [name for name in options if name not in idle]
     differing = [n for n in names if any(r.options[n] != options[n] for r in results)]
     return spelled(results[0], [name for name in names if name not in differing]), differing
 

@@ -12,13 +12,15 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from click.testing import CliRunner
 
 from engines import measure_child, onnxruntime_engine, onnxruntime_gpu
 from engines.cuda import Cuda
 from engines.errors import DeviceMissing, EngineMissing, OptionError
 from engines.measure import Job, measure
 from engines.nvml import DeviceMemory
-from engines.onnxruntime_engine import PROVIDERS, OrtOptions, open_session
+from engines.onnxruntime_engine import GPU_FIELDS, PROVIDERS, OrtOptions, open_session
+from patchconv_deploy import cli_measure
 from patchconv_deploy.inputs import save_inputs
 from tests.small_models import chain, noise
 from tests.test_tensorrt_run import FakeCuda
@@ -260,6 +262,43 @@ def test_bindings_are_those_of_the_real_runtime(tmp_path: Path) -> None:
         bound.run()
         (found,) = bound.fetch()
     np.testing.assert_array_equal(found, expected["y"])
+
+
+_ON_A_GPU = [
+    (
+        ["--arena-extend-strategy", "kSameAsRequested"],
+        {"arena_extend_strategy": "kSameAsRequested"},
+    ),
+    (["--prefer-nhwc"], {"prefer_nhwc": True}),
+    (["--no-cudnn-max-workspace"], {"cudnn_conv_use_max_workspace": False}),
+    (["--cudnn-algo-search", "DEFAULT"], {"cudnn_conv_algo_search": "DEFAULT"}),
+]
+
+
+@pytest.mark.parametrize(("words", "fields"), _ON_A_GPU, ids=lambda value: str(value))
+def test_the_command_asks_for_what_only_a_gpu_has(
+    words: list[str], fields: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each option comes to the provider under its own name; on the CPU it is refused by name."""
+    seen: list[OrtOptions] = []
+
+    def measured(models: Any, options: OrtOptions, **_: Any) -> list[Any]:
+        seen.append(options)
+        return []
+
+    monkeypatch.setattr(cli_measure, "measure_onnxruntime", measured)
+    monkeypatch.setattr(cli_measure, "print_results", lambda *_: None)
+    done = CliRunner().invoke(cli_measure.measure_command, ["m.onnx", "--provider", "cuda", *words])
+    assert done.exit_code == 0, done.output
+    assert seen == [OrtOptions(provider="cuda", **fields)]
+    ((_, asked),) = seen[0].providers()
+    ((name, value),) = fields.items()
+    assert name in GPU_FIELDS
+    assert asked[name] == (str(int(value)) if isinstance(value, bool) else value)
+    assert asked != OrtOptions(provider="cuda").providers()[0][1]
+    done = CliRunner().invoke(cli_measure.measure_command, ["m.onnx", *words])
+    assert done.exit_code == 2
+    assert "means nothing to --provider cpu" in done.output
 
 
 def test_a_limit_of_address_space_is_refused_on_a_gpu() -> None:
