@@ -1,7 +1,9 @@
 """Measure models side by side: peak memory and time, each model in a fresh process.
 
-All models are open at once, each in its own process, and run in turn, round after round: what
-slows the machine down slows all of them, and the ratio is taken round by round.
+They run in turn, round after round: what slows the machine down slows all of them, and the ratio
+is taken round by round. On the CPU all models are open at once, each in its own process, and a
+round is a run of each. On a GPU two may not fit where each does, for an arena gives nothing back:
+a round is a fresh process of each, one after the other, in which it is warmed up and timed.
 
 Memory is the process's resident high-water mark (`engines.memory_probe`), above one of two levels.
 *Whole* is above the level before the runtime loads the model: what the model costs a process in
@@ -44,11 +46,24 @@ from engines.onnxruntime_engine import OrtOptions
 from engines.timing import Timing
 from engines.windows import Window, as_json
 
-__all__ = ["PROCESSES", "Job", "Measurement", "Spread", "cpu_name", "measure", "now"]
+__all__ = [
+    "PROCESSES",
+    "ROUNDS",
+    "Job",
+    "Measurement",
+    "Spread",
+    "Turns",
+    "cpu_name",
+    "measure",
+    "now",
+    "time_in_turns",
+]
 
 _MODULE = "engines.measure_child"
 # Enough to meet most orders that a runtime may put independent patches in.
 PROCESSES = 3
+# Rounds of fresh processes that models take turns in.
+ROUNDS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +109,8 @@ class Measurement:
         providers: The providers really in use.
         options: Every option of the session.
         runs: Number of timed runs, after one that is not timed.
+        rounds: Rounds of fresh processes that they were taken in, one model after the other; 0
+            where all were open at once.
         processes: Number of processes that the peaks are from.
         fixed_addresses: They had the same addresses as they will have the next time.
         peak_bytes: Peak above the level before the first run, over all runs and processes: on the
@@ -130,6 +147,7 @@ class Measurement:
     providers: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     runs: int = 0
+    rounds: int = 0
     processes: int = 0
     fixed_addresses: bool = False
     peak_bytes: int | None = None
@@ -190,7 +208,8 @@ def measure(
     Args:
         jobs: Models and their inputs.
         options: Session options of each.
-        runs: Timed runs of each, at least 1; one more comes before, untimed but in the peak.
+        runs: Timed runs of each, at least 1; one more comes before, untimed but in the peak. Of
+            several models on a GPU: runs of each of `ROUNDS` rounds, at most.
         processes: Fresh processes that each one's peak is measured in, at least 1.
         memory_limit: Address space of each process in bytes, None for no limit.
 
@@ -207,7 +226,68 @@ def measure(
             "a memory limit is one of address space, and CUDA reserves more of that than there is "
             "memory: leave it out with a provider of a GPU"
         )
-    tasks = [
+    tasks = _tasks(jobs, options, memory_limit)
+    if len(tasks) > 1 and any(each.provider != "cpu" for each in options):
+        for task, job in zip(tasks, jobs, strict=True):
+            _together([task], [job], runs=0)
+        _in_turns(tasks, Timing.of(runs), ROUNDS)
+    else:
+        _together(tasks, jobs, runs)
+    for task in tasks:
+        for layout in range(processes):
+            with task.noting(), ExitStack() as stack:
+                # The second run can need more than the first; those after it are like it.
+                if layout:
+                    task.open(stack, layout)
+                    task.run(timed=False)
+                    task.run(timed=False)
+                    task.finish()
+            with task.noting():
+                task.profile(layout, runs=2)
+    return [task.result(tasks[0]) for task in tasks]
+
+
+@dataclass(frozen=True)
+class Turns:
+    """Times of a model that took turns with others.
+
+    Attributes:
+        latency_s: Seconds per run, over all rounds; None where it failed.
+        rounds: Number of rounds.
+        device_state: On a GPU: clocks, power and what slowed it down, after the last run.
+        error: Why there are no times; empty if there are.
+    """
+
+    latency_s: Spread | None
+    rounds: int
+    device_state: Mapping[str, Any] = field(default_factory=dict)
+    error: str = ""
+
+
+def time_in_turns(
+    jobs: Sequence[Job], options: Sequence[OrtOptions], *, runs: int = 5, rounds: int = ROUNDS
+) -> list[Turns]:
+    """Time models under ONNX Runtime, round after round, each in a fresh process at a time.
+
+    Args:
+        jobs: Models and their inputs.
+        options: Session options of each.
+        runs: Timed runs of each in a round, at most.
+        rounds: Rounds, at least 1.
+
+    Raises:
+        EngineMissing: ONNX Runtime is not installed.
+        DeviceMissing: The provider cannot be used here.
+    """
+    tasks = _tasks(jobs, options, None)
+    _in_turns(tasks, Timing.of(runs), rounds)
+    return [task.turns() for task in tasks]
+
+
+def _tasks(
+    jobs: Sequence[Job], options: Sequence[OrtOptions], memory_limit: int | None
+) -> list[_Task]:
+    return [
         _Task(
             {
                 "model": str(job.model),
@@ -218,6 +298,10 @@ def measure(
         )
         for job, wanted in zip(jobs, options, strict=True)
     ]
+
+
+def _together(tasks: Sequence[_Task], jobs: Sequence[Job], runs: int) -> None:
+    """Open all models at once, run them in turn, and take their peaks."""
     with ExitStack() as stack:
         for task in tasks:
             with task.noting():
@@ -232,18 +316,15 @@ def measure(
             with task.noting():
                 task.finish()
                 task.sample(job)
-    for task in tasks:
-        for layout in range(processes):
+
+
+def _in_turns(tasks: Sequence[_Task], timing: Timing, rounds: int) -> None:
+    """Time models round after round; the process of one has ended when the next one's begins."""
+    for _ in range(rounds):
+        for task in tasks:
             with task.noting(), ExitStack() as stack:
-                # The second run can need more than the first; those after it are like it.
-                if layout:
-                    task.open(stack, layout)
-                    task.run(timed=False)
-                    task.run(timed=False)
-                    task.finish()
-            with task.noting():
-                task.profile(layout, runs=2)
-    return [task.result(tasks[0], runs) for task in tasks]
+                task.open(stack, layout=0)
+                task.time(timing)
 
 
 class _Task:
@@ -256,7 +337,10 @@ class _Task:
         self._finished: list[Mapping[str, Any]] = []
         self._own: list[int | None] = []
         self._error = ""
-        self.seconds: list[float] = []
+        # Of the runs while all models are open, and of each round.
+        self._together: list[float] = []
+        self._rounds: list[list[float]] = []
+        self._state: Mapping[str, Any] = {}
 
     @contextmanager
     def noting(self) -> Iterator[None]:
@@ -283,7 +367,13 @@ class _Task:
         """Run once."""
         seconds = self._ask("run")["seconds"]
         if timed:
-            self.seconds.append(seconds)
+            self._together.append(seconds)
+
+    def time(self, timing: Timing) -> None:
+        """Take the times of a round."""
+        answer = self._ask("time", timing=asdict(timing))
+        self._rounds.append(answer["seconds"])
+        self._state = answer["state"]
 
     def warm_up(self) -> None:
         """Let a GPU reach its clocks."""
@@ -292,6 +382,7 @@ class _Task:
     def finish(self) -> None:
         """Take the process's peak."""
         self._finished.append(self._ask("finish"))
+        self._state = self._state or self._finished[0]["state"]
 
     def sample(self, job: Job) -> None:
         """Write windows of the output, if any are asked for."""
@@ -312,10 +403,20 @@ class _Task:
                 own = found["runtime_peak_bytes"]
             self._own.append(own)
 
+    def _times(self) -> list[list[float]]:
+        return [each for each in (self._together, *self._rounds) if each]
+
+    def turns(self) -> Turns:
+        """Return the times alone."""
+        if self._error:
+            return Turns(None, 0, error=self._error)
+        seconds = [each for part in self._times() for each in part]
+        return Turns(Spread.of(seconds), len(self._rounds), self._state)
+
     def _figures(self, name: str) -> tuple[int, ...]:
         return tuple(found[name] for found in self._finished)
 
-    def result(self, first: _Task, runs: int) -> Measurement:
+    def result(self, first: _Task) -> Measurement:
         """Return what was found, beside what was found of the first."""
         options = self._job["options"]
         common: dict[str, Any] = {
@@ -328,7 +429,17 @@ class _Task:
         }
         if self._error:
             return Measurement(**common, error=self._error)
-        pairs = [a / b for a, b in zip(self.seconds, first.seconds, strict=False)]
+        # Of a round as many as both have: time runs out for the slower one first.
+        pairs = (
+            []
+            if first._error
+            else [
+                a / b
+                for mine, theirs in zip(self._times(), first._times(), strict=False)
+                for a, b in zip(mine, theirs, strict=False)
+            ]
+        )
+        turns = self.turns()
         peaks = self._figures("peak_bytes")
         if options["provider"] == "cpu":
             # One of each layout, and the same layout makes the same order.
@@ -337,7 +448,8 @@ class _Task:
         own = tuple(figure for figure in self._own if figure is not None)
         return Measurement(
             **common,
-            runs=runs,
+            runs=sum(map(len, self._times())),
+            rounds=turns.rounds,
             processes=len(peaks),
             fixed_addresses=self._opened["fixed_addresses"],
             peak_bytes=max(peaks),
@@ -353,9 +465,9 @@ class _Task:
             input_bytes=self._finished[0]["input_bytes"],
             output_bytes=self._finished[0]["output_bytes"],
             timing=self._opened["timing"],
-            latency_s=Spread.of(self.seconds),
+            latency_s=turns.latency_s,
             ratio=Spread.of(pairs) if pairs else None,
             first_run_bytes=self._finished[0]["first_run_bytes"],
             later_runs_bytes=self._finished[0]["later_runs_bytes"],
-            device_state=self._finished[0]["state"],
+            device_state=turns.device_state,
         )

@@ -5,6 +5,7 @@ It reads one JSON command a line and answers each with one JSON line:
     {"do": "open", "model": ..., "options": {...}, "inputs": FILE.npz}
     {"do": "run"}        -> {"seconds": ...}
     {"do": "warm_up", "seconds": ...}  -> {}
+    {"do": "time", "timing": {...}}    -> {"seconds": [...], "state": {...}}, memory not watched
     {"do": "finish"}     -> {"peak_bytes": ..., "load_bytes": ..., "whole_bytes": ..., ...}
     {"do": "sample", "windows": ..., "file": FILE.npz}  -> {}, after "finish": it runs once more
     {"do": "profile", ...}  -> {"runtime_peak_bytes": ...}
@@ -49,6 +50,7 @@ from engines.onnxruntime_engine import (
     open_session,
     runtime_peak,
 )
+from engines.timing import Timing, take_times
 from engines.windows import write_windows
 
 __all__ = ["main"]
@@ -135,6 +137,14 @@ class _Worker:
             self.run({})
         return {}
 
+    def time(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Take times, warmed up first."""
+        seconds = take_times(self._time, Timing(**job["timing"]))
+        return {"seconds": seconds, "state": self._state()}
+
+    def _state(self) -> Mapping[str, Any]:
+        return {} if self._device is None else self._device.state()
+
     def finish(self, job: Mapping[str, Any]) -> dict[str, Any]:
         highest = high_water_bytes()
         host_peak = max(0, highest - self._base)
@@ -155,7 +165,7 @@ class _Worker:
             # Kernels are loaded, and algorithms searched, in the first run alone.
             "first_run_bytes": self._runs[0] if self._runs else None,
             "later_runs_bytes": max(self._runs[1:], default=None),
-            "state": {} if self._device is None else self._device.state(),
+            "state": self._state(),
         }
 
     def sample(self, job: Mapping[str, Any]) -> dict[str, Any]:
@@ -193,6 +203,7 @@ def main() -> int:
                 "open": worker.open,
                 "run": worker.run,
                 "warm_up": worker.warm_up,
+                "time": worker.time,
                 "finish": worker.finish,
                 "sample": worker.sample,
                 "profile": worker.profile,

@@ -450,10 +450,11 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
         style="dim",
         highlight=False,
     )
+    rounds = f" in {found.rounds} rounds of processes" if found.rounds else ""
     console.print(
         f"ONNX Runtime {found.version}, {', '.join(found.providers)}; {found.device}; "
-        f"{found.runs} runs, {found.timing}; largest figures of {found.processes} processes, "
-        f"{fixed} addresses; {shared}; {found.date}",
+        f"{found.runs} runs{rounds}, {found.timing}; largest figures of {found.processes} "
+        f"processes, {fixed} addresses; {shared}; {found.date}",
         style="dim",
     )
     sizes = {result.input_bytes for result in results if not result.error}

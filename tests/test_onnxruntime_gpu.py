@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,10 +15,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
+import engines.measure
 from engines import measure_child, onnxruntime_engine, onnxruntime_gpu
 from engines.cuda import Cuda
-from engines.errors import DeviceMissing, EngineMissing, OptionError
-from engines.measure import Job, measure
+from engines.errors import DeviceMissing, EngineMissing, OptionError, RunError
+from engines.measure import Job, Measurement, measure
 from engines.nvml import DeviceMemory
 from engines.onnxruntime_engine import GPU_FIELDS, PROVIDERS, OrtOptions, open_session
 from patchconv_deploy import cli_measure
@@ -142,6 +144,8 @@ def test_time_is_between_events_on_the_session_s_stream(
         worker.warm_up({"seconds": 0.0})
         seconds = [worker.run({})["seconds"] for _ in range(2)]
         found = worker.finish({})
+        timing = {"warm_up_s": 0.0, "runs": 2, "least": 2, "seconds": 0.0}
+        timed = worker.time({"timing": timing})
     asked = dict(calls[0][1])
     assert {options["user_compute_stream"] for options in asked.values()} == {"5"}
     assert (PROVIDERS["tensorrt"] in asked) == (provider == "tensorrt")
@@ -149,7 +153,10 @@ def test_time_is_between_events_on_the_session_s_stream(
         ("copy", (2, 3), "cuda"), ("bind", "x"), ("copy", (1,), "cpu"), ("bind", "text"),
         ("bind", "y", "cuda"), ("bind", "z", "cpu"),
     ]  # fmt: skip
-    assert calls[7:] == [("event", 5), "run", ("event", 5)] * 2 + ["wait", "fetch"]
+    run = [("event", 5), "run", ("event", 5)]
+    # Two that count, and one before them, of which memory is not watched.
+    assert calls[7:] == run * 2 + ["wait", "fetch"] + run * 3
+    assert (timed["seconds"], worker._runs) == ([1.0, 1.0], [30, 30])
     # The stand-in's clock goes on by a second with each event.
     assert seconds == [1.0, 1.0]
     assert opened["timing"] == "CUDA events"
@@ -299,6 +306,94 @@ def test_the_command_asks_for_what_only_a_gpu_has(
     done = CliRunner().invoke(cli_measure.measure_command, ["m.onnx", *words])
     assert done.exit_code == 2
     assert "means nothing to --provider cpu" in done.output
+
+
+class Processes:
+    """Stands for the processes of models: notes what is asked, and how many there are at once."""
+
+    def __init__(self, seconds: dict[str, list[float]]) -> None:
+        self.asked: list[str] = []
+        self.most = 0
+        self._open = 0
+        self._seconds = seconds
+
+    @contextmanager
+    def start(self, module: str, layout: str) -> Iterator[Any]:
+        """Stand for `engines.child.child_process`."""
+        self._open += 1
+        self.most = max(self.most, self._open)
+        model = ""
+
+        def ask(do: str, **command: Any) -> dict[str, Any]:
+            nonlocal model
+            model = command.get("model", model)
+            self.asked.append(f"{do} {model}")
+            if do == "time":
+                times = self._seconds[model]
+                if not times:
+                    raise RunError("the process is gone")
+                return {"seconds": [times.pop(0)] * command["timing"]["runs"], "state": {"x": 1}}
+            names = (
+                "peak_bytes", "load_bytes", "whole_bytes", "process_bytes", "input_bytes",
+                "host_peak_bytes", "output_bytes", "first_run_bytes", "later_runs_bytes",
+            )  # fmt: skip
+            return {
+                **dict.fromkeys(names, 7), "version": "1", "providers": [], "state": {},
+                "fixed_addresses": True, "timing": "x", "seconds": 1.0, "runtime_peak_bytes": 5,
+            }  # fmt: skip
+
+        yield SimpleNamespace(ask=ask)
+        self._open -= 1
+
+
+def _measured(
+    seconds: dict[str, list[float]], provider: str, monkeypatch: pytest.MonkeyPatch
+) -> tuple[Processes, list[Measurement]]:
+    processes = Processes(seconds)
+    monkeypatch.setattr(engines.measure, "child_process", processes.start)
+    monkeypatch.setattr(engines.measure, "cuda_device", lambda: "GPU")
+    jobs = [Job(Path(name), Path("x.npz")) for name in seconds]
+    options = [OrtOptions(provider=provider)] * len(jobs)
+    return processes, measure(jobs, options, runs=2, processes=1)
+
+
+def test_on_a_gpu_models_take_turns_in_processes_of_their_own(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Two arenas may not fit: one process at a time; original, cut, original, cut, ..."""
+    seconds = {"whole": [1.0, 2.0, 4.0], "cut": [1.5, 3.0, 6.0]}
+    processes, (whole, cut) = _measured(seconds, "cuda", monkeypatch)
+    assert processes.most == 1
+    timed = [each for each in processes.asked if each.startswith("time")]
+    assert timed == ["time whole", "time cut"] * 3
+    # The clock of the last round is at a quarter of the first one's speed: the ratio is not.
+    assert cut.ratio is not None
+    assert (cut.ratio.min, cut.ratio.max) == (1.5, 1.5)
+    assert whole.latency_s is not None
+    assert (whole.latency_s.min, whole.latency_s.median, whole.latency_s.max) == (1.0, 2.0, 4.0)
+    assert (whole.rounds, whole.runs, whole.peak_bytes, whole.device_state) == (3, 6, 7, {"x": 1})
+
+
+def test_one_that_fails_in_a_later_round_has_no_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And no ratio is taken over it; the other one is timed to the end."""
+    seconds = {"whole": [1.0], "cut": [1.5, 3.0, 6.0]}
+    _, (whole, cut) = _measured(seconds, "cuda", monkeypatch)
+    assert (whole.error, whole.latency_s) == ("the process is gone", None)
+    assert (cut.error, cut.ratio, cut.rounds) == ("", None, 3)
+
+
+@pytest.mark.parametrize("provider", ["cpu", "cuda"])
+def test_what_fits_at_once_takes_turns_run_by_run(
+    provider: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU all are open at once; one model alone has nothing to take turns with."""
+    seconds: dict[str, list[float]] = {"whole": [], **({"cut": []} if provider == "cpu" else {})}
+    processes, found = _measured(seconds, provider, monkeypatch)
+    assert processes.most == len(seconds)
+    assert [each for each in processes.asked if each.startswith("run")] == [
+        f"run {name}" for name in seconds
+    ] * 3
+    assert {(each.rounds, each.runs, each.error) for each in found} == {(0, 2, "")}
 
 
 def test_a_limit_of_address_space_is_refused_on_a_gpu() -> None:
