@@ -10,14 +10,14 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypedDict, TypeVar, Unpack, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 
 from engines.measure import Measurement
 from patchconv_deploy.errors import UsageError, VerificationError
 from patchconv_deploy.measuring import check_engine
-from patchconv_deploy.report import Report, make_report, unknown_peak
+from patchconv_deploy.report import Report, make_report
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.session_options import recommend
@@ -36,29 +36,26 @@ from rewriters.graph import Loaded, load
 from rewriters.normalise import normalise
 from rewriters.planner import read_plan
 from rewriters.regions import Selection
-from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model, unknown_of
+from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
 from rewriters.shapes import free_inputs
 
 if TYPE_CHECKING:
     import torch
 
 __all__ = [
-    "CutKeywords",
-    "ParetoKeywords",
-    "RewriteKeywords",
     "RewriteResult",
     "convert_model",
     "default_output",
+    "make_options",
     "pareto",
     "rewrite",
-    "why_unknown",
 ]
 
 logger = logging.getLogger(__name__)
 
-# Keywords that are whole numbers.
-_WHOLE = ("max_tensor_elements", "min_elements", "upgrade_opset")
 Progress = Callable[[str, int, int], None]
+# Per input a size, or the least and the largest, for each dimension.
+InputShapes = Mapping[str, Sequence[int | tuple[int, int]]]
 ModelT = TypeVar("ModelT")
 
 
@@ -85,115 +82,6 @@ def default_output(model: Path) -> Path:
     return model.parent / f"{model.name.removesuffix('.onnx')}.patched.onnx"
 
 
-class ParetoKeywords(TypedDict, total=False):
-    """Keywords of `pareto`, `rewrite` and `convert_model`.
-
-    Attributes:
-        axis: The axis to cut: "height" (default), "width", "depth", a dimension of the tensor
-            (>= 2), or, but for `pareto`, "auto": of height and width the one that serves better.
-        max_recompute: Most work after over before; 1.5 for a rewrite without a budget, else any.
-        max_tensor_elements: Most elements of a tensor; 2^31 - 1 for TensorRT by default.
-        target: The engine that memory is predicted for: "onnxruntime" (default; at the session
-            options that the report recommends), "onnxruntime-default" (at its own defaults),
-            "triton" (at the options that a Triton server can be told) or "tensorrt".
-        min_elements: Cut single convolutions whose larger side has at least this many elements
-            (channels x height x width; 0: all). Default for "batch" and "sequential": those whose
-            input and output are at least half of the peak of live activations.
-        include: Name patterns (fnmatch) of convolutions; only matches are cut, large or not.
-        exclude: Name patterns of nodes that are left as they are.
-        shapes: Per input the shape to fix its free dimensions to; a pair (least, largest) in place
-            of a size leaves that dimension free, and memory is predicted for the largest.
-        upgrade_opset: Convert the model to this opset first.
-        allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define.
-    """
-
-    axis: str | int
-    max_recompute: float | None
-    max_tensor_elements: int | None
-    target: str
-    min_elements: int | None
-    include: Sequence[str]
-    exclude: Sequence[str]
-    shapes: Mapping[str, Sequence[int | tuple[int, int]]] | None
-    upgrade_opset: int | None
-    allow_custom_ops: bool
-
-
-class CutKeywords(ParetoKeywords, total=False):
-    """Keywords of both `rewrite` and `convert_model`, beside `ParetoKeywords`.
-
-    Attributes:
-        form: "fused" (whole regions of layers, one patch after the other), "shrinking" (the same
-            with less recompute, layers of a patch of many heights), "loop" (an ONNX Loop), "batch"
-            and "sequential" (single convolutions: windows stacked in the batch dimension, or one
-            after the other), or "auto" (default): regions, or, where convolutions are named by
-            ``include`` or ``min_elements``, single ones.
-        memory_budget: Most bytes of activations, a number or text such as "512MiB" or "2GB", as
-            predicted for ``target``, in use at once and, in an arena, ever written to; of the plans
-            weighed that of least predicted time that keeps it is taken. Without one the need is
-            made as low as ``splits`` and ``max_recompute`` allow.
-        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that.
-        fold: Fold BatchNormalization, Mul and Add into the convolutions before them once, as an
-            engine would do for each patch by itself, so that all patches share one set of weights
-            (default).
-        verify: Run original and result on the same inputs in a child process and compare
-            (default). `convert_model` skips it, with a log message, where a model that is no file
-            cannot run (no runtime, or weights that lie elsewhere).
-        force: Overwrite an existing output file.
-    """
-
-    form: str
-    memory_budget: int | str | None
-    plan: Mapping[str, Any] | None
-    fold: bool
-    verify: bool
-    force: bool
-
-
-class RewriteKeywords(CutKeywords, total=False):
-    """Keywords of `rewrite` alone.
-
-    Attributes:
-        share_weights: Refer to the original's external weight files instead of copying them.
-        require_verified: Write nothing that could not be verified: no runtime, too large for the
-            memory, an original that does not run or differs from itself, outputs near zero.
-        rtol: Tolerance relative to an output's spread; by element type by default.
-        atol: Absolute tolerance, added; by element type by default.
-        seed: Seed of the inputs, 0 by default.
-        inputs: An .npz file with inputs to verify on.
-        timeout_s: Seconds that verification may take to run the original, 1800 by default; the
-            result may take as long, or ten times what the original took.
-        measure: Measure the result under ONNX Runtime on the CPU before it is written, with memory
-            reuse and memory pattern on and off, beside the original. The pair of the lowest peak
-            (of those within 2 %: the one nearest the defaults) becomes the session options that the
-            written model recommends. Off by default: what it recommends is then predicted.
-        dry_run: Do everything but run and write.
-        progress: Called with (what, done, total) from time to time.
-    """
-
-    share_weights: bool
-    require_verified: bool
-    rtol: float | None
-    atol: float | None
-    seed: int
-    inputs: str | os.PathLike[str] | None
-    timeout_s: float
-    measure: bool
-    dry_run: bool
-    progress: Progress | None
-
-
-def _check_known(keywords: Mapping[str, object], known: type) -> None:
-    """Refuse what a type checker would have refused.
-
-    Raises:
-        TypeError: A keyword is unknown.
-    """
-    names: frozenset[str] = known.__optional_keys__  # type: ignore[attr-defined]
-    for name in keywords.keys() - names:
-        raise TypeError(f"unknown keyword {name!r}; there are {', '.join(sorted(names))}")
-
-
 def _fixed(shape: Sequence[int | tuple[int, int]]) -> tuple[int, ...] | None:
     """Return a shape of one size per dimension, None if there is a range in it."""
     sizes = tuple(size for size in shape if not isinstance(size, tuple))
@@ -204,35 +92,56 @@ def _pairs(shape: Sequence[int | tuple[int, int]]) -> tuple[tuple[int, int], ...
     return tuple(size if isinstance(size, tuple) else (size, size) for size in shape)
 
 
-def _make_options(splits: int | None, keywords: CutKeywords) -> Options:
-    """Return the rewriter's options from keywords.
+def make_options(
+    *,
+    splits: int | None,
+    memory_budget: int | str | None,
+    max_recompute: float | None,
+    form: str,
+    target: str,
+    max_tensor_elements: int | None,
+    plan: Mapping[str, Any] | None,
+    axis: str | int,
+    include: Sequence[str],
+    exclude: Sequence[str],
+    min_elements: int | None,
+    shapes: InputShapes | None,
+    fold: bool,
+    upgrade_opset: int | None,
+    allow_custom_ops: bool,
+) -> Options:
+    """Return the rewriter's options from keywords of `rewrite`.
 
     Raises:
         UsageError: A value is of the wrong type.
         OptionError: A value is out of range.
     """
-    whole = {"splits": splits, **{name: keywords.get(name) for name in _WHOLE}}
+    whole = {
+        "splits": splits,
+        "max_tensor_elements": max_tensor_elements,
+        "min_elements": min_elements,
+        "upgrade_opset": upgrade_opset,
+    }
     for name, given in whole.items():
         if given is not None and (not isinstance(given, int) or isinstance(given, bool)):
             raise UsageError(f"{name} is {given!r}; it must be a whole number")
-    patterns = (keywords.get("include", ()), keywords.get("exclude", ()))
-    include, exclude = ((each,) if isinstance(each, str) else tuple(each) for each in patterns)
-    shapes, plan = keywords.get("shapes") or {}, keywords.get("plan")
+    cut, left = ((each,) if isinstance(each, str) else tuple(each) for each in (include, exclude))
+    shapes = shapes or {}
     return Options(
         splits=splits,
-        form=keywords.get("form", "auto"),
-        axis=keywords.get("axis", "height"),
-        selection=Selection(keywords.get("min_elements"), include, exclude),
+        form=form,
+        axis=axis,
+        selection=Selection(min_elements, cut, left),
         shapes={n: each for n, shape in shapes.items() if (each := _fixed(shape)) is not None},
         ranges={n: _pairs(shape) for n, shape in shapes.items() if _fixed(shape) is None},
-        upgrade_opset=keywords.get("upgrade_opset"),
-        allow_custom_ops=keywords.get("allow_custom_ops", False),
-        memory_budget=_bytes("memory_budget", keywords.get("memory_budget")),
-        max_recompute=keywords.get("max_recompute"),
-        max_tensor_elements=keywords.get("max_tensor_elements"),
-        target=keywords.get("target", "onnxruntime"),
+        upgrade_opset=upgrade_opset,
+        allow_custom_ops=allow_custom_ops,
+        memory_budget=_bytes("memory_budget", memory_budget),
+        max_recompute=max_recompute,
+        max_tensor_elements=max_tensor_elements,
+        target=target,
         plan=None if plan is None else read_plan(json.dumps(plan)),
-        fold=keywords.get("fold", True),
+        fold=fold,
     )
 
 
@@ -248,28 +157,154 @@ def _bytes(name: str, given: int | str | None) -> int | None:
     return size
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Verifying:
+    """How a result is verified.
+
+    Attributes:
+        wanted: Whether it is.
+        required: Write nothing that could not be verified.
+        rtol: Tolerance relative to an output's spread; None: by element type.
+        atol: Absolute tolerance, added; None: by element type.
+        seed: Seed of the inputs.
+        inputs: An .npz file with inputs, None for seeded ones.
+        timeout_s: Seconds for the original.
+
+    Raises:
+        UsageError: A value is out of range.
+    """
+
+    wanted: bool
+    required: bool
+    rtol: float | None
+    atol: float | None
+    seed: int
+    inputs: Path | None
+    timeout_s: float
+
+    def __post_init__(self) -> None:
+        for name, value in (("rtol", self.rtol), ("atol", self.atol)):
+            if value is not None and not (math.isfinite(value) and value >= 0):
+                raise UsageError(f"{name} is {value}; it must be a finite number, 0 or more")
+        if self.required and not self.wanted:
+            raise UsageError(
+                "what is required to be verified has to be verified: no dry run, verify on"
+            )
+        if self.seed < 0:
+            raise UsageError(f"seed is {self.seed}; it must be 0 or more")
+        if not 0 < self.timeout_s <= threading.TIMEOUT_MAX:
+            raise UsageError(f"the time limit is {self.timeout_s} s; it must be more than 0")
+
+
 def rewrite(
     path: str | os.PathLike[str],
     out: str | os.PathLike[str] | None = None,
     *,
     splits: int | None = None,
-    **keywords: Unpack[RewriteKeywords],
+    memory_budget: int | str | None = None,
+    max_recompute: float | None = None,
+    form: str = "auto",
+    target: str = "onnxruntime",
+    max_tensor_elements: int | None = None,
+    plan: Mapping[str, Any] | None = None,
+    axis: str | int = "height",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_elements: int | None = None,
+    shapes: InputShapes | None = None,
+    fold: bool = True,
+    upgrade_opset: int | None = None,
+    allow_custom_ops: bool = False,
+    share_weights: bool = False,
+    verify: bool = True,
+    require_verified: bool = False,
+    rtol: float | None = None,
+    atol: float | None = None,
+    seed: int = 0,
+    inputs: str | os.PathLike[str] | None = None,
+    timeout_s: float = TIMEOUT_S,
+    measure: bool = False,
+    dry_run: bool = False,
+    force: bool = False,
+    progress: Progress | None = None,
 ) -> RewriteResult:
     """Rewrite a model file: what is large runs patch by patch, the numbers stay the same.
 
     Args:
-        path: The model's file.
-        out: The file to write; ``MODEL.patched.onnx`` beside it if None.
-        splits: Patches per region or convolution, at least 1; at most so many where a budget is
-            given. Default: 4, or as many as the budget asks for.
-        **keywords: See `ParetoKeywords`, `CutKeywords` and `RewriteKeywords`.
+        path: The model's file. `ModelError` if it cannot be read or is not valid.
+        out: The file to write; ``MODEL.patched.onnx`` beside it if None. `SaveError` if it cannot
+            be written, is an input of the rewrite, or exists already (see ``force``).
+        splits: Patches per region or convolution, 1 to 4096 (`OptionError`); at most so many where
+            a budget is given. None: 4, or more where 4 gain nothing; as many as a budget asks for.
+        memory_budget: Most bytes of activations, a number of 1 or more (`OptionError`) or text such
+            as "512MiB" or "2GB" (`UsageError` if it is no size), as predicted for ``target``, in
+            use at once and, in an arena, ever written to. Of the plans weighed that of least
+            predicted time that keeps it is taken; `BudgetError` if none does. Without one the need
+            is made as low as ``splits`` and ``max_recompute`` allow.
+        max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
+            without a budget or ``max_tensor_elements``, else any.
+        form: How to cut: "fused" (whole regions of layers, one patch after the other), "shrinking"
+            (the same with less recompute, layers of a patch of many heights), "loop" (an ONNX
+            Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
+            dimension, or one after the other), or "auto": regions, or, where convolutions are named
+            by ``include`` or ``min_elements``, single ones. `OptionError` for any other, and for
+            single convolutions beside a budget or ``max_recompute``.
+        target: The engine that memory is predicted for: "onnxruntime" (at the session options that
+            the report recommends), "onnxruntime-default" (at its own defaults), "triton" (at the
+            options that a Triton server can be told) or "tensorrt". `OptionError` for any other.
+        max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
+            for "tensorrt", else any.
+        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that. `OptionError` if it is
+            no plan, or not one of this model.
+        axis: The axis to cut: "height", "width", "depth", a dimension of the tensor, 2 or above, or
+            "auto": of height and width the one that serves better. `OptionError` for any other.
+        include: Name patterns (fnmatch) of convolutions; only matches are cut, large or not.
+        exclude: Name patterns of nodes that are left as they are.
+        min_elements: Cut single convolutions whose larger side has at least this many elements
+            (channels x height x width), 0 or more (`OptionError`); 0 for all. None, for "batch" and
+            "sequential": those whose input and output are at least half of the peak of live
+            activations.
+        shapes: Per input the shape to fix its free dimensions to, 1 to 2^31 each; a pair (least,
+            largest) in place of a size leaves that dimension free, and memory is predicted for the
+            largest. `OptionError` if there is no such input, or a shape does not fit it.
+        fold: Fold BatchNormalization, Mul and Add into the convolutions before them once, as an
+            engine would do for each patch by itself, so that all patches share one set of weights.
+        upgrade_opset: Convert the model to this opset first. `OptionError` if onnx cannot, or the
+            model's is newer.
+        allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define; without it
+            they are a `ModelError`.
+        share_weights: Refer to the original's external weight files instead of copying them.
+            `SaveError` if the output does not lie in the model's folder or below.
+        verify: Run original and result on the same inputs in a child process and compare.
+            `VerificationError` if they differ; where they cannot run the report says so.
+        require_verified: Write nothing that could not be verified: no runtime, too large for the
+            memory, an original that does not run or differs from itself, outputs near zero.
+            `VerificationError` then; `UsageError` beside ``dry_run`` or without ``verify``.
+        rtol: Tolerance relative to an output's spread, finite and 0 or more (`UsageError`). None:
+            by element type.
+        atol: Absolute tolerance in the output's own unit, added; finite and 0 or more
+            (`UsageError`). None: by element type.
+        seed: Seed of the inputs, 0 or more (`UsageError`).
+        inputs: An .npz file with an array per input to verify on, in place of seeded ones.
+            `UsageError` if names, types or shapes do not fit.
+        timeout_s: Seconds that verification may take to run the original, more than 0
+            (`UsageError`); the result may take as long, or ten times what the original took. An
+            original that takes longer is not verified; a result that does is a `VerificationError`.
+        measure: Measure the result under ONNX Runtime on the CPU before it is written, with memory
+            reuse and memory pattern on and off, beside the original. The pair of the lowest peak
+            (of those within 2 %: the one nearest the defaults) becomes the session options that the
+            written model recommends; without it what it recommends is predicted. `EngineMissing` if
+            ONNX Runtime is not installed.
+        dry_run: Do everything but run and write.
+        force: Overwrite an existing output file; the input never is.
+        progress: Called with (what, done, total) from time to time.
 
     Returns:
         The written file, the report, and the outcome.
 
     Raises:
         RewriterError: The model is not valid, an option does not fit it, or it cannot be saved.
-        UsageError: The given inputs do not fit.
+        UsageError: A value is of the wrong type or out of range, or the given inputs do not fit.
         VerificationError: The result does not compute the same, or was required to be verified and
             could not be; nothing was written.
         BudgetError: No plan keeps the memory budget; nothing was written.
@@ -278,22 +313,43 @@ def rewrite(
 
     Source of the method: PatchConv (https://github.com/mit-han-lab/patch_conv).
     """
-    _check_known(keywords, RewriteKeywords)
-    _check_numbers(keywords)
+    verifying = _Verifying(
+        wanted=verify and not dry_run,
+        required=require_verified,
+        rtol=rtol,
+        atol=atol,
+        seed=seed,
+        inputs=None if inputs is None else Path(inputs),
+        timeout_s=timeout_s,
+    )
     source = Path(path)
-    target = default_output(source) if out is None else Path(out)
-    options = _make_options(splits, keywords)
+    written = default_output(source) if out is None else Path(out)
+    options = make_options(
+        splits=splits,
+        memory_budget=memory_budget,
+        max_recompute=max_recompute,
+        form=form,
+        target=target,
+        max_tensor_elements=max_tensor_elements,
+        plan=plan,
+        axis=axis,
+        include=include,
+        exclude=exclude,
+        min_elements=min_elements,
+        shapes=shapes,
+        fold=fold,
+        upgrade_opset=upgrade_opset,
+        allow_custom_ops=allow_custom_ops,
+    )
     loaded = load(source)
-    dry_run = keywords.get("dry_run", False)
-    if keywords.get("measure", False) and not dry_run:
+    if measure and not dry_run:
         check_engine("onnxruntime")
     sources = [source, *external_files(loaded)]
     if not dry_run:
-        check_target(target, sources, force=keywords.get("force", False))
-    inputs = keywords.get("inputs")
-    check_inputs(None if inputs is None else Path(inputs), loaded.model)
+        check_target(written, sources, force=force)
+    check_inputs(verifying.inputs, loaded.model)
     free = free_inputs(loaded.model)
-    outcome = rewrite_model(loaded, options, keywords.get("progress"))
+    outcome = rewrite_model(loaded, options, progress)
     if dry_run:
         checked = not_run("dry run", declined=True)
         report = make_report(
@@ -305,21 +361,31 @@ def rewrite(
             normalised=loaded.normalised,
         )
         return RewriteResult(None, report, outcome)
-    share = keywords.get("share_weights", False)
-    staging = stage(outcome.model, loaded.folder, target, share_weights=share, keep=sources)
+    staging = stage(
+        outcome.model, loaded.folder, written, share_weights=share_weights, keep=sources
+    )
     with staging as staged:
         checked = _verify_staged(
-            source, staged.path, outcome, options, keywords, normalised=bool(loaded.normalised)
+            source,
+            staged.path,
+            outcome,
+            options,
+            verifying,
+            progress,
+            normalised=bool(loaded.normalised),
         )
-        unproven = _unproven(checked) if keywords.get("require_verified", False) else ""
+        unproven = _unproven(checked) if require_verified else ""
         wrong = checked.passed is False or bool(unproven)
-        tuned = None if wrong else _tune_staged(source, staged, target, outcome, keywords)
+        tuned = None
+        if measure and outcome.rewritten and not wrong:
+            tuned = _tune_staged(source, staged, outcome, options, seed, progress)
+            tuned = tuned.renamed(staged.path, written)
         report = make_report(
             outcome,
             options,
             checked,
             source=source,
-            out=None if wrong else target,
+            out=None if wrong else written,
             source_free=free,
             tuned=tuned,
             normalised=loaded.normalised,
@@ -335,15 +401,45 @@ def rewrite(
                 f"{source}: not verified: {unproven}; nothing was written", report
             )
         staged.publish()
-    return RewriteResult(target, report, outcome, () if tuned is None else tuned.results)
+    return RewriteResult(written, report, outcome, () if tuned is None else tuned.results)
 
 
-def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> list[Candidate]:
+def pareto(
+    path: str | os.PathLike[str],
+    *,
+    max_recompute: float | None = None,
+    target: str = "onnxruntime",
+    max_tensor_elements: int | None = None,
+    axis: str | int = "height",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_elements: int | None = None,
+    shapes: InputShapes | None = None,
+    upgrade_opset: int | None = None,
+    allow_custom_ops: bool = False,
+) -> list[Candidate]:
     """Return what ever lower peaks cost in work, for a model file; nothing is written or run.
 
     Args:
-        path: The model's file.
-        **keywords: See `ParetoKeywords`.
+        path: The model's file. `ModelError` if it cannot be read or is not valid.
+        max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`); None: any.
+        target: The engine that memory is predicted for: "onnxruntime", "onnxruntime-default",
+            "triton" or "tensorrt", as for `rewrite`. `OptionError` for any other.
+        max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
+            for "tensorrt", else any.
+        axis: The axis to cut: "height", "width", "depth", or a dimension of the tensor, 2 or above.
+            `OptionError` for any other: a curve is along one axis, so "auto" is none.
+        include: Name patterns (fnmatch) of convolutions; of these only matches are cut.
+        exclude: Name patterns of nodes that are left as they are.
+        min_elements: Cut convolutions whose larger side has at least this many elements (channels x
+            height x width), 0 or more (`OptionError`). None: any.
+        shapes: Per input the shape to fix its free dimensions to, 1 to 2^31 each; a pair (least,
+            largest) in place of a size leaves that dimension free, and memory is predicted for the
+            largest. `OptionError` if there is no such input, or a shape does not fit it.
+        upgrade_opset: Convert the model to this opset first. `OptionError` if onnx cannot, or the
+            model's is newer.
+        allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define; without it
+            they are a `ModelError`.
 
     Returns:
         Plans of whole regions, the model as it is first, and alone where its peak is unknown
@@ -353,38 +449,26 @@ def pareto(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> 
 
     Raises:
         RewriterError: The model is not valid, was rewritten before, or an option does not fit it.
+        UsageError: A value is of the wrong type.
     """
-    _check_known(keywords, ParetoKeywords)
-    # Every keyword of the one is one of the other's; mypy wants all of them named.
-    options = _make_options(None, cast("CutKeywords", keywords))
+    options = make_options(
+        splits=None,
+        memory_budget=None,
+        max_recompute=max_recompute,
+        form="auto",
+        target=target,
+        max_tensor_elements=max_tensor_elements,
+        plan=None,
+        axis=axis,
+        include=include,
+        exclude=exclude,
+        min_elements=min_elements,
+        shapes=shapes,
+        fold=True,
+        upgrade_opset=upgrade_opset,
+        allow_custom_ops=allow_custom_ops,
+    )
     return pareto_of(load(Path(path)), options)
-
-
-def why_unknown(path: str | os.PathLike[str], **keywords: Unpack[ParetoKeywords]) -> str | None:
-    """Return why a model's predicted peak is unknown, and what to do; None if it is known.
-
-    Args:
-        path: The model's file.
-        **keywords: As for `pareto`.
-    """
-    reason = unknown_of(load(Path(path)), _make_options(None, cast("CutKeywords", keywords)))
-    return None if reason is None else unknown_peak(reason)
-
-
-def _check_numbers(keywords: RewriteKeywords) -> None:
-    for name, value in (("rtol", keywords.get("rtol")), ("atol", keywords.get("atol"))):
-        if value is not None and not (math.isfinite(value) and value >= 0):
-            raise UsageError(f"{name} is {value}; it must be a finite number, 0 or more")
-    seed, timeout_s = keywords.get("seed", 0), keywords.get("timeout_s", TIMEOUT_S)
-    asked = keywords.get("verify", True) and not keywords.get("dry_run", False)
-    if keywords.get("require_verified", False) and not asked:
-        raise UsageError(
-            "what is required to be verified has to be verified: no dry run, verify on"
-        )
-    if seed < 0:
-        raise UsageError(f"seed is {seed}; it must be 0 or more")
-    if not 0 < timeout_s <= threading.TIMEOUT_MAX:
-        raise UsageError(f"the time limit is {timeout_s} s; it must be more than 0")
 
 
 def _unproven(checked: Verification) -> str:
@@ -399,52 +483,54 @@ def _verify_staged(
     staged: Path,
     outcome: Outcome,
     options: Options,
-    keywords: RewriteKeywords,
+    verifying: _Verifying,
+    progress: Progress | None,
     *,
     normalised: bool,
 ) -> Verification:
-    if not keywords.get("verify", True):
+    if not verifying.wanted:
         return not_run("not asked for", declined=True)
     # Not the options: an opset or a shape that was asked for may be what the model has already.
     if not outcome.rewritten and outcome.model == load(source).model and not normalised:
         return not_run("nothing was changed", declined=True)
-    progress, inputs = keywords.get("progress"), keywords.get("inputs")
     if progress is not None:
         progress("verifying", 0, 1)
     return verify(
         source,
         staged,
         outcome,
-        seed=keywords.get("seed", 0),
-        rtol=keywords.get("rtol"),
-        atol=keywords.get("atol"),
-        inputs=None if inputs is None else Path(inputs),
-        timeout_s=keywords.get("timeout_s", TIMEOUT_S),
+        seed=verifying.seed,
+        rtol=verifying.rtol,
+        atol=verifying.atol,
+        inputs=verifying.inputs,
+        timeout_s=verifying.timeout_s,
         ranges=options.ranges,
     )
 
 
 def _tune_staged(
-    source: Path, staged: StagedModel, target: Path, outcome: Outcome, keywords: RewriteKeywords
-) -> Tuned | None:
-    """Measure a staged model if asked for; record the session options that serve it best in it."""
-    if not keywords.get("measure", False) or not outcome.rewritten:
-        return None
-    progress, shapes = keywords.get("progress"), keywords.get("shapes") or {}
+    source: Path,
+    staged: StagedModel,
+    outcome: Outcome,
+    options: Options,
+    seed: int,
+    progress: Progress | None,
+) -> Tuned:
+    """Measure a staged model; record the session options that serve it best in it."""
     if progress is not None:
         progress("measuring", 0, 1)
-    largest = {name: tuple(high for _, high in _pairs(shape)) for name, shape in shapes.items()}
+    ranges = {name: tuple(high for _, high in sizes) for name, sizes in options.ranges.items()}
     tuned = tune_rewritten(
         source,
         staged.path,
-        shapes=largest,
-        seed=keywords.get("seed", 0),
-        served=keywords.get("target") == "triton",
+        shapes={**options.shapes, **ranges},
+        seed=seed,
+        served=options.target == "triton",
     )
     if tuned.chosen is not None:
         recommend(outcome.model, tuned.session_options)
         staged.write(outcome.model)
-    return tuned.renamed(staged.path, target)
+    return tuned
 
 
 def convert_model(
@@ -453,29 +539,121 @@ def convert_model(
     *,
     out: str | os.PathLike[str] | None = None,
     example_inputs: Sequence[torch.Tensor] | torch.Tensor | None = None,
-    **keywords: Unpack[CutKeywords],
+    memory_budget: int | str | None = None,
+    max_recompute: float | None = None,
+    form: str = "auto",
+    target: str = "onnxruntime",
+    max_tensor_elements: int | None = None,
+    plan: Mapping[str, Any] | None = None,
+    axis: str | int = "height",
+    include: Sequence[str] = (),
+    exclude: Sequence[str] = (),
+    min_elements: int | None = None,
+    shapes: InputShapes | None = None,
+    fold: bool = True,
+    upgrade_opset: int | None = None,
+    allow_custom_ops: bool = False,
+    verify: bool = True,
+    force: bool = False,
 ) -> ModelT | onnx.ModelProto:
     """Rewrite a model and return the same kind.
 
     Args:
         model: A path (the result is written beside it and its path returned), an
             `onnx.ModelProto`, an `onnx_graphsurgeon.Graph`, or a `torch.nn.Module` (exported
-            with ``example_inputs``; the result is a ModelProto). It is not changed.
-        splits: As in `rewrite`.
-        out: For a path: the file to write.
-        example_inputs: Inputs to export a torch module with.
-        **keywords: See `ParetoKeywords` and `CutKeywords`.
+            with ``example_inputs``; the result is a ModelProto). It is not changed. `UsageError`
+            for anything else.
+        splits: Patches per region or convolution, 1 to 4096 (`OptionError`); at most so many where
+            a budget is given. None: 4, or more where 4 gain nothing; as many as a budget asks for.
+        out: For a path: the file to write, ``MODEL.patched.onnx`` beside it if None. `SaveError` if
+            it cannot be written, or exists already (see ``force``).
+        example_inputs: A tensor, or one per input, to export a torch module with. `UsageError`
+            where a module comes without.
+        memory_budget: Most bytes of activations, a number of 1 or more (`OptionError`) or text such
+            as "512MiB" or "2GB" (`UsageError` if it is no size), as predicted for ``target``.
+            `BudgetError` if no plan keeps it.
+        max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
+            without a budget or ``max_tensor_elements``, else any.
+        form: How to cut: "fused", "shrinking", "loop", "batch", "sequential" or "auto", as for
+            `rewrite`. `OptionError` for any other, and for single convolutions beside a budget or
+            ``max_recompute``.
+        target: The engine that memory is predicted for: "onnxruntime", "onnxruntime-default",
+            "triton" or "tensorrt", as for `rewrite`. `OptionError` for any other.
+        max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
+            for "tensorrt", else any.
+        plan: A plan as `RewriteResult.outcome.plan` has it, to do just that. `OptionError` if it is
+            no plan, or not one of this model.
+        axis: The axis to cut: "height", "width", "depth", a dimension of the tensor, 2 or above, or
+            "auto": of height and width the one that serves better. `OptionError` for any other.
+        include: Name patterns (fnmatch) of convolutions; only matches are cut, large or not.
+        exclude: Name patterns of nodes that are left as they are.
+        min_elements: Cut single convolutions whose larger side has at least this many elements
+            (channels x height x width), 0 or more (`OptionError`); 0 for all. None: as for
+            `rewrite`.
+        shapes: Per input the shape to fix its free dimensions to, 1 to 2^31 each; a pair (least,
+            largest) in place of a size leaves that dimension free, and memory is predicted for the
+            largest. `OptionError` if there is no such input, or a shape does not fit it.
+        fold: Fold BatchNormalization, Mul and Add into the convolutions before them once, so that
+            all patches share one set of weights.
+        upgrade_opset: Convert the model to this opset first. `OptionError` if onnx cannot, or the
+            model's is newer.
+        allow_custom_ops: Let operators pass that neither ONNX nor ONNX Runtime define; without it
+            they are a `ModelError`.
+        verify: Run original and result on the same inputs in a child process and compare.
+            `VerificationError` if they differ. Skipped, with a log message, where a model that is
+            no file cannot run (no runtime, or weights that lie elsewhere).
+        force: For a path: overwrite an existing output file.
+
+    Returns:
+        For a path the written file's, of the same type; for a module the ModelProto; else a new
+        model of the same kind.
 
     Raises:
         RewriterError: The model is not valid, or an option does not fit it.
-        UsageError: The model is of no known kind.
+        UsageError: The model is of no known kind, or a value is of the wrong type.
         VerificationError: The result does not compute the same.
+        BudgetError: No plan keeps the memory budget.
     """
-    _check_known(keywords, CutKeywords)
     if isinstance(model, (str, os.PathLike)):
-        result = rewrite(model, out, splits=splits, **keywords)
+        result = rewrite(
+            model,
+            out,
+            splits=splits,
+            memory_budget=memory_budget,
+            max_recompute=max_recompute,
+            form=form,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=plan,
+            axis=axis,
+            include=include,
+            exclude=exclude,
+            min_elements=min_elements,
+            shapes=shapes,
+            fold=fold,
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+            verify=verify,
+            force=force,
+        )
         return type(model)(str(result.path))  # type: ignore[call-arg]
-    options, verify = _make_options(splits, keywords), keywords.get("verify", True)
+    options = make_options(
+        splits=splits,
+        memory_budget=memory_budget,
+        max_recompute=max_recompute,
+        form=form,
+        target=target,
+        max_tensor_elements=max_tensor_elements,
+        plan=plan,
+        axis=axis,
+        include=include,
+        exclude=exclude,
+        min_elements=min_elements,
+        shapes=shapes,
+        fold=fold,
+        upgrade_opset=upgrade_opset,
+        allow_custom_ops=allow_custom_ops,
+    )
     if isinstance(model, onnx.ModelProto):
         return _convert_proto(model, options, verify)
     if is_graphsurgeon(model):

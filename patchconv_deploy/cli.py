@@ -17,27 +17,13 @@ import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
-from patchconv_deploy.api import (
-    ParetoKeywords,
-    RewriteResult,
-    default_output,
-    pareto,
-    rewrite,
-    why_unknown,
-)
+from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
 from patchconv_deploy.cli_build import build_command
 from patchconv_deploy.cli_inspect import inspect_command
 from patchconv_deploy.cli_measure import measure_command
 from patchconv_deploy.cli_pareto import check_pareto, pareto_json, print_pareto
 from patchconv_deploy.cli_triton import triton_command
-from patchconv_deploy.cli_types import (
-    AxisType,
-    RangesType,
-    SizeType,
-    check_json_target,
-    read_text,
-    write_text,
-)
+from patchconv_deploy.cli_types import check_json_target, read_text, write_text
 from patchconv_deploy.console import (
     complain,
     log_to_stderr,
@@ -47,20 +33,20 @@ from patchconv_deploy.console import (
 )
 from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationError
 from patchconv_deploy.measuring import (
-    ENGINES,
     Result,
     check_engine,
     measure_models,
     measurement_json,
     print_results,
 )
-from patchconv_deploy.report import Report, print_report, sizes_text
-from patchconv_deploy.verification import TIMEOUT_S
+from patchconv_deploy.options import option
+from patchconv_deploy.report import Report, print_report, sizes_text, unknown_peak
 from patchconv_deploy.version import VERSION
 from patchconv_deploy.words import Command
 from rewriters.errors import BudgetError, RewriterError
-from rewriters.planner import FORMS, read_plan
-from rewriters.rewrite import TARGETS
+from rewriters.graph import load
+from rewriters.planner import read_plan
+from rewriters.rewrite import Options, pareto_of, unknown_of
 
 __all__ = ["main", "main_rewrite"]
 
@@ -84,111 +70,39 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 
 @click.command("rewrite", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", "out", type=click.Path(path_type=Path), help="Default: MODEL.patched.onnx."
-)
-@click.option("--splits", type=int, help="Patches, 4 by default; with a budget: at most so many.")
-@click.option(
-    "--memory-budget",
-    type=SizeType(),
-    help="Most activation memory: 512MiB, 2G (GiB) or 2GB (10^9 bytes). Least time that fits.",
-)
-@click.option("--max-recompute", type=float, help="Most work after over before: 1.25.")
-@click.option(
-    "--form",
-    type=click.Choice(["auto", *FORMS]),
-    default="auto",
-    show_default=True,
-    help="fused, shrinking, loop: whole regions; batch, sequential: single Convs. auto: regions, "
-    "or the Convs that are named by --include or --min-elements.",
-)
-@click.option(
-    "--target",
-    type=click.Choice(list(TARGETS)),
-    default="onnxruntime",
-    show_default=True,
-    help="Engine that memory is predicted for.",
-)
-@click.option(
-    "--max-tensor-elements",
-    type=int,
-    metavar="N",
-    help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
-)
-@click.option("--plan", type=click.Path(path_type=Path), help="Do what this plan says.")
-@click.option("--plan-out", type=click.Path(path_type=Path), help="Write the plan as JSON.")
-@click.option(
-    "--axis",
-    type=AxisType(),
-    metavar="height|width|depth|auto|INDEX",
-    default="height",
-    show_default=True,
-    help="Axis to cut.",
-)
-@click.option(
-    "--min-elements",
-    type=int,
-    help="Cut Convs whose larger side has at least N elements (channels x height x width); 0: all. "
-    "Default: input + output at least half of the predicted peak.",
-)
-@click.option("--include", multiple=True, metavar="GLOB", help="Cut Convs by name, large or not.")
-@click.option("--exclude", multiple=True, metavar="GLOB", help="Never cut these.")
-@click.option(
-    "--shape",
-    "shapes",
-    type=RangesType(),
-    multiple=True,
-    help="Fix an input's free dimensions; 256..4096 leaves one free.",
-)
-@click.option("--report", type=click.Path(path_type=Path), help="Write the report as JSON.")
-@click.option(
-    "--pareto",
-    "pareto_only",
-    is_flag=True,
-    help="Print predicted peak against work, at every budget; run and write nothing.",
-)
-@click.option("--dry-run", is_flag=True, help="Show what would be done; run and write nothing.")
-@click.option("--verify/--no-verify", default=True, show_default=True, help="Run both, compare.")
-@click.option("--require-verified", is_flag=True, help="Write nothing that is not verified.")
-@click.option("--rtol", type=float, help="Tolerance relative to an output's spread.")
-@click.option("--atol", type=float, help="Absolute tolerance, added.")
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
-)
-@click.option("--inputs", type=click.Path(path_type=Path), help="Inputs to verify on (.npz).")
-@click.option(
-    "--verify-timeout",
-    "timeout_s",
-    type=click.FloatRange(0, 1e7, min_open=True),
-    default=TIMEOUT_S,
-    show_default=True,
-    metavar="SECONDS",
-    help="How long verification may run the original.",
-)
-@click.option("--upgrade-opset", type=int, metavar="N", help="Convert to opset N first.")
-@click.option(
-    "--fold/--no-fold",
-    default=True,
-    show_default=True,
-    help="Fold BatchNormalization, Mul and Add into Convs once, so that patches share weights.",
-)
-@click.option("--share-weights", is_flag=True, help="Refer to the original's external weights.")
-@click.option("--allow-custom-ops", is_flag=True, help="Leave unknown operators as they are.")
-@click.option(
-    "--measure",
-    is_flag=True,
-    help="Measure both models; under ONNX Runtime, find the session options to recommend.",
-)
-@click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default="onnxruntime",
-    show_default=True,
-    help="Engine to measure on.",
-)
-@click.option("--force", is_flag=True, help="Overwrite an existing output.")
-@click.option("-v", "--verbose", is_flag=True, help="List every Conv left alone; log what is done.")
-@click.option("-q", "--quiet", is_flag=True, help="Print errors and warnings alone.")
+@option("out")
+@option("splits")
+@option("memory_budget")
+@option("max_recompute")
+@option("form")
+@option("target")
+@option("max_tensor_elements")
+@option("plan")
+@option("plan_out")
+@option("axis")
+@option("min_elements")
+@option("include")
+@option("exclude")
+@option("shapes")
+@option("report")
+@option("pareto_only")
+@option("dry_run")
+@option("verify")
+@option("require_verified")
+@option("rtol")
+@option("atol")
+@option("seed")
+@option("inputs")
+@option("timeout_s")
+@option("upgrade_opset")
+@option("fold")
+@option("share_weights")
+@option("allow_custom_ops")
+@option("measure")
+@option("engine")
+@option("force")
+@option("verbose")
+@option("quiet")
 @click.version_option(VERSION)
 @click.pass_context
 def rewrite_command(
@@ -238,28 +152,27 @@ def rewrite_command(
     if measure:
         check_engine(engine)
     log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
-    common: ParetoKeywords = {
-        "axis": axis,
-        "max_recompute": max_recompute,
-        "max_tensor_elements": max_tensor_elements,
-        "target": target,
-        "min_elements": min_elements,
-        "include": include,
-        "exclude": exclude,
-        "shapes": {n: [a if a == b else (a, b) for a, b in each] for n, each in shapes},
-        "upgrade_opset": upgrade_opset,
-        "allow_custom_ops": allow_custom_ops,
-    }
+    given_plan = None if plan is None else read_plan(read_text("--plan", plan))
+    sizes = {name: [a if a == b else (a, b) for a, b in each] for name, each in shapes}
     if pareto_only:
-        points = pareto(model, **common)
-        if report is not None:
-            data = {"model": {"path": str(model)}, "target": target, "pareto": pareto_json(points)}
-            write_text(report, json.dumps(data, indent=2) + "\n")
-        if not quiet:
-            print_pareto(points, stdout_console())
-        unknown = why_unknown(model, **common) if points[0].unknown else None
-        if unknown is not None:
-            complain("warning", unknown)
+        options = make_options(
+            splits=splits,
+            memory_budget=memory_budget,
+            max_recompute=max_recompute,
+            form=form,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=given_plan,
+            axis=axis,
+            include=include,
+            exclude=exclude,
+            min_elements=min_elements,
+            shapes=sizes,
+            fold=fold,
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+        )
+        _show_curve(model, options, report, quiet)
         return
     with _progress(quiet) as progress, _report_of_failure(report):
         result = rewrite(
@@ -267,11 +180,20 @@ def rewrite_command(
             out,
             splits=splits,
             memory_budget=memory_budget,
+            max_recompute=max_recompute,
             form=form,
-            plan=None if plan is None else read_plan(read_text("--plan", plan)),
-            **common,
-            share_weights=share_weights,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=given_plan,
+            axis=axis,
+            include=include,
+            exclude=exclude,
+            min_elements=min_elements,
+            shapes=sizes,
             fold=fold,
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+            share_weights=share_weights,
             verify=verify,
             require_verified=require_verified,
             rtol=rtol,
@@ -280,8 +202,8 @@ def rewrite_command(
             inputs=inputs,
             timeout_s=timeout_s,
             measure=measure and engine == "onnxruntime",
-            force=force,
             dry_run=dry_run,
+            force=force,
             progress=progress,
         )
     results: Sequence[Result] = result.measured
@@ -311,6 +233,24 @@ def rewrite_command(
     failed = "; ".join(dict.fromkeys(errors))
     if failed:
         raise PatchConvError(f"{result.path} was written, but not measured: {failed}")
+
+
+def _show_curve(model: Path, options: Options, report: Path | None, quiet: bool) -> None:
+    """Print the curve of predicted peak against work, and write it as JSON where asked for."""
+    loaded = load(model)
+    points = pareto_of(loaded, options)
+    if report is not None:
+        data = {
+            "model": {"path": str(model)},
+            "target": options.target,
+            "pareto": pareto_json(points),
+        }
+        write_text(report, json.dumps(data, indent=2) + "\n")
+    if not quiet:
+        print_pareto(points, stdout_console())
+    unknown = unknown_of(loaded, options) if points[0].unknown else None
+    if unknown is not None:
+        complain("warning", unknown_peak(unknown))
 
 
 def _print_end(result: RewriteResult, quiet: bool) -> None:

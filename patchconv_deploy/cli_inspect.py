@@ -11,18 +11,14 @@ import click
 from rich.console import Console
 
 from patchconv_deploy.cli_pareto import pareto_json, print_pareto
-from patchconv_deploy.cli_types import (
-    AxisType,
-    RangesType,
-    check_json_target,
-    write_text,
-)
+from patchconv_deploy.cli_types import check_json_target, write_text
 from patchconv_deploy.console import plain_table, printable, stdout_console
+from patchconv_deploy.options import option
 from patchconv_deploy.report import mebibytes, shape_text
 from patchconv_deploy.words import Command, in_flags
 from rewriters.graph import load
 from rewriters.inspection import Inspection
-from rewriters.rewrite import TARGETS, Options, check_one_axis, inspection_of
+from rewriters.rewrite import Options, check_one_axis, inspection_of
 
 __all__ = ["inspect_command"]
 
@@ -34,15 +30,9 @@ _REASONS = 3
 
 @click.command("inspect", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("--shape", "shapes", type=RangesType(), multiple=True, help="Size of an input.")
-@click.option(
-    "--target",
-    type=click.Choice(list(TARGETS)),
-    default="onnxruntime",
-    show_default=True,
-    help="Engine that memory is predicted for.",
-)
-@click.option("--axis", type=AxisType(), default="height", show_default=True, help="Axis to cut.")
+@option("shapes")
+@option("target")
+@option("axis")
 @click.option("--pareto", is_flag=True, help="Print predicted peak against work, too.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all as JSON.")
 def inspect_command(

@@ -10,31 +10,15 @@ from rich.console import Console
 
 from patchconv_deploy.cli_types import given
 from patchconv_deploy.console import plain_table
+from patchconv_deploy.options import names_of
 from patchconv_deploy.report import candidate_json, mebibytes
 from patchconv_deploy.words import flag_of
 from rewriters.frontier import Candidate
 
 __all__ = ["check_pareto", "pareto_json", "print_pareto"]
 
-# Options of `patchconv-rewrite` that the curve depends on, or that say how to show it.
-_LOOKED_AT = frozenset(
-    {
-        "pareto_only",
-        "target",
-        "axis",
-        "max_recompute",
-        "max_tensor_elements",
-        "min_elements",
-        "include",
-        "exclude",
-        "shapes",
-        "upgrade_opset",
-        "allow_custom_ops",
-        "report",
-        "verbose",
-        "quiet",
-    }
-)
+# What the curve depends on, and what says how to show it.
+_LOOKED_AT = names_of("pareto") | {"pareto_only", "report", "verbose", "quiet"}
 
 
 def check_pareto(context: click.Context) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import errno
+import inspect
 import json
 import os
+import re
 import resource
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -30,9 +33,13 @@ from patchconv_deploy import (
     UsageError,
     VerificationError,
     convert_model,
+    pareto,
     rewrite,
 )
-from rewriters.rewrite import Outcome, rewrite_model
+from patchconv_deploy.api import make_options
+from patchconv_deploy.cli import rewrite_command
+from patchconv_deploy.options import OPTIONS, names_of
+from rewriters.rewrite import Options, Outcome, rewrite_model
 from tests.commands import run_command
 from tests.small_models import file_names
 
@@ -403,11 +410,90 @@ def test_unknown_keywords_are_refused(path: Path) -> None:
     """A misspelt keyword is named, by both functions; nothing is written."""
     misspelt: dict[str, Any] = {"spilts": 3}
     only_of_rewrite: dict[str, Any] = {"dry_run": True}
-    with pytest.raises(TypeError, match="unknown keyword 'spilts'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'spilts'"):
         rewrite(path, **misspelt)
-    with pytest.raises(TypeError, match="unknown keyword 'dry_run'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'dry_run'"):
         convert_model(path, **only_of_rewrite)
     assert list(_files(path.parent)) == ["model.onnx"]
+
+
+PUBLIC = (rewrite, convert_model, pareto)
+
+
+@pytest.mark.parametrize("function", PUBLIC)
+def test_signatures_are_as_declared(function: Callable[..., Any]) -> None:
+    """Each keyword is spelled out, has its declared default, and no other function's are there."""
+    parameters = inspect.signature(function).parameters
+    arguments = {"path", "model", "example_inputs", "progress"}
+    assert parameters.keys() - arguments == names_of(function.__name__)
+    assert {each.kind for each in parameters.values()} <= {
+        inspect.Parameter.POSITIONAL_OR_KEYWORD,
+        inspect.Parameter.KEYWORD_ONLY,
+    }
+    for name in parameters.keys() - arguments:
+        default, declared = parameters[name].default, OPTIONS[name].default
+        assert (name, type(default), default) == (name, type(declared), declared)
+
+
+@pytest.mark.parametrize("function", PUBLIC)
+def test_every_keyword_is_documented(function: Callable[..., Any]) -> None:
+    """In the order of the signature, each with a sentence."""
+    text = inspect.getdoc(function) or ""
+    section = text.partition("Args:\n")[2].partition("\n\n")[0]
+    documented = re.findall(r"^    (\w+): (?=[A-Z])", section, re.MULTILINE)
+    assert documented == list(inspect.signature(function).parameters)
+
+
+def test_the_command_has_what_is_declared() -> None:
+    """All of it, by the same names, with the same defaults; a list is empty where none is given."""
+    context = rewrite_command.make_context("rewrite", ["model.onnx"])
+    defaults = {name: () if each.multiple else each.default for name, each in OPTIONS.items()}
+    assert context.params == {**defaults, "model": Path("model.onnx")}
+
+
+def test_the_rewriter_has_the_same_defaults() -> None:
+    """What is asked for where nothing is said, is what the rewriter does by itself."""
+    parameters = inspect.signature(make_options).parameters
+    assert make_options(**{name: OPTIONS[name].default for name in parameters}) == Options()
+
+
+# Options that a report repeats: what is given, and what the report then has.
+REPORTED: dict[str, tuple[Any, Any]] = {
+    "splits": (3, 3),
+    "memory_budget": ("1GiB", 2**30),
+    "max_recompute": (1.25, 1.25),
+    "form": ("loop", "loop"),
+    "target": ("triton", "triton"),
+    "max_tensor_elements": (2**20, 2**20),
+    "axis": ("width", "width"),
+    "include": (("first", "s*"), ["first", "s*"]),
+    "exclude": ("second", ["second"]),
+    "min_elements": (0, 0),
+    "shapes": ({"x": (1, 3, 32, 32)}, {"x": [1, 3, 32, 32]}),
+    "fold": (False, False),
+}
+# What a report says elsewhere: what was written and cut, the opset, verification; or what decides
+# whether there is a result and not which.
+ELSEWHERE = {"out", "plan", "upgrade_opset", "verify", "allow_custom_ops", "force"}
+
+
+@pytest.mark.parametrize("name", REPORTED)
+def test_the_report_has_what_was_asked_for(path: Path, name: str) -> None:
+    """By the declared key, beside all others at their defaults."""
+    given, said = REPORTED[name]
+    arguments: dict[str, Any] = {name: given}
+    usual = rewrite(path, dry_run=True).report.data["options"]
+    asked = rewrite(path, dry_run=True, **arguments).report.data["options"]
+    assert asked == {**usual, OPTIONS[name].reported: said}
+    assert asked != usual
+
+
+def test_every_option_that_changes_a_result_is_reported(path: Path) -> None:
+    """Those of all functions; the report has no key beside them."""
+    assert names_of("convert_model") == REPORTED.keys() | ELSEWHERE
+    declared = {each.reported for each in OPTIONS.values() if each.reported}
+    assert rewrite(path, dry_run=True).report.data["options"].keys() == declared
+    assert {OPTIONS[name].reported for name in REPORTED} == declared
 
 
 def test_a_model_that_does_not_fit_is_not_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

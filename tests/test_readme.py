@@ -1,4 +1,4 @@
-"""The README's first lines of Python run as they stand there."""
+"""The README's first lines of Python run as they stand there; its options are the declared ones."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from tests.small_models import chain
+from tools.option_table import written
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -42,3 +43,23 @@ def test_the_first_lines_of_python_run_when_pasted(
     assert names["result"].report.rewritten
     assert (tmp_path / "model.patched.onnx").is_file()
     assert (tmp_path / "out.onnx").is_file()
+
+
+def test_its_options_are_the_declared_ones() -> None:
+    """`python -m tools.option_table README.md` changes nothing; what it does is seen elsewhere."""
+    text = README.read_text(encoding="utf-8")
+    assert written(text) == text
+    assert text.count("| `--max-recompute X` | most work after over before") == 1
+
+
+def test_its_table_is_written_again() -> None:
+    """Whatever stood between the comments; all else stays, and without comments nothing is done."""
+    text = README.read_text(encoding="utf-8")
+    broken = text.replace("| `--max-recompute X` |", "| `--max-work X` |")
+    assert broken != text
+    assert written(broken) == text
+    assert written(broken + "more\n") == text + "more\n"
+    with pytest.raises(ValueError, match="once each"):
+        written(text.replace("<!-- end of options -->", ""))
+    with pytest.raises(ValueError, match="once each"):
+        written(text + text)

@@ -1,0 +1,464 @@
+"""The options of a rewrite, declared once.
+
+The commands are made of this table (`option`), and the README's is written from it
+(`tools.option_table`). The Python functions spell their keywords out, for people and for type
+checkers; tests hold them, and the keys of the report, against the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from patchconv_deploy.cli_types import AxisType, RangesType, SizeType
+from patchconv_deploy.measuring import ENGINES
+from patchconv_deploy.verification import TIMEOUT_S
+from rewriters.planner import FORMS
+from rewriters.rewrite import TARGETS
+
+__all__ = ["OPTIONS", "Declared", "names_of", "option", "option_table"]
+
+CommandT = TypeVar("CommandT", bound=Callable[..., Any])
+
+# Functions of Python that have an option. A curve is not cut by a plan or a budget; a model that is
+# no file is neither staged nor measured.
+_COMMAND: tuple[str, ...] = ()
+_FILES = ("rewrite",)
+_REWRITES = ("rewrite", "convert_model")
+_ALL = ("rewrite", "convert_model", "pareto")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Declared:
+    """An option.
+
+    Attributes:
+        name: The keyword in Python, and the parameter of the command.
+        flags: How it is typed, as click has it; the first one stands in the README.
+        value: What stands for its value in the README, empty for none.
+        help: The command's help, half a line.
+        meaning: The README's text (Markdown); empty where the option shares the row above.
+        python: The functions that have the keyword.
+        reported: Its key among the report's options, empty if it has none.
+        default: What it is where nothing is said, in Python and on the command line.
+        kind: How click reads its value: a type; `bool` for a switch, which takes none.
+        multiple: Whether it may be given more than once on the command line.
+        metavar: What stands for its value in the command's help; None for what click makes of the
+            kind.
+    """
+
+    name: str
+    flags: tuple[str, ...]
+    value: str = ""
+    help: str
+    meaning: str = ""
+    python: tuple[str, ...]
+    reported: str = ""
+    default: Any = None
+    kind: type | click.ParamType[Any] = bool
+    multiple: bool = False
+    metavar: str | None = None
+
+    @property
+    def shown(self) -> str:
+        """How it is typed, in the README: of a switch that is on already, what turns it off."""
+        flag = self.flags[0].partition("/")[2] or self.flags[0]
+        return f"`{flag} {self.value}`" if self.value else f"`{flag}`"
+
+    def decorator(self) -> Callable[[CommandT], CommandT]:
+        """Return what adds it to a command of click."""
+        more: dict[str, Any] = {"is_flag": True} if self.kind is bool else {"type": self.kind}
+        # The default of a list is click's own, and a switch that is off needs no word for it.
+        if not (self.default is None or self.default is False or self.multiple):
+            more |= {"default": self.default, "show_default": True}
+        return click.option(
+            *self.flags,
+            self.name,
+            help=self.help,
+            multiple=self.multiple,
+            metavar=self.metavar,
+            **more,
+        )
+
+
+_FILE = click.Path(path_type=Path)
+
+# In the order of the README's table; a command has its own.
+_DECLARED = (
+    Declared(
+        name="out",
+        flags=("-o", "--output"),
+        value="OUT",
+        help="Default: MODEL.patched.onnx.",
+        meaning="default `MODEL.patched.onnx`; overwritten with `--force` alone, the input and its "
+        "weights never",
+        python=_REWRITES,
+        kind=_FILE,
+    ),
+    Declared(
+        name="force",
+        flags=("--force",),
+        help="Overwrite an existing output.",
+        python=_REWRITES,
+        default=False,
+    ),
+    Declared(
+        name="splits",
+        flags=("--splits",),
+        value="N",
+        help="Patches, 4 by default; with a budget: at most so many.",
+        meaning="most patches per region, patches per Conv. Without a budget: the plan that writes "
+        "to least, which is what the process needs. More patches never rank worse. Default: 4, or "
+        "more where 4 gain nothing",
+        python=_REWRITES,
+        reported="splits",
+        kind=int,
+    ),
+    Declared(
+        name="memory_budget",
+        flags=("--memory-budget",),
+        value="SIZE",
+        help="Most activation memory: 512MiB, 2G (GiB) or 2GB (10^9 bytes). Least time that fits.",
+        meaning="most activation memory (`512MiB`, `2G`; GB is 10^9, G and GiB are 2^30 bytes), as "
+        "predicted for the target: under ONNX Runtime both what its arena has in use at once and "
+        "what it ever writes to (which the process keeps), less 5 % for the prediction's error. Of "
+        "all plans weighed the one of least predicted time (the work, and what is copied) that "
+        "fits. Which plans are weighed does not depend on the budget, so a larger one never takes "
+        "longer, and `--pareto` shows what each one gets. Exit code 1, with what holds the least "
+        "peak found and the budgets to ask for instead, each with its work and time, if there is "
+        "none; also where nobody can tell (a peak that is unknown, an old opset, a rewritten "
+        "model). A budget that is kept already writes the original, and says so",
+        python=_REWRITES,
+        reported="memory_budget_bytes",
+        kind=SizeType(),
+    ),
+    Declared(
+        name="max_recompute",
+        flags=("--max-recompute",),
+        value="X",
+        help="Most work after over before: 1.25.",
+        meaning="most work after over before (1.5 without a budget)",
+        python=_ALL,
+        reported="max_recompute",
+        kind=float,
+    ),
+    Declared(
+        name="form",
+        flags=("--form",),
+        help="fused, shrinking, loop: whole regions; batch, sequential: single Convs. auto: "
+        "regions, or the Convs that are named by --include or --min-elements.",
+        meaning="`fused`: a region's patches one after the other; `shrinking`: the same, every "
+        "layer without the rows that later layers do not need, about half the recompute; `loop`: "
+        "an ONNX Loop, a graph of constant size; `batch`, `sequential`: single Convs, windows "
+        "stacked in the batch dimension or one Conv per patch; `auto` (default): with a budget the "
+        "least time that fits, else the least memory, of forms that are within 2 % of each other "
+        "the plainest (for TensorRT a loop where it saves a quarter); single Convs if they are "
+        "named",
+        python=_REWRITES,
+        reported="form",
+        default="auto",
+        kind=click.Choice(["auto", *FORMS]),
+    ),
+    Declared(
+        name="target",
+        flags=("--target",),
+        help="Engine that memory is predicted for.",
+        meaning="the engine memory is predicted for: `onnxruntime` (default) at the session "
+        "options that are recommended, `onnxruntime-default` at its own, `triton` at what a Triton "
+        "server can set (no memory pattern, reuse on), `tensorrt`",
+        python=_ALL,
+        reported="target",
+        default="onnxruntime",
+        kind=click.Choice(list(TARGETS)),
+    ),
+    Declared(
+        name="max_tensor_elements",
+        flags=("--max-tensor-elements",),
+        value="N",
+        help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
+        meaning="no tensor of more elements; 2^31 - 1 for `--target tensorrt`, whose convolutions "
+        "take no more. A network with 3.0e9 elements in a tensor, planned by TensorRT for RTX "
+        "(whose builder does not check; `pytest tests/test_engine_evidence.py -k refuses`): 22,906 "
+        "MiB as it is, 11,485 in the two patches the limit asks for, 1,842 with `--memory-budget "
+        "2GiB`",
+        python=_ALL,
+        reported="max_tensor_elements",
+        kind=int,
+        metavar="N",
+    ),
+    Declared(
+        name="plan",
+        flags=("--plan",),
+        value="FILE",
+        help="Do what this plan says.",
+        meaning="the plan as JSON: write it, edit it, apply it",
+        python=_REWRITES,
+        kind=_FILE,
+    ),
+    Declared(
+        name="plan_out",
+        flags=("--plan-out",),
+        value="FILE",
+        help="Write the plan as JSON.",
+        python=_COMMAND,
+        kind=_FILE,
+    ),
+    Declared(
+        name="axis",
+        flags=("--axis",),
+        help="Axis to cut.",
+        meaning="`height` (default), `width`, `depth`, a tensor dimension (2 and up), or `auto`: "
+        "of height and width the one that serves better",
+        python=_ALL,
+        reported="axis",
+        default="height",
+        kind=AxisType(),
+        metavar="height|width|depth|auto|INDEX",
+    ),
+    Declared(
+        name="include",
+        flags=("--include",),
+        value="GLOB",
+        help="Cut Convs by name, large or not.",
+        meaning="Convs by name, and nodes to leave as they are",
+        python=_ALL,
+        reported="include",
+        default=(),
+        kind=str,
+        multiple=True,
+        metavar="GLOB",
+    ),
+    Declared(
+        name="exclude",
+        flags=("--exclude",),
+        value="GLOB",
+        help="Never cut these.",
+        python=_ALL,
+        reported="exclude",
+        default=(),
+        kind=str,
+        multiple=True,
+        metavar="GLOB",
+    ),
+    Declared(
+        name="min_elements",
+        flags=("--min-elements",),
+        value="N",
+        help="Cut Convs whose larger side has at least N elements (channels x height x width); 0: "
+        "all. Default: input + output at least half of the predicted peak.",
+        meaning="single Convs whose larger side has at least N elements (channels x height x "
+        "width); 0: all. Default for `batch` and `sequential`: input + output at least half of "
+        "what is alive at the peak",
+        python=_ALL,
+        reported="min_elements",
+        kind=int,
+    ),
+    Declared(
+        name="shapes",
+        flags=("--shape",),
+        value="NAME:1x3x512x512",
+        help="Fix an input's free dimensions; 256..4096 leaves one free.",
+        meaning="fix an input's free dimensions, in the output too; `1x3x256..4096x512` leaves one "
+        "free and predicts for the largest",
+        python=_ALL,
+        reported="shapes",
+        kind=RangesType(),
+        multiple=True,
+    ),
+    Declared(
+        name="pareto_only",
+        flags=("--pareto",),
+        help="Print predicted peak against work, at every budget; run and write nothing.",
+        meaning="predicted peak against work and time, from the model as it is to the least peak "
+        "found: each row is what a budget of 5 % more gets (`--memory-budget`); with `--report` as "
+        "JSON. Nothing is run or written; options that ask for one plan or a file are refused "
+        "beside it. `patchconv inspect --pareto` shows the same curve",
+        python=_COMMAND,
+        default=False,
+    ),
+    Declared(
+        name="dry_run",
+        flags=("--dry-run",),
+        help="Show what would be done; run and write nothing.",
+        meaning="show, or write down, what is done",
+        python=_FILES,
+        default=False,
+    ),
+    Declared(
+        name="report",
+        flags=("--report",),
+        value="FILE.json",
+        help="Write the report as JSON.",
+        python=_COMMAND,
+        kind=_FILE,
+    ),
+    Declared(
+        name="measure",
+        flags=("--measure",),
+        help="Measure both models; under ONNX Runtime, find the session options to recommend.",
+        meaning="measure both models (below). Under ONNX Runtime the session options that the "
+        "written model recommends are then found by measuring; without it they are predicted, and "
+        "called that",
+        python=_FILES,
+        default=False,
+    ),
+    Declared(
+        name="engine",
+        flags=("--engine",),
+        value="E",
+        help="Engine to measure on.",
+        python=_COMMAND,
+        default="onnxruntime",
+        kind=click.Choice(ENGINES),
+    ),
+    Declared(
+        name="verbose",
+        flags=("-v", "--verbose"),
+        help="List every Conv left alone; log what is done.",
+        meaning="every Conv left alone and what is done; errors and warnings alone",
+        python=_COMMAND,
+        default=False,
+    ),
+    Declared(
+        name="quiet",
+        flags=("-q", "--quiet"),
+        help="Print errors and warnings alone.",
+        python=_COMMAND,
+        default=False,
+    ),
+    Declared(
+        name="timeout_s",
+        flags=("--verify-timeout",),
+        value="SECONDS",
+        help="How long verification may run the original.",
+        meaning="how long verification may run the original (1800); the result as long, or ten "
+        "times what the original took",
+        python=_FILES,
+        default=TIMEOUT_S,
+        kind=click.FloatRange(0, 1e7, min_open=True),
+        metavar="SECONDS",
+    ),
+    Declared(
+        name="verify",
+        flags=("--verify/--no-verify",),
+        help="Run both, compare.",
+        meaning="verification, below",
+        python=_REWRITES,
+        default=True,
+    ),
+    Declared(
+        name="rtol",
+        flags=("--rtol",),
+        help="Tolerance relative to an output's spread.",
+        python=_FILES,
+        kind=float,
+    ),
+    Declared(
+        name="atol",
+        flags=("--atol",),
+        help="Absolute tolerance, added.",
+        python=_FILES,
+        kind=float,
+    ),
+    Declared(
+        name="seed",
+        flags=("--seed",),
+        help="Seed of the inputs.",
+        python=_FILES,
+        default=0,
+        kind=click.IntRange(min=0),
+    ),
+    Declared(
+        name="inputs",
+        flags=("--inputs",),
+        value="FILE.npz",
+        help="Inputs to verify on (.npz).",
+        python=_FILES,
+        kind=_FILE,
+    ),
+    Declared(
+        name="require_verified",
+        flags=("--require-verified",),
+        help="Write nothing that is not verified.",
+        meaning="what could not be verified is exit code 1 and no file",
+        python=_FILES,
+        default=False,
+    ),
+    Declared(
+        name="fold",
+        flags=("--fold/--no-fold",),
+        help="Fold BatchNormalization, Mul and Add into Convs once, so that patches share weights.",
+        meaning="leave it to the runtime to fold BatchNormalization, Mul and Add into each clone "
+        "of a Conv (below)",
+        python=_REWRITES,
+        reported="fold",
+        default=True,
+    ),
+    Declared(
+        name="upgrade_opset",
+        flags=("--upgrade-opset",),
+        value="N",
+        help="Convert to opset N first.",
+        meaning="convert an old model first (opset 9 and up are taken as they are). What onnx's "
+        "converter gets wrong is put right (Upsample, Resize, Hardmax, Pad) or refused; the result "
+        "is verified against the original",
+        python=_ALL,
+        kind=int,
+        metavar="N",
+    ),
+    Declared(
+        name="share_weights",
+        flags=("--share-weights",),
+        help="Refer to the original's external weights.",
+        meaning="refer to the original's external weight file instead of copying it",
+        python=_FILES,
+        default=False,
+    ),
+    Declared(
+        name="allow_custom_ops",
+        flags=("--allow-custom-ops",),
+        help="Leave unknown operators as they are.",
+        meaning="leave operators alone that neither ONNX nor ONNX Runtime define",
+        python=_ALL,
+        default=False,
+    ),
+)
+
+OPTIONS: Mapping[str, Declared] = {each.name: each for each in _DECLARED}
+
+
+def option(name: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator that adds a declared option to a command.
+
+    Args:
+        name: Its keyword.
+
+    Raises:
+        KeyError: No such option is declared.
+    """
+    return OPTIONS[name].decorator()
+
+
+def names_of(function: str) -> frozenset[str]:
+    """Return the options that a function of Python has.
+
+    Args:
+        function: "rewrite", "convert_model" or "pareto".
+    """
+    return frozenset(each.name for each in _DECLARED if function in each.python)
+
+
+def option_table() -> str:
+    """Return the README's table, a row for the options that share a text."""
+    rows: list[tuple[list[str], str]] = []
+    for each in _DECLARED:
+        if each.meaning:
+            rows.append(([], each.meaning))
+        rows[-1][0].append(each.shown)
+    lines = ["| option | meaning |", "|---|---|"]
+    lines += [f"| {', '.join(shown)} | {meaning} |" for shown, meaning in rows]
+    return "\n".join(lines)
