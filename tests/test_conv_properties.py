@@ -389,7 +389,7 @@ def _chains(draw: st.DrawFn) -> tuple[onnx.ModelProto, list[Array], int, str]:
     return model, feeds, draw(st.integers(2, 6)), draw(st.sampled_from(("batch", "sequential")))
 
 
-@examples(75, 1000)
+@examples(75, 250)
 def test_chain_of_convolutions(examples: int) -> None:
     """Three convolutions in a row, each cut on its own: inferred shapes lead nowhere wrong."""
     compared = 0

@@ -198,7 +198,7 @@ _tiled = st.one_of(_single, _chains)
 # --- operators ---------------------------------------------------------------------------------
 
 
-@examples(150, 2000)
+@examples(150, 500)
 def test_rows_out_and_needs(examples: int) -> None:
     """A row map's output height and needs are those of the operator, for every output row."""
     seen: Counter[str] = Counter()
@@ -220,7 +220,7 @@ def test_rows_out_and_needs(examples: int) -> None:
     assert seen["compared"] > 3 * examples
 
 
-@examples(200, 2000)
+@examples(200, 500)
 def test_steps_are_whole_and_least(examples: int) -> None:
     """Rows per step keep every operator's ratio, and have no common divisor to take out."""
 
@@ -236,7 +236,7 @@ def test_steps_are_whole_and_least(examples: int) -> None:
 # --- tile and prove ----------------------------------------------------------------------------
 
 
-@examples(600, 10_000)
+@examples(600, 4000)
 def test_tilings_are_right(examples: int) -> None:
     """Every tiling of a chain that can be proven gives the whole; single operators always can."""
     seen: Counter[str] = Counter()
@@ -265,7 +265,7 @@ def test_tilings_are_right(examples: int) -> None:
     assert seen["chains"] > 0.2 * examples, seen
 
 
-@examples(500, 10_000)
+@examples(500, 2500)
 def test_right_rows_of_a_window(examples: int) -> None:
     """`walk` calls exactly the right rows right: one operator without holes in its kernel."""
     seen: Counter[str] = Counter()
@@ -298,7 +298,7 @@ def test_right_rows_of_a_window(examples: int) -> None:
     assert seen["exact"] > 0.08 * examples, seen
 
 
-@examples(250, 4000)
+@examples(250, 800)
 def test_no_larger_trim_would_do(examples: int) -> None:
     """The trim is the largest that the asked number of patches can cover the output with.
 
@@ -366,7 +366,7 @@ def _mutate(draw: st.DrawFn, tiling: Tiling) -> Tiling:
     return Tiling(trim, tuple(patches))
 
 
-@examples(600, 20_000)
+@examples(600, 5000)
 def test_wrong_tilings_are_refused(examples: int) -> None:
     """Whatever is broken in a right tiling: if `prove` lets it pass, it is right by brute force."""
     seen: Counter[str] = Counter()
@@ -445,7 +445,7 @@ def _placed(found: Extent, splits: int) -> Tiling:
     )
 
 
-@examples(30, 1000)
+@examples(30, 200)
 def test_schedule_at_every_height(examples: int) -> None:
     """What is proven for every height is right at each, far beyond those that are walked."""
     seen: Counter[str] = Counter()

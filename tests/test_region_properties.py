@@ -41,6 +41,7 @@ from rewriters.shrinking import shrink
 from tests.random_graphs import random_graph
 from tests.regions_by_hand import tile_all
 from tests.small_models import Array
+from tests.tiers import examples, slow
 
 _NAN = math.nan
 
@@ -105,19 +106,23 @@ def _compare(
         _assert_equal(value.name, a, b, 3e-5)
 
 
-# Sizes are such that the default run compares some thousands of graphs in about a minute.
+# How many graphs by default, of how many nodes, and whether the runtime optimises what is cut. The
+# slow tier compares five times as many.
+_GRAPHS = [
+    ("fused", 200, 8, False),
+    ("shrinking", 200, 8, False),
+    ("loop", 120, 8, False),
+    ("fused", 30, 20, False),
+    ("shrinking", 30, 20, False),
+    ("fused", 40, 8, True),
+    ("shrinking", 30, 8, True),
+    ("loop", 30, 8, True),
+]
+
+
 @pytest.mark.parametrize(
     ("form", "examples", "most", "optimised"),
-    [
-        ("fused", 1000, 8, False),
-        ("shrinking", 1000, 8, False),
-        ("loop", 600, 8, False),
-        ("fused", 100, 20, False),
-        ("shrinking", 100, 20, False),
-        ("fused", 150, 8, True),
-        ("shrinking", 100, 8, True),
-        ("loop", 100, 8, True),
-    ],
+    [*_GRAPHS, *(slow(form, 5 * examples, *rest) for form, examples, *rest in _GRAPHS)],
 )
 def test_random_graphs(form: str, examples: int, most: int, optimised: bool) -> None:
     """A cut graph computes what the whole one does, whatever it is made of."""
@@ -346,11 +351,12 @@ def _check_window(
     return missed
 
 
-def test_right_rows_of_networks() -> None:
+@examples(300, 1500)
+def test_right_rows_of_networks(examples: int) -> None:
     """What the proof calls right in a window is right, tensor by tensor; it misses little."""
     seen: Counter[str] = Counter()
 
-    @_settings(1500)
+    @_settings(examples)
     @given(_networks(), st.integers(0, 12), st.integers(0, 12))
     def check(
         drawn: tuple[Network, tuple[str, ...], tuple[int, ...]], shift: int, beyond: int
@@ -363,15 +369,16 @@ def test_right_rows_of_networks() -> None:
         seen["no window" if missed is None else "exact" if not missed else "careful"] += 1
 
     check()
-    assert seen["exact"] > 200, seen
+    assert seen["exact"] > examples / 8, seen
     assert seen["careful"] < seen["exact"], seen
 
 
-def test_tilings_of_networks() -> None:
+@examples(400, 1500)
+def test_tilings_of_networks(examples: int) -> None:
     """Every tiling that is proven gives the whole, for every output."""
     seen: Counter[str] = Counter()
 
-    @_settings(1500)
+    @_settings(examples)
     @given(_networks(), st.integers(2, 7))
     def check(drawn: tuple[Network, tuple[str, ...], tuple[int, ...]], splits: int) -> None:
         network, modes, rows = drawn
@@ -405,11 +412,11 @@ def test_tilings_of_networks() -> None:
         seen["several outputs"] += tiling.trim > 0 and len(network.outputs) > 1
 
     check()
-    assert seen["trimmed"] > 150, seen
+    assert seen["trimmed"] > examples / 10, seen
     assert seen["shrinking"] > 10 * seen["kept"], seen
-    assert seen["shrinking"] > 50, seen
-    assert seen["several outputs"] > 40, seen
-    assert seen["several inputs"] > 10, seen
+    assert seen["shrinking"] > examples / 30, seen
+    assert seen["several outputs"] > examples / 40, seen
+    assert seen["several inputs"] > examples / 150, seen
 
 
 def _check_patch(

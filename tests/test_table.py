@@ -23,6 +23,7 @@ from rewriters.table import BARRIERS, TABLE
 from tests.random_graphs import Graph
 from tests.regions_by_hand import tile_all
 from tests.small_models import noise, operators, run
+from tests.tiers import slow
 
 # A node between the Convs: gets the graph and the first Conv's output, [1, 4, 24, 6] of float32,
 # and returns the second Conv's input.
@@ -636,11 +637,20 @@ def _opsets(op: str, least: int, most: int) -> list[int]:
     return sorted(opset for opset in opsets if opset <= min([most, *(g - 1 for g in gone)]))
 
 
+def _tiered(op: str, number: int, opsets: Sequence[int]) -> list[Any]:
+    """Return a spelling's cases: its first and last opset by default, those between are slow."""
+    return [
+        (op, number, opset) if opset in (opsets[0], opsets[-1]) else slow(op, number, opset)
+        for opset in opsets
+    ]
+
+
 _CASES = [
-    (op, number, opset)
+    case
     for op, spellings in SPELLINGS.items()
     for number, (_, least, most) in enumerate(spellings)
-    for opset in _opsets(op, least, most)
+    if (opsets := _opsets(op, least, most))
+    for case in _tiered(op, number, opsets)
 ]
 
 
