@@ -32,7 +32,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.child import Child, child_process
+from engines.child import Child, child_process, time_limit
 from engines.cuda import cuda_device
 from engines.errors import (
     DeviceMissing,
@@ -265,7 +265,12 @@ class Turns:
 
 
 def time_in_turns(
-    jobs: Sequence[Job], options: Sequence[OrtOptions], *, runs: int = 5, rounds: int = ROUNDS
+    jobs: Sequence[Job],
+    options: Sequence[OrtOptions],
+    *,
+    runs: int = 5,
+    rounds: int = ROUNDS,
+    time_limit_s: float | None = None,
 ) -> list[Turns]:
     """Time models under ONNX Runtime, round after round, each in a fresh process at a time.
 
@@ -274,13 +279,14 @@ def time_in_turns(
         options: Session options of each.
         runs: Timed runs of each in a round, at most.
         rounds: Rounds, at least 1.
+        time_limit_s: Seconds that each may take in a round; None for no limit.
 
     Raises:
         EngineMissing: ONNX Runtime is not installed.
         DeviceMissing: The provider cannot be used here.
     """
     tasks = _tasks(jobs, options, None)
-    _in_turns(tasks, Timing.of(runs), rounds)
+    _in_turns(tasks, Timing.of(runs), rounds, time_limit_s)
     return [task.turns() for task in tasks]
 
 
@@ -318,11 +324,13 @@ def _together(tasks: Sequence[_Task], jobs: Sequence[Job], runs: int) -> None:
                 task.sample(job)
 
 
-def _in_turns(tasks: Sequence[_Task], timing: Timing, rounds: int) -> None:
+def _in_turns(
+    tasks: Sequence[_Task], timing: Timing, rounds: int, time_limit_s: float | None = None
+) -> None:
     """Time models round after round; the process of one has ended when the next one's begins."""
     for _ in range(rounds):
         for task in tasks:
-            with task.noting(), ExitStack() as stack:
+            with task.noting(), time_limit(time_limit_s), ExitStack() as stack:
                 task.open(stack, layout=0)
                 task.time(timing)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from engines.child import Child, child_process, time_limit
 from engines.errors import DeviceMissing, EngineError, EngineMissing
-from engines.measure import Job, Spread, now
+from engines.measure import ROUNDS, Job, Spread, now
 from engines.tensorrt_options import BuildOptions
 from engines.timing import Timing
 from engines.windows import as_json
@@ -24,7 +24,6 @@ from engines.windows import as_json
 __all__ = ["TensorRTResult", "measure_tensorrt", "plan_tensorrt"]
 
 _MODULE = "engines.tensorrt_child"
-_ROUNDS = 3
 
 
 @dataclass(frozen=True)
@@ -175,6 +174,7 @@ def measure_tensorrt(
     timing: Timing | None = None,
     engine: str = "tensorrt",
     time_limit_s: float | None = None,
+    rounds: int = ROUNDS,
 ) -> list[TensorRTResult]:
     """Build and run models on the GPU, each in a fresh process.
 
@@ -184,10 +184,11 @@ def measure_tensorrt(
     Args:
         jobs: ONNX files and their inputs.
         options: Options of each build.
-        timing: Runs of each in a round, `Timing` if None; there are three rounds.
+        timing: Runs of each in a round, `Timing` if None.
         engine: "tensorrt" or "tensorrt-rtx".
         time_limit_s: Seconds that each may take to be built and have its memory measured, and
             again in each round; None for no limit. One that takes longer costs no other its time.
+        rounds: Rounds in which they are timed, at least 1.
 
     Raises:
         EngineMissing: The module or cuda-python is not installed.
@@ -199,7 +200,7 @@ def measure_tensorrt(
             with time_limit(time_limit_s):
                 found.append(_begin(stack, job, wanted, engine))
         # Round after round, so that what slows the device down slows all of them.
-        for _ in range(_ROUNDS):
+        for _ in range(rounds):
             for number, each in enumerate(found):
                 if isinstance(each, _Measuring):
                     with time_limit(time_limit_s):

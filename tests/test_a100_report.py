@@ -21,9 +21,9 @@ from onnx import numpy_helper
 
 from engines import child, measure_tensorrt
 from engines.errors import DeviceMissing, EngineMissing, RunError
-from engines.measure import Job, Measurement
+from engines.measure import Job, Measurement, Spread, Turns, time_in_turns
 from engines.measure_tensorrt import TensorRTResult
-from engines.onnxruntime_engine import open_session
+from engines.onnxruntime_engine import OrtOptions, open_session
 from engines.tensorrt_build import load_module
 from tools import a100_report
 from tools.a100 import asking, models, pytorch
@@ -42,7 +42,7 @@ from tools.a100.cases import (
 from tools.a100.compared import ORIGINAL_HERE, Compared, compare, read_input, reference, windows_of
 from tools.a100.models import write_inputs, write_model, write_variant
 from tools.a100.report import over, report_markdown
-from tools.a100.rows import Report, Row, Run, row_of, run_cell
+from tools.a100.rows import Report, Row, Run, row_of, run_cell, take_turns
 from tools.a100_report import main, missing
 
 CONV = CASES[0]
@@ -482,7 +482,8 @@ def test_of_limits_within_each_other_the_sooner_holds() -> None:
 
 def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that are there are not made again; other settings are refused, and a file of others."""
-    common = ("--cpu", "--runs", "1", "--splits", "2,4")
+    # Of times in turns another test speaks: with a third model they are all taken anew.
+    common = ("--cpu", "--runs", "1", "--splits", "2,4", "--rounds", "0")
     name = "onnxruntime/conv3-2048x2048x512/batch-"
     assert _report(tmp_path, *common, "--only", f"{name}x2").exit_code == 0
     first = _json(tmp_path)["rows"]
@@ -554,7 +555,7 @@ def test_cutting_is_judged_against_the_original_s_best_setting() -> None:
     rows = []
     for form, (default, *others) in figures.items():
         settings = tuple(
-            Setting(name, _as_found(*found), compared=good)
+            Setting(name, _as_found(*found), compared=good, rounds=3)
             if found
             else Setting(name, {}, error="it does not fit, " + "and this takes many words " * 9)
             for name, found in zip(names, others, strict=True)
@@ -566,7 +567,7 @@ def test_cutting_is_judged_against_the_original_s_best_setting() -> None:
         }
         row = Row(
             **data, cell=form, form=form, engine=engine.name, recompute=1.0, kind="measured",
-            options={}, figures=_as_found(*default), compared=good, settings=settings,
+            options={}, figures=_as_found(*default), compared=good, settings=settings, rounds=3,
         )  # fmt: skip
         rows.append(row)
     text = report_markdown(Report("x", False, (engine,), 2, tuple(rows)), ())
@@ -581,6 +582,109 @@ def test_cutting_is_judged_against_the_original_s_best_setting() -> None:
     # Its whole words are in a table of their own, once.
     assert text.count("and this takes many words " * 9) == 1
     assert f"| original | {names[2]} | it does not fit, and" in text
+    # A ratio of times that were taken apart says so; one of memory has no need to.
+    alone = replace(rows[1], rounds=0)
+    assert over(alone, rows[0], "latency_median_s") == "1.13 (not in turns)"
+    assert over(alone, alone, "latency_median_s") == "1.00"
+    assert over(alone, rows[0], "peak_bytes") == "0.18"
+
+
+PAIR = [f"onnxruntime/conv3-2048x2048x512/{form}" for form in ("original", "batch-x2")]
+
+
+def _pair(out: Path, *arguments: str) -> list[dict[str, Any]]:
+    only = [word for cell in PAIR for word in ("--only", cell)]
+    result = _report(out, "--cpu", "--runs", "2", "--splits", "2", *only, *arguments)
+    assert result.exit_code == 0, result.output
+    rows: list[dict[str, Any]] = _json(out)["rows"]
+    assert [row["error"] for row in rows] == ["", ""]
+    return rows
+
+
+def test_an_original_and_its_cuts_are_timed_in_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once all are measured; under every setting; what the report had whole already stays."""
+    asked: list[list[tuple[str, OrtOptions]]] = []
+
+    def noted(jobs: Any, options: Any, **how: Any) -> Any:
+        models = [job.model.name for job in jobs]
+        asked.append(list(zip(models, options, strict=True)))
+        assert {job.sampled for job in jobs} == {None}
+        assert (how["runs"], how["rounds"], how["time_limit_s"]) == (2, 2, 3600)
+        return time_in_turns(jobs, options, **how)
+
+    monkeypatch.setattr(asking, "time_in_turns", noted)
+    rows = _pair(tmp_path, "--sweep", "--rounds", "2")
+    (timed,) = asked
+    models = ["conv3-256x256x64-float32.onnx", "conv3-256x256x64-float32-batch-x2-onnxruntime.onnx"]
+    assert [model for model, _ in timed] == [model for model in models for _ in range(3)]
+    assert timed[0][1].memory_pattern is False
+    assert [each for _, each in timed[:3]] == [each for _, each in timed[3:]]
+    assert len({each for _, each in timed}) == 3
+    for row in rows:
+        assert [row["rounds"], *(each["rounds"] for each in row["settings"])] == [2, 2, 2]
+    text = (tmp_path / "report.md").read_text()
+    assert "(not in turns)" not in text.split("## What the figures are")[0]
+    assert "Timed runs: 2; rounds: 2." in text
+    assert _pair(tmp_path, "--sweep", "--rounds", "2", "--resume") == rows
+    assert len(asked) == 1
+
+
+def test_without_turns_the_report_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With --rounds 0, and where they fail: each time is of its own, and what is measured stays."""
+    rows = _pair(tmp_path, "--rounds", "0")
+    assert [row["rounds"] for row in rows] == [0, 0]
+    assert (tmp_path / "report.md").read_text().count("(not in turns) |") == 1
+
+    def fails(jobs: Any, options: Any, **how: Any) -> Any:
+        if how["rounds"] == 2:
+            raise RunError("the device is gone")
+        # One of two, in a later round.
+        latency = Spread(7.0, 7.0, 7.0)
+        return [Turns(None, 0, error="out of memory"), Turns(latency, 1)]
+
+    monkeypatch.setattr(asking, "time_in_turns", fails)
+    # What the report has is timed in turns now, out of models that are made anew.
+    for rounds, times in ((2, [False, False]), (1, [False, True])):
+        found = _pair(tmp_path, "--resume", "--rounds", str(rounds))
+        assert [row["rounds"] for row in found] == [int(each) for each in times]
+        name = "latency_median_s"
+        assert [row["figures"][name]["value"] == 7.0 for row in found] == times
+        assert [row["figures"]["peak_bytes"] for row in found] == [
+            row["figures"]["peak_bytes"] for row in rows
+        ]
+
+
+def test_tensorrt_takes_turns_at_its_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Built out of the timing cache; workspaces of --sweep are timed beside each other alone."""
+    seen: list[Any] = []
+
+    def measured(jobs: Any, options: Any, **how: Any) -> Any:
+        seen.append((len(jobs), options, how.get("rounds"), how["time_limit_s"]))
+        latency = Spread(1.0, 1.0, 1.0)
+        return [TensorRTResult("m", "measured", "tensorrt", latency_s=latency) for _ in jobs]
+
+    monkeypatch.setattr(asking, "measure_tensorrt", measured)
+    engine = next(each for each in GPU_ENGINES if each.name == "tensorrt")
+    cells = [Cell(FITTING[3], "original", 1, "tensorrt"), Cell(FITTING[3], "batch", 2, "tensorrt")]
+    run = Run(2, tmp_path, 9.0, timing_cache=tmp_path / "cache", sweep=True, rounds=4)
+    monkeypatch.setattr("tools.a100.rows.write_inputs", lambda *_: tmp_path / "x.npz")
+    monkeypatch.setattr("tools.a100.rows.write_variant", lambda *_: models.Variant(tmp_path / "m"))
+    monkeypatch.setattr("tools.a100.rows._compare", lambda *_: (Compared(1, 0.0, 0.1, "it"), ""))
+    rows = {cell.name: run_cell(cell, engine, run) for cell in cells}
+    assert [len(row.settings) for row in rows.values()] == [4, 4]
+    seen.clear()
+    found = take_turns(cells, rows, engine, run)
+    ((count, options, rounds, limit),) = seen
+    assert (count, rounds, limit) == (2, 4, 9.0)
+    assert {each.timing_cache_file for each in options} == {tmp_path / "cache"}
+    assert [row.rounds for row in found.values()] == [4, 4]
+    assert {each.rounds for row in found.values() for each in row.settings} == {0}
+    # One alone has nothing to take turns with.
+    assert take_turns(cells[:1], rows, engine, run) == {}
 
 
 def test_a_setting_runs_where_the_default_does_not(tmp_path: Path) -> None:

@@ -23,12 +23,14 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 import shlex
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from engines.cuda import Cuda, cuda_device, cuda_memory_bytes
 from engines.errors import DeviceMissing, EngineMissing
+from engines.measure import ROUNDS
 from engines.onnxruntime_engine import PROVIDERS
 from engines.onnxruntime_engine import installed as onnxruntime_installed
 from engines.tensorrt_build import load_module
@@ -48,9 +51,11 @@ from tools.a100.models import FREE
 from tools.a100.pytorch import PYTORCH, PYTORCH_CPU
 from tools.a100.report import mib, write_json, write_report
 from tools.a100.resuming import NotThisReport, rows_so_far
-from tools.a100.rows import Report, Row, Run, run_cell
+from tools.a100.rows import Report, Row, Run, run_cell, take_turns
 
 __all__ = ["main", "missing"]
+
+logger = logging.getLogger(__name__)
 
 
 class Missing(click.ClickException):
@@ -120,40 +125,54 @@ def _run_all(
 ) -> Report:  # fmt: skip
     """Run the cells, writing the figures so far after each; stopped, it keeps what it has."""
     console = Console(stderr=True)
-    rows: list[Row] = []
+    rows: dict[str, Row] = {}
 
     def so_far() -> Report:
         # What is had already stays, whenever this run is stopped.
-        done = {**had, **{row.cell: row for row in rows}}
+        done = {**had, **rows}
         return replace(empty, rows=tuple(done[c.name] for c in cells if c.name in done))
 
     # Beside the report: inputs take gigabytes, and the user chose that disk.
     work = Path(tempfile.mkdtemp(prefix=".work-", dir=out))
+    run = replace(run, folder=work)
     columns = (
         BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"),
     )  # fmt: skip
     try:
         with Progress(*columns, console=console) as progress:
             task = progress.add_task("", total=len(cells))
-            for number, cell in enumerate(cells):
-                if number and cell.case != cells[number - 1].case:
-                    _sweep(work)
-                progress.update(task, description=cell.name)
-                if cell.name in had:
+            # A case's cells are together.
+            for case, group in groupby(cells, key=lambda cell: cell.case):
+                mine = list(group)
+                for cell in mine:
+                    progress.update(task, description=cell.name)
+                    if cell.name not in had:
+                        rows[cell.name] = run_cell(cell, engines[cell.engine], run)
+                        line = _line(rows[cell.name], engines[cell.engine])
+                        progress.console.print(line, highlight=False, soft_wrap=True)
+                        write_json(so_far(), out)
                     progress.advance(task)
-                    continue
-                row = run_cell(cell, engines[cell.engine], replace(run, folder=work))
-                rows.append(row)
-                progress.advance(task)
-                progress.console.print(
-                    _line(row, engines[cell.engine]), highlight=False, soft_wrap=True
-                )
-                write_json(so_far(), out)
+                for engine in engines.values() if run.rounds else ():
+                    progress.update(task, description=f"{engine.name}/{case.name}, in turns")
+                    rows.update(_in_turns(mine, {**had, **rows}, engine, run))
+                    write_json(so_far(), out)
+                _sweep(work)
     except KeyboardInterrupt:
         console.print("[yellow]stopped[/]: the report holds what was done", highlight=False)
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return so_far()
+
+
+def _in_turns(
+    cells: Sequence[Cell], rows: Mapping[str, Row], engine: Engine, run: Run
+) -> dict[str, Row]:
+    """Time a case's models in turns; where that fails, the rows stay as they are."""
+    try:
+        return take_turns(cells, rows, engine, run)
+    except Exception as error:  # noqa: BLE001 - what is measured already is worth more
+        logger.warning("%s/%s: not timed in turns: %s", engine.name, cells[0].case.name, error)
+        return {}
 
 
 def _sweep(work: Path) -> None:
@@ -199,6 +218,14 @@ def _line(row: Row, engine: Engine) -> str:
     help="Timed runs of each model, after one that is not timed.  [default: 5; with --cpu 2]",
 )
 @click.option(
+    "--rounds",
+    type=click.IntRange(min=0),
+    default=ROUNDS,
+    show_default=True,
+    help="Rounds in which the models of a case take turns in being timed, once they are measured; "
+    "0: each is timed alone.",
+)
+@click.option(
     "--time-limit",
     type=click.FloatRange(min=0, min_open=True),
     default=3600,
@@ -227,7 +254,7 @@ def _line(row: Row, engine: Engine) -> str:
 )
 def main(
     out: Path, cpu: bool, splits: tuple[int, ...], only: tuple[str, ...], runs: int | None,
-    time_limit: float, resume: bool, ask_anyway: bool, sweep: bool,
+    rounds: int, time_limit: float, resume: bool, ask_anyway: bool, sweep: bool,
     pytorch: bool,
 ) -> None:  # fmt: skip
     """Measure the published matrix on this machine and write a report.
@@ -255,6 +282,7 @@ def main(
     words += ["--splits", ",".join(map(str, splits))]
     words += [word for pattern in only for word in ("--only", pattern)]
     words += ["--runs", str(runs)] if runs else []
+    words += ["--rounds", str(rounds)] if rounds != ROUNDS else []
     words += ["--ask-anyway"] if ask_anyway else []
     words += ["--sweep"] if sweep else []
     words += ["--pytorch"] if pytorch else []
@@ -266,6 +294,7 @@ def main(
         None if cpu else out / "timing.cache",
         ask_anyway,
         sweep,
+        rounds,
     )
     empty = Report(
         shlex.join(words), cpu, tuple(engines.values()), len(cells), (), run.runs, ask_anyway, sweep

@@ -10,7 +10,7 @@ from typing import Any
 
 from engines.child import time_limit
 from engines.cuda import cuda_device
-from engines.measure import Job, Measurement, Spread, measure
+from engines.measure import Job, Measurement, Spread, Turns, measure, time_in_turns
 from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
 from engines.onnxruntime_engine import OrtOptions
 from engines.tensorrt_options import BuildOptions
@@ -19,14 +19,19 @@ from tools.a100.compared import Compared
 
 __all__ = [
     "CPU_ENGINES",
+    "DEFAULT",
     "GPU_ENGINES",
     "Engine",
     "Figure",
     "Found",
     "Request",
     "Setting",
+    "latency_figures",
     "sampled_of",
 ]
+
+# What the setting is called that a row's own figures are of.
+DEFAULT = "default"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +68,7 @@ class Request:
         sweep: Ask under each of the engine's other settings, too.
         ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
         time_limit_s: Seconds that the model may take, under each setting anew; None for no limit.
+        rounds: Rounds in which models take turns in being timed.
     """
 
     job: Job
@@ -71,6 +77,7 @@ class Request:
     ask_anyway: bool = False
     sweep: bool = False
     time_limit_s: float | None = None
+    rounds: int = 0
 
     def jobs(self, count: int) -> list[Job]:
         """Return the job and as many others of the same model; each writes windows of its own."""
@@ -99,6 +106,7 @@ class Setting:
         error: Why there are no figures; empty if there are.
         compared: How sampled windows of its output compare with a reference.
         not_compared: Why they were not, where it ran.
+        rounds: Rounds of turns with the other models that its time is from; 0: it was timed alone.
     """
 
     name: str
@@ -107,6 +115,7 @@ class Setting:
     error: str = ""
     compared: Compared | None = None
     not_compared: str = ""
+    rounds: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +131,9 @@ class Engine:
         runs: It runs the model, so it needs inputs.
         scaled: It takes stand-ins.
         ask: Returns what it says of a model.
+        turns: Times models, each under the setting of that name, in turns; the request says how.
+            None where nothing runs, or there is one model of a case alone.
+        settings_too: Other settings than the default take turns as well.
     """
 
     name: str
@@ -132,6 +144,8 @@ class Engine:
     runs: bool
     scaled: bool
     ask: Callable[[Request], Found]
+    turns: Callable[[Request, Sequence[tuple[Job, str]]], list[Turns]] | None = None
+    settings_too: bool = False
 
 
 def _figures(
@@ -142,10 +156,17 @@ def _figures(
     )
 
 
+def latency_figures(spread: Spread) -> dict[str, Figure]:
+    """Return the figures of a model's time."""
+    return {
+        f"latency_{name}_s": Figure(value, "s", "measured")
+        for name, value in dataclasses.asdict(spread).items()
+    }
+
+
 def _latency(spread: Spread | None, figures: dict[str, Figure]) -> None:
     if spread is not None:
-        shown = dataclasses.asdict(spread)
-        _figures("s", "measured", {f"latency_{k}_s": v for k, v in shown.items()}, figures)
+        figures.update(latency_figures(spread))
 
 
 def _of_tensorrt(result: TensorRTResult) -> Found:
@@ -228,24 +249,38 @@ def _plan(request: Request) -> Found:
     return _with_settings(results)
 
 
-def _tensorrt(request: Request) -> Found:
-    options = _swept(
-        request,
-        dataclasses.replace(
-            _BUILD,
-            timing_cache_file=request.timing_cache,
-            refuse_oversized=not request.ask_anyway,
-        ),
+def _built(request: Request) -> BuildOptions:
+    return dataclasses.replace(
+        _BUILD, timing_cache_file=request.timing_cache, refuse_oversized=not request.ask_anyway
     )
+
+
+def _tensorrt(request: Request) -> Found:
+    options = _swept(request, _built(request))
     # All settings take turns in being timed; each has its weights on the device meanwhile.
     timing, jobs = Timing.of(request.runs), request.jobs(len(options))
     limit = request.time_limit_s
     return _with_settings(measure_tensorrt(jobs, options, timing=timing, time_limit_s=limit))
 
 
+def _tensorrt_turns(request: Request, timed: Sequence[tuple[Job, str]]) -> list[Turns]:
+    """Build once more, out of the timing cache; all keep their weights on the device meanwhile."""
+    results = measure_tensorrt(
+        [job for job, _ in timed],
+        [_built(request)] * len(timed),
+        timing=Timing.of(request.runs),
+        time_limit_s=request.time_limit_s,
+        rounds=request.rounds,
+    )
+    return [
+        Turns(each.latency_s, request.rounds, each.device_state, each.error) for each in results
+    ]
+
+
 # How the arena grows, and the layout that convolutions run in, each and both: cutting must not be
 # credited for what they do. On the CPU the runtime's own defaults, and no arena, beside what plans
 # are made for and recommend, which holds less of every model.
+_CUDA = OrtOptions(provider="cuda")
 _AS_REQUESTED = OrtOptions("cuda", arena_extend_strategy="kSameAsRequested")
 _CUDA_SETTINGS = {
     "kSameAsRequested": _AS_REQUESTED,
@@ -275,11 +310,28 @@ def _onnxruntime(
 
 
 def _cuda(request: Request) -> Found:
-    return _onnxruntime(request, OrtOptions(provider="cuda"), _CUDA_SETTINGS, cuda_device())
+    return _onnxruntime(request, _CUDA, _CUDA_SETTINGS, cuda_device())
 
 
 def _cpu(request: Request) -> Found:
     return _onnxruntime(request, _CPU, _CPU_SETTINGS, "")
+
+
+def _onnxruntime_turns(
+    base: OrtOptions, others: Mapping[str, OrtOptions]
+) -> Callable[[Request, Sequence[tuple[Job, str]]], list[Turns]]:
+    options = {DEFAULT: base, **others}
+
+    def take(request: Request, timed: Sequence[tuple[Job, str]]) -> list[Turns]:
+        return time_in_turns(
+            [job for job, _ in timed],
+            [options[setting] for _, setting in timed],
+            runs=request.runs,
+            rounds=request.rounds,
+            time_limit_s=request.time_limit_s,
+        )
+
+    return take
 
 
 _LATENCY = ("latency, s (measured)", "latency_median_s")
@@ -301,6 +353,7 @@ GPU_ENGINES: tuple[Engine, ...] = (
         runs=True,
         scaled=False,
         ask=_tensorrt,
+        turns=_tensorrt_turns,
     ),
     Engine(
         "onnxruntime",
@@ -315,6 +368,8 @@ GPU_ENGINES: tuple[Engine, ...] = (
         runs=True,
         scaled=False,
         ask=_cuda,
+        turns=_onnxruntime_turns(_CUDA, _CUDA_SETTINGS),
+        settings_too=True,
     ),
 )
 CPU_ENGINES: tuple[Engine, ...] = (
@@ -346,5 +401,7 @@ CPU_ENGINES: tuple[Engine, ...] = (
         runs=True,
         scaled=True,
         ask=_cpu,
+        turns=_onnxruntime_turns(_CPU, _CPU_SETTINGS),
+        settings_too=True,
     ),
 )

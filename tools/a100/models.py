@@ -17,7 +17,7 @@ from rewriters.graph import load
 from rewriters.shapes import fix_shapes
 from tools.a100.cases import CHAIN, REGIONAL, Case
 
-__all__ = ["FREE", "Variant", "write_inputs", "write_model", "write_variant"]
+__all__ = ["FREE", "Variant", "variant_path", "write_inputs", "write_model", "write_variant"]
 
 # Begins the names of exports with free sizes, which several cases are made from.
 FREE = "free-vae-"
@@ -95,7 +95,7 @@ def _vae(case: Case, folder: Path) -> onnx.ModelProto:
 
 def write_model(case: Case, folder: Path) -> Path:
     """Write a case's original and return the file; one that is there is kept."""
-    path = folder / f"{case.name}-{case.dtype}.onnx"
+    path = variant_path(case, "original", 1, folder)
     if not path.exists():
         if case.family == "vae":
             made = _vae(case, folder)
@@ -147,6 +147,16 @@ class Variant:
     recompute: float = 1.0
 
 
+def variant_path(
+    case: Case, form: str, splits: int, folder: Path, predicted: str = "onnxruntime"
+) -> Path:
+    """Return the file that `write_variant` writes."""
+    source = folder / f"{case.name}-{case.dtype}.onnx"
+    if form == "original":
+        return source
+    return source.with_name(f"{source.stem}-{form}-x{splits}-{predicted}.onnx")
+
+
 def write_variant(
     case: Case, form: str, splits: int, folder: Path, predicted: str = "onnxruntime"
 ) -> Variant:
@@ -167,7 +177,7 @@ def write_variant(
     source = write_model(case, folder)
     if form == "original":
         return Variant(source)
-    target = source.with_name(f"{source.stem}-{form}-x{splits}.onnx")
+    target = variant_path(case, form, splits, folder, predicted)
     outcome = rewrite(
         source,
         target,

@@ -10,7 +10,7 @@ from engines.errors import EngineError
 from engines.measure import Job, Spread, now
 from engines.timing import Timing
 from engines.windows import as_json
-from tools.a100.asking import Engine, Figure, Found, Request, Setting
+from tools.a100.asking import Engine, Figure, Found, Request, Setting, latency_figures
 
 __all__ = ["PYTORCH", "PYTORCH_CPU"]
 
@@ -41,8 +41,7 @@ def _measure(request: Request, job: Job, benchmark: bool, channels_last: bool) -
     except EngineError as error:
         return Found({}, "", "", options, now(), str(error))
     figures = {name: Figure(size, "bytes", "measured") for name, size in answer["figures"].items()}
-    for name, value in asdict(Spread.of(answer["seconds"])).items():
-        figures[f"latency_{name}_s"] = Figure(value, "s", "measured")
+    figures |= latency_figures(Spread.of(answer["seconds"]))
     version = f"{answer['version']}, cuDNN {answer['cudnn'] or 'none'}"
     return Found(figures, version, answer["device"], options, now())
 

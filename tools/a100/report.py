@@ -11,14 +11,13 @@ from typing import Any
 
 from engines.measure import now
 from patchconv_deploy.cli_types import write_bytes, write_text
-from tools.a100.asking import Engine
+from tools.a100.asking import DEFAULT, Engine
 from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
 from tools.a100.compared import ORIGINAL_HERE
 from tools.a100.plots import LATENCY_PLOT, MEMORY_PLOT, csv_text, draw, plot_data
 from tools.a100.rows import Report, Row
 
 __all__ = [
-    "DEFAULT",
     "SCHEMA",
     "mib",
     "over",
@@ -31,8 +30,6 @@ __all__ = [
 
 SCHEMA = 2
 _LATENCY = "latency_median_s"
-# What the setting is called that a row's own figures are of.
-DEFAULT = "default"
 MIB = 1 << 20
 
 WORDS: Mapping[str, str] = {
@@ -51,7 +48,11 @@ WORDS: Mapping[str, str] = {
     "onnxruntime arena's own": "mem_in_use_peak of the runtime's profile, what is in use and not "
     "what is reserved. On a GPU it is of other runs than the peak: inputs are copied to the device "
     "in them, and in it",
-    "latency": "median of the runs. TensorRT: between CUDA events, nothing copied. ONNX Runtime: "
+    "latency": "median of the runs. Once all models of a case are measured they take turns in "
+    "being timed, round after round (Timed runs: of each round): ONNX Runtime's each in a fresh "
+    "process at a time, for two arenas may not fit, under every setting; TensorRT's, built once "
+    "more, all open, at the default. Rounds 0, and a ratio that was not taken in turns: each was "
+    "timed alone, minutes apart. TensorRT: between CUDA events, nothing copied. ONNX Runtime: "
     "the same on a GPU, wall clock on the CPU",
     "output": "sampled windows (the corners, and a strip over all rows, so across every seam; "
     "first, middle and last channels, and those at 2^31 elements) against the original on the CPU "
@@ -140,7 +141,9 @@ def over(row: Row, first: Row | None, name: str) -> str:
     with_it = row.compared is not None and row.compared.against == ORIGINAL_HERE
     if not (first.counts or with_it):
         return "-"
-    return f"{value / base:.2f}"
+    ratio = f"{value / base:.2f}"
+    in_turns = row.rounds and first.rounds
+    return ratio if name != _LATENCY or in_turns or row == first else f"{ratio} (not in turns)"
 
 
 def _table(heads: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
@@ -207,6 +210,7 @@ def _under(row: Row) -> list[tuple[str, Row]]:
                     compared=each.compared,
                     not_compared=each.not_compared,
                     error=each.error,
+                    rounds=each.rounds,
                 ),
             )
             for each in row.settings
@@ -295,9 +299,10 @@ def report_markdown(report: Report, plots: Sequence[str]) -> str:
             continue
         parts.append(f"## {engine.title}")
         runs = _distinct(str(row.runs) for row in rows if row.runs)
+        rounds = _distinct(str(row.rounds) for row in rows if row.runs and not row.error)
         parts.append(
             f"Version: {_distinct(row.version for row in rows)}. Device: "
-            f"{_distinct(row.device for row in rows)}. Timed runs: {runs}. "
+            f"{_distinct(row.device for row in rows)}. Timed runs: {runs}; rounds: {rounds}. "
             f"Options: {_options(rows)}."
         )
         for family in dict.fromkeys(row.family for row in rows):

@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.measure import Job, now
-from tools.a100.asking import Engine, Figure, Found, Request, Setting, sampled_of
+from engines.measure import Job, Turns, now
+from tools.a100.asking import (
+    DEFAULT,
+    Engine,
+    Figure,
+    Found,
+    Request,
+    Setting,
+    latency_figures,
+    sampled_of,
+)
 from tools.a100.cases import PUBLISHED, Case, Cell, stand_in
 from tools.a100.compared import (
     ORIGINAL_HERE,
@@ -19,9 +28,9 @@ from tools.a100.compared import (
     reference,
     windows_of,
 )
-from tools.a100.models import Variant, write_inputs, write_model, write_variant
+from tools.a100.models import Variant, variant_path, write_inputs, write_model, write_variant
 
-__all__ = ["Report", "Row", "Run", "row_of", "run_cell"]
+__all__ = ["Report", "Row", "Run", "row_of", "run_cell", "take_turns"]
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +58,8 @@ class Row:
         device: What it ran on, or planned for.
         options: Its options.
         runs: Timed runs.
+        rounds: Rounds of turns with the other models of the case that its time is from, so many
+            runs in each; 0: it was timed alone.
         date: When, UTC.
         figures: What it says.
         settings: What the engine says under other settings, with --sweep.
@@ -87,6 +98,7 @@ class Row:
     not_compared: str = ""
     published: str = ""
     error: str = ""
+    rounds: int = 0
 
     def value(self, name: str) -> float | None:
         """Return a figure's number, None if there is none."""
@@ -117,6 +129,7 @@ class Run:
         timing_cache: TensorRT's.
         sweep: Ask under the engines' other settings, too.
         ask_anyway: Let TensorRT say itself what it thinks of tensors of 2^31 elements and more.
+        rounds: Rounds in which the models of a case take turns in being timed.
     """
 
     runs: int
@@ -126,6 +139,7 @@ class Run:
     timing_cache: Path | None = None
     ask_anyway: bool = False
     sweep: bool = False
+    rounds: int = 0
 
 
 def _check_memory(model: Case, there: int | None) -> None:
@@ -207,13 +221,93 @@ def run_cell(cell: Cell, engine: Engine, run: Run) -> Row:
     model = stand_in(cell.case) if engine.scaled else cell.case
     variant = Variant(run.folder)
     try:
-        predicted = "onnxruntime" if engine.name == "onnxruntime" else "tensorrt"
-        variant = write_variant(model, cell.form, cell.splits, run.folder, predicted)
+        variant = write_variant(model, cell.form, cell.splits, run.folder, _predicted(engine))
         return _ask(cell, engine, variant, run)
     except Exception as error:  # whatever goes wrong in a cell is its outcome
         logger.debug("%s", cell.name, exc_info=True)
         why = str(error) or type(error).__name__
         return _row(cell, engine, variant, run, Found({}, "", "", {}, now(), why))
+
+
+def _predicted(engine: Engine) -> str:
+    return "onnxruntime" if engine.name == "onnxruntime" else "tensorrt"
+
+
+def take_turns(
+    cells: Sequence[Cell], rows: Mapping[str, Row], engine: Engine, run: Run
+) -> dict[str, Row]:
+    """Time the models of one case that ran on an engine in turns, and return their rows anew.
+
+    An original and its cuts are measured minutes apart; a ratio of such times is one of the
+    machine's, too. What fails or is not done in turns keeps the time it has.
+
+    Args:
+        cells: The case's cells.
+        rows: Rows there are, by cell.
+        engine: The engine.
+        run: How; in ``run.rounds`` rounds.
+    """
+    ran = [(cell, rows[cell.name]) for cell in cells if cell.engine == engine.name
+           and cell.name in rows]  # fmt: skip
+    timed = [
+        (cell, setting)
+        for cell, row in ran
+        for setting, figures in (
+            (DEFAULT, row.figures),
+            *((each.name, each.figures) for each in row.settings if engine.settings_too),
+        )
+        if "latency_median_s" in figures
+    ]
+    names = {cell.name for cell, _ in timed}
+    # Of a report that was stopped, a case can be there whole.
+    if engine.turns is None or len(names) < 2 or all(row.rounds for _, row in ran):
+        return {}
+    jobs = []
+    for cell, setting in timed:
+        model = stand_in(cell.case) if engine.scaled else cell.case
+        how = (model, cell.form, cell.splits, run.folder, _predicted(engine))
+        path = variant_path(*how)
+        path = path if path.exists() else write_variant(*how).path
+        jobs.append((Job(path, write_inputs(model, run.folder)), setting))
+    request = Request(
+        jobs[0][0], run.runs, run.timing_cache, run.ask_anyway, False, run.time_limit_s, run.rounds
+    )
+    found: dict[str, dict[str, Turns]] = {}
+    for (cell, setting), turns in zip(timed, engine.turns(request, jobs), strict=True):
+        if turns.error:
+            logger.warning("%s, %s: not timed in turns: %s", cell.name, setting, turns.error)
+        else:
+            found.setdefault(cell.name, {})[setting] = turns
+    return {name: _in_turns(rows[name], each) for name, each in found.items()}
+
+
+def _in_turns(row: Row, found: Mapping[str, Turns]) -> Row:
+    """Return a row with the times that its settings have in turns."""
+
+    def figures(had: Mapping[str, Figure], turns: Turns) -> dict[str, Figure]:
+        assert turns.latency_s is not None
+        return {**had, **latency_figures(turns.latency_s)}
+
+    settings = tuple(
+        replace(
+            each,
+            figures=figures(each.figures, found[each.name]),
+            rounds=found[each.name].rounds,
+        )
+        if each.name in found
+        else each
+        for each in row.settings
+    )
+    row = replace(row, settings=settings)
+    if DEFAULT not in found:
+        return row
+    turns = found[DEFAULT]
+    return replace(
+        row,
+        figures=figures(row.figures, turns),
+        rounds=turns.rounds,
+        device_state=turns.device_state or row.device_state,
+    )
 
 
 def _row(cell: Cell, engine: Engine, variant: Variant, run: Run, found: Found) -> Row:
