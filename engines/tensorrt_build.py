@@ -13,8 +13,8 @@
 Figures read from the build messages are a plan: what the builder lays out, not what a device was
 seen to use. Network inputs and outputs are not in them.
 
-A build is `collect` -> `make_network` -> `parse` -> `make_config` -> `run_build`, one after the
-other in `build`.
+A build is `collect` -> `make_network` -> `parse` -> `set_formats` -> `make_config` -> `run_build`,
+one after the other in `build`.
 
 Source: the TensorRT Python API (Builder, IBuilderConfig, OnnxParser), and NVIDIA/TensorRT,
 samples/common/sampleEngines.cpp.
@@ -48,7 +48,15 @@ from engines.errors import (
     WorkspaceError,
 )
 from engines.gpu_allocator import Ledger, recording_allocator
-from engines.tensorrt_options import HARDWARE_LEVELS, POOLS, VERBOSITIES, BuildOptions, Shape
+from engines.tensorrt_layout import FORMATS
+from engines.tensorrt_options import (
+    HARDWARE_LEVELS,
+    POOLS,
+    TYPES,
+    VERBOSITIES,
+    BuildOptions,
+    Shape,
+)
 
 __all__ = [
     "ENGINES",
@@ -569,6 +577,34 @@ def _write(path: Path, data: bytes) -> None:
         raise
 
 
+def set_formats(module: Any, network: Any, options: BuildOptions) -> None:
+    """Ask for the layouts of inputs and outputs.
+
+    Raises:
+        OptionError: They are not one for all or one for each, or of another type than the tensor.
+    """
+    outputs = [network.get_output(k) for k in range(network.num_outputs)]
+    for (flag, wanted), tensors in zip(
+        options.io_formats.items(), (_inputs(network), outputs), strict=True
+    ):
+        if not wanted:
+            continue
+        if len(wanted) not in (1, len(tensors)):
+            raise OptionError(
+                f"{flag} {','.join(wanted)}: give one for all, or one for each of "
+                + ", ".join(tensor.name for tensor in tensors)
+            )
+        each = wanted if len(wanted) == len(tensors) else wanted * len(tensors)
+        for tensor, spec in zip(tensors, each, strict=True):
+            kind, _, layout = spec.partition(":")
+            if tensor.dtype.name != TYPES[kind]:
+                raise OptionError(
+                    f"{flag} {spec}: {tensor.name} is of type {tensor.dtype.name} in the model, "
+                    "which is kept; cast the ONNX model instead"
+                )
+            tensor.allowed_formats = 1 << int(getattr(module.TensorFormat, FORMATS[layout]))
+
+
 def run_build(builder: Any, network: Any, config: Any) -> bytes | None:
     """Build; None where TensorRT fails, which says why in its log alone."""
     plan = builder.build_serialized_network(network, config)
@@ -746,6 +782,7 @@ def build(model_path: Path, options: BuildOptions, module: Any) -> BuildResult:
         network = make_network(module, builder, options)
         parse(module, network, made_logger, model_path)
         notes += _check_sizes(module, network, model_path, options)
+        set_formats(module, network, options)
         config = make_config(module, builder, network, options)
         with timing_cache(module, config, options):
             plan = run_build(builder, network, config)

@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from engines.errors import OptionError
+from engines.tensorrt_layout import FORMATS
 
 __all__ = [
     "HARDWARE_LEVELS",
     "POOLS",
     "TACTICS",
+    "TYPES",
     "VERBOSITIES",
     "BuildOptions",
     "Profile",
@@ -45,6 +47,17 @@ HARDWARE_LEVELS = {
 }
 # The first three went with TensorRT 11.
 TACTICS = ("CUBLAS", "CUBLAS_LT", "CUDNN", "EDGE_MASK_CONVOLUTIONS", "JIT_CONVOLUTIONS")
+# trtexec's word -> the module's enumerator.
+TYPES = {
+    "fp32": "FLOAT",
+    "fp16": "HALF",
+    "bf16": "BF16",
+    "int8": "INT8",
+    "uint8": "UINT8",
+    "int32": "INT32",
+    "int64": "INT64",
+    "bool": "BOOL",
+}
 _LEVELS = range(6)
 
 
@@ -62,6 +75,11 @@ class BuildOptions:
         max_aux_streams: Streams TensorRT may open beside the caller's; None leaves it to TensorRT.
             0 here, since patches are independent of each other: on parallel streams several are
             alive at once, and what the cutting saved is spent again.
+        input_io_formats: Type and layout of the inputs, one for all or one for each in order:
+            "fp16:hwc8" (channels last, rounded up to 8), "hwc16", "hwc", "chw". The type is the
+            network's own. Empty leaves it to TensorRT: chw. A baseline of cutting: it must not be
+            credited for what a layout does.
+        output_io_formats: The same of the outputs.
         timing_cache_file: Timing cache, read if there and written after the build.
         fp16: Allow fp16 kernels in an fp32 network (TensorRT 10 alone).
         bf16: The same for bf16.
@@ -86,6 +104,8 @@ class BuildOptions:
     profiles: tuple[Profile, ...] = ()
     mem_pool_size: Mapping[str, int] = field(default_factory=dict)
     max_aux_streams: int | None = 0
+    input_io_formats: tuple[str, ...] = ()
+    output_io_formats: tuple[str, ...] = ()
     timing_cache_file: Path | None = None
     fp16: bool = False
     bf16: bool = False
@@ -110,6 +130,13 @@ class BuildOptions:
                 raise OptionError(f"--memPoolSize {pool}:{size}: a size is 0 bytes or more")
         if self.max_aux_streams is not None and self.max_aux_streams < 0:
             raise OptionError(f"--maxAuxStreams {self.max_aux_streams}: must be 0 or more")
+        for flag, wanted in self.io_formats.items():
+            for spec in wanted:
+                kind, colon, layout = spec.partition(":")
+                if not colon:
+                    raise OptionError(f"{flag} {spec}: is not of the form fp16:hwc8")
+                _one_of(flag, kind, TYPES)
+                _one_of(flag, layout, FORMATS)
         level = self.builder_optimization_level
         if level is not None and level not in _LEVELS:
             raise OptionError(f"--builderOptimizationLevel {level}: must be 0 to {_LEVELS[-1]}")
@@ -135,6 +162,14 @@ class BuildOptions:
         """Precision flags that are on."""
         return tuple(name for name in ("fp16", "bf16", "int8") if getattr(self, name))
 
+    @property
+    def io_formats(self) -> dict[str, tuple[str, ...]]:
+        """Formats of inputs and of outputs, by trtexec's flag."""
+        return {
+            "--inputIOFormats": self.input_io_formats,
+            "--outputIOFormats": self.output_io_formats,
+        }
+
     def as_json(self) -> dict[str, Any]:
         """Return the options as JSON data, for reports."""
         return {
@@ -144,6 +179,8 @@ class BuildOptions:
             ],
             "mem_pool_size": dict(self.mem_pool_size),
             "max_aux_streams": self.max_aux_streams,
+            "input_io_formats": list(self.input_io_formats),
+            "output_io_formats": list(self.output_io_formats),
             "timing_cache_file": _text(self.timing_cache_file),
             "fp16": self.fp16,
             "bf16": self.bf16,
@@ -176,6 +213,8 @@ class BuildOptions:
                 **data,
                 "profiles": profiles,
                 "tactic_sources": tuple(data["tactic_sources"]),
+                "input_io_formats": tuple(data["input_io_formats"]),
+                "output_io_formats": tuple(data["output_io_formats"]),
                 "timing_cache_file": None if cache is None else Path(cache),
             }
         )
@@ -243,6 +282,7 @@ def trtexec_command(options: BuildOptions, model: Path, plan: Path) -> str:
         words.append("--memPoolSize=" + ",".join(pools))
     if options.max_aux_streams is not None:
         words.append(f"--maxAuxStreams={options.max_aux_streams}")
+    words += [f"{flag}={','.join(wanted)}" for flag, wanted in options.io_formats.items() if wanted]
     if options.timing_cache_file is not None:
         words.append(f"--timingCacheFile={options.timing_cache_file}")
     switches = (

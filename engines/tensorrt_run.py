@@ -26,6 +26,7 @@ from engines.cuda import Cuda
 from engines.errors import LoadError, OptionError, RunError
 from engines.gpu_allocator import ALIGNMENT, Allocator, Ledger, aligned, recording_allocator
 from engines.tensorrt_build import check_machine, collect
+from engines.tensorrt_layout import LAYOUTS, Layout
 from engines.tensorrt_options import Shape
 
 __all__ = [
@@ -165,8 +166,9 @@ class Context:
         opened: The engine.
         context: TensorRT's.
         stream: The stream it runs on.
-        inputs: Input name -> array on the host.
-        outputs: Output name -> array on the host, filled by `fetch`.
+        inputs: Input name -> array on the host, laid out as on the device.
+        outputs: Output name -> array on the host, laid out as on the device, filled by `fetch`.
+        layouts: Output name -> its layout, and its shape without one.
         addresses: Name -> address on the device; not of tensors on the host.
         memory_bytes: Memory given to the context for these shapes; None if TensorRT allocated it.
     """
@@ -176,12 +178,13 @@ class Context:
     stream: int
     inputs: Mapping[str, np.ndarray[Any, Any]]
     outputs: Mapping[str, np.ndarray[Any, Any]]
+    layouts: Mapping[str, tuple[Layout, Shape]]
     addresses: Mapping[str, int]
     memory_bytes: int | None
 
     @property
     def io_bytes(self) -> int:
-        """Bytes of inputs and outputs; in no other figure."""
+        """Bytes of inputs and outputs, with what a layout pads; in no other figure."""
         return sum(a.nbytes for a in (*self.inputs.values(), *self.outputs.values()))
 
     def run(self) -> None:
@@ -198,10 +201,13 @@ class Context:
             raise RunError("TensorRT did not run the engine; its log says why")
 
     def fetch(self) -> Mapping[str, np.ndarray[Any, Any]]:
-        """Copy the outputs to the host."""
+        """Copy the outputs to the host; return them in the model's own shapes."""
         for name in self.outputs.keys() & self.addresses.keys():
             self.opened.cuda.to_host(self.outputs[name], self.addresses[name])
-        return self.outputs
+        return {
+            name: layout.from_device(self.outputs[name], shape)
+            for name, (layout, shape) in self.layouts.items()
+        }
 
     def time_runs(self, runs: int) -> list[float]:
         """Run several times; return the seconds of each, between two events on the stream."""
@@ -223,13 +229,15 @@ def open_context(
 
     Args:
         opened: The engine.
-        inputs: One array per input, of the engine's own types.
+        inputs: One array per input, of the engine's own types, in the model's shapes; they are laid
+            out as the engine wants them.
         profile: Number of the optimisation profile.
         record_temporary: Let what TensorRT needs for a moment while it runs come from the recording
             allocator too. It waits for the device there, so not where time is taken.
 
     Raises:
-        OptionError: An input is missing, or its type or shape is not the engine's or the profile's.
+        OptionError: An input is missing, or its type or shape is not the engine's or the profile's;
+            a tensor has a layout that is not known here.
         RunError: There is not enough memory, or the context cannot be made.
     """
     module, engine, cuda = opened.module, opened.engine, opened.cuda
@@ -252,12 +260,21 @@ def open_context(
         for name, array in given.items():
             if not context.set_input_shape(name, array.shape):
                 raise OptionError(f"input {name}: shape {array.shape} is outside profile {profile}")
+        # Laid out once shapes are set: they are the model's own.
+        given = {n: _layout(opened, n, profile).to_device(a) for n, a in given.items()}
         # Values that decide shapes are read on the host, and have to be there before these are.
         _place(stack, opened, context, {n: a for n, a in given.items() if _on_host(opened, n)})
-        outputs = {
-            name: np.empty(_known(name, tuple(context.get_tensor_shape(name))), _type(opened, name))
+        layouts = {
+            name: (
+                _layout(opened, name, profile),
+                _known(name, tuple(context.get_tensor_shape(name))),
+            )
             for name in names
             if name not in taken
+        }
+        outputs = {
+            name: np.empty(layout.shape(shape), _type(opened, name))
+            for name, (layout, shape) in layouts.items()
         }
         left = {n: a for n, a in given.items() if not _on_host(opened, n)}
         addresses = _place(stack, opened, context, {**left, **outputs})
@@ -266,7 +283,7 @@ def open_context(
         memory = None
         if managed:
             memory = _give_memory(stack, opened, context, profile)
-        yield Context(opened, context, stream, given, outputs, addresses, memory)
+        yield Context(opened, context, stream, given, outputs, layouts, addresses, memory)
         cuda.synchronize(stream)
 
 
@@ -276,6 +293,19 @@ def _on_host(opened: Engine, name: str) -> bool:
         return False
     host = opened.module.TensorLocation.HOST
     return bool(opened.engine.get_tensor_location(name) == host)
+
+
+def _layout(opened: Engine, name: str, profile: int) -> Layout:
+    """Return how a tensor lies on the device.
+
+    Raises:
+        OptionError: It is not one of `LAYOUTS`.
+    """
+    kind = opened.engine.get_tensor_format(name, profile)
+    found = {getattr(opened.module.TensorFormat, each): each for each in LAYOUTS}.get(kind)
+    if found is None:
+        raise OptionError(f"tensor {name}: its layout {kind} is none of {', '.join(LAYOUTS)}")
+    return LAYOUTS[found]
 
 
 def _type(opened: Engine, name: str) -> Any:

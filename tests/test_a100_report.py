@@ -675,7 +675,7 @@ def test_tensorrt_takes_turns_at_its_default(
     monkeypatch.setattr("tools.a100.rows.write_variant", lambda *_: models.Variant(tmp_path / "m"))
     monkeypatch.setattr("tools.a100.rows._compare", lambda *_: (Compared(1, 0.0, 0.1, "it"), ""))
     rows = {cell.name: run_cell(cell, engine, run) for cell in cells}
-    assert [len(row.settings) for row in rows.values()] == [4, 4]
+    assert [len(row.settings) for row in rows.values()] == [5, 5]
     seen.clear()
     found = take_turns(cells, rows, engine, run)
     ((count, options, rounds, limit),) = seen
@@ -758,7 +758,7 @@ def test_pytorch_has_rows_of_originals(tmp_path: Path) -> None:
 
 
 def test_the_workspace_is_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Of TensorRT: four sizes beside the default, which alone uses the timing cache."""
+    """Of TensorRT: sizes and a layout beside the default, which alone uses the timing cache."""
     seen: list[Any] = []
 
     def measured(jobs: Any, options: Any, timing: Any, time_limit_s: Any) -> Any:
@@ -773,10 +773,13 @@ def test_the_workspace_is_swept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     engine = next(each for each in GPU_ENGINES if each.name == "tensorrt")
     found = engine.ask(asking.Request(job, 1, tmp_path / "cache", sweep=True))
     pools = [options.mem_pool_size.get("workspace") for _, options in seen]
-    assert pools == [None, 0, 1 << 28, 1 << 30, 1 << 32]
-    assert [bool(options.timing_cache_file) for _, options in seen] == [True] + [False] * 4
-    assert len({job.sampled for job, _ in seen}) == 5
-    assert [each.figures["peak_bytes"].value for each in found.settings] == [1, 2, 3, 4]
+    assert pools == [None, 0, 1 << 28, 1 << 30, 1 << 32, None]
+    ends = [options.input_io_formats + options.output_io_formats for _, options in seen]
+    assert ends == [()] * 5 + [("fp16:hwc8", "fp16:hwc8")]
+    assert [bool(options.timing_cache_file) for _, options in seen] == [True] + [False] * 5
+    assert len({job.sampled for job, _ in seen}) == 6
+    assert [each.figures["peak_bytes"].value for each in found.settings] == [1, 2, 3, 4, 5]
+    assert [each.name for each in found.settings][-2:] == ["workspace 4 GiB", "hwc8 I/O"]
     assert found.figures["builder_peak_bytes"].value == 9
 
 

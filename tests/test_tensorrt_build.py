@@ -45,6 +45,9 @@ SHAPES = {"x": ((1, 2, 8, 8), (1, 2, 64, 40), (2, 2, 128, 80))}
         ({"mem_pool_size": {"worksapce": 1}}, "--memPoolSize worksapce: must be one of workspace"),
         ({"mem_pool_size": {"workspace": -1}}, "--memPoolSize workspace:-1"),
         ({"max_aux_streams": -1}, "--maxAuxStreams -1"),
+        ({"input_io_formats": ("hwc8",)}, "--inputIOFormats hwc8: is not of the form fp16:hwc8"),
+        ({"input_io_formats": ("half:hwc8",)}, "--inputIOFormats half: must be one of fp32, fp16"),
+        ({"output_io_formats": ("fp16:nhwc",)}, "--outputIOFormats nhwc: must be one of chw, hwc"),
         ({"builder_optimization_level": 6}, "--builderOptimizationLevel 6: must be 0 to 5"),
         ({"tactic_sources": ("CUDNN",)}, "begins with"),
         ({"tactic_sources": ("+CUDA",)}, "must be one of CUBLAS"),
@@ -78,6 +81,8 @@ def test_command_spells_every_option() -> None:
         profiles=(SHAPES | {"s": ((), (), ())},),
         mem_pool_size={"workspace": 64 << 20, "tacticSharedMem": 48 << 10, "dlaSRAM": 1000},
         max_aux_streams=None,
+        input_io_formats=("fp16:hwc8",),
+        output_io_formats=("fp16:hwc8", "fp32:chw"),
         timing_cache_file=Path("my cache"),
         fp16=True,
         bf16=True,
@@ -101,6 +106,8 @@ def test_command_spells_every_option() -> None:
         "--maxShapes=x:2x2x128x80,s:scalar",
         # trtexec reads the last letter alone: "64MiB" would be 64 bytes.
         "--memPoolSize=workspace:64M,tacticSharedMem:48K,dlaSRAM:1000B",
+        "--inputIOFormats=fp16:hwc8",
+        "--outputIOFormats=fp16:hwc8,fp32:chw",
         "--timingCacheFile=my cache",
         "--fp16",
         "--bf16",
@@ -124,6 +131,8 @@ def test_options_as_json() -> None:
         mem_pool_size={"workspace": 5},
         timing_cache_file=Path("cache"),
         tactic_sources=("+CUDNN",),
+        input_io_formats=("fp16:hwc8",),
+        output_io_formats=("fp16:chw",),
         bf16=True,
     )
     assert BuildOptions.from_json(json.loads(json.dumps(options.as_json()))) == options
@@ -176,6 +185,7 @@ def stand_in(
     version: str,
     *,
     inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (SimpleNamespace(name="y"),),
     layers: Sequence[Any] = (),
     say: Sequence[tuple[str, str]] = (),
     plan: bytes | None = b"plan",
@@ -187,6 +197,7 @@ def stand_in(
     Args:
         version: "10..." or "11...".
         inputs: The parsed network's inputs.
+        outputs: Its outputs.
         layers: Its layers.
         say: Severity and text of the messages of a build.
         plan: What the build gives.
@@ -250,7 +261,8 @@ def stand_in(
     network = SimpleNamespace(
         num_inputs=len(inputs),
         get_input=lambda k: inputs[k],
-        num_outputs=1,
+        num_outputs=len(outputs),
+        get_output=lambda k: outputs[k],
         num_layers=len(layers),
         get_layer=lambda k: layers[k],
     )
@@ -306,6 +318,7 @@ def stand_in(
         TacticSource=enumeration(sources + "EDGE_MASK_CONVOLUTIONS JIT_CONVOLUTIONS"),
         ProfilingVerbosity=enumeration("LAYER_NAMES_ONLY NONE DETAILED"),
         HardwareCompatibilityLevel=enumeration("NONE AMPERE_PLUS SAME_COMPUTE_CAPABILITY"),
+        TensorFormat=enumeration("LINEAR CHW2 HWC8 CHW4 CHW16 CHW32 DHWC8 CDHW32 HWC"),
         LayerType=enumeration("CONVOLUTION DECONVOLUTION ACTIVATION"),
     )
     return module, recorder
@@ -379,6 +392,48 @@ def test_calls_are_the_same(version: str, gpu: str, file: Path) -> None:
     assert result.plan == b"plan"
     assert (result.engine, result.version, result.device) == ("tensorrt", version, gpu)
     assert result.planned_activation_bytes is None
+
+
+def _ends(*kinds: str) -> list[Any]:
+    """Make tensors of types."""
+    return [
+        SimpleNamespace(
+            name=f"t{k}", shape=(1, 3, 8, 8), dtype=SimpleNamespace(name=kind), allowed_formats=0
+        )
+        for k, kind in enumerate(kinds)
+    ]
+
+
+@BOTH
+def test_layouts_of_inputs_and_outputs(version: str, gpu: str, file: Path) -> None:
+    """One for all, or one for each; what is not asked for is left alone."""
+    inputs, outputs = _ends("HALF", "HALF"), _ends("HALF", "FLOAT")
+    module, _ = stand_in(version, inputs=inputs, outputs=outputs)
+    build(file, BuildOptions(), module)
+    assert {each.allowed_formats for each in (*inputs, *outputs)} == {0}
+    wanted = BuildOptions(
+        input_io_formats=("fp16:hwc8",), output_io_formats=("fp16:hwc", "fp32:chw")
+    )
+    build(file, wanted, module)
+    # Bits of the module's own numbers.
+    assert [each.allowed_formats for each in (*inputs, *outputs)] == [1 << 2, 1 << 2, 1 << 8, 1]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"input_io_formats": ("fp32:chw",)}, "fp32:chw: t0 is of type HALF in the model"),
+        ({"output_io_formats": ("fp16:chw",) * 3}, "one for all, or one for each of t0, t1"),
+    ],
+)
+def test_layouts_that_do_not_fit_are_refused(
+    options: dict[str, Any], words: str, gpu: str, file: Path
+) -> None:
+    """A type is the model's; TensorRT would take another in some versions, and cast."""
+    module, recorder = stand_in("11.1.0", inputs=_ends("HALF"), outputs=_ends("HALF", "HALF"))
+    with pytest.raises(OptionError, match=words):
+        build(file, BuildOptions(**options), module)
+    assert not recorder.named("build")
 
 
 def test_defaults_touch_little(gpu: str, file: Path) -> None:
@@ -838,6 +893,27 @@ def test_rtx_options(options: dict[str, Any], words: str, rtx: Any, tmp_path: Pa
     path = save(tmp_path, convolutions(1, (1, 4, 8, 8)))
     with pytest.raises(OptionError, match=words):
         build(path, BuildOptions(**options), rtx)
+
+
+@pytest.mark.parametrize(
+    ("layout", "shown"),
+    [("chw", "3072,1024,32,1"), ("hwc8", "1024,1:8,32,1"), ("hwc", "3072,1,96,3")],
+)
+def test_rtx_plans_the_layout(layout: str, shown: str, rtx: Any, tmp_path: Path) -> None:
+    """The builder's own words for both ends, 3 channels in and 5 out: strides, 1:8 by eights."""
+    weights = {"w": noise(5, 3, 3, 3).astype(np.float16)}
+    conv = node("Conv", "x w", "y", name="conv", pads=[1] * 4)
+    made = model([conv], {"x": (1, 3, 32, 32)}, {"y": (1, 5, 32, 32)}, weights)
+    for end in (*made.graph.input, *made.graph.output):
+        end.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    spec = (f"fp16:{layout}",)
+    options = BuildOptions(input_io_formats=spec, output_io_formats=spec)
+    result = build(save(tmp_path, made), options, rtx)
+    combination = "Autotuning format combination: "
+    (found,) = {m.text.split(combination)[1] for m in result.messages if combination in m.text}
+    before, _, after = found.rstrip("* ").partition(" -> ")
+    assert before == f"Half({shown})"
+    assert after == f"Half({shown.replace('3072', '5120').replace('96,3', '160,5')})"
 
 
 def test_rtx_takes_the_other_options(rtx: Any, tmp_path: Path) -> None:

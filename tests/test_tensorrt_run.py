@@ -23,6 +23,7 @@ from engines.measure import Job
 from engines.measure_tensorrt import _MEASURED
 from engines.nvml import DeviceMemory
 from engines.tensorrt_build import BuildResult, build, load_module
+from engines.tensorrt_layout import LAYOUTS
 from engines.tensorrt_options import BuildOptions
 from engines.tensorrt_run import (
     Allocator,
@@ -268,6 +269,7 @@ def fake_module(calls: list[Any], *, v2: bool = True, resizes: bool = True) -> A
         get_tensor_name=lambda k: names[k],
         get_tensor_mode=lambda name: "in" if name == "x" else "out",
         get_tensor_dtype=lambda name: "float",
+        get_tensor_format=lambda name, profile: "LINEAR",
         get_engine_stat=lambda stat: 77,
         create_execution_context=create,
         create_engine_inspector=lambda: SimpleNamespace(
@@ -303,6 +305,7 @@ def fake_module(calls: list[Any], *, v2: bool = True, resizes: bool = True) -> A
         Runtime=Runtime,
         TensorIOMode=SimpleNamespace(INPUT="in"),
         LayerInformationFormat=SimpleNamespace(JSON="json"),
+        TensorFormat=SimpleNamespace(**{name: name for name in ("CHW4", *LAYOUTS)}),
         EngineStat=SimpleNamespace(TOTAL_WEIGHTS_SIZE=0),
         ExecutionContextAllocationStrategy=SimpleNamespace(USER_MANAGED="user"),
         nptype=lambda kind: np.float32,
@@ -341,6 +344,78 @@ def test_run_and_measure(resizes: bool, cuda: FakeCuda) -> None:
     assert calls[:4] == [("context", "user"), ("profile", 1), ("address", "x"), ("address", "y")]
     assert calls[4:] == [("memory", needed), ("run",), ("run",), ("run",)]
     assert sum(cuda.live.values()) == 500
+
+
+class Copying(FakeCuda):
+    """Memory with bytes in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes: dict[int, bytes] = {}
+
+    def to_device(self, address: int, array: np.ndarray[Any, Any]) -> None:
+        """Keep the bytes."""
+        super().to_device(address, array)
+        self.bytes[address] = array.tobytes()
+
+    def to_host(self, array: np.ndarray[Any, Any], address: int) -> None:
+        """Give them back."""
+        super().to_host(array, address)
+        array[...] = np.frombuffer(self.bytes[address], array.dtype).reshape(array.shape)
+
+
+@pytest.mark.parametrize(
+    ("layout", "channels"), [("LINEAR", 3), ("HWC", 3), ("HWC8", 8), ("HWC16", 16)]
+)
+def test_tensors_lie_as_the_engine_wants_them(
+    layout: str, channels: int, cuda: FakeCuda, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies on the device is channels last and padded; what comes back is in the model's shape.
+
+    The engine copies its input; its output is laid out alike.
+    """
+    memory = Copying()
+    monkeypatch.setattr(Cuda, "load", lambda: memory)
+    module, x = fake_module([]), np.arange(2 * 3 * 4 * 5, dtype=np.float32).reshape(2, 3, 4, 5)
+    at: dict[str, int] = {}
+
+    def run(context: FakeContext, stream: int) -> bool:
+        memory.bytes[at["y"]] = memory.bytes[at["x"]]
+        return True
+
+    monkeypatch.setattr(FakeContext, "get_tensor_shape", lambda *_: x.shape)
+    monkeypatch.setattr(
+        FakeContext, "set_tensor_address", lambda _, name, to: at.update({name: to}) or True
+    )
+    monkeypatch.setattr(FakeContext, "execute_async_v3", run)
+    with open_engine(b"plan", module) as opened:
+        opened.engine.get_tensor_format = lambda name, profile: layout
+        with open_context(opened, {"x": x}) as context:
+            context.run()
+            (y,) = context.fetch().values()
+            lies = np.frombuffer(memory.bytes[at["x"]], np.float32)
+            # Padding is memory: it counts.
+            assert context.io_bytes == 2 * (2 * channels * 4 * 5) * 4
+    np.testing.assert_array_equal(y, x)
+    if layout == "LINEAR":
+        np.testing.assert_array_equal(lies, x.ravel())
+        return
+    lies = lies.reshape(2, 4, 5, channels)
+    np.testing.assert_array_equal(lies[..., :3], x.transpose(0, 2, 3, 1))
+    assert not lies[..., 3:].any()
+
+
+def test_a_layout_that_is_not_known_is_refused(cuda: FakeCuda) -> None:
+    """Bytes in another order would be a wrong result, and no error."""
+    with open_engine(b"plan", fake_module([])) as opened:
+        opened.engine.get_tensor_format = lambda name, profile: "CHW4"
+        before = dict(cuda.live)
+        with (
+            pytest.raises(OptionError, match="tensor x: its layout CHW4 is none of LINEAR, HWC"),
+            open_context(opened, {"x": np.zeros((3, 2), np.float32)}),
+        ):
+            pass
+        assert cuda.live == before
 
 
 def test_engine_s_own_figures() -> None:

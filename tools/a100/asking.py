@@ -218,10 +218,15 @@ def _of_onnxruntime(result: Measurement, device: str) -> Found:
 _BUILD = BuildOptions(strongly_typed=True)
 
 
-# Peak workspace is what a card asks for: what a model costs with less, and with more of it.
-_WORKSPACES = {
-    f"workspace {size}": bytes_
-    for size, bytes_ in (("0", 0), ("256 MiB", 1 << 28), ("1 GiB", 1 << 30), ("4 GiB", 1 << 32))
+# Peak workspace is what a card asks for: what a model costs with less, and with more of it. And the
+# layout that tensor cores want, at both ends, which cutting must not be credited for.
+_CHANNELS_LAST = ("fp16:hwc8",)
+_TENSORRT_SETTINGS: Mapping[str, Mapping[str, Any]] = {
+    **{
+        f"workspace {size}": {"mem_pool_size": {"workspace": bytes_}}
+        for size, bytes_ in (("0", 0), ("256 MiB", 1 << 28), ("1 GiB", 1 << 30), ("4 GiB", 1 << 32))
+    },
+    "hwc8 I/O": {"input_io_formats": _CHANNELS_LAST, "output_io_formats": _CHANNELS_LAST},
 }
 
 
@@ -229,14 +234,14 @@ def _swept(request: Request, base: BuildOptions) -> list[BuildOptions]:
     """Return the options of the default and of each setting."""
     # Of a tactic that is in a timing cache nothing is said.
     plain = dataclasses.replace(base, timing_cache_file=None)
-    sizes = _WORKSPACES.values() if request.sweep else ()
-    return [base, *(dataclasses.replace(plain, mem_pool_size={"workspace": s}) for s in sizes)]
+    others = _TENSORRT_SETTINGS.values() if request.sweep else ()
+    return [base, *(dataclasses.replace(plain, **other) for other in others)]
 
 
 def _with_settings(results: Sequence[TensorRTResult]) -> Found:
     settings = tuple(
         Setting(name, _of_tensorrt(each).figures, len(each.skipped_tactics), each.error)
-        for name, each in zip(_WORKSPACES, results[1:], strict=False)
+        for name, each in zip(_TENSORRT_SETTINGS, results[1:], strict=False)
     )
     return dataclasses.replace(_of_tensorrt(results[0]), settings=settings)
 

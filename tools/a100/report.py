@@ -62,7 +62,8 @@ WORDS: Mapping[str, str] = {
     "that needs more than the device has is skipped, and says so",
     "host memory": "process_bytes, build_process_bytes in report.json: resident high-water mark of "
     "the process that ran it, and that it was built in",
-    "other settings": "with --sweep. TensorRT: the workspace pool; they take turns in being "
+    "other settings": "with --sweep. TensorRT: the workspace pool, and inputs and outputs with "
+    "the channels last and padded to 8 (hwc8 I/O), which are in no peak; they take turns in being "
     "timed. ONNX Runtime CUDA: the arena that grows as requested (kSameAsRequested), channels last "
     "(prefer_nhwc), and both. Same setting: over the original under that setting. Its best "
     "setting: over the least memory, or time, that the original takes under any of them, which is "
