@@ -25,8 +25,8 @@ from engines.errors import (
 from engines.errors import OptionError as EngineOptionError
 from patchconv_deploy.api import RewriteResult, convert_model, pareto, rewrite
 from patchconv_deploy.errors import Interrupted, PatchConvError, UsageError, VerificationError
-from patchconv_deploy.report import Report
-from patchconv_deploy.triton import check_triton_repository, write_triton_repository
+from patchconv_deploy.report.report import Report
+from patchconv_deploy.triton.write import check_triton_repository, write_triton_repository
 from patchconv_deploy.version import VERSION
 from rewriters.errors import (
     BudgetError,
@@ -38,7 +38,7 @@ from rewriters.errors import (
     RewriterError,
     SaveError,
 )
-from rewriters.frontier import Candidate
+from rewriters.planning.evaluated_plan import Candidate
 
 __version__ = VERSION
 

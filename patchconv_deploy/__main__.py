@@ -1,5 +1,5 @@
 """``python -m patchconv_deploy``: the same as ``patchconv``."""
 
-from patchconv_deploy.cli import main
+from patchconv_deploy.cli.main import main
 
 main()

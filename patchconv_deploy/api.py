@@ -14,30 +14,33 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 
-from engines.measure import Measurement
+from engines.measurement import Measurement
 from patchconv_deploy.errors import UsageError, VerificationError
-from patchconv_deploy.measuring import check_engine
-from patchconv_deploy.report import Report, make_report
+from patchconv_deploy.measure.run import check_engine
+from patchconv_deploy.measure.session_options import recommend
+from patchconv_deploy.measure.tuning import Tuned, tune_rewritten
+from patchconv_deploy.report.report import Report, make_report
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
 from patchconv_deploy.scratch import temporary_folder
-from patchconv_deploy.session_options import recommend
 from patchconv_deploy.sizes import SIZES, parse_size
-from patchconv_deploy.tuning import Tuned, tune_rewritten
-from patchconv_deploy.verification import (
+from patchconv_deploy.verify.verification import (
     TIMEOUT_S,
     Verification,
     check_inputs,
     not_run,
     verify,
 )
-from rewriters.fragment import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
-from rewriters.frontier import Candidate
-from rewriters.graph import Loaded, load
-from rewriters.normalise import normalise
-from rewriters.planner import read_plan
-from rewriters.regions import Selection
-from rewriters.rewrite import Options, Outcome, pareto_of, rewrite_model
-from rewriters.shapes import free_inputs
+from rewriters.emission.graphsurgeon import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
+from rewriters.graph.fixed_shapes import free_inputs
+from rewriters.graph.model import Loaded, load
+from rewriters.graph.normalise import normalise
+from rewriters.look import pareto_of
+from rewriters.options import Options
+from rewriters.outcome import Outcome
+from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.plan_file import read_plan
+from rewriters.regions.selection import Selection
+from rewriters.rewrite import rewrite_model
 
 if TYPE_CHECKING:
     import torch

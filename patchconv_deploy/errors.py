@@ -11,7 +11,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from patchconv_deploy.report import Report
+    from patchconv_deploy.report.report import Report
 
 __all__ = ["Interrupted", "PatchConvError", "UsageError", "VerificationError"]
 

@@ -14,11 +14,11 @@ from typing import Any, TypeVar
 
 import click
 
-from patchconv_deploy.cli_types import AxisType, RangesType, SizeType
-from patchconv_deploy.measuring import ENGINES
-from patchconv_deploy.verification import TIMEOUT_S
-from rewriters.planner import FORMS
-from rewriters.rewrite import TARGETS
+from patchconv_deploy.cli.types import AxisType, RangesType, SizeType
+from patchconv_deploy.measure.run import ENGINES
+from patchconv_deploy.verify.verification import TIMEOUT_S
+from rewriters.options import TARGETS
+from rewriters.planning.plan_file import FORMS
 
 __all__ = ["OPTIONS", "Declared", "names_of", "option", "option_table"]
 
@@ -182,9 +182,9 @@ _DECLARED = (
         help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
         meaning="no tensor of more elements; 2^31 - 1 for `--target tensorrt`, whose convolutions "
         "take no more. A network with 3.0e9 elements in a tensor, planned by TensorRT for RTX "
-        "(whose builder does not check; `pytest tests/test_engine_evidence.py -k refuses`): 22,906 "
-        "MiB as it is, 11,485 in the two patches the limit asks for, 1,842 with `--memory-budget "
-        "2GiB`",
+        "(whose builder does not check; `pytest tests/engines/test_engine_evidence.py -k "
+        "refuses`): 22,906 MiB as it is, 11,485 in the two patches the limit asks for, 1,842 with "
+        "`--memory-budget 2GiB`",
         python=_ALL,
         reported="max_tensor_elements",
         kind=int,

@@ -33,14 +33,14 @@ from google.protobuf.message import DecodeError
 
 from patchconv_deploy.scratch import scratch_folder
 from rewriters.errors import SaveError
-from rewriters.external_data import (
+from rewriters.graph.external_data import (
     copy_external,
     external_range,
     is_external,
     is_pending,
     tensors,
 )
-from rewriters.graph import Loaded
+from rewriters.graph.model import Loaded
 
 __all__ = ["StagedModel", "check_target", "external_files", "stage"]
 

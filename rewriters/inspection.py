@@ -7,18 +7,20 @@ from dataclasses import dataclass
 
 import onnx
 
-from rewriters.analysis import Analysis
-from rewriters.choice import candidates_of
-from rewriters.frontier import Candidate, Frontier, Point
-from rewriters.memory import Peak
-from rewriters.operators import Shape
-from rewriters.reasons import Reason, reasons_of, unknown_sizes
-from rewriters.regional import original_of, weigh
-from rewriters.search import Limits
+from rewriters.memory.peak import Peak
+from rewriters.operators.record import Shape
+from rewriters.planning.analysis import Analysis
+from rewriters.planning.candidates import candidates_of
+from rewriters.planning.choose import original_of, weigh
+from rewriters.planning.evaluated_plan import Candidate, Point
+from rewriters.planning.evaluator import Frontier
+from rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
+from rewriters.planning.stages import Limits
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
 
-# What lowers a peak by less is not worth a change (`rewriters.regional`).
+
+# What lowers a peak by less is not worth a change (`planning.choose`).
 _GAIN = 0.98
 
 
@@ -112,7 +114,7 @@ def inspect_model(
     Args:
         analysis: The model.
         axis: "height", "width", "depth" or a dimension of the tensor.
-        engine: A key of `rewriters.activation.ENGINES`.
+        engine: A key of `memory.targets.ENGINES`.
         labels: Names of the nodes.
         limits: What every plan has to keep.
         left: Why the whole model would be left as it is, empty if it would not.

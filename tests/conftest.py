@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from engines.errors import EngineMissing
-from engines.tensorrt_build import load_module
-from tests.networks import exported, ocr
+from engines.trt.build import load_module
+from tests.support.networks import exported, ocr
 
 __all__ = ["exported", "ocr", "rtx"]
 

@@ -5,7 +5,7 @@ rewritten, and measured under ONNX Runtime on the CPU, every model in fresh proc
 at the default session options and at each choice of memory reuse and memory pattern, the rewritten
 model at the options it recommends, both in one call so that times compare; then both as TensorRT
 for RTX plans them for SM80. Prints the README's table as Markdown: what the session holds after
-loading, the peak of the runs above that, and the whole process (`engines.measure`); what a row
+loading, the peak of the runs above that, and the whole process (`engines.ort.measure`); what a row
 saves is told of the whole, against the original's lowest of all choices. Below it a line for each
 network in 16 patches: loading and the whole process against the original's.
 """
@@ -24,10 +24,14 @@ from typing import Any
 import click
 import onnx
 
-from engines.measure import Measurement
-from engines.onnxruntime_engine import OrtOptions
+from engines.measurement import Measurement
+from engines.ort.options import OrtOptions
 from patchconv_deploy import rewrite
-from patchconv_deploy.measuring import measure_onnxruntime, measure_with_tensorrt, tune_onnxruntime
+from patchconv_deploy.measure.run import (
+    measure_onnxruntime,
+    measure_with_tensorrt,
+    tune_onnxruntime,
+)
 from tools.calibrate_memory import OCR, conv_chain
 from tools.export_models import export
 

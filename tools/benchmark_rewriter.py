@@ -4,7 +4,7 @@
     convs    graphs of 250 to 4,000 Convs, all cut: seconds (of the processor, so that neighbours
              on the machine count less) per emitted node, which must not grow
     weights  a graph of 1,000 nodes with 3 GB of external weights: peak resident memory
-    search   networks of 300 and of 3,000 nodes (`tools.deep_models`), regions found for eight
+    search   networks of 300 and of 3,000 nodes (`tools.models.deep`), regions found for eight
              patches, for half the memory, and for a budget that nothing keeps: the slowest of the
              three, seconds of the processor
 
@@ -32,11 +32,12 @@ from rich.console import Console
 from rich.table import Table
 
 from rewriters.errors import BudgetError
-from rewriters.external_data import copy_external
-from rewriters.graph import Loaded, load
-from rewriters.regions import Selection
-from rewriters.rewrite import Options, rewrite_model
-from tools.deep_models import KINDS, make
+from rewriters.graph.external_data import copy_external
+from rewriters.graph.model import Loaded, load
+from rewriters.options import Options
+from rewriters.regions.selection import Selection
+from rewriters.rewrite import rewrite_model
+from tools.models.deep import KINDS, make
 
 __all__ = ["MAX_SEARCH", "SEARCHES", "main", "search"]
 
@@ -178,7 +179,7 @@ def search(kind: str, count: int, tasks: Collection[str] = SEARCHES) -> Figures:
     """Return what it takes to find regions in a network of about so many nodes.
 
     Args:
-        kind: A key of `tools.deep_models.KINDS`.
+        kind: A key of `tools.models.deep.KINDS`.
         count: Nodes.
         tasks: Which of `SEARCHES`.
 

@@ -1,4 +1,4 @@
-"""Measured against predicted activation memory: what `rewriters.activation` is worth.
+"""Measured against predicted activation memory: what `memory.reader` is worth.
 
 A table of networks, at two sizes each, as they are, rewritten Conv by Conv, and with a whole region
 cut into patches; each under ONNX Runtime (the most its arena had in use, from its profile, fresh
@@ -27,17 +27,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.child import child_process
 from engines.errors import BuildError, ParseError
-from engines.onnxruntime_engine import OrtOptions
-from engines.tensorrt_build import build, load_module
-from engines.tensorrt_options import BuildOptions
+from engines.ort.options import OrtOptions
+from engines.process.child import child_process
+from engines.trt.build import build, load_module
+from engines.trt.options import BuildOptions
 from patchconv_deploy import convert_model
-from patchconv_deploy.inputs import save_inputs
-from rewriters.activation import ENGINES, Engine, read
-from rewriters.graph import Loaded, skeleton
-from rewriters.memory import Peak
-from rewriters.shapes import fix_shapes, infer
+from patchconv_deploy.verify.inputs import save_inputs
+from rewriters.graph.fixed_shapes import fix_shapes
+from rewriters.graph.inference import infer
+from rewriters.graph.model import Loaded
+from rewriters.graph.skeleton import skeleton
+from rewriters.memory.peak import Peak
+from rewriters.memory.reader import read
+from rewriters.memory.targets import ENGINES, Engine
 
 __all__ = [
     "BOUNDS",
@@ -361,7 +364,7 @@ def measured(path: Path, target: str) -> int:
     save_inputs(inputs, {value.name: noise})
     with (
         tempfile.TemporaryDirectory(prefix="patchconv-") as folder,
-        child_process("engines.measure_child", "0") as child,
+        child_process("engines.ort.child", "0") as child,
     ):
         answer = child.ask(
             "profile",

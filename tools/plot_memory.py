@@ -1,6 +1,6 @@
 """Draw predicted memory over the run: ``python -m tools.plot_memory A.onnx B.onnx -o memory.svg``.
 
-Needs matplotlib (extra ``report``). The figures are `rewriters.activation`'s for ONNX Runtime with
+Needs matplotlib (extra ``report``). The figures are `memory.reader`'s for ONNX Runtime with
 memory reuse and memory pattern off; nothing is run.
 """
 
@@ -10,9 +10,10 @@ from pathlib import Path
 
 import click
 
-from rewriters.activation import profile
-from rewriters.graph import load, skeleton
-from rewriters.shapes import infer
+from rewriters.graph.inference import infer
+from rewriters.graph.model import load
+from rewriters.graph.skeleton import skeleton
+from rewriters.memory.reader import profile
 
 _ENGINE = "onnxruntime-tuned"
 _MOST = 300

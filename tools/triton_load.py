@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from patchconv_deploy import write_triton_repository
-from patchconv_deploy.inputs import make_inputs
-from rewriters import graph
-from rewriters import shapes as known_shapes
+from patchconv_deploy.verify.inputs import make_inputs
+from rewriters.graph import fixed_shapes, inference, skeleton
+from rewriters.graph import model as models
 from tools.serve import Server, serve
 
 Array = np.ndarray[Any, Any]
@@ -165,10 +165,10 @@ def expect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[Case]:
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
-    model = graph.load(path)
-    slim = graph.skeleton(model)
-    known_shapes.fix_shapes(slim, shapes)
-    known = known_shapes.infer(slim)
+    model = models.load(path)
+    slim = skeleton.skeleton(model)
+    fixed_shapes.fix_shapes(slim, shapes)
+    known = inference.infer(slim)
     cases: list[Case] = []
     for seed in range(SEEDS):
         feed = make_inputs(model.model, known, {}, seed)

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.child import time_limit
-from engines.cuda import cuda_device
-from engines.measure import Job, Measurement, Spread, Turns, measure, time_in_turns
-from engines.measure_tensorrt import TensorRTResult, measure_tensorrt, plan_tensorrt
-from engines.onnxruntime_engine import OrtOptions
-from engines.tensorrt_options import BuildOptions
+from engines.gpu.cuda import cuda_device
+from engines.measurement import Job, Measurement, Spread
+from engines.ort.measure import Turns, measure, time_in_turns
+from engines.ort.options import OrtOptions
+from engines.process.child import time_limit
 from engines.timing import Timing
+from engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
+from engines.trt.options import BuildOptions
 from tools.a100.compared import Compared
 
 __all__ = [

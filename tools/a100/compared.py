@@ -22,7 +22,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from engines.onnxruntime_engine import open_session
+from engines.ort.run import open_session
 from engines.windows import Window, name_of
 from tools.a100.cases import CHAIN, Case
 

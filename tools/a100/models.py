@@ -13,8 +13,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from patchconv_deploy.api import rewrite
-from rewriters.graph import load
-from rewriters.shapes import fix_shapes
+from rewriters.graph.fixed_shapes import fix_shapes
+from rewriters.graph.model import load
 from tools.a100.cases import CHAIN, REGIONAL, Case
 
 __all__ = ["FREE", "Variant", "variant_path", "write_inputs", "write_model", "write_variant"]
@@ -168,7 +168,7 @@ def write_variant(
             least half the largest tensor; the others the regions that bring the least peak.
         splits: Number of patches; of a region at most so many.
         folder: Takes the files.
-        predicted: The engine that regions are chosen for, `rewriters.rewrite.TARGETS`.
+        predicted: The engine that regions are chosen for, `options.TARGETS`.
 
     Raises:
         ValueError: Nothing could be cut; the message has the rewriter's reason.

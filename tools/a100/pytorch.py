@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from engines.child import child_process, time_limit
 from engines.errors import EngineError
-from engines.measure import Job, Spread, now
+from engines.measurement import Job, Spread, now
+from engines.process.child import child_process, time_limit
 from engines.timing import Timing
 from engines.windows import as_json
 from tools.a100.asking import Engine, Figure, Found, Request, Setting, latency_figures

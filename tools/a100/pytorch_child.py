@@ -23,9 +23,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from engines.child import serve
 from engines.errors import LoadError, OutOfMemory
-from engines.nvml import open_device_memory
+from engines.gpu.nvml import open_device_memory
+from engines.process.child import serve
 from engines.timing import Timing, take_times
 from engines.windows import write_windows
 

@@ -1,0 +1,1 @@
+"""The device: the few calls of CUDA that are needed, and what NVML says."""

@@ -1,0 +1,1 @@
+"""ONNX Runtime: opened under explicit options, run, measured."""

@@ -1,0 +1,1 @@
+"""Processes that runtimes live in, and their memory."""

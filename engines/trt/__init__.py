@@ -1,0 +1,1 @@
+"""TensorRT: built, run, measured."""

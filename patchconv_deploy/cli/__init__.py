@@ -1,0 +1,1 @@
+"""The command line: ``patchconv`` and ``patchconv-rewrite``."""

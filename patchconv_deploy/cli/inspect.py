@@ -1,0 +1,129 @@
+"""``patchconv inspect``: what holds a model's memory, and what could be cut."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from rich.console import Console
+
+from patchconv_deploy.cli.pareto import pareto_json, print_pareto
+from patchconv_deploy.cli.types import check_json_target, write_text
+from patchconv_deploy.console import plain_table, printable, stdout_console
+from patchconv_deploy.options import option
+from patchconv_deploy.report.text import mebibytes, shape_text
+from patchconv_deploy.words import Command, in_flags
+from rewriters.graph.model import load
+from rewriters.inspection import Inspection
+from rewriters.look import check_one_axis, inspection_of
+from rewriters.options import Options
+
+__all__ = ["inspect_command"]
+
+
+_SHOWN = 8
+
+# Numbers of patches that are shown of a region.
+_WAYS = 4
+
+_REASONS = 3
+
+
+@click.command("inspect", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@option("shapes")
+@option("target")
+@option("axis")
+@click.option("--pareto", is_flag=True, help="Print predicted peak against work, too.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all as JSON.")
+def inspect_command(
+    model: Path,
+    shapes: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
+    target: str,
+    axis: str | int,
+    pareto: bool,
+    json_file: Path | None,
+) -> None:
+    """Show MODEL's largest tensors, its peak, its barriers, and the regions that could be cut."""
+    check_json_target("--json", json_file)
+    loaded = load(model)
+    options = Options(target=target, axis=axis, ranges=dict(shapes), allow_custom_ops=True)
+    if pareto:
+        check_one_axis(options)
+    found = inspection_of(loaded, options)
+    points = found.curve if pareto else ()
+    if json_file is not None:
+        data = {
+            **data_of(found),
+            "target": target,
+            "pareto": pareto_json(points),
+        }
+        write_text(json_file, json.dumps(data, indent=2) + "\n")
+    console = stdout_console()
+    _print(found, target, console)
+    if points:
+        print_pareto(points, console)
+
+
+def data_of(found: Inspection) -> dict[str, Any]:
+    """Return what was found as JSON-ready data; an unknown peak has no bytes."""
+    data = dataclasses.asdict(found)
+    del data["curve"]  # it is shown where it is asked for
+    if found.peak.unknown:
+        data["peak"].update(bytes=None, touched=None, known_part=found.peak.bytes)
+    return data
+
+
+def _print(found: Inspection, target: str, console: Console) -> None:
+    held = ", ".join(f"{printable(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
+    if found.unknown is not None:
+        part = f" (at least {mebibytes(found.peak.bytes)} MiB)" if found.peak.bytes else ""
+        console.print(f"Predicted peak ({target}): unknown{part}; {in_flags(found.unknown.reason)}")
+        console.print(f"What to do: {in_flags(found.unknown.advice)}.")
+    else:
+        console.print(
+            f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at "
+            f"{printable(found.peak.at)}; alive there, MiB: {held}"
+        )
+    for name, shape in found.assumed.items():
+        console.print(f"  assuming {printable(name)} {shape_text(shape)}")
+    tensors = plain_table("largest tensors", "shape", "MiB", "made by")
+    for tensor in found.tensors[:_SHOWN]:
+        tensors.add_row(
+            printable(tensor.name),
+            shape_text(tensor.shape),
+            mebibytes(tensor.bytes),
+            printable(tensor.maker),
+        )
+    console.print(tensors)
+    barriers = plain_table("barriers", "operator", "MiB it touches", "why")
+    for barrier in found.barriers[:_SHOWN]:
+        barriers.add_row(
+            printable(barrier.node),
+            barrier.op_type,
+            mebibytes(barrier.bytes),
+            printable(in_flags(barrier.reason)),
+        )
+    if found.barriers:
+        console.print(barriers)
+    runs = plain_table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
+    for run in found.runs[:_SHOWN]:
+        ways = list(run.tiled.items())
+        shown = ways[:: -(-len(ways) // _WAYS)]
+        runs.add_row(
+            " .. ".join(dict.fromkeys((printable(run.first), printable(run.last)))),
+            str(run.nodes),
+            mebibytes(run.peak),
+            "; ".join(f"x{n} {mebibytes(size)} {work:.2f}x" for n, (size, work) in shown),
+        )
+    if found.runs:
+        console.print(runs)
+    elif found.left:
+        console.print(f"Nothing would be cut: {in_flags(found.left)}.")
+    elif found.unknown is None:
+        console.print("Nothing would be cut: no region along this axis lowers the peak.")
+        for reason in found.reasons[:_REASONS]:
+            console.print(f"  {in_flags(reason.holds)} {mebibytes(reason.bytes)} MiB of it")

@@ -1,0 +1,362 @@
+"""The command line: ``patchconv`` and ``patchconv-rewrite``.
+
+Exit codes: 0 done, 1 mismatch or failure, 2 usage or bad input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
+from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
+from patchconv_deploy.cli.build import build_command
+from patchconv_deploy.cli.inspect import inspect_command
+from patchconv_deploy.cli.measure import measure_command
+from patchconv_deploy.cli.pareto import check_pareto, pareto_json, print_pareto
+from patchconv_deploy.cli.triton import triton_command
+from patchconv_deploy.cli.types import check_json_target, read_text, write_text
+from patchconv_deploy.console import (
+    complain,
+    log_to_stderr,
+    printable,
+    stderr_console,
+    stdout_console,
+)
+from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationError
+from patchconv_deploy.measure.run import Result, check_engine, measure_models
+from patchconv_deploy.measure.table import measurement_json, print_results
+from patchconv_deploy.options import option
+from patchconv_deploy.report.report import Report, sizes_text, unknown_peak
+from patchconv_deploy.report.table import print_report
+from patchconv_deploy.version import VERSION
+from patchconv_deploy.words import Command
+from rewriters.errors import BudgetError, RewriterError
+from rewriters.graph.model import load
+from rewriters.look import pareto_of, unknown_of
+from rewriters.options import Options
+from rewriters.planning.plan_file import read_plan
+
+__all__ = ["main", "main_rewrite"]
+
+
+logger = logging.getLogger(__name__)
+
+
+@contextmanager
+def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
+    """Show progress on a terminal; nothing elsewhere."""
+    console = stderr_console()
+    if quiet or not console.is_terminal:
+        yield None
+        return
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("reading", total=None)
+        yield lambda what, done, total: bar.update(
+            task, description=printable(what), completed=done, total=total if total > 1 else None
+        )
+
+
+@click.command("rewrite", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("model", type=click.Path(path_type=Path))
+@option("out")
+@option("splits")
+@option("memory_budget")
+@option("max_recompute")
+@option("form")
+@option("target")
+@option("max_tensor_elements")
+@option("plan")
+@option("plan_out")
+@option("axis")
+@option("min_elements")
+@option("include")
+@option("exclude")
+@option("shapes")
+@option("report")
+@option("pareto_only")
+@option("dry_run")
+@option("verify")
+@option("require_verified")
+@option("rtol")
+@option("atol")
+@option("seed")
+@option("inputs")
+@option("timeout_s")
+@option("upgrade_opset")
+@option("fold")
+@option("share_weights")
+@option("allow_custom_ops")
+@option("measure")
+@option("engine")
+@option("force")
+@option("verbose")
+@option("quiet")
+@click.version_option(VERSION)
+@click.pass_context
+def rewrite_command(
+    context: click.Context,
+    model: Path,
+    out: Path | None,
+    splits: int | None,
+    memory_budget: int | None,
+    max_recompute: float | None,
+    form: str,
+    target: str,
+    max_tensor_elements: int | None,
+    plan: Path | None,
+    plan_out: Path | None,
+    axis: str | int,
+    min_elements: int | None,
+    include: tuple[str, ...],
+    exclude: tuple[str, ...],
+    shapes: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
+    report: Path | None,
+    pareto_only: bool,
+    dry_run: bool,
+    verify: bool,
+    require_verified: bool,
+    rtol: float | None,
+    atol: float | None,
+    seed: int,
+    inputs: Path | None,
+    timeout_s: float,
+    upgrade_opset: int | None,
+    fold: bool,
+    share_weights: bool,
+    allow_custom_ops: bool,
+    measure: bool,
+    engine: str,
+    force: bool,
+    verbose: bool,
+    quiet: bool,
+) -> None:
+    """Run MODEL's large layers patch by patch: same interface, same numbers, less memory."""
+    check_json_target("--report", report)
+    check_json_target("--plan-out", plan_out)
+    if pareto_only:
+        check_pareto(context)
+    if report is not None and report.resolve() == (out or default_output(model)).resolve():
+        raise click.UsageError(f"--report {report}: this is the output's own file")
+    if measure:
+        check_engine(engine)
+    log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
+    given_plan = None if plan is None else read_plan(read_text("--plan", plan))
+    sizes = {name: [a if a == b else (a, b) for a, b in each] for name, each in shapes}
+    if pareto_only:
+        options = make_options(
+            splits=splits,
+            memory_budget=memory_budget,
+            max_recompute=max_recompute,
+            form=form,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=given_plan,
+            axis=axis,
+            include=include,
+            exclude=exclude,
+            min_elements=min_elements,
+            shapes=sizes,
+            fold=fold,
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+        )
+        _show_curve(model, options, report, quiet)
+        return
+    with _progress(quiet) as progress, _report_of_failure(report):
+        result = rewrite(
+            model,
+            out,
+            splits=splits,
+            memory_budget=memory_budget,
+            max_recompute=max_recompute,
+            form=form,
+            target=target,
+            max_tensor_elements=max_tensor_elements,
+            plan=given_plan,
+            axis=axis,
+            include=include,
+            exclude=exclude,
+            min_elements=min_elements,
+            shapes=sizes,
+            fold=fold,
+            upgrade_opset=upgrade_opset,
+            allow_custom_ops=allow_custom_ops,
+            share_weights=share_weights,
+            verify=verify,
+            require_verified=require_verified,
+            rtol=rtol,
+            atol=atol,
+            seed=seed,
+            inputs=inputs,
+            timeout_s=timeout_s,
+            measure=measure and engine == "onnxruntime",
+            dry_run=dry_run,
+            force=force,
+            progress=progress,
+        )
+    results: Sequence[Result] = result.measured
+    if measure and result.path is not None and not results:
+        try:
+            largest = {name: tuple(high for _, high in each) for name, each in shapes}
+            results = measure_models([model, result.path], engine, shapes=largest, seed=seed)
+        except KeyboardInterrupt:
+            raise Interrupted(f"{result.path} was written; measuring was interrupted") from None
+        except EngineError as error:
+            raise PatchConvError(f"{result.path} was written, but not measured: {error}") from error
+        result.report.data["measured"] = measurement_json(results)["results"]
+    try:
+        _write_report(report, result.report)
+        if plan_out is not None and result.outcome.plan is not None:
+            write_text(plan_out, json.dumps(result.outcome.plan, indent=2) + "\n")
+        if not quiet:
+            console = stdout_console()
+            print_report(result.report, result.outcome, console, all_rows=verbose)
+            if results:
+                print_results(results, console)
+        _print_end(result, quiet)
+    except OSError as error:
+        written = f"{result.path} was written, but " if result.path else ""
+        raise PatchConvError(f"{written}the report could not be: {error.strerror}") from error
+    errors = [f"{each.model}: {each.error}" for each in results if each.error]
+    failed = "; ".join(dict.fromkeys(errors))
+    if failed:
+        raise PatchConvError(f"{result.path} was written, but not measured: {failed}")
+
+
+def _show_curve(model: Path, options: Options, report: Path | None, quiet: bool) -> None:
+    """Print the curve of predicted peak against work, and write it as JSON where asked for."""
+    loaded = load(model)
+    points = pareto_of(loaded, options)
+    if report is not None:
+        data = {
+            "model": {"path": str(model)},
+            "target": options.target,
+            "pareto": pareto_json(points),
+        }
+        write_text(report, json.dumps(data, indent=2) + "\n")
+    if not quiet:
+        print_pareto(points, stdout_console())
+    unknown = unknown_of(loaded, options) if points[0].unknown else None
+    if unknown is not None:
+        complain("warning", unknown_peak(unknown))
+
+
+def _print_end(result: RewriteResult, quiet: bool) -> None:
+    """Print the warnings and what was written; last of all, what was verified, or that it was not.
+
+    Args:
+        result: What was done.
+        quiet: Print the warnings alone.
+    """
+    doubt = result.report.doubt
+    for warning in result.report.warnings:
+        if warning != doubt:
+            complain("warning", warning)
+    if not quiet and result.path is not None:
+        found = result.report.verification
+        # What differs from the file without a cut (an opset, sizes) is verified, too.
+        uncut = " (nothing was cut)" if found["ran"] else " (the model as it was)"
+        said = "" if result.outcome.rewritten else uncut
+        if found["ran"] and not doubt:
+            said += f", verified at {sizes_text(found['shapes'])}"
+        elif result.outcome.rewritten and not doubt:
+            said += ", not verified"
+        stdout_console().print(f"Written: {result.path}{said}")
+    if doubt:
+        complain("warning", doubt)
+
+
+def _write_report(path: Path | None, report: Report) -> None:
+    if path is not None:
+        write_text(path, json.dumps(report.data, indent=2) + "\n")
+
+
+@contextmanager
+def _report_of_failure(path: Path | None) -> Iterator[None]:
+    """Write the report of a rewrite that did not verify, too."""
+    try:
+        yield
+    except VerificationError as error:
+        _write_report(path, error.report)
+        raise
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(VERSION)
+def patchconv() -> None:
+    """PatchConv for exported ONNX graphs."""
+
+
+patchconv.add_command(rewrite_command)
+
+patchconv.add_command(inspect_command)
+
+patchconv.add_command(measure_command)
+
+patchconv.add_command(build_command)
+
+patchconv.add_command(triton_command)
+
+
+def _run(command: click.Command) -> int:
+    """Run a command; every error is one line on standard error and an exit code."""
+
+    def fail(message: str, code: int) -> int:
+        complain("error", message)
+        return code
+
+    # A polite kill cleans up like Ctrl-C does.
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.default_int_handler)
+    log_to_stderr(logging.WARNING)
+    try:
+        command.main(standalone_mode=False)
+    except click.exceptions.Exit as stop:
+        return stop.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return 2
+    except click.ClickException as error:
+        return fail(error.format_message(), 2)
+    except PatchConvError as error:
+        return fail(str(error), error.exit_code)
+    except BudgetError as error:
+        return fail(str(error), 1)
+    except RewriterError as error:
+        return fail(str(error), 2)
+    except (EngineMissing, DeviceMissing, OptionError) as error:
+        return fail(str(error), 2)
+    except EngineError as error:
+        return fail(str(error), 1)
+    except (click.Abort, KeyboardInterrupt):
+        return fail("interrupted; nothing was written", 130)
+    except MemoryError:
+        return fail("out of memory while rewriting; nothing was written", 1)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return fail(f"{where}{error.strerror or error}; nothing was written", 1)
+    except Exception as error:
+        logger.debug("internal error", exc_info=True)
+        return fail(f"internal error, please report it: {type(error).__name__}: {error}", 1)
+    return 0
+
+
+def main() -> None:
+    """Run ``patchconv``."""
+    sys.exit(_run(patchconv))
+
+
+def main_rewrite() -> None:
+    """Run ``patchconv-rewrite``."""
+    sys.exit(_run(rewrite_command))

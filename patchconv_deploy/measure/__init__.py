@@ -1,0 +1,1 @@
+"""``patchconv measure``: inputs, figures from an engine, a table and JSON."""

@@ -1,0 +1,321 @@
+"""Models measured under an engine, on inputs made for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, TypeVar
+
+import numpy as np
+
+from engines.measurement import Job, Measurement
+from engines.ort.measure import PROCESSES, measure
+from engines.ort.options import OrtOptions
+from engines.ort.run import check_provider
+from engines.timing import Timing
+from engines.trt.build import check_machine, load_module
+from engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
+from engines.trt.options import BuildOptions, Profile
+from patchconv_deploy.errors import UsageError
+from patchconv_deploy.measure.session_options import recommended_options, unlike_recommended
+from patchconv_deploy.scratch import temporary_folder
+from patchconv_deploy.verify.inputs import make_inputs, save_inputs
+from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from rewriters.graph.inference import infer
+from rewriters.graph.model import load
+from rewriters.graph.skeleton import skeleton
+
+__all__ = [
+    "ENGINES",
+    "Prepared",
+    "Result",
+    "best",
+    "check_engine",
+    "lowest_of",
+    "measure_models",
+    "measure_onnxruntime",
+    "measure_with_tensorrt",
+    "memory_pairs",
+    "noted",
+    "prepared",
+    "spelled",
+    "tune_onnxruntime",
+]
+
+
+ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
+
+Result: TypeAlias = Measurement | TensorRTResult
+
+ResultT = TypeVar("ResultT", Measurement, TensorRTResult)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What measuring needs to know of a model.
+
+    Attributes:
+        job: The model and the file of its inputs.
+        arrays: The inputs.
+        free: Inputs with free dimensions.
+        metadata: The model's.
+        note: What free dimensions were taken as, where nobody said.
+    """
+
+    job: Job
+    arrays: Mapping[str, np.ndarray[Any, Any]]
+    free: frozenset[str]
+    metadata: Mapping[str, str]
+    note: str
+
+
+def _prepare(path: Path, file: Path, shapes: Mapping[str, tuple[int, ...]], seed: int) -> Prepared:
+    """Make seeded inputs for a model, and write them to a file.
+
+    What is still free when ``shapes`` are put in counts as batch 1 and the nominal number of rows
+    and columns.
+    """
+    loaded = load(path)
+    slim = skeleton(loaded)
+    known = {value.name for value in slim.graph.input}
+    free = frozenset(free_inputs(slim))
+    fix_shapes(slim, {name: shape for name, shape in shapes.items() if name in known})
+    fix_shapes(slim, nominal_shapes(slim) if free_inputs(slim) else {})
+    arrays = make_inputs(loaded.model, infer(slim), {}, seed)
+    save_inputs(file, arrays)
+    taken = sorted((free & arrays.keys()) - shapes.keys())
+    sizes = " ".join(f"{name}:{'x'.join(map(str, arrays[name].shape))}" for name in taken)
+    note = f"free dimensions taken as {sizes}; give shapes= for others" if taken else ""
+    metadata = {entry.key: entry.value for entry in loaded.model.metadata_props}
+    return Prepared(Job(path, file), arrays, free, metadata, note)
+
+
+@contextmanager
+def prepared(
+    models: Sequence[Path], shapes: Mapping[str, tuple[int, ...]], seed: int
+) -> Iterator[list[Prepared]]:
+    """Prepare models; the files of their inputs are there as long as the context.
+
+    Raises:
+        ModelError: A file is no model.
+        OptionError: A shape does not fit.
+        UsageError: No model has an input of that name.
+    """
+    with temporary_folder() as folder:
+        made = [
+            _prepare(model, folder / f"inputs_{number}.npz", shapes, seed)
+            for number, model in enumerate(models)
+        ]
+        names = sorted({name for one in made for name in one.arrays})
+        for name in shapes.keys() - set(names):
+            raise UsageError(
+                f"shapes[{name!r}]: there is no such input; the inputs are {', '.join(names)}"
+            )
+        yield made
+
+
+def noted(result: ResultT, *notes: str) -> ResultT:
+    """Return a result with more to say about it; empty notes are none."""
+    return dataclasses.replace(result, note="; ".join(filter(None, (result.note, *notes))))
+
+
+def measure_onnxruntime(
+    models: Sequence[Path],
+    options: OrtOptions,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int,
+    processes: int = PROCESSES,
+    seed: int = 0,
+    memory_limit: int | None = None,
+    recommended: bool = False,
+) -> list[Measurement]:
+    """Measure model files side by side on seeded inputs.
+
+    Args:
+        models: The files; the first is what the others are compared with.
+        options: Session options.
+        shapes: Sizes of inputs with free dimensions.
+        runs: Timed runs of each.
+        processes: Fresh processes that each one's peak is measured in.
+        seed: Seed of the inputs.
+        memory_limit: Address space of each measuring process, bytes.
+        recommended: Put in the options that a model recommends for itself; one that recommends
+            none says so in its ``note``. Without it, one that recommends others says that.
+
+    Raises:
+        UsageError: What a model recommends is not understood.
+    """
+    with prepared(models, shapes, seed) as made:
+        found = [
+            recommended_options(one.job.model, one.metadata, options) if recommended else None
+            for one in made
+        ]
+        results = measure(
+            [one.job for one in made],
+            [each or options for each in found],
+            runs=runs,
+            processes=processes,
+            memory_limit=memory_limit,
+        )
+    none = "recommends no session options: at defaults" if recommended else ""
+    notes = [
+        (none if each is None else "") if recommended else unlike_recommended(one.metadata, options)
+        for each, one in zip(found, made, strict=True)
+    ]
+    return [
+        noted(result, note, one.note)
+        for result, note, one in zip(results, notes, made, strict=True)
+    ]
+
+
+def tune_onnxruntime(
+    models: Sequence[Path],
+    options: OrtOptions,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int,
+    processes: int = PROCESSES,
+    seed: int = 0,
+    memory_limit: int | None = None,
+) -> list[list[Measurement]]:
+    """Measure each model under the four pairs of memory reuse and memory pattern, arena on.
+
+    The four run in turn, so that their times can be compared; one model comes after the other.
+
+    Args:
+        models: The files.
+        options: Session options; the three named ones are overridden.
+        shapes: Sizes of inputs with free dimensions.
+        runs: Timed runs of each.
+        processes: Fresh processes that each peak is measured in.
+        seed: Seed of the inputs.
+        memory_limit: Address space of each measuring process, bytes.
+
+    Returns:
+        Per model four results, the runtime's defaults first; the best one says so in ``note``.
+    """
+    pairs = memory_pairs(options)
+    tuned = []
+    with prepared(models, shapes, seed) as made:
+        for one in made:
+            results = measure(
+                [one.job] * len(pairs),
+                pairs,
+                runs=runs,
+                processes=processes,
+                memory_limit=memory_limit,
+            )
+            chosen = best(results)
+            if chosen is not None:
+                text = f"best: {spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
+                results[results.index(chosen)] = noted(chosen, text, one.note)
+            tuned.append(results)
+    return tuned
+
+
+def memory_pairs(options: OrtOptions) -> list[OrtOptions]:
+    """Return options with memory reuse and memory pattern on and off, arena on; defaults first."""
+    return [
+        dataclasses.replace(options, arena=True, memory_reuse=reuse, memory_pattern=pattern)
+        for reuse, pattern in itertools.product((True, False), repeat=2)
+    ]
+
+
+def best(results: Sequence[Measurement]) -> Measurement | None:
+    """Return the fastest of those whose peak is within 2 % of the lowest; None if all failed."""
+    fast = [
+        (result.latency_s.median, result)
+        for result in lowest_of(results)
+        if result.latency_s is not None
+    ]
+    return min(fast, key=lambda pair: pair[0])[1] if fast else None
+
+
+def lowest_of(results: Sequence[Measurement]) -> list[Measurement]:
+    """Return those whose peak is within 2 % of the lowest; none if all failed."""
+    ran = [(result.peak_bytes, result) for result in results if result.peak_bytes is not None]
+    lowest = min((peak for peak, _ in ran), default=0)
+    return [result for peak, result in ran if peak <= 1.02 * lowest]
+
+
+def measure_with_tensorrt(
+    models: Sequence[Path],
+    engine: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int,
+    seed: int = 0,
+) -> list[TensorRTResult]:
+    """Plan (TensorRT for RTX, without a GPU) or measure (TensorRT, on one) model files.
+
+    Args:
+        models: The files; the first is what the others are compared with.
+        engine: "tensorrt-rtx" or "tensorrt".
+        shapes: Sizes of inputs with free dimensions; a profile for just these is built.
+        runs: Timed runs of each.
+        seed: Seed of the inputs.
+    """
+    with prepared(models, shapes, seed) as made:
+        options = [BuildOptions(profiles=profiles(each)) for each in made]
+        if engine == "tensorrt-rtx":
+            results = plan_tensorrt(models, options, engine)
+        else:
+            jobs = [each.job for each in made]
+            results = measure_tensorrt(jobs, options, timing=Timing.of(runs), engine=engine)
+        return [noted(result, one.note) for result, one in zip(results, made, strict=True)]
+
+
+def check_engine(engine: str) -> None:
+    """See, before any work, that an engine is there for the default provider.
+
+    Raises:
+        EngineMissing: It is not installed.
+        DeviceMissing: It needs a GPU, and there is none.
+    """
+    if engine == "onnxruntime":
+        check_provider(OrtOptions())
+        return
+    module = load_module(engine)
+    if engine == "tensorrt":
+        check_machine(module)
+
+
+def measure_models(
+    models: Sequence[Path],
+    engine: str,
+    *,
+    shapes: Mapping[str, tuple[int, ...]],
+    runs: int = 5,
+    seed: int = 0,
+) -> Sequence[Result]:
+    """Measure, or for TensorRT for RTX plan, model files side by side, at default options.
+
+    Args:
+        models: The files; the first is what the others are compared with.
+        engine: One of `ENGINES`.
+        shapes: Sizes of inputs with free dimensions.
+        runs: Timed runs of each.
+        seed: Seed of the inputs.
+
+    Raises:
+        EngineMissing: The engine is not installed.
+        DeviceMissing: It needs a GPU, and there is none.
+    """
+    if engine == "onnxruntime":
+        return measure_onnxruntime(models, OrtOptions(), shapes=shapes, runs=runs, seed=seed)
+    return measure_with_tensorrt(models, engine, shapes=shapes, runs=runs, seed=seed)
+
+
+def profiles(one: Prepared) -> tuple[Profile, ...]:
+    shapes = {name: one.arrays[name].shape for name in one.free & one.arrays.keys()}
+    return ({name: (shape, shape, shape) for name, shape in shapes.items()},) if shapes else ()
+
+
+def spelled(result: Measurement, names: Sequence[str]) -> str:
+    """Return options that a model was measured under, for people."""
+    return ", ".join(f"{name}={result.options[name]}" for name in names)

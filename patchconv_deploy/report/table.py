@@ -1,0 +1,315 @@
+"""The report of a rewrite as tables for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from math import inf
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from patchconv_deploy.console import printable, styled
+from patchconv_deploy.report.report import ENGINE_NAMES, Report, sizes_text
+from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
+from patchconv_deploy.words import in_flags
+from rewriters.outcome import SESSION_OPTIONS, Outcome, Rewritten
+from rewriters.planning.choose import MARGIN
+from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.single_convs import SINGLE_FORMS
+from rewriters.regions.refusal import Refusal
+
+__all__ = ["print_report"]
+
+
+_SHOWN_REFUSALS = 8
+
+_SHOWN_SIZES = 5
+
+_SHOWN_REASONS = 4
+
+# Codes of refusals that are shown together, one line for all of the same words.
+_ALIKE = ("no-gain", "size-unknown", "excluded", "not-included", "opset-too-old")
+
+# Plans shown on either side of the one taken.
+_BESIDE = 3
+
+
+def _print_process(outcome: Outcome, console: Console) -> None:
+    """Print what the whole process is predicted to need."""
+    both = outcome.before, outcome.after
+    if any(peak.unknown for peak in both):
+        return
+    figures = (
+        ("loading", [peak.weights.loading for peak in both]),
+        ("running", [peak.need for peak in both]),
+        ("together", [peak.process for peak in both]),
+    )
+    console.print(
+        "Predicted process, MiB: "
+        + ", ".join(
+            f"{what} {' -> '.join(mebibytes(size) for size in sizes)}" for what, sizes in figures
+        ),
+        highlight=False,
+    )
+
+
+def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows: bool) -> None:
+    """Print the table, the peaks and the verification.
+
+    Args:
+        report: The report.
+        outcome: What it was made from.
+        console: Where to print.
+        all_rows: Show every refused Conv, not the first few.
+    """
+    if outcome.already:
+        console.print("This model was rewritten before (it holds a plan); it is left as it is.")
+        _print_fits(report, outcome, console)
+        return
+    if outcome.rewritten:
+        _print_table(outcome, console)
+    _print_refusals(outcome, console, all_rows=all_rows)
+    _print_peak(report, outcome, console)
+    if not outcome.rewritten:
+        _print_uncut(report, outcome, console)
+    _print_process(outcome, console)
+    fixing = report.data["peak_activation_bytes"]["before_fixing"]
+    if fixing is not None and not outcome.before.unknown:
+        console.print(
+            f"Fixing sizes alone changes the original's predicted peak: "
+            f"{mebibytes(fixing)} -> {mebibytes(outcome.before.bytes)} MiB",
+        )
+    if outcome.folded.nodes:
+        console.print(
+            f"Folded once for all patches: {outcome.folded.nodes} BatchNormalization, Mul or Add "
+            f"into {outcome.folded.convolutions} Convs",
+        )
+    _print_candidates(outcome, console)
+    recommended = report.data["recommended_session_options"]
+    if recommended is not None:
+        said = ", ".join(f"{name}={recommended[name]}" for name in SESSION_OPTIONS)
+        kind = recommended["kind"]
+        least, usual = (recommended[f"{kind}_peak_bytes{at}"] for at in ("", "_at_defaults"))
+        console.print(
+            f"Recommended session options (in the model's metadata): {said}; {kind}: "
+            f"{with_unit(least)}, {mebibytes(usual)} at the defaults",
+        )
+    if outcome.rewritten or not report.verification["declined"]:
+        _print_verification(report.verification, console)
+
+
+def _print_peak(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print the predicted peak before and after; where nothing was cut, what it is."""
+    peak = report.data["peak_activation_bytes"]
+    title = f"Predicted peak activation ({ENGINE_NAMES[outcome.engine]})"
+    work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
+    if peak["before"] is None or peak["after"] is None:
+        known = f" (at least {with_unit(peak['known_part_before'])} before)"
+        console.print(f"{title}: unknown{known if peak['known_part_before'] else ''}{work}")
+        return
+    uncut = not outcome.rewritten
+
+    def figures(key: str) -> str:
+        before, after = (mebibytes(peak[name]) for name in (f"{key}before", f"{key}after"))
+        return f"{before} MiB" if uncut else f"{before} -> {after} MiB"
+
+    written = ""
+    if peak["touched_after"] != peak["after"]:
+        written = f" in use, {figures('touched_')} written to"
+    forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
+    console.print(
+        f"{title}: {figures('')}{written}{work}"
+        + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
+    )
+
+
+def _print_fits(report: Report, outcome: Outcome, console: Console) -> None:
+    budget = report.data["options"]["memory_budget_bytes"]
+    if outcome.fits and budget is not None:
+        console.print(
+            f"It fits as it is ({mebibytes(outcome.before.need)} of {mebibytes(budget)} MiB); cut "
+            f"it anyway with {in_flags('splits=N')} in place of the budget.",
+        )
+
+
+def _print_uncut(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print why nothing was cut, what holds the peak first, and what to do."""
+    if outcome.fits:
+        _print_fits(report, outcome, console)
+        return
+    if not outcome.reasons:
+        _print_largest(outcome, console)
+        return
+    console.print("No Conv was cut. What holds the peak:")
+    need = outcome.before.need
+    total = "MiB" if outcome.before.unknown else f"of {mebibytes(need)} MiB"
+    shown = outcome.reasons[:_SHOWN_REASONS]
+    for reason in shown:
+        said = reason.reason
+        if reason.bytes is not None:
+            said = f"{reason.holds} {mebibytes(reason.bytes)} {total}"
+        first = f", first {reason.nodes[0]}" if reason.nodes and reason.bytes is not None else ""
+        count = f" ({len(reason.nodes)} nodes{first})" if len(reason.nodes) > 1 else ""
+        one = f" ({reason.nodes[0]})" if len(reason.nodes) == 1 else ""
+        console.print(f"  {printable(in_flags(said) + (count or one))}")
+    rest = sum(reason.bytes or 0 for reason in outcome.reasons[_SHOWN_REASONS:])
+    if rest:
+        console.print(f"  other causes hold {mebibytes(rest)} MiB")
+    console.print(f"What to do: {printable(in_flags(shown[0].advice))}.")
+
+
+def _print_candidates(outcome: Outcome, console: Console) -> None:
+    """Print the plans beside the one taken, so that the choice is no riddle."""
+    # Every candidate is in the JSON; here, those that no other beats in both peak and time.
+    best, least = list[Candidate](), inf
+    for each in sorted(outcome.weighed, key=lambda each: (each.time, each.peak)):
+        if each.taken or each.peak < least:
+            best.append(each)
+            least = min(least, each.peak)
+    at = next((number for number, each in enumerate(best) if each.taken), 0)
+    shown = best[max(0, at - _BESIDE) : at + _BESIDE + 1]
+    if len(shown) < 2:
+        return
+    console.print(
+        f"Weighed: {len(outcome.weighed)} plans (the larger of what is in use and written to; of a "
+        f"budget {MARGIN:.0%} are kept back). The best around the one taken:",
+    )
+    for candidate in shown:
+        console.print(
+            f"  {candidate.form} x{candidate.splits}, regions {candidate.regions}: "
+            f"{with_unit(None if candidate.unknown else candidate.peak)}, "
+            f"{candidate.recompute:.3f}x the work, "
+            f"{candidate.time:.3f}x the time"
+            + ("" if candidate.fits else ", above the limits")
+            + (", taken" if candidate.taken else ""),
+        )
+
+
+def _print_regions(outcome: Outcome, console: Console) -> None:
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("region", overflow="fold", min_width=10)
+    for name in ("nodes", "recompute"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("first input -> first output", overflow="fold", min_width=10)
+    table.add_column("form x patches", no_wrap=True)
+    for region in outcome.rewritten:
+        table.add_row(
+            printable(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
+            str(len(region.nodes)),
+            "run time" if region.recompute is None else f"{region.recompute:.2f}x",
+            f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
+            f"{region.form} x{region.splits}",
+        )
+    console.print(table)
+    for region in outcome.rewritten:
+        for note in region.notes:
+            console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
+
+
+def _print_table(outcome: Outcome, console: Console) -> None:
+    if any(region.form not in SINGLE_FORMS for region in outcome.rewritten):
+        _print_regions(outcome, console)
+        return
+    table = Table(header_style="bold", box=None, pad_edge=False)
+    table.add_column("Conv", overflow="fold", min_width=10)
+    table.add_column("input -> output", overflow="fold", min_width=10)
+    for name in ("MiB", "recompute"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("form x patches", no_wrap=True)
+    for name in ("peak: batch", "sequential"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for region in outcome.rewritten:
+        table.add_row(
+            printable(" + ".join(region.nodes)),
+            f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
+            mebibytes(region.size.bytes),
+            "run time" if region.recompute is None else f"{region.recompute:.2f}x",
+            f"{region.form} x{region.splits}",
+            *_peaks_of(region),
+        )
+    console.print(table)
+    for region in outcome.rewritten:
+        for note in region.notes:
+            console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
+
+
+def _peaks_of(region: Rewritten) -> Iterator[str]:
+    """Yield the peak of a single Conv in each form that was weighed, "-" for others."""
+    for form in SINGLE_FORMS:
+        size = region.peak_by_form.get(form)
+        unknown = size is None and form == region.form
+        yield mebibytes(size) if size is not None or unknown else "-"
+
+
+def _print_refusals(outcome: Outcome, console: Console, *, all_rows: bool) -> None:
+    """Print what was left alone: small Convs as one line, all others by name."""
+    small = [refusal for refusal in outcome.refused if refusal.code == "not-large"]
+    useless = [r for r in outcome.refused if r.code in _ALIKE]
+    shown = [r for r in outcome.refused if r.code not in (*_ALIKE, "not-large")]
+    if all_rows:
+        small, useless, shown = [], [], list(outcome.refused)
+    if not outcome.refused:
+        return
+    console.print(f"Left alone ({len(outcome.refused)}):")
+    if small:
+        sized = [(outcome.sizes[r.node].bytes or 0, r) for r in small if r.node in outcome.sizes]
+        largest = max(sized, key=lambda entry: entry[0])[1] if sized else small[0]
+        console.print(
+            f"  {len(small)} not large; the largest, {printable(largest.node)}: "
+            f"{largest.reason.removeprefix('not large: ')}",
+        )
+    for refusals in _alike(useless):
+        count = f"{len(refusals)} Conv{'' if len(refusals) == 1 else 's'}"
+        console.print(f"  {count}: {printable(in_flags(refusals[0].reason))}")
+    for refusal in shown if all_rows else shown[:_SHOWN_REFUSALS]:
+        console.print(f"  {printable(refusal.node)}: {printable(in_flags(refusal.reason))}")
+    if not all_rows and len(shown) > _SHOWN_REFUSALS:
+        console.print(f"  ... and {len(shown) - _SHOWN_REFUSALS} more (-v shows all)")
+
+
+def _alike(refusals: Sequence[Refusal]) -> Iterator[list[Refusal]]:
+    """Yield refusals of the same words together."""
+    for words in dict.fromkeys(refusal.reason for refusal in refusals):
+        yield [refusal for refusal in refusals if refusal.reason == words]
+
+
+def _print_largest(outcome: Outcome, console: Console) -> None:
+    sized = [(size.bytes or 0, label, size) for label, size in outcome.sizes.items()]
+    if not sized:
+        console.print("The model has no Conv in its main graph.")
+        return
+    console.print("No Conv was cut. The largest Convs:")
+    for _, label, size in sorted(sized, key=lambda entry: -entry[0])[:_SHOWN_SIZES]:
+        console.print(
+            f"  {printable(label)}: {shape_text(size.input)} -> {shape_text(size.output)}, "
+            f"{with_unit(size.bytes)}, {size.elements or 'unknown'} elements",
+        )
+    codes = {refusal.code for refusal in outcome.refused}
+    if codes & {"not-large", "size-unknown"}:
+        console.print(in_flags("Cut more with min_elements=N (0: every Conv) or include=NAME."))
+
+
+def _print_verification(found: Mapping[str, Any], console: Console) -> None:
+    if not found["ran"]:
+        console.print(f"Verification: not run ({printable(in_flags(found['reason']))})")
+        return
+    same = all(output["differing"] == 0 for output in found["outputs"])
+    word = {
+        True: ("equal to the bit" if same else "equal within tolerance", "green"),
+        False: ("MISMATCH", "red"),
+        None: ("not verifiable", "yellow"),
+    }[found["passed"]]
+    at = sizes_text(found["shapes"])
+    console.print(styled(f"Verification ({found['via']}; {at}): ", word))
+    for output in found["outputs"]:
+        seam = output["seam_max_abs"]
+        console.print(
+            f"  {printable(output['name'])}: max abs {output['max_abs']:.3g}, "
+            f"max rel {output['max_rel']:.3g}"
+            + ("" if seam is None else f", at seams {seam:.3g}")
+            + f" (tolerance {output['tolerance']:.3g}, "
+            + f"{100 * output['differing']:.3g} % differ)",
+        )
+    if not found["passed"]:
+        console.print(f"  {printable(in_flags(found['reason']))}")

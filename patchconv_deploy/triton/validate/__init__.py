@@ -1,0 +1,1 @@
+"""What a server would refuse in a model repository, said beforehand."""

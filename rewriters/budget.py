@@ -1,0 +1,78 @@
+"""Whether a memory budget is kept, before anything is cut and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import prod
+
+from rewriters.errors import BudgetError
+from rewriters.memory.peak import Peak, size_text
+from rewriters.options import Options
+from rewriters.planning.analysis import Analysis
+from rewriters.planning.peak_holders import unknown_sizes
+
+__all__ = ["OLDEST_OPSET", "TOO_OLD", "check_budget", "fits_as_it_is"]
+
+
+OLDEST_OPSET = 9
+
+TOO_OLD = f"opset {{}} is older than {OLDEST_OPSET}; convert it with upgrade_opset=13"
+
+
+def fits_as_it_is(
+    analysis: Analysis,
+    options: Options,
+    before: Peak,
+    labels: Mapping[int, str],
+    *,
+    already: bool,
+) -> bool:
+    """Tell whether a model keeps the budget that is given as it is.
+
+    Raises:
+        BudgetError: It has to be cut for that and cannot be, or nobody can tell.
+    """
+    budget, most = options.memory_budget, options.max_tensor_elements
+    if before.unknown and (budget is not None or most is not None):
+        found = unknown_sizes(analysis, labels)
+        raise BudgetError(
+            "nobody can tell whether a budget is kept, as the predicted peak is unknown; "
+            f"{found.reason}: {found.advice}"
+        )
+    needs = None
+    if budget is not None and before.need > budget:
+        needs = f"{size_text(before.need)}, the budget is {size_text(budget)}"
+    elements = [prod(dims) for name in analysis.bytes if (dims := _sized(analysis, name))]
+    if most is not None and max(elements, default=0) > most:
+        needs = needs or f"a tensor of {max(elements)} elements, {most} are asked for"
+    if needs is not None and already:
+        raise BudgetError(
+            f"the model was rewritten before (it holds a plan) and is not cut again, and needs "
+            f"{needs}; give the original"
+        )
+    if needs is not None and analysis.facts.opset < OLDEST_OPSET:
+        raise BudgetError(f"{TOO_OLD.format(analysis.facts.opset)}; as it is it needs {needs}")
+    return budget is not None and needs is None
+
+
+def _sized(analysis: Analysis, name: str) -> tuple[int, ...]:
+    """Return a tensor's shape, nothing where any of it is unknown."""
+    dims = analysis.sizing.dims.get(name) or ()
+    return () if None in dims else tuple(size or 0 for size in dims)
+
+
+def check_budget(options: Options, after: Peak | None) -> None:
+    """Hold a result against the budget; a plan that is given was made for another one.
+
+    Raises:
+        BudgetError: It is not kept, or nobody can tell.
+    """
+    if options.memory_budget is None:
+        return
+    if after is None or after.unknown:
+        raise BudgetError("nobody can tell whether the budget is kept: sizes are unknown")
+    if after.need > options.memory_budget:
+        raise BudgetError(
+            f"the plan needs {size_text(after.need)}, the budget is "
+            f"{size_text(options.memory_budget)}; leave one of the two out"
+        )

@@ -1,0 +1,210 @@
+"""What is cut, and why the rest is not: by a plan file, single convolutions, or by search."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from math import inf
+
+import onnx
+
+from rewriters.budget import OLDEST_OPSET, TOO_OLD
+from rewriters.errors import BudgetError
+from rewriters.graph.nodes import convolutions_in_bodies
+from rewriters.memory.peak import Peak, size_text
+from rewriters.options import Options, Progress
+from rewriters.planning.analysis import Analysis
+from rewriters.planning.choose import Regional, apply_plan, cut_regions
+from rewriters.planning.emitted_region import Draft
+from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.peak_holders import Reason, reasons_of, size_advice
+from rewriters.planning.single_convs import cut_singles
+from rewriters.regions.refusal import Refusal
+from rewriters.regions.selection import ConvSize, Selection, candidates, select
+
+__all__ = ["Decision", "decide", "kept_nodes", "left_in_bodies"]
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What is to be cut.
+
+    Attributes:
+        drafts: Regions.
+        refused: Convolutions left alone.
+        forms: Per form that was weighed the regions in it.
+        peaks: Per place of a region and form the predicted peak of the region alone.
+        weighed: Plans that were weighed.
+        recompute: Work after over before.
+        order: Name of the order of the nodes, `planning.search.turns_of`.
+        turns: When each node is wanted to run, by position; None for the order of the file.
+        axis: The axis that is cut.
+        reasons: What holds the peak where nothing is cut.
+    """
+
+    drafts: Sequence[Draft]
+    refused: Sequence[Refusal]
+    forms: Mapping[str, Sequence[Draft]] = field(default_factory=dict)
+    peaks: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
+    weighed: tuple[Candidate, ...] = ()
+    recompute: float | None = None
+    order: str = "file"
+    turns: list[int] | None = None
+    axis: str | int = "height"
+    reasons: tuple[Reason, ...] = ()
+
+
+def decide(
+    analysis: Analysis,
+    options: Options,
+    engine: str,
+    before: Peak,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+    report: Progress,
+) -> Decision:
+    """Decide what is cut.
+
+    Raises:
+        BudgetError: No plan keeps the memory budget.
+        OptionError: A plan that is given does not fit the model.
+    """
+    facts = analysis.facts
+    if facts.opset < OLDEST_OPSET:
+        reason = TOO_OLD.format(facts.opset)
+        return Decision(
+            (), [Refusal(labels[at], reason, "opset-too-old") for at in candidates(facts.graph)]
+        )
+    if options.plan is not None:
+        drafts, turns = apply_plan(analysis, options.plan, labels, engine)
+        return Decision(
+            drafts, (), order=options.plan["order"], turns=turns, axis=options.plan["axis"]
+        )
+    if not options.by_region:
+        found = cut_singles(
+            analysis,
+            options.selection,
+            options.axes[0],
+            options.patches,
+            options.form,
+            labels,
+            sizes,
+            report,
+        )
+        return Decision(found.drafts, found.refused, found.forms, found.peaks, axis=options.axes[0])
+    kept, refused = kept_nodes(analysis, options, labels, sizes)
+    axis, cut = _best_axis(analysis, options, engine, kept, labels, report)
+    inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
+    failed = {refusal.node: refusal for refusal in cut.refused}
+    reasons: tuple[Reason, ...] = ()
+    if not cut.drafts:
+        reasons = reasons_of(
+            analysis, before, cut.links, cut.reasons, kept, cut.refused, labels, engine
+        )
+    useless = _useless(analysis, options, before, reasons, cut=bool(cut.drafts))
+    for at in candidates(facts.graph):
+        if at in inside or at in kept:
+            continue
+        if labels[at] in failed:
+            refused.append(failed[labels[at]])
+        elif sizes[labels[at]].bytes is None and (at in cut.links or at not in cut.reasons):
+            reason = "its size is unknown"
+            if analysis.assumed:
+                reason += f"; {size_advice(analysis)}"
+            refused.append(Refusal(labels[at], reason, "size-unknown"))
+        elif at in cut.links:
+            refused.append(replace(useless, node=labels[at]))
+        else:
+            reason = cut.reasons.get(at, "where its rows are is unknown")
+            refused.append(Refusal(labels[at], reason, "not-provable"))
+    return Decision(
+        cut.drafts,
+        refused,
+        cut.forms,
+        weighed=cut.weighed,
+        recompute=cut.recompute,
+        order=cut.order,
+        turns=cut.turns,
+        axis=axis,
+        reasons=reasons,
+    )
+
+
+def _useless(
+    analysis: Analysis, options: Options, before: Peak, reasons: Sequence[Reason], *, cut: bool
+) -> Refusal:
+    """Return why a convolution that could be in a region is in none; it names no node yet."""
+    if cut:
+        return Refusal("", "no region with it lowers the peak further", "no-gain")
+    if before.unknown:
+        words = "the peak is unknown, as sizes elsewhere are"
+        return Refusal("", words, "size-unknown")
+    if options.memory_budget is not None:
+        return Refusal("", "the model keeps the budget as it is", "no-gain")
+    words = "cutting it lowers no peak"
+    if reasons:
+        held = f"{size_text(reasons[0].bytes or 0)} of {size_text(before.need)}"
+        words += f"; {reasons[0].holds} {held}"
+    return Refusal("", words, "no-gain")
+
+
+def _best_axis(
+    analysis: Analysis,
+    options: Options,
+    engine: str,
+    kept: frozenset[int],
+    labels: Mapping[int, str],
+    report: Progress,
+) -> tuple[str | int, Regional]:
+    """Cut regions along each axis in question; return the better one and what was done.
+
+    Better is, under a budget, less predicted time; else a lower predicted peak.
+    """
+    found: list[tuple[float, str | int, Regional]] = []
+    failed: BudgetError | None = None
+    for axis in options.axes:
+        try:
+            cut = cut_regions(
+                analysis, options.limits, axis, options.form, engine, kept, labels, report
+            )
+        except BudgetError as error:
+            failed = failed or error
+            continue
+        taken = next((candidate for candidate in cut.weighed if candidate.taken), None)
+        peak = inf if taken is None else float(taken.peak)
+        found.append((peak if options.memory_budget is None else cut.time, axis, cut))
+    if failed is not None and not found:
+        raise failed
+    _, axis, best = min(found, key=lambda entry: entry[0])
+    return axis, best
+
+
+def kept_nodes(
+    analysis: Analysis,
+    options: Options,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+) -> tuple[frozenset[int], list[Refusal]]:
+    """Return the nodes that the user wants left as they are, and why."""
+    chosen = options.selection
+    kept = {
+        at
+        for at, label in labels.items()
+        if any(fnmatchcase(label, pattern) for pattern in chosen.exclude)
+    }
+    refused = []
+    for position in candidates(analysis.facts.graph):
+        label = labels[position]
+        if chosen != Selection():
+            reason = select(label, sizes[label], 0, chosen)
+            if reason is not None and reason.code != "size-unknown":
+                kept.add(position)
+                refused.append(replace(reason, node=label))
+    return frozenset(kept), refused
+
+
+def left_in_bodies(model: onnx.ModelProto) -> Iterator[Refusal]:
+    """Yield convolutions inside If, Loop and functions: they are left as they are."""
+    for inner, place in convolutions_in_bodies(model):
+        yield Refusal(inner, f"it lies in {place}", "in-subgraph")

@@ -1,0 +1,1 @@
+"""A tiled region as nodes, and their place in the graph."""

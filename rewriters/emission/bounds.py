@@ -1,0 +1,203 @@
+"""Where each patch's windows start and end: numbers, or worked out when the model runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import reduce
+from typing import Any, TypeAlias
+
+import numpy as np
+import onnx_graphsurgeon as gs
+
+from rewriters.emission.fragment import Fragment
+from rewriters.regions.region import Edge
+from rewriters.regions.tiled_region import RegionPlan
+from rewriters.tiling.patches import Extent, core, free_steps, schedule
+from rewriters.tiling.proof import window_slack
+
+__all__ = ["Bounds", "Span", "Targets", "run_time_bounds", "static_bounds"]
+
+
+# More rows than any tensor has, and far from overflow when added to.
+_BEYOND = 1 << 40
+
+Bound: TypeAlias = int | Any  # an integer, or a gs.Variable of one
+
+Span: TypeAlias = tuple[Bound, Bound]
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """One patch: rows of each input, and rows of each output counted in the window."""
+
+    windows: tuple[Span, ...]
+    cores: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """Shapes to state at run time: of the input's windows and of each output."""
+
+    window: gs.Variable
+    outputs: tuple[gs.Variable, ...]
+
+
+def static_bounds(plan: RegionPlan) -> list[Bounds]:
+    """Return where each patch starts and ends, in rows that are known now."""
+    tiling, network = plan.tiling, plan.region.network
+    assert tiling is not None
+    bounds = []
+    for patch in tiling.patches:
+        windows = [plan.window(number, patch) for number in network.inputs]
+        cores = [
+            owned.shifted(-plan.window(number, patch).begin)
+            for number, owned in zip(network.outputs, patch.cores, strict=True)
+        ]
+        bounds.append(Bounds(tuple(windows), tuple(cores)))
+    return bounds
+
+
+class RunTimeNumber:
+    """An integer tensor of the fragment that takes part in arithmetic, emitting nodes."""
+
+    def __init__(self, fragment: Fragment, tensor: gs.Tensor) -> None:
+        self.fragment = fragment
+        self.tensor = tensor
+
+    def _other(self, other: Any) -> gs.Tensor:
+        if isinstance(other, RunTimeNumber):
+            return other.tensor
+        return self.fragment.ints(np.atleast_1d(np.asarray(other, dtype=np.int64)))
+
+    def _emit(self, op: str, *inputs: gs.Tensor) -> RunTimeNumber:
+        suffix = f"bounds/{op}_{self.fragment.count}"
+        return RunTimeNumber(self.fragment, self.fragment.add(op, inputs, suffix))
+
+    def __add__(self, other: Any) -> RunTimeNumber:
+        return self._emit("Add", self.tensor, self._other(other))
+
+    def __sub__(self, other: Any) -> RunTimeNumber:
+        return self._emit("Sub", self.tensor, self._other(other))
+
+    def __mul__(self, other: Any) -> RunTimeNumber:
+        if isinstance(other, int) and other == 1:
+            return self
+        return self._emit("Mul", self.tensor, self._other(other))
+
+    __rmul__ = __mul__
+
+    def __floordiv__(self, other: Any) -> RunTimeNumber:
+        # ONNX truncates towards zero; all dividends here are non-negative.
+        if isinstance(other, int) and other == 1:
+            return self
+        return self._emit("Div", self.tensor, self._other(other))
+
+    # Keep numpy from taking the operation apart element by element.
+    __array_ufunc__ = None
+
+    def below(self, other: Any, *, smaller: bool) -> RunTimeNumber:
+        """Return the smaller or larger of two, elementwise; Min and Max take no int64 before 12."""
+        there = self._other(other)
+        pair = (self.tensor, there) if smaller else (there, self.tensor)
+        return self._emit("Where", self._emit("Less", self.tensor, there).tensor, *pair)
+
+
+def _minimum(a: RunTimeNumber, b: Any) -> RunTimeNumber:
+    return a.below(b, smaller=True)
+
+
+def _maximum(a: RunTimeNumber, b: Any) -> RunTimeNumber:
+    return a.below(b, smaller=False)
+
+
+def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds], Targets]:
+    """Return the same where rows are known when the model runs, with the nodes that work it out."""
+    region, step, count = plan.region, plan.steps, plan.splits
+    network = region.network
+    (source,) = region.inputs
+    shape = fragment.add("Shape", [fragment.outer(source.name)], "bounds/shape")
+    axis = fragment.ints([source.axis])
+    height = RunTimeNumber(
+        fragment, fragment.add("Gather", [shape, axis], "bounds/rows", attrs={"axis": 0})
+    )
+    makers = {number: link for link in network.links for number in link.makes}
+    rows: dict[int, Any] = {network.inputs[0]: height}
+
+    def rows_of(number: int) -> Any:
+        pending = [number]
+        while pending:
+            link = makers[pending[-1]] if pending[-1] not in rows else None
+            if link is None:
+                pending.pop()
+            elif link.reads[0] in rows:
+                rows.update(dict.fromkeys(link.makes, link.row_map.rows_out(rows[link.reads[0]])))
+            else:
+                pending.append(link.reads[0])
+        return rows[number]
+
+    outs: list[Any] = [
+        SymbolicExtent(rows_of(number), extent)
+        for number, extent in zip(network.outputs, plan.extents, strict=True)
+    ]
+    k = np.arange(count)
+    free = reduce(_minimum, (free_steps(out, _maximum) for out in outs))
+    placed = schedule(free, count, k)
+    begin = placed.shifts * step[network.inputs[0]]
+    # The second is never the smaller one; it is there for its bound (`proof.window_slack`).
+    window = _minimum(
+        height - placed.trim * step[network.inputs[0]],
+        placed.stride * step[network.inputs[0]] + window_slack(network),
+    )
+    spans = [_columns(fragment, begin, begin + window, count, "window")]
+    for number, out in enumerate(outs):
+        begins, ends = core(
+            out,
+            placed,
+            first=(k > 0).astype(np.int64),
+            last=np.where(k == count - 1, _BEYOND, 0),
+            minimum=_minimum,
+        )
+        down = placed.shifts * out.step
+        name = "core" if number == 0 else f"core_of_{number}"
+        spans.append(_columns(fragment, begins - down, ends - down, count, name))
+    bounds = [Bounds((window,), tuple(cores)) for window, *cores in zip(*spans, strict=True)]
+    targets = Targets(
+        _target(fragment, source, plan.ranks[0], window, "window"),
+        tuple(
+            _target(fragment, edge, rank, out.rows, "output" if at == 0 else f"output_{at}")
+            for at, (edge, rank, out) in enumerate(
+                zip(region.outputs, plan.ranks[1:], outs, strict=True)
+            )
+        ),
+    )
+    return bounds, targets
+
+
+def _columns(
+    fragment: Fragment, begin: RunTimeNumber, end: RunTimeNumber, count: int, name: str
+) -> list[tuple[gs.Variable, gs.Variable]]:
+    """Split vectors of one bound per patch into a pair of bounds for each."""
+    begins = fragment.split(begin.tensor, count, f"bounds/{name}_begin")
+    ends = fragment.split(end.tensor, count, f"bounds/{name}_end")
+    return list(zip(begins, ends, strict=True))
+
+
+def _target(
+    fragment: Fragment, edge: Edge, rank: int, rows: RunTimeNumber, what: str
+) -> gs.Variable:
+    """Return a shape for Reshape: ``rows`` on the tiled axis, all else as it is (0).
+
+    A product, not a Concat: from a Concat of constants and one computed size ONNX Runtime's
+    ReshapeFusion (core/optimizer/reshape_fusion.cc) makes a constant with -1 in place of that size,
+    and a -1 cannot be worked out for a tensor without elements.
+    """
+    here = fragment.ints([int(axis == edge.axis) for axis in range(rank)])
+    return fragment.add("Mul", [rows.tensor, here], f"bounds/{what}_shape")
+
+
+class SymbolicExtent:
+    """An `Extent` whose rows are a tensor."""
+
+    def __init__(self, rows: RunTimeNumber, extent: Extent) -> None:
+        self.rows = rows
+        self.step, self.top, self.tail = extent.step, extent.top, extent.tail

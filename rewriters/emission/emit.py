@@ -1,0 +1,84 @@
+"""Emission: a planned region as nodes. Forms of one tiling.
+
+`fused` and `sequential` (one node or many, the same picture), one patch after the other:
+
+    x --+-- Slice -- Conv ... Conv -- Slice --+
+        +-- Slice -- Conv ... Conv -- Slice --+-- Concat -- y
+        +-- Slice -- Conv ... Conv -- Slice --+
+
+`shrinking`, the same, each patch without the rows that its later nodes do not need
+(`tiling.shrinking`): nodes at interior edges have less padding, or none.
+
+`batch`, the published PatchConv as a subgraph (P patches, N images):
+
+    x --+-- Slice --+                                           +-- Slice --+
+        +-- Slice --+-- Concat -- Conv -- Reshape [P, N, ...] --+-- Slice --+-- Concat -- Squeeze
+        +-- Slice --+                                           +-- Slice --+
+
+`loop`, the same with the patches run by one body, one at a time:
+
+    x --+-- Slice --+                                                          +-- Slice --+
+        +-- Slice --+-- Concat -- Reshape [P, N, ...] -- Loop(Gather k, Conv ...) -- Slice --+-- ...
+        +-- Slice --+                                                          +-- Slice --+
+
+The first Slices take windows, one for each of the region's inputs, the second ones crop each
+window's outputs to their cores. Nodes are cloned with their attributes as they are, original
+padding included unless windows shrink, and share their weights. Slices that would take everything
+are left out.
+
+At a height known at run time alone, the bounds of all Slices come from `tiling.patches`, read
+this time on tensors: the same formulas that are proven on integers. TensorRT plans memory for the
+largest size a tensor can have, and takes a Slice between computed bounds, and a Concat of such, for
+as tall as the whole, or for the sum. So a Reshape behind each of them, which moves nothing, states
+the height as a formula whose bound it can see.
+"""
+
+from __future__ import annotations
+
+import onnx
+
+from rewriters.emission.bounds import run_time_bounds, static_bounds
+from rewriters.emission.fragment import Fragment
+from rewriters.emission.names import NameScheme
+from rewriters.emission.writer import PatchWriter
+from rewriters.graph.shapes import Shapes
+from rewriters.regions.tiled_region import RegionPlan
+
+__all__ = ["emit"]
+
+
+def emit(
+    plan: RegionPlan,
+    form: str,
+    graph: onnx.GraphProto,
+    shapes: Shapes,
+    opset: int,
+    names: NameScheme,
+    base: str,
+) -> Fragment:
+    """Emit a planned region.
+
+    Args:
+        plan: The region and its tiling.
+        form: One of `planner.FORMS`; windows shrink if the plan's do.
+        graph: The graph its nodes lie in; not changed.
+        shapes: Known shapes.
+        opset: Version of the default domain.
+        names: The name scheme.
+        base: What new names derive from.
+
+    Returns:
+        The fragment that makes the region's outputs.
+    """
+    makes = tuple(edge.name for edge in plan.region.outputs)
+    fragment = Fragment(base, opset, names, covers=plan.region.nodes, makes=makes)
+    if plan.tiling is None:
+        bounds, targets = run_time_bounds(fragment, plan)
+    else:
+        bounds, targets = static_bounds(plan), None
+    writer = PatchWriter(fragment, plan, graph, shapes, targets)
+    if form in ("batch", "loop"):
+        writer.stacked(bounds, loop=form == "loop")
+    else:
+        writer.sequential(bounds)
+    return fragment

@@ -1,0 +1,312 @@
+"""Patches of a region, written one after the other, stacked, or as a Loop."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import onnx
+import onnx_graphsurgeon as gs
+
+from rewriters.emission.bounds import Bounds, Span, Targets
+from rewriters.emission.fragment import Fragment
+from rewriters.emission.names import Like
+from rewriters.graph.shapes import Shapes
+from rewriters.operators.record import ROWS, RowLocal, Shape
+from rewriters.regions.region import Edge
+from rewriters.regions.tiled_region import RegionPlan
+from rewriters.tiling.network import Link, padding_dropped
+from rewriters.tiling.patches import Patch
+
+__all__ = ["PatchWriter"]
+
+
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """A tensor of the region in a window: where it is and, if known, its shape."""
+
+    variable: gs.Variable
+    dims: tuple[int | None, ...]
+    kind: int
+
+    @property
+    def like(self) -> Like:
+        return self.dims, self.kind
+
+    def resized(self, axis: int, size: int | None) -> _Tensor:
+        return replace(self, dims=(*self.dims[:axis], size, *self.dims[axis + 1 :]))
+
+
+class PatchWriter:
+    """Writes one region's nodes into a fragment."""
+
+    def __init__(
+        self,
+        fragment: Fragment,
+        plan: RegionPlan,
+        graph: onnx.GraphProto,
+        shapes: Shapes,
+        targets: Targets | None,
+    ) -> None:
+        self.fragment = fragment
+        self.targets = targets
+        self.plan = plan
+        self.region = plan.region
+        self.shapes = shapes
+        self.nodes = [graph.node[position] for position in plan.region.nodes]
+
+    def _whole(self, name: str) -> _Tensor:
+        dims: Shape | None = self.shapes.dims.get(name)
+        rank = self.region.rank
+        if dims is None or (rank and len(dims) != rank):
+            dims = (None,) * rank
+        return _Tensor(self.fragment.outer(name), dims, self.shapes.elements.get(name, 0))
+
+    def _cut(self, x: _Tensor, axis: int, bounds: Span, suffix: str) -> _Tensor:
+        """Slice one axis; nothing is emitted where static bounds take all of it."""
+        begin, end = bounds
+        if isinstance(begin, int) and isinstance(end, int):
+            if begin == 0 and end == x.dims[axis]:
+                return x
+            cut = x.resized(axis, end - begin)
+            variable = self.fragment.slice(
+                x.variable, [axis], [begin], [end], suffix, like=cut.like
+            )
+        else:
+            cut = x.resized(axis, None)
+            variable = self.fragment.slice(x.variable, [axis], begin, end, suffix, like=cut.like)
+        return replace(cut, variable=variable)
+
+    def _windows(self, bound: Bounds, k: int) -> dict[Edge, _Tensor]:
+        windows = {}
+        for at, (edge, span) in enumerate(zip(self.region.inputs, bound.windows, strict=True)):
+            suffix = f"window_{k}" if at == 0 else f"window_{k}_of_{at}"
+            window = self._cut(self._whole(edge.name), edge.axis, span, suffix)
+            if self.targets is not None:
+                stated = self.fragment.reshape(
+                    window.variable, self.targets.window, f"{suffix}/stated", like=window.like
+                )
+                window = replace(window, variable=stated)
+            windows[edge] = window
+        return windows
+
+    def _clones(
+        self, into: Fragment, tensors: dict[Edge, _Tensor], suffix: str, batch: int, patch: int
+    ) -> list[_Tensor]:
+        """Clone the region's nodes on a patch's window (or ``batch`` stacked ones).
+
+        Returns:
+            The outputs.
+        """
+        plan, counts = self.plan, _Counter()
+        at = None if plan.tiling is None else plan.tiling.patches[patch]
+        wanted: dict[str, _Tensor] = {}
+        for node, link, entry in zip(
+            self.nodes, self.region.links, self.region.network.links, strict=True
+        ):
+            made = []
+            for name, number in zip(
+                (name for name in node.output if name), entry.makes, strict=True
+            ):
+                y = self._whole(name)
+                if len(y.dims) <= link.axis:  # nobody reads it, and inference leaves it out
+                    y = replace(y, dims=(None,) * (link.axis + 1))
+                rows = None
+                if at is not None and y.dims[link.axis] is not None:
+                    rows = len(plan.window(number, at))
+                y = y.resized(link.axis, rows)
+                if batch > 1:
+                    y = y.resized(0, None if y.dims[0] is None else y.dims[0] * batch)
+                made.append((name, y))
+            local = None if at is None else len(plan.window(entry.makes[0], at))
+            replaced: dict[int, gs.Tensor] = {
+                i: into.ints([local if number is ROWS else number for number in numbers])
+                for i, numbers in link.constants.items()
+            }
+            attributes, padding = self._less_padding(link, entry, at)
+            replaced.update({i: into.ints(numbers) for i, numbers in padding.items()})
+            for i, axis in link.carriers:
+                replaced[i] = tensors[Edge(node.input[i], axis)].variable
+            variables = into.clone(
+                node,
+                replaced,
+                f"{counts.label(node.op_type)}{suffix}",
+                attributes={**link.attributes, **attributes},
+                likes=[y.like for _, y in made],
+            )
+            for (name, y), variable in zip(made, variables, strict=True):
+                wanted[name] = replace(y, variable=variable)
+                tensors[Edge(name, link.axis)] = wanted[name]
+        return [wanted[edge.name] for edge in self.region.outputs]
+
+    def _less_padding(
+        self, link: RowLocal, entry: Link, patch: Patch | None
+    ) -> tuple[Mapping[str, Any], Mapping[int, tuple[int, ...]]]:
+        """Return attributes and inputs, by index, that drop padding at interior edges."""
+        plan = self.plan
+        if plan.shrinking is None or plan.tiling is None or patch is None or link.pads is None:
+            return {}, {}
+        dropped = padding_dropped(entry, *plan.shrinking.at(patch.shift, plan.tiling.trim))
+        assert dropped is not None  # it is proven
+        if not any(dropped):
+            return {}, {}
+        values = link.pads.dropped(*dropped)
+        if link.pads.index is not None:
+            return {}, {link.pads.index: values}
+        return {**dict.fromkeys(link.pads.without), "pads": values}, {}
+
+    def sequential(self, bounds: list[Bounds]) -> None:
+        """Emit each patch after the one before."""
+        outputs = self.region.outputs
+        cores: list[list[gs.Variable]] = [[] for _ in outputs]
+        for k, bound in enumerate(bounds):
+            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1, k)
+            for at, (edge, y) in enumerate(zip(outputs, made, strict=True)):
+                suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
+                cores[at].append(self._cut(y, edge.axis, bound.cores[at], suffix).variable)
+        for at, edge in enumerate(outputs):
+            join = partial(self.fragment.concat, cores[at], edge.axis)
+            self._finish(at, partial(join, like=self._whole(edge.name).like))
+
+    def _finish(self, at: int, join: Callable[..., gs.Variable]) -> None:
+        """Join cores to output ``at``; at run time its height is stated behind that."""
+        edge = self.region.outputs[at]
+        suffix = "output" if at == 0 else f"output_{at}"
+        if self.targets is None:
+            join(suffix, output=edge.name)
+            return
+        self.fragment.add(
+            "Reshape",
+            [join(f"{suffix}/joined"), self.targets.outputs[at]],
+            suffix,
+            like=self._whole(edge.name).like,
+            output=edge.name,
+        )
+
+    def stacked(self, bounds: list[Bounds], *, loop: bool) -> None:
+        """Emit one set of nodes, on windows stacked in the batch dimension or one by one."""
+        fragment, region, count = self.fragment, self.region, len(bounds)
+        windows = [self._windows(bound, k) for k, bound in enumerate(bounds)]
+        stacks = {}
+        for at, edge in enumerate(region.inputs):
+            one = windows[0][edge]
+            stack = one.resized(0, None if one.dims[0] is None else one.dims[0] * count)
+            variable = fragment.concat(
+                [window[edge].variable for window in windows],
+                0,
+                "stack" if at == 0 else f"stack_{at}",
+                like=stack.like,
+            )
+            stacks[edge] = replace(stack, variable=variable)
+        if loop:
+            made = self._loop(stacks, count)
+        else:
+            made = []
+            for at, y in enumerate(self._clones(fragment, stacks, "", count, 0)):
+                suffix = "patches" if at == 0 else f"patches_{at}"
+                made.append(self._unstack(y, count, suffix))
+        for at, edge in enumerate(region.outputs):
+            cores = [
+                self._core(made[at], edge.axis, k, bound.cores[at], at)
+                for k, bound in enumerate(bounds)
+            ]
+            self._finish(at, partial(self._join_stacked, cores, edge))
+
+    def _join_stacked(
+        self, cores: list[gs.Variable], edge: Edge, suffix: str, *, output: str | None = None
+    ) -> gs.Variable:
+        dims, kind = self._whole(edge.name).like
+        joined = self.fragment.concat(
+            cores, edge.axis + 1, f"{suffix}/cores", like=((1, *dims), kind)
+        )
+        return self.fragment.squeeze(joined, 0, suffix, output=output)
+
+    def _unstack(self, y: _Tensor, count: int, suffix: str) -> _Tensor:
+        """Reshape [P*N, C, ...] to [P, N, C, ...]."""
+        images, *rest = y.dims
+        dims = (count, images // count if images else images, *rest)
+        whole = replace(y, dims=dims)
+        if dims.count(None) <= 1 and 0 not in dims:
+            target = self.fragment.ints([-1 if d is None else d for d in dims])
+            variable = self.fragment.reshape(y.variable, target, suffix, like=whole.like)
+        else:
+            variable = self._unstack_free(y, whole, suffix)
+        return replace(whole, variable=variable)
+
+    def _unstack_free(self, y: _Tensor, whole: _Tensor, suffix: str) -> gs.Variable:
+        """The same where several sizes are unknown, or one is 0: right without elements, too.
+
+        There no -1 can be worked out, and a 0 in Reshape's shape copies the size in the same
+        place: so the tensor gets its first dimension before the sizes are stated.
+        """
+        fragment, (count, images, *rest) = self.fragment, whole.dims
+        parts = fragment.ints([count, images or 0, *(0 for _ in rest)])
+        target: gs.Tensor = parts
+        if images is None:
+            shape = fragment.add("Shape", [y.variable], f"{suffix}/shape")
+            stacked = fragment.slice(shape, [0], [0], [1], f"{suffix}/stacked")
+            each = fragment.add("Div", [stacked, fragment.ints([count])], f"{suffix}/images")
+            here = fragment.ints([0, 1, *(0 for _ in rest)])
+            # Sum and product, not a Concat, for the reason that `_target` gives.
+            placed = fragment.add("Mul", [each, here], f"{suffix}/placed")
+            target = fragment.add("Add", [placed, parts], f"{suffix}/target")
+        like = (1, *y.dims), y.kind
+        first = fragment.unsqueeze(y.variable, 0, f"{suffix}/first", like=like)
+        return fragment.reshape(first, target, suffix, like=whole.like)
+
+    def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
+        """Emit a Loop whose body takes one window of each stack; return [P, N, C, ...]."""
+        fragment = self.fragment
+        body = Fragment(
+            f"{fragment.base}/{fragment.names.tag}/loop", fragment.opset, fragment.names
+        )
+        step = body.outer(f"{body.base}/k")
+        windows = {}
+        for at, (edge, stack) in enumerate(stacks.items()):
+            rows = self._unstack(stack, count, "windows" if at == 0 else f"windows_{at}")
+            one = replace(rows, dims=rows.dims[1:])
+            suffix = "window" if at == 0 else f"window_{at}"
+            variable = body.add(
+                "Gather", [rows.variable, step], suffix, attrs={"axis": 0}, like=one.like
+            )
+            windows[edge] = replace(one, variable=variable)
+        made = self._clones(body, windows, "", 1, 0)
+        elements = [self.shapes.elements.get(edge.name, 0) for edge in self.region.outputs]
+        stacked = [replace(y, dims=(count, *y.dims)) for y in made]
+        variables = fragment.loop(
+            body,
+            step,
+            count,
+            [(y.variable, y.dims, kind) for y, kind in zip(made, elements, strict=True)],
+            likes=[y.like for y in stacked],
+        )
+        return [replace(y, variable=v) for y, v in zip(stacked, variables, strict=True)]
+
+    def _core(self, stacked: _Tensor, axis: int, k: int, span: Span, at: int) -> gs.Variable:
+        """Slice patch ``k`` and its core out of [P, N, C, ...]."""
+        begin, end = span
+        suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
+        one = stacked.resized(0, 1).resized(axis + 1, None)
+        if isinstance(begin, int) and isinstance(end, int):
+            one = one.resized(axis + 1, end - begin)
+            starts: Any = [k, begin]
+            ends: Any = [k + 1, end]
+        else:
+            starts = self.fragment.concat([self.fragment.ints([k]), begin], 0, f"{suffix}/begin")
+            ends = self.fragment.concat([self.fragment.ints([k + 1]), end], 0, f"{suffix}/end")
+        axes = [0, axis + 1]
+        return self.fragment.slice(stacked.variable, axes, starts, ends, suffix, like=one.like)
+
+
+class _Counter:
+    """Numbers nodes of one operator: Conv, Conv.1, Conv.2, ..."""
+
+    def __init__(self) -> None:
+        self._seen: dict[str, int] = {}
+
+    def label(self, op_type: str) -> str:
+        number = self._seen.get(op_type, 0)
+        self._seen[op_type] = number + 1
+        return op_type if number == 0 else f"{op_type}.{number}"

@@ -1,0 +1,67 @@
+"""What is known of a graph's nodes and tensors, for the table of operators."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import onnx
+
+from rewriters.graph.constant_folding import Constants
+from rewriters.graph.nodes import attributes
+from rewriters.graph.shapes import Shapes
+from rewriters.graph.use_def import Index
+from rewriters.operators.record import Record
+
+__all__ = ["Facts", "record_of"]
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known of a model before it is changed.
+
+    Attributes:
+        index: Use-def index of its main graph.
+        opset: Version of the default domain.
+        shapes: Known shapes; assumed sizes are not in it.
+        constants: Values of small constants.
+    """
+
+    index: Index
+    opset: int
+    shapes: Shapes
+    constants: Constants
+
+    @property
+    def graph(self) -> onnx.GraphProto:
+        """The main graph."""
+        return self.index.graph
+
+
+def record_of(facts: Facts, position: int) -> Record:
+    """Return what a table entry may know of a node."""
+    node, shapes, index = facts.graph.node[position], facts.shapes, facts.index
+    return Record(
+        op_type=node.op_type,
+        opset=facts.opset,
+        attributes=attributes(node),
+        shapes=tuple(shapes.dims.get(name) if name else None for name in node.input),
+        outputs=tuple(shapes.dims.get(name) if name else None for name in node.output),
+        values=_Values(facts.constants, node.input),
+        used=tuple(name in index.users or name in index.outputs for name in node.output),
+        absent=frozenset(i for i, name in enumerate(node.input) if not name),
+    )
+
+
+class _Values(Sequence[tuple[Any, ...] | None]):
+    """Values of a node's inputs, looked up when asked for: most entries never ask."""
+
+    def __init__(self, constants: Constants, names: Sequence[str]) -> None:
+        self._constants, self._names = constants, names
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self._constants.numbers(self._names[index]) if self._names[index] else None

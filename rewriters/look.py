@@ -1,0 +1,103 @@
+"""Drivers that change nothing: the peak, what holds it, and the curve of peak against work."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from math import inf
+
+import onnx
+
+from rewriters.budget import OLDEST_OPSET, TOO_OLD
+from rewriters.decide import kept_nodes
+from rewriters.errors import OptionError
+from rewriters.graph.fixed_shapes import fix_shapes
+from rewriters.graph.model import Loaded
+from rewriters.graph.skeleton import skeleton
+from rewriters.inspection import Inspection, inspect_model
+from rewriters.options import MOST_SPLITS, TARGETS, Options
+from rewriters.planning.analysis import analyse
+from rewriters.planning.choose import pareto
+from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.peak_holders import Reason, unknown_sizes
+from rewriters.prepare import conv_sizes, holds_plan, look_at
+
+__all__ = ["analyse_memory", "check_one_axis", "inspection_of", "pareto_of", "unknown_of"]
+
+
+def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
+    """Return the predicted peak activation at the given input sizes, None if it is unknown.
+
+    Args:
+        loaded: A model; not changed.
+        shapes: Sizes of inputs with free dimensions.
+    """
+    slim = skeleton(loaded)
+    fix_shapes(slim, shapes)
+    model = onnx.ModelProto()
+    model.CopyFrom(slim)
+    found = analyse(model, slim, allow_custom_ops=True).ideal_peak
+    return None if found.unknown else found.bytes
+
+
+def inspection_of(loaded: Loaded, options: Options) -> Inspection:
+    """Return what holds a model's memory and what could be cut; the model is not changed.
+
+    Args:
+        loaded: The model; external weights stay on disk.
+        options: Shapes, axis and target are looked at.
+    """
+    analysis, labels = look_at(loaded, options)
+    left = "the model was rewritten before (it holds a plan)" if holds_plan(loaded.model) else ""
+    if not left and analysis.facts.opset < OLDEST_OPSET:
+        left = TOO_OLD.format(analysis.facts.opset)
+    limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
+    engine = TARGETS[options.target]
+    return inspect_model(analysis, options.axes[0], engine, labels, limits, left)
+
+
+def unknown_of(loaded: Loaded, options: Options) -> Reason | None:
+    """Return why a model's peak is unknown, and what to do; None if it is known.
+
+    Args:
+        loaded: The model; not changed.
+        options: As for `pareto_of`.
+    """
+    analysis, labels = look_at(loaded, options)
+    known = not analysis.predict(None, TARGETS[options.target]).unknown
+    return None if known else unknown_sizes(analysis, labels)
+
+
+def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
+    """Return plans of ever lower peak and ever more work; the model is not changed.
+
+    Args:
+        loaded: The model; external weights stay on disk.
+        options: As for `rewrite_model`; form, splits, budget and plan are not looked at.
+
+    Returns:
+        The model as it is first; alone where its peak is unknown (`Candidate.unknown`).
+
+    Raises:
+        OptionError: Both axes are in question, the model was rewritten before, or its opset is too
+            old to be cut.
+    """
+    check_one_axis(options)
+    if holds_plan(loaded.model):
+        raise OptionError("the model was rewritten before (it holds a plan); give the original")
+    analysis, labels = look_at(loaded, options)
+    if analysis.facts.opset < OLDEST_OPSET:
+        raise OptionError(TOO_OLD.format(analysis.facts.opset))
+    kept, _ = kept_nodes(analysis, options, labels, conv_sizes(analysis, labels))
+    limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
+    return pareto(analysis, limits, options.axes[0], TARGETS[options.target], kept, labels)
+
+
+def check_one_axis(options: Options) -> None:
+    """Refuse two axes where a curve is wanted.
+
+    Raises:
+        OptionError: Both are in question.
+    """
+    if len(options.axes) > 1:
+        raise OptionError("axis='auto': a curve is along one axis; name height or width")

@@ -1,0 +1,104 @@
+"""Over another dimension than the tiled one: Softmax, Concat, reductions, MatMul."""
+
+from __future__ import annotations
+
+from rewriters.operators.record import Record, RowLocal
+from rewriters.operators.rules import optional, same_rows
+from rewriters.tiling.row_maps import Pointwise
+
+__all__ = ["REDUCTIONS", "along", "matmul", "normalize", "reduce"]
+
+
+def along(record: Record, axis: int) -> RowLocal | str:
+    """Read the operators that work along one axis of their own, which is not the tiled one."""
+    shape = record.shape(0)
+    if shape is None:
+        return "its input's rank is unknown"
+    op, rank = record.op_type, len(shape)
+    defaults = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1}
+    if op in defaults and record.opset < 13:
+        return f"before opset 13 {op} flattens its input"
+    at = record.attributes.get("axis", defaults.get(op, 0)) % rank
+    match op:
+        case "Concat":
+            if at == axis:
+                return "it concatenates along the tiled axis"
+            return same_rows(axis, *range(len(record.shapes)))
+        case "Gather":
+            indices = record.shape(1)
+            if indices is None:
+                return "the rank of its indices is unknown"
+            source = axis if axis < at else axis - len(indices) + 1
+            if source <= at and axis >= at:
+                return "it gathers along the tiled axis"
+            return RowLocal(Pointwise(), ((0, source),), axis)
+        case "ArgMax" | "ArgMin":
+            keeps = record.attributes.get("keepdims", 1)
+            source = axis if keeps or axis < at else axis + 1
+            if source == at:
+                return "it searches along the tiled axis"
+            return RowLocal(Pointwise(), ((0, source),), axis)
+        case _:
+            return f"it works along the tiled axis ({op})" if at == axis else same_rows(axis)
+
+
+def reduce(record: Record, axis: int) -> RowLocal | str:
+    """Reductions over other dimensions."""
+    shape = record.shape(0)
+    if shape is None:
+        return "its input's rank is unknown"
+    rank = len(shape)
+    axes = optional(record, 1, "axes", ())
+    if axes is None:
+        return "its axes are known at run time alone"
+    if not axes and record.attributes.get("noop_with_empty_axes", 0):
+        return same_rows(axis)
+    reduced = {at % rank for at in axes} or set(range(rank))
+    if record.attributes.get("keepdims", 1):
+        source = axis
+    else:
+        kept = [at for at in range(rank) if at not in reduced]
+        source = kept[axis] if axis < len(kept) else -1
+    if source in reduced or source < 0:
+        return "it reduces over the tiled axis"
+    return RowLocal(Pointwise(), ((0, source),), axis)
+
+
+def normalize(record: Record, axis: int) -> RowLocal | str:
+    """Normalisations over other dimensions, scale and bias along them."""
+    shape = record.shape(0)
+    if shape is None:
+        return "its input's rank is unknown"
+    if any(record.used[1:]):
+        return "an output besides the first is used"
+    if axis >= record.attributes.get("axis", -1) % len(shape):
+        return "it normalises over the tiled axis"
+    for index in range(1, len(record.shapes)):
+        scale = record.shape(index)
+        if index in record.absent:
+            continue
+        if scale is None:
+            return "the rank of its scale is unknown"
+        at = axis - (len(shape) - len(scale))
+        if at >= 0 and scale[at] != 1:
+            return "its scale is not the same in all rows"
+    return same_rows(axis)
+
+
+def matmul(record: Record, axis: int) -> RowLocal | str:
+    """MatMul whose second factor all rows share."""
+    a, b = record.shape(0), record.shape(1)
+    if a is None or b is None or len(b) < 2 or len(a) < len(b):
+        return "its factors are not an image and a matrix"
+    if axis >= len(a) - 1:
+        return "the tiled axis is its second factor's"
+    at = axis - (len(a) - len(b))
+    if axis < len(a) - 2 and at >= 0 and b[at] != 1:
+        return "both factors have the tiled axis"
+    return same_rows(axis)
+
+
+REDUCTIONS = (
+    "ReduceMax ReduceMin ReduceMean ReduceSum ReduceProd ReduceL1 ReduceL2 ReduceLogSum "
+    "ReduceLogSumExp ReduceSumSquare"
+).split()

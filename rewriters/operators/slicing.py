@@ -1,0 +1,90 @@
+"""Pad and Slice: rows added and taken away at the ends."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rewriters.operators.record import Pads, Record, RowLocal
+from rewriters.operators.rules import FAR, optional, same_rows, with_number
+from rewriters.tiling.row_maps import Padding, Sliding
+
+__all__ = ["pad", "slice_rows"]
+
+
+def pad(record: Record, axis: int) -> RowLocal | str:
+    """Pad by constants, edges or reflection; negative pads crop."""
+    shape = record.shape(0)
+    if shape is None:
+        return "its input's rank is unknown"
+    rank = len(shape)
+    pads = record.attributes.get("pads") or record.attributes.get("paddings") or record.value(1)
+    if pads is None:
+        return "its padding is known at run time alone"
+    axes: Sequence[int] = range(rank)
+    if record.given(3):
+        given = record.value(3)
+        if given is None:
+            return "its axes are known at run time alone"
+        axes = [at % rank for at in given]
+    if axis not in axes:
+        return same_rows(axis)
+    at = list(axes).index(axis)
+    begin, end = int(pads[at]), int(pads[len(axes) + at])
+    if begin == end == 0:
+        return same_rows(axis)
+    mode = record.attributes.get("mode", "constant")
+    margins = {"constant": 0, "edge": 1, "reflect": max(begin, end, 0) + 1}
+    if mode not in margins:
+        return f"its mode is {mode!r}"
+    # What one side cuts off is no longer there for the other to be made of.
+    margin = margins[mode] + max(-begin, -end, 0)
+    written = Pads(
+        tuple(int(number) for number in pads),
+        at,
+        len(axes) + at,
+        index=None if record.attributes.get("pads") else 1,
+    )
+    return RowLocal(Padding(begin, end, margin), ((0, axis),), axis, pads=written)
+
+
+def slice_rows(record: Record, axis: int) -> RowLocal | str:
+    """Slice: along the rows counted from the ends, else as it is."""
+    shape = record.shape(0)
+    if shape is None:
+        return "its input's rank is unknown"
+    rank = len(shape)
+    inputs = record.opset >= 10
+    starts = record.value(1) if inputs else record.attributes.get("starts")
+    ends = record.value(2) if inputs else record.attributes.get("ends")
+    if starts is None or ends is None:
+        return "its bounds are known at run time alone"
+    count = len(starts)
+    axes = optional(record, 3, "axes", tuple(range(count)))
+    strides = optional(record, 4, "", (1,) * count)
+    if axes is None or strides is None:
+        return "its axes are known at run time alone"
+    axes = tuple(at % rank for at in axes)
+    if axis not in axes:
+        return same_rows(axis)
+    at, rows = axes.index(axis), shape[axis]
+    start, end, stride = starts[at], ends[at], strides[at]
+    if stride < 1:
+        return "it takes rows backwards"
+    if (start < 0 or 0 <= end < FAR // 2) and rows is None:
+        return "it counts rows of an input of unknown size"
+    height = rows or 0
+    if start < 0:
+        start = max(0, start + height)
+    if end >= 0:
+        # From the end, so that it means the same in a window; beyond it: all rows.
+        end = 0 if end >= height and (rows is not None or end > FAR // 2) else end - height
+    if rows is not None and height + end - start < 1:
+        return "it takes no rows"
+    starts = with_number(starts, at, start)
+    ends = with_number(ends, at, FAR if end == 0 else end)
+    row_map = Sliding(1, stride, -start, end)
+    if not inputs:
+        replaced = {"starts": starts, "ends": ends, "axes": axes}
+        return RowLocal(row_map, ((0, axis),), axis, attributes=replaced)
+    constants = {1: starts, 2: ends, 3: axes, 4: strides}
+    return RowLocal(row_map, ((0, axis),), axis, constants=constants)

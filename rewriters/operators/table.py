@@ -1,0 +1,90 @@
+"""The operators a region can hold: one table entry each.
+
+    entry         operators                                        rows        refused
+    _sliding      Conv, ConvInteger, QLinearConv                   Sliding     kernel size unknown
+    _transposed   ConvTranspose                                    Transposed  output beyond kernel
+    _pool         MaxPool, AveragePool, LpPool                     Sliding     Indices used
+    _resize       Resize, Upsample                                 Periodic    corners, odd factors
+    _to_space     DepthToSpace                                     Transposed
+    _to_depth     SpaceToDepth                                     Sliding
+    _pad          Pad                                              Padding     wrap, unknown pads
+    _slice        Slice                                            Sliding     backwards
+    _broadcast    arithmetic, comparisons, activations, Where ...  Pointwise   unknown rank
+    _first        BatchNormalization, LRN, Dropout, CumSum ...     Pointwise   training, own axis
+    _quantize     QuantizeLinear, DequantizeLinear                 Pointwise   scales along rows
+    _along        Softmax, Concat, Split, Gather, ArgMax ...       Pointwise   along the tiled axis
+    _reduce       ReduceMean, ReduceSum ...                        Pointwise   over the tiled axis
+    _normalize    LayerNormalization, RMSNormalization             Pointwise   over the tiled axis
+    _matmul       MatMul, the second factor shared                 Pointwise   over the tiled axis
+    _transpose, _squeeze, _unsqueeze, _reshape, _expand            Pointwise   rows not kept apart
+
+An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
+dimension of which inputs that is. Emission knows no operator: what is not here is not cut.
+`BARRIERS` names operators whose output rows depend on all input rows.
+
+Source: the ONNX operator definitions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rewriters.operators.channelwise import REDUCTIONS, along, matmul, normalize, reduce
+from rewriters.operators.convolution import sliding, transposed
+from rewriters.operators.elementwise import BROADCAST, broadcast, first_alone, quantize
+from rewriters.operators.layout import expand, reshape, squeeze, tile, transpose, unsqueeze
+from rewriters.operators.pooling import pool
+from rewriters.operators.resampling import resize, to_depth, to_space
+from rewriters.operators.rules import Entry
+from rewriters.operators.slicing import pad, slice_rows
+
+__all__ = ["BARRIERS", "SPATIAL", "TABLE"]
+
+
+TABLE: Mapping[str, Entry] = {
+    **dict.fromkeys(BROADCAST, broadcast),
+    **dict.fromkeys(REDUCTIONS, reduce),
+    **dict.fromkeys(("Conv", "ConvInteger", "QLinearConv"), sliding),
+    **dict.fromkeys(("MaxPool", "AveragePool", "LpPool"), pool),
+    **dict.fromkeys(("BatchNormalization", "LRN", "Dropout", "CumSum", "CastLike"), first_alone),
+    **dict.fromkeys(("QuantizeLinear", "DequantizeLinear"), quantize),
+    **dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), along),
+    **dict.fromkeys(("Concat", "Split", "Gather", "ArgMax", "ArgMin"), along),
+    **dict.fromkeys(("LayerNormalization", "RMSNormalization"), normalize),
+    **dict.fromkeys(("Resize", "Upsample"), resize),
+    "ConvTranspose": transposed,
+    "DepthToSpace": to_space,
+    "SpaceToDepth": to_depth,
+    "Pad": pad,
+    "Slice": slice_rows,
+    "MatMul": matmul,
+    "Transpose": transpose,
+    "Squeeze": squeeze,
+    "Unsqueeze": unsqueeze,
+    "Reshape": reshape,
+    "Expand": expand,
+    "Tile": tile,
+}
+
+# Operators that say where the image's axes are: batch, channels, then one axis per dimension.
+SPATIAL = frozenset(
+    {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
+    | {"DepthToSpace", "SpaceToDepth", "Upsample"}
+    | {"GlobalAveragePool", "GlobalMaxPool", "InstanceNormalization"}
+)
+
+BARRIERS: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "it pools over the whole image"
+    ),
+    **dict.fromkeys(
+        ("InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization"),
+        "its statistics are taken over the whole image",
+    ),
+    "MaxUnpool": "its Indices count positions in the whole image",
+    "DynamicQuantizeLinear": "its scale is taken over the whole image",
+    **dict.fromkeys(
+        ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"), "it is random"
+    ),
+    **dict.fromkeys(("If", "Loop", "Scan"), "it holds a graph of its own"),
+}

@@ -1,0 +1,122 @@
+"""What a rewrite did."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import onnx
+
+from rewriters.emission.conv_folding import Folded
+from rewriters.graph.shapes import Shapes
+from rewriters.memory.peak import Peak
+from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.peak_holders import Reason
+from rewriters.regions.refusal import Refusal
+from rewriters.regions.selection import ConvSize
+from rewriters.regions.tiled_region import RegionPlan
+
+__all__ = ["SESSION_OPTIONS", "SESSION_OPTIONS_KEY", "Outcome", "Rewritten"]
+
+
+# ONNX Runtime's session options that the predictions above are made for.
+SESSION_OPTIONS_KEY = "patchconv.session_options"
+
+SESSION_OPTIONS = {"enable_mem_reuse": False, "enable_mem_pattern": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """A region that was cut.
+
+    Attributes:
+        nodes: Labels of its nodes.
+        op_type: Operator of its convolution, "region" if it has several.
+        form: One of `planning.plan_file.FORMS`.
+        axis: The tiled axis.
+        splits: Number of patches.
+        recompute: Work after over before; None if known at run time alone.
+        seams: Rows of the first output at which a core begins; empty if known at run time alone.
+        rows: Rows of the first output, None if known at run time alone.
+        size: Sizes of its first input and output (free dimensions as assumed), bytes of all.
+        peak_by_form: Predicted peak while the region runs, bytes per form.
+        notes: What the user should know.
+        plan: The plan it was cut by.
+    """
+
+    nodes: tuple[str, ...]
+    op_type: str
+    form: str
+    axis: int
+    splits: int
+    recompute: float | None
+    seams: tuple[int, ...]
+    rows: int | None
+    size: ConvSize
+    peak_by_form: Mapping[str, int]
+    notes: tuple[str, ...]
+    plan: RegionPlan
+
+    def seams_at(self, shapes: Shapes) -> tuple[int, tuple[int, ...]] | None:
+        """Return the first output's rows and its seams, None if they are not known.
+
+        Args:
+            shapes: Shapes of the model's tensors at the sizes in question.
+        """
+        if self.rows is not None:
+            return self.rows, self.seams
+        rows = self.plan.region.rows(shapes)
+        return None if rows is None else self.plan.seams_at(rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A rewritten model and what was done to it.
+
+    Attributes:
+        model: The result; the model as it was (shapes fixed if asked for) if nothing was cut.
+        rewritten: Regions that were cut.
+        refused: Convolutions left alone, each with its reason.
+        engine: The engine that memory is predicted for, `memory.targets.ENGINES`.
+        before: Predicted peak activation of the model.
+        after: The same of the result.
+        after_by_form: The same with every region in one form, bytes.
+        assumed: Sizes that free dimensions were counted as in these predictions.
+        sizes: Sizes of every convolution of the main graph, by label.
+        already: The model held a plan and was left alone.
+        weighed: Figures of every plan of regions that was weighed.
+        recompute: Work after over before, None if it is not known.
+        plan: What was done, as `planner.plan_data`.
+        defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
+            where another engine is in view, or they are unknown.
+        fits: The model keeps the memory budget as it is, so nothing was cut.
+        reasons: What holds the peak where nothing was cut, the most bytes first.
+        unknown: Why the peak is unknown, None if it is known.
+        data_sized: Activations whose sizes depend on the data, counted as nothing.
+        folded: What was folded into weights that the clones of a convolution share.
+        unfixed: Predicted peak of the model as it was given, at the sizes that were fixed, bytes;
+            None where that changes nothing. An engine that knows sizes when it loads a model may
+            lay it out otherwise.
+    """
+
+    model: onnx.ModelProto
+    rewritten: tuple[Rewritten, ...]
+    refused: tuple[Refusal, ...]
+    engine: str
+    before: Peak
+    after: Peak
+    after_by_form: Mapping[str, int]
+    assumed: Mapping[str, tuple[int, ...]]
+    sizes: Mapping[str, ConvSize]
+    already: bool = False
+    weighed: tuple[Candidate, ...] = ()
+    recompute: float | None = None
+    plan: Mapping[str, Any] | None = None
+    defaults: tuple[int, int] | None = None
+    fits: bool = False
+    reasons: tuple[Reason, ...] = ()
+    unknown: Reason | None = None
+    data_sized: tuple[str, ...] = ()
+    folded: Folded = field(default_factory=Folded)
+    unfixed: int | None = None

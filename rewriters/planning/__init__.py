@@ -1,0 +1,1 @@
+"""Which regions, in which order, in how many patches."""

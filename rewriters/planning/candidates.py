@@ -1,0 +1,186 @@
+"""Choice of regions: what the search finds, made into regions and proven.
+
+The search weighs; it proves nothing. A region of its plan that cannot be made or proven is
+forbidden, with its reason kept, and the search goes on without it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from rewriters.operators.record import RowLocal
+from rewriters.planning.analysis import Analysis
+from rewriters.planning.search import Space, spaces
+from rewriters.planning.stages import Limits, Plan, Stage
+from rewriters.regions.refusal import Refusal
+from rewriters.regions.region import Region, make_region
+from rewriters.regions.row_locality import find_locality
+from rewriters.regions.tiled_region import RegionPlan, plan_region
+
+__all__ = ["Candidates", "candidates_of", "row_local", "stage_of"]
+
+
+logger = logging.getLogger(__name__)
+
+_MOST_TRIES = 40
+
+
+@dataclass
+class Candidates:
+    """Everything there is to choose from in a model.
+
+    Attributes:
+        analysis: The model.
+        links: Row-local nodes, by position.
+        reasons: Why other nodes are not.
+        spaces: The stages of each order of the nodes.
+        refused: Regions that turned out not to be provable.
+        proven: Regions that were asked for so far.
+        looked_at: Places and stages that plans were looked for at, for who counts effort.
+        proved: Nodes, of each patch, of the regions that were proven; the same.
+    """
+
+    analysis: Analysis
+    links: Mapping[int, RowLocal]
+    reasons: Mapping[int, str]
+    spaces: Sequence[Space]
+    refused: list[Refusal]
+    proven: dict[Stage, RegionPlan | Refusal] = field(default_factory=dict)
+    looked_at: int = 0
+    proved: int = 0
+
+    @property
+    def plain_peak(self) -> int:
+        """The most bytes alive where nothing is cut, as the search counts them."""
+        return max(self.spaces[0].plain_peaks, default=0)
+
+    def choose(self, limits: Limits, labels: Mapping[int, str]) -> tuple[RegionPlan, ...] | None:
+        """Return the proven regions of the plan of least work under a budget.
+
+        Args:
+            limits: What to keep.
+            labels: Names of the nodes.
+
+        Returns:
+            The plan of least work over all orders of the nodes; None where no order keeps the
+            limits.
+        """
+        found = [self._choose(space, limits, labels) for space in self.spaces]
+        best = min(
+            (entry for entry in found if entry is not None),
+            key=lambda entry: entry[0].cost,
+            default=None,
+        )
+        return None if best is None else best[1]
+
+    def in_patches(self, plan: RegionPlan, splits: int) -> RegionPlan | None:
+        """Return a region in another number of patches, None if it cannot be cut so."""
+        stage = stage_of(plan.region, splits)
+        if stage not in self.proven:
+            self.proven[stage] = self._cut(plan.region, splits)
+        made = self.proven[stage]
+        return None if isinstance(made, Refusal) else made
+
+    def _choose(
+        self, space: Space, limits: Limits, labels: Mapping[int, str]
+    ) -> tuple[Plan, tuple[RegionPlan, ...]] | None:
+        for _ in range(_MOST_TRIES):
+            plan = space.plan(limits)
+            self.looked_at += space.size
+            if plan is None:
+                return None
+            regions = []
+            for stage, span in zip(plan.stages, plan.spans, strict=True):
+                if stage not in self.proven:
+                    self.proven[stage] = self._prove(
+                        stage.nodes, stage.wanted, stage.splits, labels
+                    )
+                made = self.proven[stage]
+                if isinstance(made, Refusal):
+                    logger.debug("region %s: %s", made.node, made.reason)
+                    self.refused.append(made)
+                    space.forbid(*span[:2])
+                else:
+                    regions.append(made)
+            if len(regions) == len(plan.stages):
+                return plan, tuple(regions)
+        return None
+
+    def _prove(
+        self,
+        nodes: Sequence[int],
+        wanted: Collection[str],
+        splits: int,
+        labels: Mapping[int, str],
+    ) -> RegionPlan | Refusal:
+        label = labels[nodes[-1]]
+        region = make_region(self.analysis.facts, self.links, nodes, wanted, label)
+        return region if isinstance(region, Refusal) else self._cut(region, splits)
+
+    def _cut(self, region: Region, splits: int) -> RegionPlan | Refusal:
+        facts = self.analysis.facts
+        self.proved += splits * sum(len(link.reads) for link in region.network.links)
+        found = plan_region(region, facts.shapes, splits, facts.opset)
+        if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
+            return Refusal(region.label, "the halo is as tall as the image", "halo-too-tall")
+        return found
+
+
+def stage_of(region: Region, splits: int) -> Stage:
+    """Return what tells a region in so many patches from others."""
+    return Stage(region.nodes, tuple(edge.name for edge in region.outputs), splits)
+
+
+def row_local(
+    analysis: Analysis, links: Mapping[int, RowLocal], kept: Collection[int] = ()
+) -> dict[int, RowLocal]:
+    """Return the links of nodes that are neither constant nor to be left as they are."""
+    index = analysis.index
+    return {
+        at: link
+        for at, link in links.items()
+        if at not in kept
+        and not all(name in index.constants for name in index.graph.node[at].output if name)
+    }
+
+
+def candidates_of(
+    analysis: Analysis,
+    axis_name: str | int,
+    kept: frozenset[int],
+    engine: str,
+    report: Callable[[str, int, int], None] | None = None,
+) -> Candidates:
+    """Find everything there is to choose from.
+
+    Args:
+        analysis: The model.
+        axis_name: "height", "width", "depth" or a dimension of the tensor.
+        kept: Positions of nodes that are to be left as they are.
+        engine: A key of `memory.targets.ENGINES`.
+        report: Called with (what, done, total) from time to time.
+    """
+    facts = analysis.facts
+    locality = find_locality(facts, axis_name)
+    constant = {
+        at
+        for at, node in enumerate(facts.graph.node)
+        if all(not name or name in facts.index.constants for name in node.output)
+    }
+    known = {
+        at
+        for at, node in enumerate(facts.graph.node)
+        if at not in locality.links
+        and at not in constant
+        and all(facts.constants.array(name) is not None for name in node.output if name)
+    }
+    links = row_local(analysis, locality.links, kept)
+
+    def searching(done: int, most: int) -> None:
+        if report is not None:
+            report("searching", done, most)
+
+    found = list(spaces(analysis, links, constant | known, engine, searching))
+    return Candidates(analysis, links, locality.reasons, found, [])

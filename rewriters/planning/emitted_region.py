@@ -1,0 +1,182 @@
+"""Drafts: planned regions as nodes, before the model is changed.
+
+A draft holds the nodes that would be written and, where the model's sizes are not all known, the
+same at assumed sizes; memory is predicted on the latter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rewriters.emission.emit import emit
+from rewriters.emission.fragment import Fragment, fold
+from rewriters.emission.names import NameScheme
+from rewriters.emission.splice import arrange
+from rewriters.memory.executed import Step
+from rewriters.memory.peak import Peak, peak
+from rewriters.planning.analysis import Analysis
+from rewriters.regions.tiled_region import RegionPlan, plan_region
+
+__all__ = ["Draft", "draft", "ordered", "predict", "predict_all"]
+
+
+@dataclass(frozen=True)
+class Draft:
+    """A region in one form.
+
+    Attributes:
+        plan: The plan.
+        form: The form.
+        fragment: The nodes that would take the region's place.
+        sized: The same at assumed sizes; None where not even those are known.
+        assumed: The plan at assumed sizes, None where the plan's own are known.
+    """
+
+    plan: RegionPlan
+    form: str
+    fragment: Fragment
+    sized: Fragment | None
+    assumed: RegionPlan | None = None
+
+    @property
+    def place(self) -> int:
+        """Position in the graph that the fragment stands at."""
+        return self.plan.region.nodes[-1]
+
+    def recompute(self, analysis: Analysis, *, assume: bool = False) -> float | None:
+        """Return the region's work after over before, None if known at run time alone.
+
+        Args:
+            analysis: The model.
+            assume: Return that at assumed sizes rather than None.
+        """
+        plan = self.assumed if assume and self.assumed is not None else self.plan
+        shares = plan.shares
+        if shares is None:
+            return None
+        work = [analysis.work[at] for at in plan.region.nodes]
+        if not any(work):  # of unknown sizes: all nodes count alike
+            work = [1.0] * len(work)
+        after = sum(each * share for each, share in zip(work, shares, strict=True))
+        return after / sum(work)
+
+    def peak(self, analysis: Analysis) -> int | None:
+        """Return the most bytes alive in the region alone, None if sizes are unknown."""
+        if self.sized is None:
+            return None
+        region, index = self.plan.region, analysis.index
+        inputs = [edge.name for edge in region.inputs]
+        outputs = {edge.name for edge in region.outputs}
+        for name in inputs:
+            if name in index.outputs or any(
+                user > region.nodes[-1] for user in index.users.get(name, ())
+            ):
+                outputs.add(name)
+        nodes, _ = self.sized.export()
+        steps = [Step(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in nodes]
+        sizes = {**{name: analysis.bytes.get(name) for name in inputs}, **self.sized.sizes}
+        found = peak(steps, sizes, inputs=inputs, outputs=outputs)
+        return None if found.unknown else found.bytes
+
+
+def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, base: str) -> Draft:
+    """Emit a planned region.
+
+    Args:
+        plan: The plan.
+        form: The form.
+        analysis: The model.
+        names: The name scheme.
+        base: What new names derive from.
+    """
+    facts = analysis.facts
+    if form == "shrinking":
+        plan = plan.shrunk()
+        # Windows of a height known at run time alone are uniform.
+        form = form if plan.tiling is not None else "fused"
+    fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
+    if not analysis.assumes and plan.tiling is not None:
+        return Draft(plan, form, fragment, fragment)
+    sized = plan_region(plan.region, analysis.sizing, plan.splits, facts.opset)
+    if not isinstance(sized, RegionPlan) or sized.tiling is None:
+        return Draft(plan, form, fragment, None)
+    if plan.shrinking is not None:
+        sized = sized.shrunk()
+    assumed = emit(sized, form, facts.graph, analysis.sizing, facts.opset, names, base)
+    return Draft(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
+
+
+def ordered(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    turns: Sequence[int] | None = None,
+    *,
+    sized: bool = False,
+) -> list[int | Fragment] | None:
+    """Arrange drafts in the graph; Shape nodes of tensors that are gone become constants.
+
+    Args:
+        analysis: The model.
+        drafts: Its regions.
+        turns: When each node is wanted to run, by position; None for the order of the file.
+        sized: Take the fragments at assumed sizes.
+
+    Returns:
+        The new order, None if the regions depend on each other in a circle, or sizes are unknown.
+    """
+    fragments: dict[int, Fragment] = {}
+    for entry in drafts:
+        fragment = entry.sized if sized else entry.fragment
+        if fragment is None:
+            return None
+        fragments[entry.place] = fragment
+    fragments |= _folded(analysis, fragments)
+    return arrange(analysis.index, fragments, turns)
+
+
+def _folded(analysis: Analysis, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
+    """Return fragments for Shape nodes that read what will not be there any more."""
+    facts, index = analysis.facts, analysis.index
+    made = {name for fragment in fragments.values() for name in fragment.makes}
+    found = {}
+    for fragment in fragments.values():
+        for position in fragment.covers:
+            for name in set(facts.graph.node[position].output) - made:
+                for user in index.users.get(name, ()):
+                    node = facts.graph.node[user]
+                    if node.op_type != "Shape" or user in fragments:
+                        continue
+                    value = facts.constants.array(node.output[0])
+                    if value is not None:
+                        found[user] = fold(user, node, value, fragment)
+    return found
+
+
+def predict(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    engine: str,
+    turns: Sequence[int] | None = None,
+) -> Peak | None:
+    """Return the predicted peak of the model with these regions, None if sizes are unknown.
+
+    Args:
+        analysis: The model.
+        drafts: Its regions.
+        engine: A key of `memory.targets.ENGINES`.
+        turns: When each node is wanted to run, by position; None for the order of the file.
+    """
+    found = predict_all(analysis, drafts, [engine], turns)
+    return found[0] if found else None
+
+
+def predict_all(
+    analysis: Analysis,
+    drafts: Sequence[Draft],
+    engines: Sequence[str],
+    turns: Sequence[int] | None = None,
+) -> list[Peak]:
+    """Return the predicted peak on each engine, none if sizes are unknown. As `predict`."""
+    order = ordered(analysis, drafts, turns, sized=True)
+    return [] if order is None else analysis.predict_all(order, engines)

@@ -1,0 +1,127 @@
+"""Convolutions one by one: the published method, in the forms `batch` and `sequential`.
+
+Every convolution of the main graph is refused with a reason, or becomes a region of its own with a
+proven tiling. Where the form is open, the one with the lower predicted peak of its region is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from rewriters.emission.names import NameScheme
+from rewriters.planning.analysis import Analysis
+from rewriters.planning.emitted_region import Draft, draft
+from rewriters.regions.refusal import Refusal
+from rewriters.regions.selection import ConvSize, Selection, candidates, select
+from rewriters.regions.single_conv import find_region
+from rewriters.regions.tiled_region import RegionPlan, plan_region
+
+__all__ = ["SINGLE_FORMS", "Singles", "cut_singles"]
+
+
+SINGLE_FORMS = ("batch", "sequential")
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclass(frozen=True)
+class Singles:
+    """Convolutions that are cut, and those that are not.
+
+    Attributes:
+        drafts: Those that are cut.
+        forms: Per form that was weighed the same convolutions in it; none where a size is unknown.
+        peaks: Per place of a draft and form the predicted peak of the region alone, bytes.
+        refused: Those that are not.
+    """
+
+    drafts: tuple[Draft, ...]
+    forms: Mapping[str, tuple[Draft, ...]]
+    peaks: Mapping[int, Mapping[str, int]]
+    refused: tuple[Refusal, ...]
+
+
+def cut_singles(
+    analysis: Analysis,
+    selection: Selection,
+    axis: str | int,
+    splits: int,
+    form: str,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+    report: Progress,
+) -> Singles:
+    """Decide on every convolution, and emit those that are cut.
+
+    Args:
+        analysis: The model.
+        selection: Which convolutions.
+        axis: The axis to cut.
+        splits: Patches of each.
+        form: "batch", "sequential", or "auto".
+        labels: Names of the nodes.
+        sizes: Sizes of the convolutions, by label.
+        report: Called with (what, done, total) from time to time.
+    """
+    plans, refused = _plan(analysis, selection, axis, splits, labels, sizes, report)
+    names = NameScheme.avoiding(analysis.index.names)
+    drafts: list[Draft] = []
+    weighed: dict[str, list[Draft]] = {}
+    peaks: dict[int, Mapping[str, int]] = {}
+    for number, plan in enumerate(plans):
+        if number % 64 == 0:
+            report("emitting", number, len(plans))
+        base = labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
+        tried = {
+            name: draft(plan, name, analysis, names, base)
+            for name in (SINGLE_FORMS if form == "auto" else (form,))
+        }
+        for name, entry in tried.items():
+            weighed.setdefault(name, []).append(entry)
+        found = {name: entry.peak(analysis) for name, entry in tried.items()}
+        known = {name: size for name, size in found.items() if size is not None}
+        drafts.append(tried[_lowest(known) if form == "auto" else form])
+        peaks[drafts[-1].place] = known
+    forms = {name: tuple(entries) for name, entries in weighed.items()}
+    return Singles(tuple(drafts), forms, peaks, tuple(refused))
+
+
+def _lowest(peaks: Mapping[str, int]) -> str:
+    """Return the form with the lower predicted peak, `sequential` where they are equal or unknown.
+
+    `sequential` holds no stack of all windows, so it is the safer guess where sizes are unknown.
+    """
+    return min(peaks, key=lambda form: (peaks[form], form != "sequential"), default="sequential")
+
+
+def _plan(
+    analysis: Analysis,
+    selection: Selection,
+    axis: str | int,
+    splits: int,
+    labels: Mapping[int, str],
+    sizes: Mapping[str, ConvSize],
+    report: Progress,
+) -> tuple[Sequence[RegionPlan], Sequence[Refusal]]:
+    facts = analysis.facts
+    plans: list[RegionPlan] = []
+    refused: list[Refusal] = []
+    positions = list(candidates(facts.graph))
+    for number, position in enumerate(positions):
+        if number % 64 == 0:
+            report("planning", number, len(positions))
+        label = labels[position]
+        found: RegionPlan | Refusal | None
+        found = select(label, sizes[label], analysis.ideal_peak.bytes, selection)
+        if found is None:
+            region = find_region(facts, position, axis)
+            if isinstance(region, Refusal):
+                found = region
+            else:
+                found = plan_region(region, facts.shapes, splits, facts.opset)
+        if isinstance(found, RegionPlan):
+            plans.append(found)
+        else:
+            refused.append(replace(found, node=label))
+    return plans, refused

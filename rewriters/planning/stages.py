@@ -1,0 +1,150 @@
+"""Regions as stages of one path, and the limits that a plan keeps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from math import inf
+from typing import Any, NamedTuple, TypeAlias
+
+import numpy as np
+
+from rewriters.planning.work import COPY
+
+__all__ = ["TALL", "USUAL", "CandidateRegion", "Figure", "Limits", "Plan", "Stage", "rungs"]
+
+
+# Numbers of patches that are tried, up to the limit, which is tried itself.
+_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192)
+
+# Steps by which windows are taller than the whole while wrong rows are counted.
+TALL = 1 << 22
+
+# More work than this is seldom wanted.
+USUAL = 1.3
+
+
+@lru_cache
+def rungs(most: int) -> tuple[int, ...]:
+    """Return the numbers of patches that are tried, if no more than ``most`` are wanted."""
+    below = tuple(splits for splits in _SPLITS if splits < most)
+    return (*below, most) if _SPLITS[0] <= most <= _SPLITS[-1] else below
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a plan has to keep.
+
+    Attributes:
+        budget: Most bytes of activations alive at once.
+        recompute: Most work after over before.
+        splits: Most patches per region.
+        elements: Most elements of a tensor, None for any number.
+        shrinks: Windows may shrink: their work is counted so.
+        more: More patches than that may be taken where so few gain nothing.
+    """
+
+    budget: float = inf
+    recompute: float = inf
+    splits: int = _SPLITS[-1]
+    elements: int | None = None
+    shrinks: bool = False
+    more: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """A region of a plan: its nodes, the tensors it makes for others, and its patches."""
+
+    nodes: tuple[int, ...]
+    wanted: tuple[str, ...]
+    splits: int
+
+
+# A figure of a region; or a column of them, a row for each of many regions.
+Figure: TypeAlias = Any
+
+
+class CandidateRegion(NamedTuple):
+    """Nodes ``[begin, end)`` as one region; or many such at once, all attributes columns.
+
+    Attributes:
+        begin: First place.
+        end: One past the last place.
+        work: Multiply-accumulates of all nodes.
+        saved: Those of all nodes, each times the steps its output is shorter by at an upper and a
+            lower edge together, where windows shrink.
+        before: Bytes alive before it.
+        inside: Most bytes alive inside, at full height.
+        inputs: Bytes of its inputs.
+        outputs: Bytes of its outputs.
+        largest: Bytes of its largest output.
+        free: Steps its outputs leave free, `geometry.free_steps`.
+        rows: Rows of the output of most steps.
+        step: Its rows per step.
+        elements: Elements of its largest tensor.
+        broadest: Elements of its largest output.
+    """
+
+    begin: Figure
+    end: Figure
+    work: Figure
+    saved: Figure
+    before: Figure
+    inside: Figure
+    inputs: Figure
+    outputs: Figure
+    largest: Figure
+    free: Figure
+    rows: Figure
+    step: Figure
+    elements: Figure
+    broadest: Figure
+
+    def window(self, splits: Figure) -> Figure:
+        """Return how many of the `rows` a window has."""
+        return self.rows - (self.free + -self.free // splits) * self.step
+
+    def of_window(self, whole: Figure, splits: Figure) -> Figure:
+        """Return what a window has of so many bytes or elements, rounded up."""
+        return -(-whole * self.window(splits) // self.rows)
+
+    def peak(self, splits: Figure) -> Figure:
+        """Return the bytes alive at once: whole ones, so that a plan keeps its own peak."""
+        inside = self.of_window(self.inside, splits)
+        return self.before + self.outputs + np.maximum(inside, self.largest)
+
+    def extra(self, splits: Figure, *, shrinks: bool) -> Figure:
+        """Return the extra work: rows computed again."""
+        extra = (splits * self.window(splits) / self.rows - 1) * self.work
+        if not shrinks:
+            return extra
+        return np.maximum(0.0, extra - (splits - 1) * self.step / self.rows * self.saved)
+
+    def cost(self, splits: Figure, *, shrinks: bool) -> Figure:
+        """Return the extra work, tensors moved included."""
+        moved = splits * self.window(splits) / self.rows * self.inputs + 2 * self.outputs
+        return self.extra(splits, shrinks=shrinks) + COPY * moved
+
+    def at(self, rows: Figure) -> CandidateRegion:
+        """Return one or some of many regions."""
+        return CandidateRegion(*(column[rows] for column in self))
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A path through the stages.
+
+    Attributes:
+        stages: Regions, in order.
+        spans: Per region first place, one past the last place, and patches.
+        cost: Extra work, tensors moved included.
+        recompute: Work after over before.
+        peak: Most bytes alive at once.
+    """
+
+    stages: tuple[Stage, ...]
+    spans: tuple[tuple[int, int, int], ...]
+    cost: float
+    recompute: float
+    peak: int

@@ -1,0 +1,80 @@
+"""A model as it is analysed: sizes fixed, weights left out, in the opset that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import onnx
+
+from rewriters.errors import OptionError
+from rewriters.graph.fixed_shapes import fix_shapes
+from rewriters.graph.model import Loaded
+from rewriters.graph.nodes import node_labels
+from rewriters.graph.skeleton import skeleton
+from rewriters.graph.upgrade_opset import upgrade
+from rewriters.options import Options
+from rewriters.planning.analysis import Analysis, analyse
+from rewriters.planning.plan_file import METADATA_KEY
+from rewriters.regions.selection import ConvSize, candidates, conv_size
+
+__all__ = ["analyse_for", "conv_sizes", "fix_sizes", "holds_plan", "look_at", "predict_unfixed"]
+
+
+def look_at(loaded: Loaded, options: Options) -> tuple[Analysis, dict[int, str]]:
+    """Analyse a copy of a model without its weights; return the names of its nodes, too."""
+    if options.upgrade_opset is not None:
+        loaded = Loaded(upgrade(loaded.model, options.upgrade_opset), loaded.folder)
+    slim, copy = skeleton(loaded), onnx.ModelProto()
+    fix_sizes(slim, options)
+    copy.CopyFrom(slim)
+    return analyse_for(copy, slim, options), node_labels(copy.graph)
+
+
+def holds_plan(model: onnx.ModelProto) -> bool:
+    """Tell whether a model was rewritten before."""
+    return any(entry.key == METADATA_KEY for entry in model.metadata_props)
+
+
+def fix_sizes(model: onnx.ModelProto, options: Options) -> None:
+    """Fix what the user gave one size for, in place."""
+    fixed: dict[str, Sequence[int | None]] = dict(options.shapes)
+    for name, sizes in options.ranges.items():
+        if any(not 1 <= low <= high for low, high in sizes):
+            raise OptionError(
+                f"shapes[{name!r}]: a range goes from 1 or more to no less, as 256 to 4096"
+            )
+        fixed[name] = [low if low == high else None for low, high in sizes]
+    if fixed:
+        fix_shapes(model, fixed)
+
+
+def analyse_for(model: onnx.ModelProto, slim: onnx.ModelProto, options: Options) -> Analysis:
+    """Analyse a model for what is asked."""
+    largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
+    found = analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    return replace(found, folds=options.fold)
+
+
+def conv_sizes(analysis: Analysis, labels: Mapping[int, str]) -> dict[str, ConvSize]:
+    """Return the sizes of every convolution of the main graph, by label."""
+    graph = analysis.facts.graph
+    return {
+        labels[position]: conv_size(graph.node[position], analysis.sizing)
+        for position in candidates(graph)
+    }
+
+
+def predict_unfixed(loaded: Loaded, options: Options, engine: str) -> int | None:
+    """Return the predicted peak at the sizes that are to be fixed while they are free still."""
+    sizes: dict[str, tuple[tuple[int, int], ...]] = dict(options.ranges)
+    sizes |= {name: tuple((size, size) for size in dims) for name, dims in options.shapes.items()}
+    if not any(low == high for pairs in sizes.values() for low, high in pairs):
+        return None
+    slim, copy = skeleton(loaded), onnx.ModelProto()
+    copy.CopyFrom(slim)
+    checked = onnx.ModelProto()
+    checked.CopyFrom(slim)
+    fix_sizes(checked, options)  # what does not fit is refused here
+    found = analyse_for(copy, slim, replace(options, ranges=sizes)).predict(None, engine)
+    return None if found.unknown else found.bytes

@@ -1,0 +1,1 @@
+"""What can be cut: connected row-local nodes, and why others cannot."""

@@ -1,0 +1,189 @@
+"""Regions: what can be cut as one.
+
+A region is a connected set of row-local nodes: it reads tensors that carry the tiled axis, its
+*inputs*, and makes such tensors that others read, its *outputs*. The smallest is one convolution. A
+convolution between DequantizeLinear and QuantizeLinear takes both into its region, so that the pair
+stays next to it in every patch and the runtime still finds its int8 kernel:
+
+    x_q -> DequantizeLinear -> Conv [-> Relu|Clip] -> QuantizeLinear -> y_q      (one region)
+
+Matching is pure: it reads the graph and answers with a frozen `Region` or a `Refusal`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+
+import onnx
+
+from rewriters.graph.facts import Facts
+from rewriters.graph.nodes import captured
+from rewriters.graph.shapes import Shapes
+from rewriters.operators.record import RowLocal
+from rewriters.regions.refusal import Refusal
+from rewriters.tiling.network import Link, Network, heights, steps
+
+__all__ = ["Edge", "Region", "make_region"]
+
+
+@dataclass(frozen=True, slots=True)
+class Edge:
+    """A tensor of the graph and the dimension of it that is the tiled axis."""
+
+    name: str
+    axis: int
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """A set of nodes that is cut as one.
+
+    Attributes:
+        nodes: Positions in the graph, ascending.
+        label: Names of emitted nodes derive from it.
+        tensors: The tensors that carry the tiled axis; the network knows them by number.
+        network: The row maps between them.
+        links: Per node its row map, the inputs that carry the axis, and what to replace.
+        rank: Dimensions of all its tensors where they are convolutions' alone, else 0: then every
+            rank is known.
+    """
+
+    nodes: tuple[int, ...]
+    label: str
+    tensors: tuple[Edge, ...]
+    network: Network
+    links: tuple[RowLocal, ...]
+    rank: int = 0
+
+    @property
+    def inputs(self) -> tuple[Edge, ...]:
+        """Tensors that are cut into windows."""
+        return tuple(self.tensors[number] for number in self.network.inputs)
+
+    @property
+    def outputs(self) -> tuple[Edge, ...]:
+        """Tensors that cores are put together to."""
+        return tuple(self.tensors[number] for number in self.network.outputs)
+
+    def rows(self, shapes: Shapes) -> tuple[int, ...] | None:
+        """Return the rows of each input, None if any is unknown."""
+        found = []
+        for edge in self.inputs:
+            dims = shapes.dims.get(edge.name)
+            rows = None if dims is None or len(dims) <= edge.axis else dims[edge.axis]
+            if rows is None:
+                return None
+            found.append(rows)
+        return tuple(found)
+
+
+def make_region(
+    facts: Facts,
+    links: Mapping[int, RowLocal],
+    nodes: Collection[int],
+    wanted: Collection[str],
+    label: str,
+    rank: int = 0,
+) -> Region | Refusal:
+    """Make a region of row-local nodes.
+
+    Args:
+        facts: The model.
+        links: At least the nodes' own links.
+        nodes: Positions of the nodes.
+        wanted: Tensors to make whole; those that the nodes make for others.
+        label: Names the region.
+        rank: Dimensions of all tensors where that is certain, else 0.
+    """
+    graph = facts.graph
+    ordered = tuple(sorted(nodes))
+    numbers: dict[Edge, int] = {}
+    made: dict[str, Edge] = {}
+    entries: list[Link] = []
+    inputs: list[int] = []
+    for position in ordered:
+        node, link = graph.node[position], links[position]
+        reads = []
+        for i, axis in link.carriers:
+            edge = Edge(node.input[i], axis)
+            if edge.name in made and made[edge.name] != edge:
+                return Refusal(label, "a tensor in it is cut along two dimensions", "not-provable")
+            if edge not in numbers:
+                numbers[edge] = len(numbers)
+                inputs.append(numbers[edge])
+            reads.append(numbers[edge])
+        carriers = {i for i, _ in link.carriers}
+        shared = [n for i, n in enumerate(node.input) if i not in carriers and n in made]
+        if shared or any(name in made for name in captured(node)):
+            return Refusal(
+                label, "a tensor made in it is used whole by each of its rows", "not-provable"
+            )
+        makes = []
+        for name in node.output:
+            if name:
+                edge = Edge(name, link.axis)
+                made[name] = edge
+                numbers[edge] = len(numbers)
+                makes.append(numbers[edge])
+        entries.append(Link(link.row_map, tuple(reads), tuple(makes), link.room))
+    outputs = tuple(numbers[made[name]] for name in made if name in wanted)
+    network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
+    region = Region(
+        ordered, label, tuple(numbers), network, tuple(links[at] for at in ordered), rank
+    )
+    return _fitting(facts, region) or region
+
+
+def _fitting(facts: Facts, region: Region) -> Refusal | None:
+    """Return why a region cannot be cut whatever the patches, None if it may."""
+    label, shapes = region.label, facts.shapes
+    found = steps(region.network)
+    if isinstance(found, str):
+        return Refusal(label, found, "not-provable")
+    for edge in (*region.inputs, *region.outputs):
+        if not _can_slice(shapes.elements.get(edge.name), facts.opset):
+            reason = f"opset {facts.opset} cannot slice its element type"
+            return Refusal(label, reason, "opset-too-old")
+    if not shapes.doubtful.isdisjoint(edge.name for edge in (*region.inputs, *region.outputs)):
+        return Refusal(
+            label,
+            "runtimes disagree on the size of its input (a fractional Resize, a pool with "
+            "ceil_mode or a narrow Cast before it)",
+            "size-doubtful",
+        )
+    rows = region.rows(shapes)
+    if rows is None:
+        if len(region.inputs) > 1:
+            reason = "its inputs' sizes along the tiled axis are unknown; fix them with shapes="
+            return Refusal(label, reason, "size-unknown")
+        return None
+    whole = heights(region.network, rows)
+    if isinstance(whole, str):
+        return Refusal(label, whole, "not-provable")
+    for edge, count in zip(region.tensors, whole, strict=True):
+        dims = shapes.dims.get(edge.name)
+        inferred = dims[edge.axis] if dims is not None and len(dims) > edge.axis else None
+        if inferred not in (None, count):
+            return Refusal(
+                label,
+                f"shape inference gives {edge.name} {inferred} rows, its own arithmetic {count}",
+                "not-provable",
+            )
+    return None
+
+
+@lru_cache(maxsize=256)
+def _can_slice(element: int | None, opset: int) -> bool:
+    """Tell whether Slice, Concat and Reshape take an element type; unknown ones are let pass."""
+    if element is None:
+        return True
+    if element not in onnx.TensorProto.DataType.values():
+        return False
+    word = "tensor(" + onnx.TensorProto.DataType.Name(element).lower() + ")"
+    newest = min(opset, onnx.defs.onnx_opset_version())
+    return all(
+        word in onnx.defs.get_schema(op, newest).type_constraints[0].allowed_type_strs
+        for op in ("Slice", "Concat", "Reshape")
+    )

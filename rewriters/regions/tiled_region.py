@@ -1,0 +1,184 @@
+"""A region with its patches: proven right, ready to be emitted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from rewriters.graph.shapes import Shapes
+from rewriters.operators.record import ROWS
+from rewriters.regions.refusal import Refusal
+from rewriters.regions.region import Region
+from rewriters.tiling import network as networks
+from rewriters.tiling import proof, proof_any_height
+from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, schedule, tile
+from rewriters.tiling.shrinking import shrink
+
+__all__ = ["ORDERS", "RegionPlan", "plan_region"]
+
+
+ORDERS = ("file", "engine", "late", "runs")
+
+# Patches times heights to prove where the height is unknown: a second or so.
+_MOST_EFFORT = 200_000
+
+
+@dataclass(frozen=True, slots=True)
+class RegionPlan:
+    """How a region is cut.
+
+    Attributes:
+        region: The region.
+        splits: Number of patches.
+        rows: Rows of each input, None if known at run time alone.
+        steps: Rows per step of every tensor of the region.
+        extents: Per output its rows (meaningless if unknown), step, wrong rows of interior windows.
+        ranks: Dimensions of the first input, then of each output.
+        tiling: Windows and cores; None if worked out at run time.
+        notes: What the user should know.
+        heights: Rows of every tensor of the region; empty if known at run time alone.
+        shrinking: Rows that tensors go without at interior edges, None in uniform windows.
+    """
+
+    region: Region
+    splits: int
+    rows: tuple[int, ...] | None
+    steps: tuple[int, ...]
+    extents: tuple[Extent, ...]
+    ranks: tuple[int, ...]
+    tiling: Tiling | None
+    notes: tuple[str, ...] = ()
+    heights: tuple[int, ...] = ()
+    shrinking: networks.Shrinking | None = None
+
+    @property
+    def shares(self) -> tuple[float, ...] | None:
+        """Rows computed after over before, of each node; None if known at run time alone."""
+        if self.tiling is None:
+            return None
+        made = [link.makes[0] for link in self.region.network.links]
+        return tuple(
+            sum(len(self.window(tensor, patch)) for patch in self.tiling.patches)
+            / self.heights[tensor]
+            for tensor in made
+        )
+
+    def window(self, tensor: int, patch: Patch) -> Rows:
+        """Return the rows of the whole tensor that a patch has of it; the height must be known."""
+        assert self.tiling is not None
+        begin = patch.shift * self.steps[tensor]
+        end = begin + self.heights[tensor] - self.tiling.trim * self.steps[tensor]
+        if self.shrinking is not None:
+            top, bottom = self.shrinking.at(patch.shift, self.tiling.trim)
+            begin, end = begin + top[tensor], end - bottom[tensor]
+        return Rows(begin, end)
+
+    def seams_at(self, rows: Sequence[int]) -> tuple[int, tuple[int, ...]] | None:
+        """Return the first output's rows and those at which a core begins, at a given height.
+
+        What `rewriters.emission` works out at run time, here in integers: the same formulas.
+
+        Args:
+            rows: Rows of each input; not looked at where the plan's own are known.
+
+        Returns:
+            The rows and the seams, None if the region does not run at that height.
+        """
+        if self.tiling is not None:
+            return self.extents[0].rows, self.tiling.seams()
+        network = self.region.network
+        whole = networks.heights(network, rows)
+        if isinstance(whole, str):
+            return None
+        outs = [
+            replace(extent, rows=whole[number])
+            for number, extent in zip(network.outputs, self.extents, strict=True)
+        ]
+        free = min(free_steps(out, max) for out in outs)
+        first, begins = outs[0], []
+        for k in range(1, self.splits):
+            placed = schedule(free, self.splits, k)
+            begin, _ = core(first, placed, first=1, last=0, minimum=min)
+            begins.append(begin)
+        # Of a small output the last cores are empty.
+        return first.rows, tuple(sorted({row for row in begins if 0 < row < first.rows}))
+
+    def shrunk(self) -> RegionPlan:
+        """Return the same with windows that shrink, where they can (`tiling.shrinking`)."""
+        if self.tiling is None or self.rows is None:
+            return self
+        network = self.region.network
+        found = shrink(network, self.steps, self.heights, self.tiling)
+        if found is None or proof.prove(network, self.rows, self.tiling, found) is not None:
+            return self
+        return replace(self, shrinking=found)
+
+
+def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:
+    """Cut a region into patches and prove it.
+
+    Args:
+        region: The region.
+        shapes: Known shapes, or assumed ones where a plan is made to be weighed alone.
+        splits: Patches asked for, at least 1.
+        opset: Version of the default domain.
+    """
+    label, network = region.label, region.network
+    if splits == 1:
+        return Refusal(label, "one patch is the whole Conv", "one-patch")
+    step = networks.steps(network)
+    if isinstance(step, str):
+        return Refusal(label, step, "not-provable")
+    edges = (region.inputs[0], *region.outputs)
+    ranks = tuple(region.rank or len(shapes.dims.get(edge.name, ())) for edge in edges)
+    rows = region.rows(shapes)
+    if rows is None:
+        reason = _plan_every_height(region, splits, opset)
+        if reason is not None:
+            return reason
+        extents = proof.extents(network, None, networks.first_height(network))
+        return RegionPlan(region, splits, None, step, extents, ranks, None)
+    whole = networks.heights(network, rows)
+    if isinstance(whole, str):
+        return Refusal(label, whole, "not-provable")
+    if min(whole[number] for number in network.outputs) < 2:
+        return Refusal(label, "fewer than two output rows", "one-row")
+    extents = proof.extents(network, rows)
+    tiling = tile(extents, splits)
+    reason_found = proof.prove(network, rows, tiling)
+    if reason_found is not None:
+        return Refusal(label, reason_found, "not-provable")
+    notes = []
+    if len(tiling.patches) < splits:
+        notes.append(f"{len(tiling.patches)} patches instead of {splits}: too few rows for more")
+    if tiling.trim == 0:
+        notes.append("every window is the whole input: the halo is as tall as the image")
+    return RegionPlan(
+        region, len(tiling.patches), rows, step, extents, ranks, tiling, tuple(notes), whole
+    )
+
+
+def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | None:
+    """Prove a region at every height; return why that cannot be done."""
+    label, network = region.label, region.network
+    if len(network.inputs) > 1 or any(
+        ROWS in numbers for link in region.links for numbers in link.constants.values()
+    ):
+        reason = "it holds sizes that are known at run time alone; fix them with shapes="
+        return Refusal(label, reason, "size-unknown")
+    if proof_any_height.effort(network, splits) > _MOST_EFFORT:
+        return Refusal(
+            label,
+            "its stride, kernel or number of splits is too large to prove every height; fix the "
+            "height with shapes=",
+            "not-provable",
+        )
+    if opset < 10:
+        return Refusal(
+            label,
+            f"opset {opset} cannot slice at sizes known at run time alone; fix them with "
+            "shapes=, or convert with upgrade_opset=13",
+            "opset-too-old",
+        )
+    found = proof_any_height.prove_every_height(network, splits)
+    return None if found is None else Refusal(label, found, "not-provable")

@@ -1,0 +1,1 @@
+"""Rows, patches, row maps and the proof that every patch is right: integers alone."""

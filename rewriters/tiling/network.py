@@ -1,0 +1,283 @@
+"""A region as integers: how its tensors' rows depend on each other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import gcd, lcm
+from typing import NamedTuple
+
+from rewriters.tiling.patches import Rows
+from rewriters.tiling.row_maps import RowMap, dropped
+
+__all__ = [
+    "FAR",
+    "ONE_ROW",
+    "TALL",
+    "Link",
+    "Network",
+    "Shrinking",
+    "first_height",
+    "heights",
+    "padding_dropped",
+    "right_rows",
+    "steps",
+    "walk",
+]
+
+
+FAR = 1 << 62
+
+ONE_ROW = "it joins a tensor of one row with a taller one"
+
+# Steps of a window in which no kernel of practical size sees both edges at once.
+TALL = 1 << 22
+
+
+class Link(NamedTuple):
+    """One operator: the tensors it reads along the tiled axis, and those it makes.
+
+    Attributes:
+        row_map: Its rows.
+        reads: Tensors by number.
+        makes: Tensors by number.
+        room: Rows of padding it may go without at an interior edge, above and below.
+    """
+
+    row_map: RowMap
+    reads: tuple[int, ...]
+    makes: tuple[int, ...]
+    room: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True, slots=True)
+class Network:
+    """The row maps of a region, first to last.
+
+    Attributes:
+        tensors: Number of tensors; they are numbered from 0.
+        links: Operators, each after those that make what it reads.
+        inputs: Tensors that no operator makes.
+        outputs: Tensors that are wanted.
+    """
+
+    tensors: int
+    links: tuple[Link, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @classmethod
+    def chain(cls, row_maps: Sequence[RowMap]) -> Network:
+        """Return operators one after the other: tensor 0 is the input, the last the output."""
+        links = tuple(Link(row_map, (k,), (k + 1,)) for k, row_map in enumerate(row_maps))
+        return cls(len(links) + 1, links, (0,), (len(links),))
+
+
+@dataclass(frozen=True, slots=True)
+class Shrinking:
+    """Rows that every tensor, by number, goes without at an interior edge of a window.
+
+    Attributes:
+        top: At an upper edge.
+        bottom: At a lower edge.
+    """
+
+    top: tuple[int, ...]
+    bottom: tuple[int, ...]
+
+    def at(self, patch_shift: int, trim: int) -> tuple[Sequence[int], Sequence[int]]:
+        """Return the rows that a patch goes without: none where its edge is the whole's."""
+        none = (0,) * len(self.top)
+        return (self.top if patch_shift > 0 else none), (
+            self.bottom if patch_shift < trim else none
+        )
+
+
+def padding_dropped(
+    link: Link, top: Sequence[int], bottom: Sequence[int]
+) -> tuple[int, int] | None:
+    """Return the padding an operator drops, above and below; None if it cannot be.
+
+    Args:
+        link: The operator.
+        top: Rows that every tensor goes without above.
+        bottom: The same below.
+    """
+    row_map, source, target = link.row_map, link.reads[0], link.makes[0]
+    above = row_map.step_in * top[target] - row_map.step_out * top[source]
+    below = row_map.step_in * bottom[target] - row_map.step_out * bottom[source]
+    if not (0 <= above <= link.room[0] and 0 <= below <= link.room[1]):
+        return None
+    return above, below
+
+
+def steps(network: Network) -> tuple[int, ...] | str:
+    """Return whole rows per step for every tensor, as few as possible; or why there are none."""
+    touching: list[list[Link]] = [[] for _ in range(network.tensors)]
+    for link in network.links:
+        for tensor in {*link.reads, *link.makes}:
+            touching[tensor].append(link)
+    ratios: dict[int, Fraction] = {0: Fraction(1)}
+    queue = deque([0])
+    # A link fixes all its tensors at once: walked again from each of them, a join of n tensors
+    # would take n * n steps.
+    walked: set[int] = set()
+    while queue:
+        tensor = queue.popleft()
+        for link in touching[tensor]:
+            if id(link) in walked:
+                continue
+            walked.add(id(link))
+            factor = Fraction(link.row_map.step_out, link.row_map.step_in)
+            here = ratios[tensor] if tensor in link.reads else ratios[tensor] / factor
+            for others, ratio in ((link.reads, here), (link.makes, here * factor)):
+                for other in others:
+                    if other not in ratios:
+                        ratios[other] = ratio
+                        queue.append(other)
+                    elif ratios[other] != ratio:
+                        return "it joins tensors whose rows advance differently"
+    if len(ratios) < network.tensors:
+        return "it is not connected"
+    whole = lcm(*(ratio.denominator for ratio in ratios.values()))
+    rows = [int(ratios[tensor] * whole) for tensor in range(network.tensors)]
+    least = gcd(*rows)
+    return tuple(row // least for row in rows)
+
+
+def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
+    """Return the rows of every tensor, given those of the inputs; or why they do not fit."""
+    found = [0] * network.tensors
+    for tensor, count in zip(network.inputs, rows, strict=True):
+        found[tensor] = count
+    misfit = ""
+    for link in network.links:
+        before = {found[tensor] for tensor in link.reads}
+        if len(before) > 1:
+            misfit = misfit or (ONE_ROW if 1 in before else "it joins tensors of different height")
+        after = link.row_map.rows_out(found[link.reads[0]])
+        for tensor in link.makes:
+            found[tensor] = after
+    return misfit or tuple(found)
+
+
+def right_rows(
+    row_map: RowMap, right: Rows, rows: int, count: int, *, first: bool, last: bool
+) -> Rows:
+    """Return the output rows that need right input rows alone.
+
+    Args:
+        row_map: The operator.
+        right: Right rows of its input.
+        rows: All rows of its input, in the window.
+        count: All rows of its output, in the window.
+        first: The window begins where the whole does.
+        last: It ends where the whole does.
+    """
+    margin = row_map.margin
+    if not len(right):
+        return Rows(0, 0)
+    begin = end = 0
+    low = needed = row_map.needs(Rows(0, 1), rows)
+    if not (first and right.begin == 0 and right.end >= margin):
+        # Row maps are affine but for their phase: start next to the answer.
+        begin = (right.begin - low.begin) * row_map.step_out // row_map.step_in
+        begin = min(max(begin, 0), count)
+        while begin > 0 and row_map.needs(Rows(begin - 1, begin), rows).begin >= right.begin:
+            begin -= 1
+        while begin < count and row_map.needs(Rows(begin, begin + 1), rows).begin < right.begin:
+            begin += 1
+    if last and right.end == rows and right.begin <= rows - margin:
+        return Rows(begin, max(begin, count))
+    end = (right.end - needed.end) * row_map.step_out // row_map.step_in + 1
+    end = min(max(end, 0), count)
+    while end > 0 and row_map.needs(Rows(end - 1, end), rows).end > right.end:
+        end -= 1
+    while end < count and row_map.needs(Rows(end, end + 1), rows).end <= right.end:
+        end += 1
+    return Rows(begin, max(begin, end))
+
+
+def walk(
+    network: Network,
+    step: Sequence[int],
+    whole: Sequence[int],
+    *,
+    shift: int,
+    trim: int,
+    shrinking: Shrinking | None = None,
+) -> list[Rows] | str:
+    """Carry the right rows of one patch through the network.
+
+    Args:
+        network: The region.
+        step: Its `steps`.
+        whole: Its `heights`.
+        shift: Steps the window starts down.
+        trim: Steps the window is shorter than the whole.
+        shrinking: Rows that tensors go without at interior edges.
+
+    Returns:
+        The right rows of every tensor, counted in what the patch has of it; or why there are none.
+    """
+    top: Sequence[int] = (0,) * network.tensors
+    bottom = top
+    if shrinking is not None:
+        top, bottom = shrinking.at(shift, trim)
+    begins = [shift * r + above for r, above in zip(step, top, strict=True)]
+    local = [
+        rows - trim * r - above - below
+        for rows, r, above, below in zip(whole, step, top, bottom, strict=True)
+    ]
+    if min(local) < 1:
+        return "a window has no rows"
+    right = [Rows(0, rows) for rows in local]
+    first, last = shift == 0, shift == trim
+    for link in network.links:
+        row_map, source, target = link.row_map, link.reads[0], link.makes[0]
+        if shrinking is not None:
+            less = padding_dropped(link, top, bottom)
+            if less is None or len({(top[tensor], bottom[tensor]) for tensor in link.reads}) > 1:
+                return "its operands do not shrink alike"
+            row_map = dropped(row_map, *less)
+        rows, count = local[source], local[target]
+        if row_map.rows_out(rows) != count:
+            return f"a window is {row_map.rows_out(rows)} rows high where {count} fit"
+        if trim and rows < row_map.margin:
+            return "a window has fewer rows than its padding is made of"
+        read = Rows(
+            max(right[tensor].begin for tensor in link.reads),
+            min(right[tensor].end for tensor in link.reads),
+        )
+        made = right_rows(row_map, read, rows, count, first=first, last=last)
+        for at in {made.begin, made.end - 1} if len(made) else ():
+            here = row_map.needs(Rows(at, at + 1), rows).shifted(begins[source])
+            there = Rows(at, at + 1).shifted(begins[target])
+            if here != link.row_map.needs(there, whole[source]):
+                return "a window's rows are not the whole's rows, shifted"
+        for tensor in link.makes:
+            right[tensor] = made
+    return right
+
+
+def first_height(network: Network) -> int:
+    """Return the first height that gives every tensor a row; fewer rows are no input."""
+    low, high = 0, 1
+    while not _has_rows(network, high):
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if _has_rows(network, middle) else (middle, high)
+    return high
+
+
+def _has_rows(network: Network, rows: int) -> bool:
+    # Not by `heights`: where tensors fit each other does not grow with the height.
+    found = [0] * network.tensors
+    found[network.inputs[0]] = rows
+    for link in network.links:
+        for tensor in link.makes:
+            found[tensor] = link.row_map.rows_out(min(found[n] for n in link.reads))
+    return rows > TALL or min(found) >= 1

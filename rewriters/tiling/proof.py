@@ -1,0 +1,178 @@
+"""Prove a tiling before it is emitted, with integers alone.
+
+A region is, here, a `Network`: tensors by number and, in an order that computes them, the row maps
+between them. `walk` carries the interval of right rows through one patch, operator by operator;
+`prove` asks it for every kind of patch and lets nothing pass that is not right:
+
+1. all operands of an operator have the same rows and advance alike, and each operator's output is
+   ``H_out - m*r_out`` rows high in the window (shapes agree),
+2. each operator needs the same rows in the window as in the whole, shifted by the patch,
+3. each core lies inside the right rows, and the cores cover every output exactly once.
+
+The same with windows that shrink (`tiling.shrinking`): there every operator is the one that has
+dropped some of its padding, and a tensor has less rows at interior edges.
+
+Walking assumes the worst: a row that reads the padding at an interior edge of a window is wrong.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from functools import lru_cache
+
+from rewriters.tiling.network import (
+    FAR,
+    TALL,
+    Network,
+    Shrinking,
+    first_height,
+    heights,
+    steps,
+    walk,
+)
+from rewriters.tiling.patches import Extent, Rows, Tiling, covers
+
+__all__ = ["extents", "heights_to_walk", "prove", "reach", "window_slack"]
+
+
+def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tuple[Extent, ...]:
+    """Return the extent of each output: its rows, rows per step, wrong rows of interior windows.
+
+    Wrong rows are counted in a window tall enough that its two edges do not meet. They depend on
+    the height's remainder by the step alone; where the height is unknown every remainder counts.
+
+    Args:
+        network: The region; its steps and heights must fit.
+        rows: Rows of each whole input; None where unknown, then the region has one input.
+        height: Stands in for the input's rows in the result's ``rows`` where those are unknown.
+    """
+    step = fitting_extents(steps(network))
+    if rows is None:
+        given: list[tuple[int, ...]] = [(p,) for p in range(step[network.inputs[0]])]
+    else:
+        given = [tuple(rows)]
+    worst = [(-1, -1)] * len(network.outputs)
+    for sizes in given:
+        tall = [
+            size + (TALL + 2) * step[tensor]
+            for size, tensor in zip(sizes, network.inputs, strict=True)
+        ]
+        whole = heights(network, tall)
+        if isinstance(whole, str) and rows is None:
+            # The model itself does not run at such heights.
+            continue
+        whole = fitting_extents(whole)
+        # Two steps shorter than the whole and one down: an interior window.
+        right = walk(network, step, whole, shift=1, trim=2)
+        for k, tensor in enumerate(network.outputs):
+            if isinstance(right, str) or not len(right[tensor]):
+                worst[k] = (FAR, FAR)
+                continue
+            tail = whole[tensor] - 2 * step[tensor] - right[tensor].end
+            worst[k] = (max(worst[k][0], right[tensor].begin), max(worst[k][1], tail))
+    if min(worst) < (0, 0):
+        raise ValueError("there is no height at which its tensors fit")
+    if rows is None:
+        fitting = (heights(network, (height + k,)) for k in range(len(given) + 1))
+        whole = next((found for found in fitting if not isinstance(found, str)), "nothing fits")
+    else:
+        whole = heights(network, rows)
+    whole = fitting_extents(whole)
+    return tuple(
+        Extent(whole[tensor], step[tensor], top, tail)
+        for tensor, (top, tail) in zip(network.outputs, worst, strict=True)
+    )
+
+
+def fitting_extents(found: tuple[int, ...] | str) -> tuple[int, ...]:
+    if isinstance(found, str):
+        raise ValueError(found)
+    return found
+
+
+def prove(
+    network: Network, rows: Sequence[int], tiling: Tiling, shrinking: Shrinking | None = None
+) -> str | None:
+    """Prove a tiling of a region of known height.
+
+    Args:
+        network: The region.
+        rows: Rows of each whole input.
+        tiling: The patches; empty cores are allowed.
+        shrinking: Rows that tensors go without at interior edges.
+
+    Returns:
+        None if every core is right, else the reason it is not.
+    """
+    step, whole = steps(network), heights(network, rows)
+    if isinstance(step, str):
+        return step
+    if isinstance(whole, str):
+        return whole
+    for k, tensor in enumerate(network.outputs):
+        if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
+            return "the cores do not cover the output exactly once"
+    # A window's right rows, counted in the window, depend on which of its edges are true borders.
+    walked: dict[tuple[bool, bool], list[Rows] | str] = {}
+    for patch in tiling.patches:
+        if not 0 <= patch.shift <= tiling.trim:
+            return "a window reaches beyond the tensor"
+        kind = (patch.shift == 0, patch.shift == tiling.trim)
+        if kind not in walked:
+            walked[kind] = walk(
+                network, step, whole, shift=patch.shift, trim=tiling.trim, shrinking=shrinking
+            )
+        found = walked[kind]
+        if isinstance(found, str):
+            return found
+        for tensor, owned in zip(network.outputs, patch.cores, strict=True):
+            above = shrinking.top[tensor] if shrinking is not None and patch.shift else 0
+            right = found[tensor].shifted(patch.shift * step[tensor] + above)
+            if len(owned) and not (right.begin <= owned.begin and owned.end <= right.end):
+                return (
+                    f"rows {owned.begin}..{owned.end} of a patch are not all right "
+                    f"(right: {right.begin}..{right.end})"
+                )
+    return None
+
+
+@lru_cache(maxsize=4096)
+def window_slack(network: Network) -> int:
+    """Return the most input rows a window has beyond its patch's own steps, at any height.
+
+    A window has ``H - trim*r`` rows, which are ``stride*r`` (see `geometry.Schedule`) and
+    ``H - free*r``. The latter depends on the height's remainder by the step alone once a step is
+    free; this is its maximum, so ``stride*r + window_slack`` bounds a window from above.
+    """
+    step = fitting_extents(steps(network))
+    worst = extents(network, None, first_height(network))
+    most = 0
+    for rows in heights_to_walk(network, worst, 2):
+        whole = heights(network, (rows,))
+        if isinstance(whole, str):
+            continue
+        free = min(
+            max(0, whole[tensor] - extent.top - extent.tail) // extent.step
+            for tensor, extent in zip(network.outputs, worst, strict=True)
+        )
+        most = max(most, rows - free * step[network.inputs[0]])
+    return most
+
+
+def heights_to_walk(network: Network, worst: Sequence[Extent], splits: int) -> Iterator[int]:
+    """Yield every height at which something new can happen; see `prove_every_height`."""
+    step = fitting_extents(steps(network))
+    rounds = 2 * splits + 2 + max((e.top + e.tail) // e.step for e in worst)
+    first = first_height(network)
+    yield from range(first, first + step[network.inputs[0]] * rounds + reach(network))
+
+
+def reach(network: Network) -> int:
+    """Return about how many input rows an output row needs, by the sum of all operators."""
+    step = fitting_extents(steps(network))
+    source = step[network.inputs[0]]
+    total = 0
+    for link in network.links:
+        needs = link.row_map.needs(Rows(0, 1), TALL)
+        total += -(-len(needs) * source // step[link.reads[0]])
+    return max(1, total)

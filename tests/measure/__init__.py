@@ -1,0 +1,1 @@
+"""Tests of `patchconv_deploy.measure`."""

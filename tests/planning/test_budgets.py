@@ -1,0 +1,65 @@
+"""A budget holds: what ONNX Runtime really has in use, on every network of the calibration table.
+
+Each network is asked for 75, 50, 35 and 25 % of its own predicted peak. Either the rewritten model,
+run in a fresh process with the options it recommends, has no more than the budget in use (10 % over
+at most), or there is no such plan and the smallest peak found is said.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from pathlib import Path
+
+import onnx
+import pytest
+
+from rewriters.errors import BudgetError
+from rewriters.graph.model import Loaded
+from rewriters.options import Options
+from rewriters.rewrite import rewrite_model
+from tests.support.small_models import copy_of
+from tools.calibrate_memory import SIZES, cases, measured
+
+SHARES = (0.75, 0.5, 0.35, 0.25)
+
+# Shares that must be reached, so that saying no to everything is no way out.
+REACHED = {"chain": 4, "unet": 1, "rrdbnet": 3, "srvgg": 1, "ppocr_det": 1}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder in which exported networks are kept."""
+    return tmp_path_factory.mktemp("networks")
+
+
+@pytest.mark.parametrize("network", list(SIZES))
+def test_a_budget_holds(network: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """In use at most the budget, and 10 %; or the smallest peak that was found."""
+    case = next(c for c in cases(folder, (0,)) if c.network == network and c.form == "original")
+    original = case.make()
+    peak = rewrite_model(Loaded(copy_of(original), None), Options(splits=1)).before.bytes
+    lines, refusals, kept = [], list[str](), 0
+    for share in SHARES:
+        budget = int(share * peak)
+        try:
+            outcome = rewrite_model(Loaded(copy_of(original), None), Options(memory_budget=budget))
+        except BudgetError as error:
+            refusals.append(str(error))
+            lines.append(f"{case.label} {share:.0%}: none; {error}")
+            continue
+        path = folder / f"{network}-{share}.onnx"
+        onnx.save(outcome.model, path)
+        used = measured(path, "onnxruntime-tuned")
+        lines.append(
+            f"{case.label} {share:.0%}: budget {budget / 2**20:.1f} MiB, predicted "
+            f"{outcome.after.bytes / 2**20:.1f}, in use {used / 2**20:.1f}, "
+            f"{outcome.recompute or 1:.2f}x the work"
+        )
+        assert used <= 1.1 * budget, lines[-1]
+        kept += 1
+    with capsys.disabled():
+        sys.stdout.write("\n" + "\n".join(lines) + "\n")
+    said = re.compile(r"smallest peak found is [\d.,]+ MiB .* held by ")
+    assert all(said.search(refusal) for refusal in refusals)
+    assert kept >= REACHED.get(network, 0)

@@ -1,0 +1,1 @@
+"""What tests are made of: small and random models, oracles, faults to plant."""

@@ -1,0 +1,1 @@
+"""Networks for tests, benchmarks and examples: made, exported, never downloaded."""
