@@ -33,7 +33,8 @@ from rewriters.graph.inference import infer
 from rewriters.graph.nodes import attributes, bodies, captured, node_label
 from rewriters.graph.shapes import Shapes
 from rewriters.memory.executed import Body
-from rewriters.memory.lowering.lower import Lowered, Node, Tensors, lower
+from rewriters.memory.lowering.lower import lower
+from rewriters.memory.lowering.node import Lowered, Node, Tensors
 from rewriters.memory.peak import Peak, Weights, peak, timeline
 from rewriters.memory.targets import ENGINES, Engine
 from rewriters.operators.record import Shape

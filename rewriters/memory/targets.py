@@ -7,7 +7,13 @@ from dataclasses import dataclass, replace
 from functools import cache, cached_property
 
 from rewriters.memory.executed import VIEWS, Allocator, Target
-from rewriters.memory.lowering.lower import POINTWISE, Lowering
+from rewriters.memory.lowering.cleanup import decompose, eliminate_copies
+from rewriters.memory.lowering.compiler import inline_pointwise, make_in_place
+from rewriters.memory.lowering.folding import fold_into_convolutions, fold_into_products
+from rewriters.memory.lowering.fusion import fuse_activations, fuse_swish_and_gelu
+from rewriters.memory.lowering.nchwc import to_nchwc
+from rewriters.memory.lowering.node import POINTWISE, Lowering
+from rewriters.memory.lowering.slices import merge_slices, slice_pieces, split_at_once
 from rewriters.memory.processor import channel_block
 
 __all__ = ["ENGINES", "Engine", "sharing"]
@@ -43,6 +49,16 @@ _OVERWRITES: Mapping[str, tuple[int, ...]] = {
 }
 
 _ORT = Lowering(
+    passes=(
+        eliminate_copies,
+        decompose,
+        split_at_once,
+        fold_into_convolutions,
+        fold_into_products,
+        fuse_swish_and_gelu,
+        fuse_activations,
+        to_nchwc,
+    ),
     activations=frozenset(
         {"Relu", "LeakyRelu", "Sigmoid", "Tanh", "HardSigmoid", "HardSwish", "Clip"}
     ),
@@ -79,7 +95,19 @@ ENGINES: Mapping[str, Engine] = {
             counts_inputs=False,
             counts_outputs=False,
         ),
-        Lowering(compiler=True, workspaces=dict.fromkeys(("Conv", "ConvTranspose"), 8192000)),
+        Lowering(
+            passes=(
+                eliminate_copies,
+                fold_into_convolutions,
+                inline_pointwise,
+                slice_pieces,
+                merge_slices,
+                make_in_place,
+            ),
+            compiler=True,
+            workspaces=dict.fromkeys(("Conv", "ConvTranspose"), 8192000),
+            shares=True,
+        ),
     ),
 }
 

@@ -23,7 +23,7 @@ from rewriters.graph.nodes import captured, node_label
 from rewriters.graph.shapes import Shapes
 from rewriters.graph.use_def import Index, index
 from rewriters.memory.executed import Step
-from rewriters.memory.lowering.lower import Tensors, copied
+from rewriters.memory.lowering.node import Tensors, copied
 from rewriters.memory.peak import Peak, peak
 from rewriters.memory.reader import (
     Model,

@@ -30,7 +30,7 @@ from typing import Any
 
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
-from rewriters.memory.lowering.lower import copied
+from rewriters.memory.lowering.node import copied
 from rewriters.memory.peak import Peak
 from rewriters.memory.reader import uncollected
 from rewriters.memory.targets import ENGINES

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from rewriters.memory.lowering.lower import copied
+from rewriters.memory.lowering.node import copied
 from rewriters.memory.peak import Peak
 from rewriters.planning.analysis import Analysis
 from rewriters.regions.refusal import Refusal
