@@ -17,8 +17,8 @@ import click
 from patchconv_deploy.cli.types import AxisType, RangesType, SizeType
 from patchconv_deploy.measure.run import ENGINES
 from patchconv_deploy.verify.verification import TIMEOUT_S
-from rewriters.options import TARGETS
-from rewriters.planning.plan_file import FORMS
+from rewriters.emission.forms import FORMS
+from rewriters.memory.targets import TARGETS
 
 __all__ = ["OPTIONS", "Declared", "names_of", "option", "option_table"]
 

@@ -15,7 +15,8 @@ from rewriters.graph.fixed_shapes import fix_shapes
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.inspection import Inspection, inspect_model
-from rewriters.options import MOST_SPLITS, TARGETS, Options
+from rewriters.memory.targets import TARGETS
+from rewriters.options import MOST_SPLITS, Options
 from rewriters.planning.analysis import analyse
 from rewriters.planning.choose import pareto
 from rewriters.planning.evaluated_plan import Candidate
@@ -52,7 +53,7 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
     if not left and analysis.facts.opset < OLDEST_OPSET:
         left = TOO_OLD.format(analysis.facts.opset)
     limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
-    engine = TARGETS[options.target]
+    engine = TARGETS[options.target].engine
     return inspect_model(analysis, options.axes[0], engine, labels, limits, left)
 
 
@@ -64,7 +65,7 @@ def unknown_of(loaded: Loaded, options: Options) -> Reason | None:
         options: As for `pareto_of`.
     """
     analysis, labels = look_at(loaded, options)
-    known = not analysis.predict(None, TARGETS[options.target]).unknown
+    known = not analysis.predict(None, TARGETS[options.target].engine).unknown
     return None if known else unknown_sizes(analysis, labels)
 
 
@@ -90,7 +91,7 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
         raise OptionError(TOO_OLD.format(analysis.facts.opset))
     kept, _ = kept_nodes(analysis, options, labels, conv_sizes(analysis, labels))
     limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
-    return pareto(analysis, limits, options.axes[0], TARGETS[options.target], kept, labels)
+    return pareto(analysis, limits, options.axes[0], TARGETS[options.target].engine, kept, labels)
 
 
 def check_one_axis(options: Options) -> None:

@@ -7,25 +7,17 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
+from rewriters.emission.forms import FORMS, SINGLE_FORMS
 from rewriters.errors import OptionError
-from rewriters.planning.plan_file import FORMS
-from rewriters.planning.single_convs import SINGLE_FORMS
+from rewriters.memory.targets import TARGETS
 from rewriters.planning.stages import Limits
 from rewriters.regions.row_locality import AXES
 from rewriters.regions.selection import Selection
 
-__all__ = ["MOST_SPLITS", "TARGETS", "Options", "Progress"]
+__all__ = ["MOST_SPLITS", "Options", "Progress"]
 
 
 Progress = Callable[[str, int, int], None]
-
-# Engines that a plan may be made for, and the table memory is predicted by.
-TARGETS: Mapping[str, str] = {
-    "onnxruntime": "onnxruntime-tuned",
-    "onnxruntime-default": "onnxruntime",
-    "triton": "onnxruntime-server",
-    "tensorrt": "tensorrt",
-}
 
 # A graph of more nodes per Conv serves nobody.
 MOST_SPLITS = 4096
@@ -34,9 +26,6 @@ _SPLITS = 4
 
 # Without a budget: no more than half as much work again for a lower peak.
 _RECOMPUTE = 1.5
-
-# TensorRT's convolutions take no tensor of more elements (NVIDIA/TensorRT#4123).
-_TENSORRT_ELEMENTS = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,8 +97,8 @@ class Options:
 
     @property
     def _elements(self) -> int | None:
-        if self.max_tensor_elements is None and self.target == "tensorrt":
-            return _TENSORRT_ELEMENTS
+        if self.max_tensor_elements is None:
+            return TARGETS[self.target].most_elements
         return self.max_tensor_elements
 
     @property

@@ -11,6 +11,7 @@ import onnx
 from rewriters.emission.conv_folding import Folded
 from rewriters.graph.shapes import Shapes
 from rewriters.memory.peak import Peak
+from rewriters.memory.targets import TARGETS
 from rewriters.planning.evaluated_plan import Candidate
 from rewriters.planning.peak_holders import Reason
 from rewriters.regions.refusal import Refusal
@@ -23,7 +24,7 @@ __all__ = ["SESSION_OPTIONS", "SESSION_OPTIONS_KEY", "Outcome", "Rewritten"]
 # ONNX Runtime's session options that the predictions above are made for.
 SESSION_OPTIONS_KEY = "patchconv.session_options"
 
-SESSION_OPTIONS = {"enable_mem_reuse": False, "enable_mem_pattern": False}
+SESSION_OPTIONS = TARGETS["onnxruntime"].session_options
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class Rewritten:
     Attributes:
         nodes: Labels of its nodes.
         op_type: Operator of its convolution, "region" if it has several.
-        form: One of `planning.plan_file.FORMS`.
+        form: One of `emission.forms`.
         axis: The tiled axis.
         splits: Number of patches.
         recompute: Work after over before; None if known at run time alone.

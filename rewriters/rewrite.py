@@ -20,6 +20,7 @@ from rewriters.budget import check_budget, fits_as_it_is
 from rewriters.decide import Decision, decide, left_in_bodies
 from rewriters.emission.bodies import move_into_bodies
 from rewriters.emission.conv_folding import Folded, fold_clones
+from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.emission.splice import drop_unused_value_info, splice
 from rewriters.errors import OptionError
 from rewriters.graph.check import check
@@ -29,25 +30,17 @@ from rewriters.graph.nodes import node_labels
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.upgrade_opset import upgrade
 from rewriters.graph.use_def import index
-from rewriters.options import TARGETS, Options, Progress
-from rewriters.outcome import SESSION_OPTIONS, SESSION_OPTIONS_KEY, Outcome, Rewritten
+from rewriters.memory.targets import TARGETS
+from rewriters.options import Options, Progress
+from rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft, ordered, predict, predict_all
 from rewriters.planning.peak_holders import unknown_sizes
 from rewriters.planning.plan_file import METADATA_KEY, plan_data
-from rewriters.planning.single_convs import SINGLE_FORMS
 from rewriters.prepare import analyse_for, conv_sizes, fix_sizes, holds_plan, predict_unfixed
 from rewriters.regions.selection import ConvSize, region_size
 
 __all__ = ["rewrite_model"]
-
-
-# Per target those that a model is to run under, where they are not the runtime's own. Triton's
-# backend reads enable_mem_arena and enable_mem_pattern, and nothing of reuse.
-_RUN_UNDER: Mapping[str, Mapping[str, bool]] = {
-    "onnxruntime": SESSION_OPTIONS,
-    "triton": {"enable_mem_reuse": True, "enable_mem_pattern": False},
-}
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -68,7 +61,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     already = holds_plan(model)
     if options.upgrade_opset is not None and not already:
         model = upgrade(model, options.upgrade_opset)
-    engine = TARGETS[options.target]
+    engine = TARGETS[options.target].engine
     report("analysing", 0, 1)
     unfixed = predict_unfixed(Loaded(model, loaded.folder), options, engine)
     fix_sizes(model, options)
@@ -77,7 +70,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     if options.shapes or options.ranges:
         declare_outputs(model, analysis.facts.shapes)
     # ONNX Runtime's default session options are shown beside those that are recommended.
-    engines = [engine] if options.target != "onnxruntime" else [engine, "onnxruntime"]
+    target = TARGETS[options.target]
+    engines = [target.engine, target.beside] if target.beside else [target.engine]
     before, *usual_before = analysis.predict_all(None, engines)
     labels = node_labels(model.graph)
     sizes = conv_sizes(analysis, labels)
@@ -147,8 +141,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         made = {n.name for entry in decided.drafts for n in entry.fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
     record(model, METADATA_KEY, plan)
-    if options.target in _RUN_UNDER and options.by_region:
-        record(model, SESSION_OPTIONS_KEY, _RUN_UNDER[options.target])
+    if target.session_options and options.by_region:
+        record(model, SESSION_OPTIONS_KEY, target.session_options)
     check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
     index(model)
     return replace(

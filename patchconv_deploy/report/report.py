@@ -13,6 +13,7 @@ import onnx
 
 from patchconv_deploy.report.text import mebibytes, shape_text
 from patchconv_deploy.verify.verification import Verification
+from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.graph.model import opset_of
 from rewriters.memory.peak import Peak
 from rewriters.operators.record import Shape
@@ -20,7 +21,6 @@ from rewriters.options import Options
 from rewriters.outcome import SESSION_OPTIONS, Outcome
 from rewriters.planning.evaluated_plan import Candidate
 from rewriters.planning.peak_holders import Reason
-from rewriters.planning.single_convs import SINGLE_FORMS
 
 if TYPE_CHECKING:
     from patchconv_deploy.measure.tuning import Tuned

@@ -13,10 +13,10 @@ from patchconv_deploy.console import printable, styled
 from patchconv_deploy.report.report import ENGINE_NAMES, Report, sizes_text
 from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
 from patchconv_deploy.words import in_flags
+from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.outcome import SESSION_OPTIONS, Outcome, Rewritten
 from rewriters.planning.choose import MARGIN
 from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.single_convs import SINGLE_FORMS
 from rewriters.regions.refusal import Refusal
 
 __all__ = ["print_report"]

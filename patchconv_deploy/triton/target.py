@@ -19,7 +19,7 @@ from engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.measure.session_options import recommended_options
 from patchconv_deploy.triton.config import PLAN, memory_options
-from rewriters.options import TARGETS
+from rewriters.memory.targets import TARGETS
 from rewriters.planning.plan_file import METADATA_KEY
 
 __all__ = ["planning"]

@@ -38,6 +38,7 @@ from __future__ import annotations
 import onnx
 
 from rewriters.emission.bounds import run_time_bounds, static_bounds
+from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
 from rewriters.emission.writer import PatchWriter
@@ -60,7 +61,7 @@ def emit(
 
     Args:
         plan: The region and its tiling.
-        form: One of `planner.FORMS`; windows shrink if the plan's do.
+        form: One of `emission.forms`; windows shrink if the plan's do.
         graph: The graph its nodes lie in; not changed.
         shapes: Known shapes.
         opset: Version of the default domain.
@@ -77,8 +78,8 @@ def emit(
     else:
         bounds, targets = static_bounds(plan), None
     writer = PatchWriter(fragment, plan, graph, shapes, targets)
-    if form in ("batch", "loop"):
-        writer.stacked(bounds, loop=form == "loop")
+    if FORMS[form].stacked:
+        writer.stacked(bounds, loop=FORMS[form].loop)
     else:
         writer.sequential(bounds)
     return fragment

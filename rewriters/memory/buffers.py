@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 
 from rewriters.memory.arena import Arena, Chunk
-from rewriters.memory.executed import Body, Step, Target
+from rewriters.memory.executed import Body, Holding, Step
 from rewriters.memory.order import execution_order
 
 __all__ = ["LiveBuffers"]
@@ -31,7 +31,7 @@ class LiveBuffers:
         sizes: Mapping[str, int | None],
         inputs: tuple[str, ...],
         outputs: Collection[str],
-        target: Target,
+        target: Holding,
         shapes: Mapping[str, Hashable],
     ) -> None:
         self.steps = execution_order(steps, depth_first=target.depth_first)

@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["IDEAL", "VIEWS", "Allocator", "Body", "Step", "Target"]
+__all__ = ["IDEAL", "VIEWS", "Allocator", "Body", "Holding", "Step"]
 
 
 # Operators whose output shares its first input's bytes on every runtime in view.
@@ -38,7 +38,7 @@ class Step:
 
     Attributes:
         label: Its name.
-        op_type: Its operator; tables of a `Target` are looked up by it.
+        op_type: Its operator; tables of a `Holding` are looked up by it.
         reads: Tensors it reads.
         makes: Tensors it makes.
         workspace: Bytes it needs while it runs, beside what it reads and makes.
@@ -61,7 +61,7 @@ class Allocator(Enum):
 
 
 @dataclass(frozen=True)
-class Target:
+class Holding:
     """How an engine orders steps and holds their tensors.
 
     Attributes:
@@ -92,4 +92,4 @@ class Target:
     counts_outputs: bool = True
 
 
-IDEAL = Target("ideal")
+IDEAL = Holding("ideal")

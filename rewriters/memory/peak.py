@@ -6,7 +6,7 @@
     allocator  what those buffers cost: their plain sum, or whole chunks of an arena whose regions
                double, some of them in one block with an offset for each
 
-What differs between engines is data: a `Target`. Steps are those the engine runs: what its
+What differs between engines is data: a `Holding`. Steps are those the engine runs: what its
 optimisers fuse, fold and insert is applied before (`memory.lowering.lower`). A tensor lives from
 the step that makes it to its last use. Weights are not activations.
 
@@ -22,7 +22,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewriters.memory.buffers import LiveBuffers
-from rewriters.memory.executed import IDEAL, Allocator, Step, Target
+from rewriters.memory.executed import IDEAL, Allocator, Holding, Step
 
 __all__ = ["Peak", "Weights", "peak", "size_text", "timeline"]
 
@@ -107,7 +107,7 @@ def peak(
     *,
     inputs: Iterable[str],
     outputs: Collection[str],
-    target: Target = IDEAL,
+    target: Holding = IDEAL,
     shapes: Mapping[str, Hashable] | None = None,
     weights: Weights | None = None,
 ) -> Peak:
@@ -142,7 +142,7 @@ def timeline(
     *,
     inputs: Iterable[str],
     outputs: Collection[str],
-    target: Target = IDEAL,
+    target: Holding = IDEAL,
     shapes: Mapping[str, Hashable] | None = None,
 ) -> list[tuple[str, int]]:
     """Return (label, live bytes while it runs) of every step, in execution order.

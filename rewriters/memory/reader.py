@@ -160,7 +160,7 @@ class Model:
             {**run.sizes, **nothing} if nothing else run.sizes,
             inputs=self.inputs,
             outputs=self.outputs,
-            target=engine.target,
+            target=engine.holding,
             shapes=run.shapes,
             weights=self._weights(run, engine),
         )
@@ -182,7 +182,7 @@ class Model:
             run.sizes,
             inputs=self.inputs,
             outputs=self.outputs,
-            target=engine.target,
+            target=engine.holding,
             shapes=run.shapes,
         )
 

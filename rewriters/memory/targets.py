@@ -1,12 +1,12 @@
-"""The engines that memory is predicted for: one record each."""
+"""What memory is predicted for: the engines, and the targets that a user names. One record each."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
-from rewriters.memory.executed import VIEWS, Allocator, Target
+from rewriters.memory.executed import VIEWS, Allocator, Holding
 from rewriters.memory.lowering.cleanup import decompose, eliminate_copies
 from rewriters.memory.lowering.compiler import inline_pointwise, make_in_place
 from rewriters.memory.lowering.folding import fold_into_convolutions, fold_into_products
@@ -16,27 +16,27 @@ from rewriters.memory.lowering.node import POINTWISE, Lowering
 from rewriters.memory.lowering.slices import merge_slices, slice_pieces, split_at_once
 from rewriters.memory.processor import channel_block
 
-__all__ = ["ENGINES", "Engine", "sharing"]
+__all__ = ["ENGINES", "TARGETS", "Engine", "Target", "sharing"]
 
 
 @dataclass(frozen=True, eq=False)
 class Engine:
     """What an engine makes of a graph, and how it holds the tensors."""
 
-    target: Target
+    holding: Holding
     lowering: Lowering
 
     @cached_property
     def inner(self) -> Engine:
         """The same for bodies."""
         return replace(
-            self, target=replace(self.target, allocator=Allocator.SUM, counts_outputs=True)
+            self, holding=replace(self.holding, allocator=Allocator.SUM, counts_outputs=True)
         )
 
     @property
     def in_place(self) -> frozenset[str]:
         """Operators whose result, as a rule, needs no bytes beside those of their first input."""
-        return self.target.views | self.target.overwrites.keys() | self.lowering.activations
+        return self.holding.views | self.holding.overwrites.keys() | self.lowering.activations
 
 
 # Kernels that may write over their first input (ONNX Runtime's MayInplace), and the Convs that add
@@ -69,7 +69,7 @@ _ORT = Lowering(
 
 
 def _onnxruntime(name: str, *, reuse: bool, pattern: bool) -> Engine:
-    target = Target(
+    holding = Holding(
         name,
         depth_first=True,
         overwrites=_OVERWRITES,
@@ -79,7 +79,7 @@ def _onnxruntime(name: str, *, reuse: bool, pattern: bool) -> Engine:
         granule=256,
         counts_inputs=False,
     )
-    return Engine(target, _ORT)
+    return Engine(holding, _ORT)
 
 
 ENGINES: Mapping[str, Engine] = {
@@ -87,7 +87,7 @@ ENGINES: Mapping[str, Engine] = {
     "onnxruntime-tuned": _onnxruntime("onnxruntime-tuned", reuse=False, pattern=False),
     "onnxruntime-server": _onnxruntime("onnxruntime-server", reuse=True, pattern=False),
     "tensorrt": Engine(
-        Target(
+        Holding(
             "tensorrt",
             granule=512,
             views=VIEWS | {"Split"},
@@ -119,3 +119,39 @@ _ORT_SHARING = replace(_ORT, shares=True)
 def sharing(engine: Engine) -> Engine:
     """Return an engine for files in which clones of a Conv are folded once beforehand."""
     return replace(engine, lowering=_ORT_SHARING) if engine.lowering is _ORT else engine
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What a plan is made for, as a user names it.
+
+    Attributes:
+        engine: The engine that memory is predicted for, a key of `ENGINES`.
+        beside: Another one whose figures are shown beside it, empty for none.
+        session_options: What a rewritten model recommends to be run under; none where it runs as
+            it does anyway.
+        most_elements: Most elements of a tensor that its convolutions take, None for any number.
+    """
+
+    engine: str
+    beside: str = ""
+    session_options: Mapping[str, bool] = field(default_factory=dict)
+    most_elements: int | None = None
+
+
+TARGETS: Mapping[str, Target] = {
+    # At the session options that are recommended; the usual ones are shown beside.
+    "onnxruntime": Target(
+        "onnxruntime-tuned",
+        beside="onnxruntime",
+        session_options={"enable_mem_reuse": False, "enable_mem_pattern": False},
+    ),
+    "onnxruntime-default": Target("onnxruntime"),
+    # Triton's backend reads enable_mem_arena and enable_mem_pattern, and nothing of reuse.
+    "triton": Target(
+        "onnxruntime-server",
+        session_options={"enable_mem_reuse": True, "enable_mem_pattern": False},
+    ),
+    # TensorRT's convolutions take no tensor of more elements (NVIDIA/TensorRT#4123).
+    "tensorrt": Target("tensorrt", most_elements=2**31 - 1),
+}

@@ -13,13 +13,14 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
+from rewriters.emission.forms import FORMS, REGIONAL_FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.errors import BudgetError, Offer, OptionError
 from rewriters.memory.peak import Peak, size_text
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.candidates import Candidates, candidates_of, row_local
 from rewriters.planning.emitted_region import Draft, draft
-from rewriters.planning.evaluated_plan import FORMS, Candidate, Point, front
+from rewriters.planning.evaluated_plan import Candidate, Point, front
 from rewriters.planning.evaluator import Frontier
 from rewriters.planning.search import turns_of
 from rewriters.planning.stages import Limits
@@ -51,12 +52,6 @@ _PLENTY = 192
 
 # A peak that falls by less is not worth a change, or another form.
 _GAIN = 0.98
-
-# What a form has to save beyond a plainer one; compiled, a loop is worth its time where that is a
-# quarter.
-_SAVES = {"fused": 1.0, "shrinking": _GAIN, "loop": _GAIN**2}
-
-_SAVES_COMPILED = {"loop": 0.75}
 
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
@@ -120,7 +115,12 @@ def cut_regions(
     plain = analysis.predict(None, engine)
     found = candidates_of(analysis, axis, kept, engine, report)
     frontier = Frontier(
-        analysis, found, engine, labels, limits.elements, FORMS if form == "auto" else (form,)
+        analysis,
+        found,
+        engine,
+        labels,
+        limits.elements,
+        REGIONAL_FORMS if form == "auto" else (form,),
     )
     taken = None
     fits = plain.need <= limits.budget < inf and not frontier.too_large
@@ -245,8 +245,7 @@ def rank(form: str, size: int, *, compiled: bool = False) -> float:
         size: What it touches, or needs, bytes.
         compiled: The engine in view is a compiler.
     """
-    saves = {**_SAVES, **_SAVES_COMPILED} if compiled else _SAVES
-    return size / saves[form]
+    return size / FORMS[form].saves[compiled]
 
 
 def _touched(peak: Peak) -> int:

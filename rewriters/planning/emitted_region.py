@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from rewriters.emission.emit import emit
+from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment, fold
 from rewriters.emission.names import NameScheme
 from rewriters.emission.splice import arrange
@@ -91,10 +92,10 @@ def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, ba
         base: What new names derive from.
     """
     facts = analysis.facts
-    if form == "shrinking":
+    if FORMS[form].shrinks:
         plan = plan.shrunk()
         # Windows of a height known at run time alone are uniform.
-        form = form if plan.tiling is not None else "fused"
+        form = form if plan.tiling is not None else FORMS[form].falls_back
     fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
     if not analysis.assumes and plan.tiling is not None:
         return Draft(plan, form, fragment, fragment)

@@ -12,14 +12,10 @@ from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft
 from rewriters.regions.tiled_region import RegionPlan
 
-__all__ = ["FORMS", "LITTLE", "UNROLLED", "Candidate", "Point", "front", "recompute_of"]
+__all__ = ["LITTLE", "Candidate", "Point", "front", "recompute_of"]
 
 
 # Forms that are weighed, the plainest first.
-UNROLLED = ("fused", "shrinking")
-
-FORMS = (*UNROLLED, "loop")
-
 LITTLE = 0.01
 
 

@@ -28,6 +28,7 @@ from functools import cached_property
 from math import inf, isqrt, log
 from typing import Any
 
+from rewriters.emission.forms import FORMS, REGIONAL_FORMS, UNROLLED_FORMS
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
 from rewriters.memory.lowering.node import copied
@@ -38,9 +39,7 @@ from rewriters.planning.analysis import Analysis
 from rewriters.planning.candidates import Candidates, stage_of
 from rewriters.planning.emitted_region import Draft, draft, ordered
 from rewriters.planning.evaluated_plan import (
-    FORMS,
     LITTLE,
-    UNROLLED,
     Candidate,
     Point,
     front,
@@ -53,13 +52,6 @@ from rewriters.regions.tiled_region import ORDERS, RegionPlan
 
 __all__ = ["Frontier"]
 
-
-# A loop's time over that of the same patches unrolled: under ONNX Runtime measured to be equal but
-# for copies of what the rounds make, as its weights are its body's own (`emission.bodies`). What
-# TensorRT would take is not measured; there it has to be worth it.
-_LOOP_TIME = 1.03
-
-_LOOP_TIME_COMPILED = 1.4
 
 # The first plans are weighed in every form and order, the rest in those that did best.
 _FIRST = 4
@@ -130,7 +122,7 @@ class Frontier:
         engine: str,
         labels: Mapping[int, str],
         elements: int | None = None,
-        forms: Sequence[str] = FORMS,
+        forms: Sequence[str] = REGIONAL_FORMS,
     ) -> None:
         self.analysis = analysis
         self.found = found
@@ -164,17 +156,13 @@ class Frontier:
         """Whether the engine in view is a compiler."""
         return ENGINES[self.engine].lowering.compiler
 
-    @property
-    def _loop_time(self) -> float:
-        return _LOOP_TIME_COMPILED if self.compiled else _LOOP_TIME
-
     # --- what was weighed -------------------------------------------------------------------
 
     def weighed(self) -> list[Point]:
         """Return all plans, those of least time first."""
         return sorted(
             self._all(),
-            key=lambda p: (p.candidate.time, p.peak.need, FORMS.index(p.candidate.form)),
+            key=lambda p: (p.candidate.time, p.peak.need, REGIONAL_FORMS.index(p.candidate.form)),
         )
 
     def _all(self) -> list[Point]:
@@ -189,9 +177,12 @@ class Frontier:
         known = {form for stages, form in self._points if stages == _stages(point.regions)}
         forms = [form for form in self.forms if form in known or not dear]
         found = {form: self.drafts(point.regions, form) for form in forms}
-        if "fused" in found and not _shrinks(found.get("shrinking", ())):
-            found.pop("shrinking", None)
-        return found
+        same = [
+            form
+            for form, drafts in found.items()
+            if FORMS[form].falls_back in found and not _shrinks(drafts)
+        ]
+        return {form: drafts for form, drafts in found.items() if form not in same}
 
     # --- weighing ---------------------------------------------------------------------------
 
@@ -268,7 +259,7 @@ class Frontier:
     @property
     def _searched(self) -> Sequence[str]:
         """Forms in which plans of the search are weighed; a loop is weighed of the best."""
-        return [form for form in self.forms if form in UNROLLED] or self.forms
+        return [form for form in self.forms if form in UNROLLED_FORMS] or self.forms
 
     def _plans(self, reserve: float) -> Iterator[tuple[RegionPlan, ...]]:
         """Yield plans for budgets from the model's own peak down to the least, coarse to fine.
@@ -352,14 +343,15 @@ class Frontier:
     ) -> Point | None:
         """Predict a plan in a form and the best of some orders; None if it cannot be done.
 
-        Where no window can shrink, shrinking is fused.
+        Where no window can shrink, the plainer form is taken.
         """
         if self._size(regions) > self._whole:
             return None
         with uncollected():
             drafts = self.drafts(regions, form)
-            if form == "shrinking" and "fused" in self.forms and not _shrinks(drafts):
-                return self._weigh(regions, "fused", orders)
+            plainer = FORMS[form].falls_back
+            if plainer in self.forms and not _shrinks(drafts):
+                return self._weigh(regions, plainer, orders)
             key = _stages(regions), form
             if key not in self._points:
                 self._points[key] = self._judge(regions, drafts, form, orders)
@@ -412,7 +404,7 @@ class Frontier:
             max(plan.splits for plan in regions),
             peak.need,
             work,
-            (work + copied) * (self._loop_time if form == "loop" else 1.0),
+            (work + copied) * FORMS[form].time[self.compiled],
             fits=True,
             order=name,
             unknown=peak.unknown,
@@ -549,7 +541,7 @@ class Frontier:
                 moved += (sizes.get(edge.name) or 0) * rows / found.heights[number]
         whole = sum(work) or 1.0
         time = 1 + (more + COPY * moved) / whole
-        return time * (self._loop_time if form == "loop" else 1.0)
+        return time * (FORMS["loop"].time[self.compiled] if form == "loop" else 1.0)
 
     def _step(self, point: Point) -> None:
         """Weigh a plan with each region in a few patches less, and in a few more."""

@@ -6,17 +6,16 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from rewriters.emission.forms import FORMS
 from rewriters.errors import OptionError
 from rewriters.regions.row_locality import AXES
 from rewriters.regions.tiled_region import ORDERS, RegionPlan
 
-__all__ = ["FORMS", "METADATA_KEY", "plan_data", "read_plan"]
+__all__ = ["METADATA_KEY", "plan_data", "read_plan"]
 
 
 # Metadata entry that holds the plan of a rewritten model.
 METADATA_KEY = "patchconv.plan"
-
-FORMS = ("batch", "sequential", "fused", "shrinking", "loop")
 
 _VERSION = 2
 

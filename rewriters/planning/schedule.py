@@ -140,7 +140,7 @@ def program(
         return dims[axis] if axis < len(dims) else None
 
     for name in analysis.inputs:
-        new(name, -1, (analysis.bytes.get(name) or 0) if engine.target.counts_inputs else 0)
+        new(name, -1, (analysis.bytes.get(name) or 0) if engine.holding.counts_inputs else 0)
     occurrences: list[Occurrence] = []
     for place, (position, again) in enumerate(order):
         node, link = graph.node[position], links.get(position)

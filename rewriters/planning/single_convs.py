@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft, draft
@@ -17,10 +18,8 @@ from rewriters.regions.selection import ConvSize, Selection, candidates, select
 from rewriters.regions.single_conv import find_region
 from rewriters.regions.tiled_region import RegionPlan, plan_region
 
-__all__ = ["SINGLE_FORMS", "Singles", "cut_singles"]
+__all__ = ["Singles", "cut_singles"]
 
-
-SINGLE_FORMS = ("batch", "sequential")
 
 Progress = Callable[[str, int, int], None]
 

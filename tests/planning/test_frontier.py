@@ -17,6 +17,7 @@ from typing import Any
 import onnx
 import pytest
 
+from rewriters.emission.forms import REGIONAL_FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.errors import BudgetError
 from rewriters.graph.model import Loaded
@@ -30,7 +31,7 @@ from rewriters.planning.analysis import Analysis, analyse
 from rewriters.planning.candidates import Candidates, candidates_of
 from rewriters.planning.choose import rank, to_ask
 from rewriters.planning.emitted_region import Draft, draft, ordered
-from rewriters.planning.evaluated_plan import FORMS, Candidate, recompute_of
+from rewriters.planning.evaluated_plan import Candidate, recompute_of
 from rewriters.planning.evaluator import copied_of
 from rewriters.planning.stages import Limits
 from rewriters.regions.region import Region, make_region
@@ -149,7 +150,7 @@ def test_plans_of_random_graphs_compute_the_same(target: str) -> None:
         wanted: list[dict[str, Any]] = [
             {"memory_budget": max(1, need * draw(4, 9) // 10)},
             {"splits": draw(2, 7)},
-            {"memory_budget": max(1, need * 7 // 10), "form": FORMS[draw(0, 2)]},
+            {"memory_budget": max(1, need * 7 // 10), "form": REGIONAL_FORMS[draw(0, 2)]},
         ]
         for options in wanted:
             try:

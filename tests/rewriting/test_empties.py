@@ -13,9 +13,9 @@ import numpy as np
 import onnx
 import pytest
 
+from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
-from rewriters.planning.plan_file import FORMS
 from tests.support.small_models import (
     FP32,
     assert_same,

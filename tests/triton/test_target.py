@@ -21,8 +21,7 @@ from rewriters.graph.inference import infer
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.memory.reader import predict
-from rewriters.memory.targets import ENGINES
-from rewriters.options import TARGETS
+from rewriters.memory.targets import ENGINES, TARGETS
 from rewriters.outcome import SESSION_OPTIONS_KEY as OPTIONS_KEY
 from rewriters.planning.plan_file import METADATA_KEY as PLAN_KEY
 from tests.support.small_models import chain
@@ -66,7 +65,7 @@ def test_a_model_holds_what_it_was_planned_for(tmp_path: Path, target: str) -> N
 def test_the_target_is_what_the_configuration_asks_for() -> None:
     """The table that memory is predicted by has just the options that are written and measured."""
     options = memory_options("cpu")
-    target = ENGINES[TARGETS["triton"]].target
+    target = ENGINES[TARGETS["triton"].engine].holding
     assert (target.reuse, target.pattern) == (options.memory_reuse, options.memory_pattern)
     assert options.arena
     assert options.session_options().items() >= SERVER.items()
@@ -165,7 +164,7 @@ def test_a_plan_for_a_server_needs_less_there(tmp_path: Path) -> None:
         rewrite(source, out, splits=16, target=target, verify=False)
         model = onnx.load(out)
         shapes = infer(skeleton(Loaded(model, None)))
-        peaks[target] = predict(model.graph, shapes, TARGETS["triton"]).bytes
+        peaks[target] = predict(model.graph, shapes, TARGETS["triton"].engine).bytes
     assert peaks["triton"] <= peaks["onnxruntime"]
 
 
@@ -178,7 +177,7 @@ def test_predictions_for_a_server_are_near_what_is_measured(tmp_path: Path) -> N
         found = measured(path, "onnxruntime-server")
         guess = predicted(onnx.load(path), "onnxruntime-server").bytes
         assert abs(guess / found - 1) <= BOUNDS["onnxruntime-server"], path
-    assert not engine_here("onnxruntime-server").target.pattern
+    assert not engine_here("onnxruntime-server").holding.pattern
 
 
 def test_the_capacity_is_that_of_the_whole_process(tmp_path: Path) -> None:
