@@ -1,19 +1,19 @@
 """The rewrite of a model, from analysis to the spliced graph.
 
-    prepare    opset raised and shapes fixed, where asked for
-    analyse    skeleton checked, use-def index, known shapes, sizes of free dimensions assumed
-    plan       regions for a budget (`planning.choose`), convolutions one by one
-               (`planning.single_convs`), or a plan that is given
-    splice     regions replaced by their fragments, the plan recorded, the result checked
-    fold       what engines fold into each clone of a convolution is folded once
+    prepare    opset raised and shapes fixed, where asked for; use-def index, known shapes, sizes of
+               free dimensions assumed; the peak predicted
+    decide     regions for a budget, convolutions one by one, or a plan that is given (`decide`)
+    predict    the peak of what was decided, held against the budget
+    splice     regions replaced by their fragments, what engines fold into clones folded once, the
+               plan recorded, the result checked
 
 A model that holds a plan already is left as it is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from operator import is_
 
 from rewriters.budget import check_budget, fits_as_it_is
@@ -21,6 +21,7 @@ from rewriters.decide import Decision, decide, left_in_bodies
 from rewriters.emission.bodies import move_into_bodies
 from rewriters.emission.conv_folding import Folded, fold_clones
 from rewriters.emission.forms import SINGLE_FORMS
+from rewriters.emission.fragment import Fragment
 from rewriters.emission.splice import drop_unused_value_info, splice
 from rewriters.errors import OptionError
 from rewriters.graph.check import check
@@ -30,6 +31,7 @@ from rewriters.graph.nodes import node_labels
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.upgrade_opset import upgrade
 from rewriters.graph.use_def import index
+from rewriters.memory.peak import Peak
 from rewriters.memory.targets import TARGETS
 from rewriters.options import Options, Progress
 from rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
@@ -41,6 +43,27 @@ from rewriters.prepare import analyse_for, conv_sizes, fix_sizes, holds_plan, pr
 from rewriters.regions.selection import ConvSize, region_size
 
 __all__ = ["rewrite_model"]
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model as it is worked on: prepared, analysed, predicted.
+
+    Attributes:
+        loaded: The model, changed in place once something is decided.
+        analysis: What is known of it.
+        labels: Names of its nodes, by position.
+        sizes: Sizes of its convolutions, by label.
+        engines: Engines that memory is predicted for, the target's first.
+        before: Predicted peak of the model as it is, on each of them.
+    """
+
+    loaded: Loaded
+    analysis: Analysis
+    labels: Mapping[int, str]
+    sizes: Mapping[str, ConvSize]
+    engines: Sequence[str]
+    before: Sequence[Peak]
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -56,115 +79,143 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         OptionError: An option does not fit the model.
         BudgetError: No plan keeps the memory budget, or nobody can tell.
     """
-    model = loaded.model
     report = progress or (lambda what, done, total: None)
-    already = holds_plan(model)
-    if options.upgrade_opset is not None and not already:
-        model = upgrade(model, options.upgrade_opset)
-    engine = TARGETS[options.target].engine
+    already = holds_plan(loaded.model)
     report("analysing", 0, 1)
-    unfixed = predict_unfixed(Loaded(model, loaded.folder), options, engine)
-    fix_sizes(model, options)
-    slim = skeleton(Loaded(model, loaded.folder))
-    analysis = analyse_for(model, slim, options)
-    if options.shapes or options.ranges:
-        declare_outputs(model, analysis.facts.shapes)
-    # ONNX Runtime's default session options are shown beside those that are recommended.
-    target = TARGETS[options.target]
-    engines = [target.engine, target.beside] if target.beside else [target.engine]
-    before, *usual_before = analysis.predict_all(None, engines)
-    labels = node_labels(model.graph)
-    sizes = conv_sizes(analysis, labels)
+    subject, unfixed = _prepare(loaded, options, already=already)
+    analysis, before = subject.analysis, subject.before[0]
+    fits = fits_as_it_is(analysis, options, before, subject.labels, already=already)
     unchanged = Outcome(
-        model,
+        subject.loaded.model,
         (),
         (),
-        engine,
+        subject.engines[0],
         before,
         before,
         {},
         analysis.assumed,
-        sizes,
+        subject.sizes,
         already,
+        unknown=unknown_sizes(analysis, subject.labels) if before.unknown else None,
+        data_sized=analysis.data_sized,
         unfixed=unfixed if unfixed != before.bytes else None,
     )
-    unknown = unknown_sizes(analysis, labels) if before.unknown else None
-    unchanged = replace(unchanged, unknown=unknown, data_sized=analysis.data_sized)
-    fits = fits_as_it_is(analysis, options, before, labels, already=already)
     if already:
         return replace(unchanged, fits=fits)
-
-    decided = decide(analysis, options, engine, before, labels, sizes, report)
-    refused = (*decided.refused, *left_in_bodies(model))
-    turns = decided.turns
-    order = ordered(analysis, decided.drafts, turns)
+    decided = decide(
+        analysis, options, subject.engines[0], before, subject.labels, subject.sizes, report
+    )
     unchanged = replace(
-        unchanged, refused=refused, weighed=decided.weighed, reasons=decided.reasons
+        unchanged,
+        refused=(*decided.refused, *left_in_bodies(subject.loaded.model)),
+        weighed=decided.weighed,
+        reasons=decided.reasons,
     )
     if not decided.drafts:
         return replace(unchanged, fits=fits)
+    order = ordered(analysis, decided.drafts, decided.turns)
     if order is None:
         raise OptionError("the regions depend on each other in a circle; cut fewer of them")
-    found_after = predict_all(analysis, decided.drafts, engines, turns)
-    after = found_after[0] if found_after else None
-    by_form = {}
-    for done_forms, (form, drafts) in enumerate(decided.forms.items()):
-        report("splicing", done_forms, len(decided.forms) + 1)
-        same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
-        found = after if same else predict(analysis, drafts, engine, turns)
-        if found is not None and not found.unknown:
-            by_form[form] = found.bytes
-    check_budget(options, after)
-    defaults = None
-    if usual_before and found_after and not usual_before[0].unknown + found_after[1].unknown:
-        defaults = usual_before[0].bytes, found_after[1].bytes
+    predicted = _predicted(subject, decided, unchanged, report)
+    check_budget(options, None if predicted.after.unknown else predicted.after)
     report("splicing", len(decided.forms), len(decided.forms) + 1)
-    done = tuple(_describe(entry, labels, sizes, analysis, decided) for entry in decided.drafts)
+    return _spliced(subject, decided, order, options, predicted)
+
+
+def _prepare(loaded: Loaded, options: Options, *, already: bool) -> tuple[_Subject, int | None]:
+    """Raise the opset and fix sizes where asked for, in place; analyse and predict the result.
+
+    Returns:
+        It, and the predicted peak before its sizes were fixed, None where that changes nothing.
+    """
+    model, target = loaded.model, TARGETS[options.target]
+    if options.upgrade_opset is not None and not already:
+        model = upgrade(model, options.upgrade_opset)
+        loaded = Loaded(model, loaded.folder)
+    unfixed = predict_unfixed(loaded, options, target.engine)
+    fix_sizes(model, options)
+    analysis = analyse_for(model, skeleton(loaded), options)
+    if options.shapes or options.ranges:
+        declare_outputs(model, analysis.facts.shapes)
+    labels = node_labels(model.graph)
+    engines = [target.engine, target.beside] if target.beside else [target.engine]
+    sizes, before = conv_sizes(analysis, labels), analysis.predict_all(None, engines)
+    return _Subject(loaded, analysis, labels, sizes, engines, before), unfixed
+
+
+def _predicted(
+    subject: _Subject, decided: Decision, unchanged: Outcome, report: Progress
+) -> Outcome:
+    """Return the outcome with the peaks that are predicted of what was decided."""
+    analysis, before, turns = subject.analysis, subject.before, decided.turns
+    found = predict_all(analysis, decided.drafts, subject.engines, turns)
+    after = found[0] if found else None
+    by_form = {}
+    for at, (form, drafts) in enumerate(decided.forms.items()):
+        report("splicing", at, len(decided.forms) + 1)
+        same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
+        peak = after if same else predict(analysis, drafts, subject.engines[0], turns)
+        if peak is not None and not peak.unknown:
+            by_form[form] = peak.bytes
+    defaults = None
+    if len(found) > 1 and not before[1].unknown + found[1].unknown:
+        defaults = before[1].bytes, found[1].bytes
+    return replace(
+        unchanged,
+        after=after or replace(before[0], unknown=max(1, before[0].unknown)),
+        after_by_form=by_form,
+        recompute=decided.recompute,
+        defaults=defaults,
+    )
+
+
+def _spliced(
+    subject: _Subject,
+    decided: Decision,
+    order: Sequence[int | Fragment],
+    options: Options,
+    outcome: Outcome,
+) -> Outcome:
+    """Put the regions into the graph, in place: the one step that changes it.
+
+    Raises:
+        ModelError: The result is not valid.
+    """
+    analysis, loaded, drafts = subject.analysis, subject.loaded, decided.drafts
+    model, target = loaded.model, TARGETS[options.target]
+    done = tuple(_describe(entry, subject, decided) for entry in drafts)
     plan = plan_data(
         decided.axis,
         decided.order,
-        [(e.plan, e.form, r.nodes) for e, r in zip(decided.drafts, done, strict=True)],
+        [(e.plan, e.form, r.nodes) for e, r in zip(drafts, done, strict=True)],
         options.target,
     )
     remaining = {
         n for item in order if isinstance(item, int) for n in model.graph.node[item].output
     }
     gone = {name for node in model.graph.node for name in node.output} - remaining
-    gone -= {name for entry in decided.drafts for name in entry.fragment.makes}
+    gone -= {name for entry in drafts for name in entry.fragment.makes}
     splice(model, order)
-    move_into_bodies(model, {name for entry in decided.drafts for name in entry.fragment.loops})
+    move_into_bodies(model, {name for entry in drafts for name in entry.fragment.loops})
     drop_unused_value_info(model.graph, gone)
-    reads = {name for entry in decided.drafts for name in entry.fragment.reads}
+    reads = {name for entry in drafts for name in entry.fragment.reads}
     correct_claims(model.graph, analysis.facts.shapes, reads)
     folded = Folded()
     if options.fold:
-        made = {n.name for entry in decided.drafts for n in entry.fragment.export()[0]}
+        made = {n.name for entry in drafts for n in entry.fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
     record(model, METADATA_KEY, plan)
     if target.session_options and options.by_region:
         record(model, SESSION_OPTIONS_KEY, target.session_options)
-    check(skeleton(Loaded(model, loaded.folder)), allow_custom_ops=options.allow_custom_ops)
+    check(skeleton(loaded), allow_custom_ops=options.allow_custom_ops)
     index(model)
-    return replace(
-        unchanged,
-        rewritten=done,
-        after=after or replace(before, unknown=max(1, before.unknown)),
-        after_by_form=by_form,
-        recompute=decided.recompute,
-        plan=plan,
-        defaults=defaults,
-        folded=folded,
-    )
+    return replace(outcome, rewritten=done, plan=plan, folded=folded)
 
 
-def _describe(
-    entry: Draft,
-    labels: Mapping[int, str],
-    sizes: Mapping[str, ConvSize],
-    analysis: Analysis,
-    decided: Decision,
-) -> Rewritten:
-    plan, region, graph = entry.plan, entry.plan.region, analysis.facts.graph
+def _describe(entry: Draft, subject: _Subject, decided: Decision) -> Rewritten:
+    plan, region = entry.plan, entry.plan.region
+    analysis, labels, sizes = subject.analysis, subject.labels, subject.sizes
+    graph = analysis.facts.graph
     convs = [at for at in region.nodes if labels[at] in sizes]
     one = len(convs) == 1 and entry.form in SINGLE_FORMS
     return Rewritten(
