@@ -21,7 +21,7 @@ from engines.process.child import Child, child_process
 _CHILD = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from engines.child import serve
+from engines.process.child import serve
 from engines.errors import ParseError
 def refuse(job): raise ParseError("node x")
 def large(job): return {{"got": len(job["text"]), "text": job["text"]}}
@@ -80,7 +80,7 @@ def test_an_answer_has_a_time_limit(module: str) -> None:
 
 _PARENT = """
 import os, sys, threading
-from engines.child import child_process
+from engines.process.child import child_process
 def work():
     with child_process("dying") as child:
         print(child._process.pid, flush=True)

@@ -287,7 +287,7 @@ LOADING = """
 import ctypes
 import sys
 import onnxruntime
-from engines.memory_probe import resident_bytes
+from engines.process.memory_probe import resident_bytes
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 2
 # What the first session of a process takes is not the model's.
