@@ -135,7 +135,6 @@ class Frontier:
         self._points: dict[tuple[tuple[Stage, ...], str], Point | None] = {}
         self._names = NameScheme.avoiding(analysis.index.names)
         self._drafts: dict[tuple[Stage, str], Draft] = {}
-        self._shrunk: dict[tuple[Stage, str], RegionPlan] = {}
         self._turns: dict[str, list[int] | None] = {}
         self._report: Callable[[str, int, int], None] = lambda what, done, total: None
         # Plans of a level that were weighed in every form and order.
@@ -485,10 +484,11 @@ class Frontier:
                 for at, (old, count) in enumerate(zip(point.regions, splits, strict=True))
                 if (plan := self._in_patches(old, count)) is not None
             }
-            regions = tuple(made.values())
-            if not regions or self._is_beaten(regions, point.candidate.form, level):
+            if not made:
                 return
-            found = self._weigh(regions, point.candidate.form, (point.candidate.order,))
+            found = self._weigh(
+                tuple(made.values()), point.candidate.form, (point.candidate.order,)
+            )
             if found is None:
                 return
             above = [
@@ -503,45 +503,6 @@ class Frontier:
                 return
             for at in above:
                 splits[at] = self._more(splits[at], point.regions[at].splits)
-
-    def _is_beaten(self, regions: Sequence[RegionPlan], form: str, level: float) -> bool:
-        """Tell whether a known plan keeps a level of bytes, and one takes no less time than it."""
-        least = self._least_time(regions, form)
-        return any(
-            point.candidate.time <= least and point.level <= level * _ROUNDED
-            for point in self._all()
-        )
-
-    def _least_time(self, regions: Sequence[RegionPlan], form: str) -> float:
-        """Return a time that a plan takes at least: known before it is emitted."""
-        work, sizes = self.analysis.work, self.analysis.bytes
-        more = moved = 0.0
-        for plan in regions:
-            stage = stage_of(plan.region, plan.splits), form
-            if stage not in self._shrunk:
-                self._shrunk[stage] = plan.shrunk() if form == "shrinking" else plan
-            found = self._shrunk[stage]
-            if found.tiling is None or found.shares is None:
-                return 0.0
-            own = zip(plan.region.nodes, found.shares, strict=True)
-            more += sum(work[at] * (share - 1) for at, share in own)
-            network = plan.region.network
-            for edge, number in zip(plan.region.inputs, network.inputs, strict=True):
-                rows = sum(len(found.window(number, patch)) for patch in found.tiling.patches)
-                moved += (sizes.get(edge.name) or 0) * rows / found.heights[number]
-            for at, (edge, number) in enumerate(
-                zip(plan.region.outputs, network.outputs, strict=True)
-            ):
-                # Joined, and cropped where a patch has more rows than its core.
-                rows = found.heights[number] + sum(
-                    len(patch.cores[at])
-                    for patch in found.tiling.patches
-                    if patch.cores[at] != found.window(number, patch)
-                )
-                moved += (sizes.get(edge.name) or 0) * rows / found.heights[number]
-        whole = sum(work) or 1.0
-        time = 1 + (more + COPY * moved) / whole
-        return time * (FORMS["loop"].time[self.compiled] if form == "loop" else 1.0)
 
     def _step(self, point: Point) -> None:
         """Weigh a plan with each region in a few patches less, and in a few more."""
