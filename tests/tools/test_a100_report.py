@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
@@ -498,6 +498,93 @@ def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "no report of this program" in _report(tmp_path, "--cpu", "--resume").output
 
 
+def test_a_decoder_that_was_stopped_half_way_is_taken_over_whole_or_not_at_all(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cut rows are compared with the original's windows, which a run keeps to itself.
+
+    So an original that is there already runs again, and what was cut is compared; other models'
+    rows stay, and a decoder that is there whole.
+    """
+    pytest.importorskip("torch")
+    asked: list[str] = []
+
+    def run(cell: Cell, *arguments: Any) -> Any:
+        asked.append(cell.name)
+        return run_cell(cell, *arguments)
+
+    monkeypatch.setattr(a100_report, "run_cell", run)
+    conv = "onnxruntime/conv3-1024x1024x512/original"
+    decoder = [f"onnxruntime/vae-1024/{form}" for form in ("original", "batch-x2", "sequential-x2")]
+
+    def report(*names: str) -> dict[str, dict[str, Any]]:
+        asked.clear()
+        only = [word for name in names for word in ("--only", name)]
+        common = ("--cpu", "--runs", "1", "--splits", "2", "--rounds", "0", "--resume")
+        result = _report(tmp_path, *common, *only)
+        assert result.exit_code == 0, result.output
+        return {row["cell"]: row for row in _json(tmp_path)["rows"]}
+
+    first = report(conv, *decoder[:2])
+    assert sorted(asked) == sorted([conv, *decoder[:2]])
+    then = report(conv, *decoder)
+    assert asked == decoder
+    assert then[conv] == first[conv]
+    for name in decoder[1:]:
+        assert then[name]["error"] == then[name]["not_compared"] == ""
+        assert then[name]["compared"]["against"] == ORIGINAL_HERE
+        assert then[name]["compared"]["largest_error"] < 1e-3
+    assert report(conv, *decoder) == then
+    assert asked == []
+
+
+@pytest.mark.slow
+def test_the_whole_matrix_without_a_gpu(tmp_path: Path) -> None:
+    """Every cell in four patches has figures, is compared, and timed in turns.
+
+    But for regions of the decoder: ONNX Runtime's have nothing to gain, and at 4096 TensorRT for
+    RTX plans none.
+    """
+    cells = matrix([engine.name for engine in CPU_ENGINES], (4,), ())
+    lacking = missing(cells, cpu=True)
+    if lacking:
+        pytest.skip("; ".join(lacking))
+    result = _report(tmp_path, "--cpu", "--runs", "1", "--splits", "4", "--rounds", "1")
+    assert result.exit_code == 0, result.output
+    rows = _json(tmp_path)["rows"]
+    assert [row["cell"] for row in rows] == [cell.name for cell in cells]
+    failed = {row["cell"]: row["error"] for row in rows if row["error"]}
+    reasons = {
+        ("onnxruntime", "vae-1024"): "nothing was cut: ",
+        ("onnxruntime", "vae-2048"): "nothing was cut: ",
+        ("onnxruntime", "vae-4096"): "nothing was cut: ",
+        ("tensorrt-rtx", "vae-4096"): ("layer ", "tensors of more than 2147483647 elements stay"),
+    }
+    for name, error in failed.items():
+        engine, case, form = name.split("/")
+        assert error.startswith(reasons[engine, case]), (name, error)
+        assert engine == "tensorrt-rtx" or form.partition("-")[0] in REGIONAL, name
+    by_name = {row["cell"]: row for row in rows}
+    for row in rows:
+        if row["error"]:
+            continue
+        _check_row(row)
+        if row["engine"] == "onnxruntime":
+            assert row["rounds"] == 1, row["cell"]
+            alone = row["family"] == "vae" and row["form"] == "original"
+            assert bool(row["not_compared"]) == alone, row["cell"]
+            assert alone or row["compared"]["largest_error"] < 1e-3, row["cell"]
+    # What regions are for, in both engines' own figures.
+    for engine, memory in (("onnxruntime", "runtime_peak_bytes"), ("tensorrt-rtx", None)):
+        name = memory or "planned_activation_bytes"
+        for side in (2048, 4096):
+            whole, cut = (
+                by_name[f"{engine}/chain-{side}x{side}x64/{form}"]["figures"][name]["value"]
+                for form in ("original", "fused-x4")
+            )
+            assert cut < 0.7 * whole, (engine, side)
+
+
 def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
     """On the CPU the defaults, and no arena, where the runtime keeps no figure of its own."""
     cells = [f"onnxruntime/conv3-2048x2048x512/{form}" for form in ("original", "batch-x2")]
@@ -674,6 +761,30 @@ def test_tensorrt_takes_turns_at_its_default(
     assert {each.rounds for row in found.values() for each in row.settings} == {0}
     # One alone has nothing to take turns with.
     assert take_turns(cells[:1], rows, engine, run) == {}
+
+
+def test_what_was_slowed_down_is_said() -> None:
+    """An original under a power cap flatters its cuts: the clocks stand side by side."""
+    capped = {"sm_clock_mhz": 1845, "slowed_by": ["SwPowerCap"]}
+    free = {"sm_clock_mhz": 1980, "slowed_by": []}
+    common = dict.fromkeys(("case", "model", "stands_for", "family", "version"), "x")
+    common |= dict.fromkeys(("device", "dtype", "date"), "x")
+    numbers = dict.fromkeys(("splits", "patches", "activation_bytes", "regions", "runs"), 1)
+    data: dict[str, Any] = {**common, **numbers, "engine": "onnxruntime", "kind": "measured"}
+    setting = Setting("prefer_nhwc", _as_found(1, 1), device_state=capped)
+    rows = (
+        Row(**data, cell="o", form="original", recompute=1.0, options={}, device_state=capped),
+        Row(**data, cell="c", form="fused", recompute=1.0, options={}, device_state=free,
+            settings=(setting,)),
+    )  # fmt: skip
+    engine = next(each for each in GPU_ENGINES if each.name == "onnxruntime")
+    text = report_markdown(Report("x", False, (engine,), 2, rows), ())
+    part = text.split("## What was slowed down")[1].split("## ")[0]
+    assert "Clock of the others, MHz: 1980." in part
+    assert "| o | default | 1845 | SwPowerCap |\n| c | prefer_nhwc | 1845 | SwPowerCap |" in part
+    assert row_of(json.loads(json.dumps(asdict(rows[1])))) == rows[1]
+    alone = report_markdown(Report("x", False, (engine,), 1, (replace(rows[1], settings=()),)), ())
+    assert "slowed down" not in alone.split("## What the figures are")[0]
 
 
 def test_a_setting_runs_where_the_default_does_not(tmp_path: Path) -> None:

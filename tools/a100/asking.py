@@ -108,6 +108,7 @@ class Setting:
         compared: How sampled windows of its output compare with a reference.
         not_compared: Why they were not, where it ran.
         rounds: Rounds of turns with the other models that its time is from; 0: it was timed alone.
+        device_state: Clocks, power and what slowed the device down, when time was taken.
     """
 
     name: str
@@ -117,6 +118,7 @@ class Setting:
     compared: Compared | None = None
     not_compared: str = ""
     rounds: int = 0
+    device_state: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,7 +243,13 @@ def _swept(request: Request, base: BuildOptions) -> list[BuildOptions]:
 
 def _with_settings(results: Sequence[TensorRTResult]) -> Found:
     settings = tuple(
-        Setting(name, _of_tensorrt(each).figures, len(each.skipped_tactics), each.error)
+        Setting(
+            name,
+            _of_tensorrt(each).figures,
+            len(each.skipped_tactics),
+            each.error,
+            device_state=each.device_state,
+        )
         for name, each in zip(_TENSORRT_SETTINGS, results[1:], strict=False)
     )
     return dataclasses.replace(_of_tensorrt(results[0]), settings=settings)
@@ -308,7 +316,13 @@ def _onnxruntime(
         with time_limit(request.time_limit_s):
             results += measure([job], [wanted], runs=request.runs, processes=1)
     settings = tuple(
-        Setting(name, _of_onnxruntime(each, "").figures, None, each.error)
+        Setting(
+            name,
+            _of_onnxruntime(each, "").figures,
+            None,
+            each.error,
+            device_state=each.device_state,
+        )
         for name, each in zip(others, results[1:], strict=False)
     )
     first = _of_onnxruntime(results[0], device or results[0].device)

@@ -73,8 +73,8 @@ WORDS: Mapping[str, str] = {
     "device: used memory through NVML. The published 44.0 GB are the input and output (4 GiB each) "
     "and the matrix that all windows are unfolded into (36 GiB), an inference from the figures: "
     "PyTorch's fallback above 2^31 elements, which other engines have not, nor PyTorch with cuDNN "
-    "9.3 and later needs: it has 12 GiB of that cell in use (docs/gpu.md). So the column of what "
-    "was published is no baseline of today's",
+    "9.3 and later needs: on an H100 it takes 16 GiB for that cell, the input in them "
+    "(docs/gpu.md). So the column of what was published is no baseline of today's",
     "x original": "over the original of the same model on the same engine, both at the engine's "
     "default options",
     "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
@@ -194,6 +194,10 @@ def _compared(row: Row) -> str:
     return "not compared" if row.kind == "measured" and not row.error else "-"
 
 
+def _clock(row: Row) -> str:
+    return str(row.device_state.get("sm_clock_mhz", "-"))
+
+
 def _short(error: str) -> str:
     return error if len(error) <= 60 else error[:57] + "..."
 
@@ -212,6 +216,7 @@ def _under(row: Row) -> list[tuple[str, Row]]:
                     not_compared=each.not_compared,
                     error=each.error,
                     rounds=each.rounds,
+                    device_state=each.device_state,
                 ),
             )
             for each in row.settings
@@ -320,6 +325,26 @@ def report_markdown(report: Report, plots: Sequence[str]) -> str:
     swept = [row for row in report.rows if row.settings]
     if swept:
         parts += ["## Other settings", _settings_table(report, swept)]
+    slowed = [
+        [row.cell, setting, _clock(each), ", ".join(each.device_state["slowed_by"])]
+        for row in report.rows
+        for setting, each in _under(row)
+        if each.device_state.get("slowed_by")
+    ]
+    if slowed:
+        parts.append("## What was slowed down")
+        parts.append(
+            "A ratio of times over, or of, one of these is one of the machine's power and cooling, "
+            "too: look at the clock of the other."
+        )
+        clocks = _distinct(
+            _clock(each)
+            for row in report.rows
+            for _, each in _under(row)
+            if each.device_state and not each.device_state.get("slowed_by")
+        )
+        parts.append(f"Clock of the others, MHz: {clocks}.")
+        parts.append(_table(["cell", "setting", "clock, MHz", "by"], slowed))
     failed = [
         [row.cell, setting, each.error]
         for row in report.rows

@@ -294,6 +294,7 @@ def _in_turns(row: Row, found: Mapping[str, Turns]) -> Row:
             each,
             figures=figures(each.figures, found[each.name]),
             rounds=found[each.name].rounds,
+            device_state=found[each.name].device_state or each.device_state,
         )
         if each.name in found
         else each
