@@ -19,6 +19,7 @@ from rewriters.graph.model import Loaded
 from rewriters.options import Options
 from rewriters.rewrite import rewrite_model
 from tests.support.small_models import copy_of
+from tests.support.tiers import slow
 from tools.calibrate_memory import SIZES, cases, measured
 
 SHARES = (0.75, 0.5, 0.35, 0.25)
@@ -33,7 +34,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("networks")
 
 
-@pytest.mark.parametrize("network", list(SIZES))
+# A chain, super-resolution, and one that is refused budgets; all others in the slow tier.
+_DEFAULT = ("chain", "srvgg", "ppocr_cls")
+
+
+@pytest.mark.parametrize("network", [n if n in _DEFAULT else slow(n) for n in SIZES])
 def test_a_budget_holds(network: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """In use at most the budget, and 10 %; or the smallest peak that was found."""
     case = next(c for c in cases(folder, (0,)) if c.network == network and c.form == "original")

@@ -40,6 +40,7 @@ from rewriters.regions.tiled_region import RegionPlan, plan_region
 from rewriters.rewrite import rewrite_model
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import assert_same, conv, copy_of, model, node, noise
+from tests.support.tiers import slow
 from tools.models.deep import make
 
 # A rewrite keeps so much of a budget back.
@@ -71,8 +72,17 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("kind", ["rrdbnet", "unet", "residual", "vae"])
-@pytest.mark.parametrize("target", ["onnxruntime", "tensorrt"])
+@pytest.mark.parametrize(
+    ("kind", "target"),
+    [
+        ("rrdbnet", "onnxruntime"),
+        ("unet", "tensorrt"),
+        ("vae", "onnxruntime"),
+        *(slow("residual", target) for target in ("onnxruntime", "tensorrt")),
+        *(slow(kind, "tensorrt") for kind in ("rrdbnet", "vae")),
+        slow("unet", "onnxruntime"),
+    ],
+)
 def test_budgets_and_the_curve_are_one(kind: str, target: str) -> None:
     """Ever larger budgets: each point of the curve where it is due, and nothing else."""
     made = make(kind, 60)

@@ -28,6 +28,7 @@ from rewriters.tiling.proof_any_height import prove_every_height
 from rewriters.tiling.row_maps import Pointwise, Sliding, Transposed
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array, Dims, assert_same, copy_of, model, node, noise, value
+from tests.support.tiers import slow
 
 _IMAGE = (1, 2, 32, 10)
 
@@ -441,9 +442,9 @@ def test_free_heights_that_do_not_fit() -> None:
     assert prove_every_height(never, 3) == "there is no height at which its tensors fit"
 
 
-def test_thousands_of_nodes() -> None:
+@pytest.mark.parametrize("rounds", [300, slow(1000)])
+def test_thousands_of_nodes(rounds: int) -> None:
     """A minute is far above what 3,000 nodes take: some seconds."""
-    rounds = 1000
     nodes = [node("Conv", "x w", "t0", pads=[1] * 4)]
     for k in range(rounds):
         nodes += [
