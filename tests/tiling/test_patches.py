@@ -478,7 +478,7 @@ def test_too_small_a_halo_is_found_at_some_height(monkeypatch: pytest.MonkeyPatc
             less = found.step if field == "tail" else 1
             return (replace(found, **{field: getattr(found, field) - less}),)
 
-        monkeypatch.setattr(proof, "extents", short)
+        monkeypatch.setattr(proof_any_height, "extents", short)
         for chain in chains:
             network = Network.chain(chain)
             for splits in (2, 3, 5):

@@ -21,6 +21,7 @@ from patchconv_deploy.triton.publish import stage_version, versions
 from tests.support.small_models import chain, noise
 
 ROOT = Path(__file__).resolve().parents[2]
+PUBLISHER = ROOT / "tests/support/publisher.py"
 
 
 def _publish(repository: Path, text: str, **options: Any) -> int:
@@ -179,7 +180,7 @@ def test_killed_at_random_points(tmp_path: Path) -> None:
     repository = tmp_path / "place" / "repository"
     repository.mkdir(parents=True)
     process = subprocess.Popen(
-        [sys.executable, str(ROOT / "tests/publisher.py"), str(repository), *map(str, models)],
+        [sys.executable, str(PUBLISHER), str(repository), *map(str, models)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
