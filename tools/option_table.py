@@ -36,7 +36,10 @@ def main() -> None:
     if len(sys.argv) != 2:
         sys.exit(str(__doc__))
     file = Path(sys.argv[1])
-    file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
+    try:
+        file.write_text(written(file.read_text(encoding="utf-8")), encoding="utf-8")
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {file}: {error}")
 
 
 if __name__ == "__main__":
