@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
+from rewriters.emission.forms import GAIN
 from rewriters.memory.peak import Peak
 from rewriters.operators.record import Shape
 from rewriters.planning.analysis import Analysis
@@ -18,10 +19,6 @@ from rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
 from rewriters.planning.stages import Limits
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
-
-
-# What lowers a peak by less is not worth a change (`planning.choose`).
-_GAIN = 0.98
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +172,7 @@ def _runs(frontier: Frontier, points: Sequence[Point], labels: Mapping[int, str]
             nodes = plan.region.nodes
             plains[nodes] = plain = frontier.plain(plan)
             work = entry.recompute(frontier.analysis, assume=True)
-            if work is not None and most < _GAIN * plain:
+            if work is not None and most < GAIN * plain:
                 ways = tiled.setdefault(nodes, {})
                 ways[plan.splits] = min(ways.get(plan.splits, (most, work)), (most, work))
     return [

@@ -51,7 +51,7 @@ class Options:
         target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
             recommended for the model), "onnxruntime-default" (at its own), "triton" (at those that
             a Triton server can be told: the memory pattern is off, reuse is on), or "tensorrt".
-        plan: What to do, as `planner.read_plan` returns it; nothing is searched then.
+        plan: What to do, as `planning.plan_file.read_plan` returns it; nothing is searched then.
         fold: Fold what stands behind clones of a convolution once (`emission.conv_folding`).
     """
 

@@ -21,9 +21,10 @@ from rewriters.regions.tiled_region import RegionPlan
 __all__ = ["SESSION_OPTIONS", "SESSION_OPTIONS_KEY", "Outcome", "Rewritten"]
 
 
-# ONNX Runtime's session options that the predictions above are made for.
+# Where a model recommends session options, in its metadata.
 SESSION_OPTIONS_KEY = "patchconv.session_options"
 
+# Those that the usual predictions are made for.
 SESSION_OPTIONS = TARGETS["onnxruntime"].session_options
 
 
@@ -88,7 +89,7 @@ class Outcome:
         already: The model held a plan and was left alone.
         weighed: Figures of every plan of regions that was weighed.
         recompute: Work after over before, None if it is not known.
-        plan: What was done, as `planner.plan_data`.
+        plan: What was done, as `planning.plan_file.plan_data`.
         defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
             where another engine is in view, or they are unknown.
         fits: The model keeps the memory budget as it is, so nothing was cut.

@@ -143,7 +143,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     free = reduce(_minimum, (free_steps(out, _maximum) for out in outs))
     placed = schedule(free, count, k)
     begin = placed.shifts * step[network.inputs[0]]
-    # The second is never the smaller one; it is there for its bound (`proof.window_slack`).
+    # The second is never the smaller one; it is there for its bound (`tiling.proof.window_slack`).
     window = _minimum(
         height - placed.trim * step[network.inputs[0]],
         placed.stride * step[network.inputs[0]] + window_slack(network),

@@ -59,7 +59,7 @@ def infer_by_value(
     """Infer the shapes of the main graph's tensors, sizes that are worked out inside it included.
 
     Args:
-        slim: A skeleton; changed in place, and arguments, as `shapes.infer` does and takes them.
+        slim: A skeleton; changed in place, and arguments, as `graph.inference` does and takes them.
         needed: As there.
         estimate: As there.
 

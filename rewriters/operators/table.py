@@ -1,22 +1,22 @@
 """The operators a region can hold: one table entry each.
 
     entry         operators                                        rows        refused
-    _sliding      Conv, ConvInteger, QLinearConv                   Sliding     kernel size unknown
-    _transposed   ConvTranspose                                    Transposed  output beyond kernel
-    _pool         MaxPool, AveragePool, LpPool                     Sliding     Indices used
-    _resize       Resize, Upsample                                 Periodic    corners, odd factors
-    _to_space     DepthToSpace                                     Transposed
-    _to_depth     SpaceToDepth                                     Sliding
-    _pad          Pad                                              Padding     wrap, unknown pads
-    _slice        Slice                                            Sliding     backwards
-    _broadcast    arithmetic, comparisons, activations, Where ...  Pointwise   unknown rank
-    _first        BatchNormalization, LRN, Dropout, CumSum ...     Pointwise   training, own axis
-    _quantize     QuantizeLinear, DequantizeLinear                 Pointwise   scales along rows
-    _along        Softmax, Concat, Split, Gather, ArgMax ...       Pointwise   along the tiled axis
-    _reduce       ReduceMean, ReduceSum ...                        Pointwise   over the tiled axis
-    _normalize    LayerNormalization, RMSNormalization             Pointwise   over the tiled axis
-    _matmul       MatMul, the second factor shared                 Pointwise   over the tiled axis
-    _transpose, _squeeze, _unsqueeze, _reshape, _expand            Pointwise   rows not kept apart
+    sliding       Conv, ConvInteger, QLinearConv                   Sliding     kernel size unknown
+    transposed    ConvTranspose                                    Transposed  output beyond kernel
+    pool          MaxPool, AveragePool, LpPool                     Sliding     Indices used
+    resize        Resize, Upsample                                 Periodic    corners, odd factors
+    to_space      DepthToSpace                                     Transposed
+    to_depth      SpaceToDepth                                     Sliding
+    pad           Pad                                              Padding     wrap, unknown pads
+    slice_rows    Slice                                            Sliding     backwards
+    broadcast     arithmetic, comparisons, activations, Where ...  Pointwise   unknown rank
+    first_alone   BatchNormalization, LRN, Dropout, CumSum ...     Pointwise   training, own axis
+    quantize      QuantizeLinear, DequantizeLinear                 Pointwise   scales along rows
+    along         Softmax, Concat, Split, Gather, ArgMax ...       Pointwise   along the tiled axis
+    reduce        ReduceMean, ReduceSum ...                        Pointwise   over the tiled axis
+    normalize     LayerNormalization, RMSNormalization             Pointwise   over the tiled axis
+    matmul        MatMul, the second factor shared                 Pointwise   over the tiled axis
+    transpose, squeeze, unsqueeze, reshape, expand, tile           Pointwise   rows not kept apart
 
 An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
 dimension of which inputs that is. Emission knows no operator: what is not here is not cut.

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
 
-from rewriters.emission.forms import FORMS, REGIONAL_FORMS
+from rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.errors import BudgetError, Offer, OptionError
 from rewriters.memory.peak import Peak, size_text
@@ -49,9 +49,6 @@ MARGIN = 0.05
 
 # No plan has as many patches.
 _PLENTY = 192
-
-# A peak that falls by less is not worth a change, or another form.
-_GAIN = 0.98
 
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
@@ -227,7 +224,7 @@ def _least(frontier: Frontier, limits: Limits, plain: Peak) -> Point | None:
     """
     fitting = _fitting(frontier, limits, plain)
     for figure in (_touched, _need):
-        gaining = [p for p in fitting if figure(p.peak) < _GAIN * figure(plain)]
+        gaining = [p for p in fitting if figure(p.peak) < GAIN * figure(plain)]
         if gaining:
             # Of equals the first, which takes the least time.
             return min(
@@ -379,7 +376,7 @@ def apply_plan(
 
     Args:
         analysis: The model.
-        data: The plan, `planner.plan_data`.
+        data: The plan, `planning.plan_file.plan_data`.
         labels: Names of the nodes.
         engine: A key of `memory.targets.ENGINES`.
 

@@ -86,7 +86,7 @@ _NO_REGION = -1, -1, 0, 0.0
 
 @lru_cache(maxsize=1 << 16)
 def _right_rows(row_map: RowMap, right: Rows, rows: int, count: int) -> Rows:
-    """Return `proof.right_rows` inside the image: asked for again from each place."""
+    """Return `tiling.network.right_rows` inside the image: asked for again from each place."""
     return right_rows(row_map, right, rows, count, first=False, last=False)
 
 

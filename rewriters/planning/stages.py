@@ -79,7 +79,7 @@ class CandidateRegion(NamedTuple):
         inputs: Bytes of its inputs.
         outputs: Bytes of its outputs.
         largest: Bytes of its largest output.
-        free: Steps its outputs leave free, `geometry.free_steps`.
+        free: Steps its outputs leave free, `tiling.patches.free_steps`.
         rows: Rows of the output of most steps.
         step: Its rows per step.
         elements: Elements of its largest tensor.

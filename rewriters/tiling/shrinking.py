@@ -44,7 +44,7 @@ def needed(network: Network, whole: Sequence[int], cores: Sequence[Rows]) -> lis
 
     Args:
         network: The region.
-        whole: Its `proof.heights`.
+        whole: Its `tiling.network.heights`.
         cores: The patch's rows of each output.
     """
     found: list[Rows | None] = [None] * network.tensors
@@ -77,8 +77,8 @@ def shrink(
 
     Args:
         network: The region.
-        step: Its `proof.steps`.
-        whole: Its `proof.heights`.
+        step: Its `tiling.network.steps`.
+        whole: Its `tiling.network.heights`.
         tiling: The patches, proven.
     """
     if tiling.trim == 0 or not any(any(link.room) for link in network.links):

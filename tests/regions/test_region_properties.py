@@ -323,7 +323,7 @@ def _check_window(
     shift: int,
     trim: int,
 ) -> int | None:
-    """Compare what `proof.walk` calls right with what is; return the rows it misses."""
+    """Compare what `tiling.network.walk` calls right with what is; return the rows it misses."""
     step, whole = networks.steps(network), networks.heights(network, rows)
     assert not isinstance(step, str)
     assert not isinstance(whole, str)
