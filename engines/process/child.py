@@ -135,7 +135,7 @@ def _obituary(code: int, words: str) -> RunError:
 
 def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and environment that run a module of this installation as a process."""
-    root = str(Path(__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])  # where `engines` lies
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     # -P: a folder the user stands in must not provide modules.
     command = [sys.executable, "-P", "-m", module, *arguments]

@@ -16,7 +16,7 @@ import pytest
 
 from engines.errors import OutOfMemory, ParseError, RunError, TimeLimit
 from engines.process import addresses
-from engines.process.child import Child, child_process
+from engines.process.child import Child, child_process, module_command
 
 _CHILD = """
 import os, sys, time
@@ -44,6 +44,13 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     (tmp_path / "dying.py").write_text(_CHILD.format(root=root))
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     return "dying"
+
+
+def test_a_process_finds_this_repository_and_no_room_of_it() -> None:
+    """`engines` itself on the path would make modules of its rooms: `errors`, `timing`."""
+    _, environment = module_command("m")
+    first = environment["PYTHONPATH"].split(os.pathsep)[0]
+    assert first == str(Path(__file__).resolve().parents[2])
 
 
 @pytest.mark.parametrize(
