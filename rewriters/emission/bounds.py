@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from rewriters.emission.fragment import Fragment
 from rewriters.regions.region import Edge
 from rewriters.regions.tiled_region import RegionPlan
-from rewriters.tiling.patches import Extent, core, free_steps, schedule
+from rewriters.tiling.patches import Extent, core, free_steps, place_windows
 from rewriters.tiling.proof import window_slack
 
 __all__ = ["Bounds", "Span", "Targets", "run_time_bounds", "static_bounds"]
@@ -141,7 +141,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     ]
     k = np.arange(count)
     free = reduce(_minimum, (free_steps(out, _maximum) for out in outs))
-    placed = schedule(free, count, k)
+    placed = place_windows(free, count, k)
     begin = placed.shifts * step[network.inputs[0]]
     # The second is never the smaller one; it is there for its bound (`tiling.proof.window_slack`).
     window = _minimum(

@@ -11,7 +11,16 @@ from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import Region
 from rewriters.tiling import network as networks
 from rewriters.tiling import proof, proof_any_height
-from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, schedule, tile
+from rewriters.tiling.patches import (
+    Extent,
+    Patch,
+    Rows,
+    Tiling,
+    core,
+    free_steps,
+    place_windows,
+    tile,
+)
 from rewriters.tiling.shrinking import shrink
 
 __all__ = ["ORDERS", "RegionPlan", "plan_region"]
@@ -97,7 +106,7 @@ class RegionPlan:
         free = min(free_steps(out, max) for out in outs)
         first, begins = outs[0], []
         for k in range(1, self.splits):
-            placed = schedule(free, self.splits, k)
+            placed = place_windows(free, self.splits, k)
             begin, _ = core(first, placed, first=1, last=0, minimum=min)
             begins.append(begin)
         # Of a small output the last cores are empty.

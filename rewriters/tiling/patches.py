@@ -13,7 +13,7 @@ region has several outputs), neighbours may be ``M - m`` steps apart; ``splits``
 ``m`` steps are at most ``ceil(m / (splits - 1))`` apart, so the largest trim is
 ``m = M - ceil(M / splits)``.
 
-`free_steps`, `schedule` and `core` hold these formulas once: on whole numbers here, and as the
+`free_steps`, `place_windows` and `core` hold these formulas once: on whole numbers here, and as the
 run-time arithmetic that `rewriters.emission` writes into a graph whose height is not known.
 
 Source: PatchConv (mit-han-lab/patch_conv) for the idea; uniform windows and the bound above are
@@ -29,13 +29,13 @@ from typing import Any, NamedTuple
 __all__ = [
     "Extent",
     "Patch",
+    "Placement",
     "Rows",
-    "Schedule",
     "Tiling",
     "core",
     "covers",
     "free_steps",
-    "schedule",
+    "place_windows",
     "tile",
 ]
 
@@ -91,7 +91,7 @@ class Tiling:
         return tuple(patch.cores[output].begin for patch in self.patches[1:])
 
 
-class Schedule(NamedTuple):
+class Placement(NamedTuple):
     """Windows of all patches.
 
     Attributes:
@@ -110,7 +110,7 @@ class Schedule(NamedTuple):
 def free_steps(extent: Any, maximum: Callable[[Any, Any], Any]) -> Any:
     """Return the steps an output leaves free (``M``).
 
-    The arithmetic here, in `schedule` and in `core` is ``+ - * //``, minimum and maximum on
+    The arithmetic here, in `place_windows` and in `core` is ``+ - * //``, minimum and maximum on
     non-negative numbers alone, so that it means the same on Python integers and on tensors.
 
     Args:
@@ -120,7 +120,7 @@ def free_steps(extent: Any, maximum: Callable[[Any, Any], Any]) -> Any:
     return maximum(extent.rows - (extent.top + extent.tail), 0) // extent.step
 
 
-def schedule(free: Any, splits: int, index: Any) -> Schedule:
+def place_windows(free: Any, splits: int, index: Any) -> Placement:
     """Place ``splits`` windows over a region that leaves ``free`` steps.
 
     Args:
@@ -130,12 +130,12 @@ def schedule(free: Any, splits: int, index: Any) -> Schedule:
     """
     stride = (free + (splits - 1)) // splits
     trim = free - stride
-    return Schedule(stride, trim, index * trim // (splits - 1), (index + 1) * trim // (splits - 1))
+    return Placement(stride, trim, index * trim // (splits - 1), (index + 1) * trim // (splits - 1))
 
 
 def core(
     extent: Any,
-    placed: Schedule,
+    placed: Placement,
     *,
     first: Any,
     last: Any,
@@ -179,7 +179,7 @@ def tile(extents: Sequence[Extent], splits: int) -> Tiling:
     patches = []
     trim = 0
     for k in range(count):
-        placed = schedule(free, count, k)
+        placed = place_windows(free, count, k)
         trim = placed.trim
         cores = tuple(
             Rows(

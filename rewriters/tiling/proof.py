@@ -140,7 +140,7 @@ def prove(
 def window_slack(network: Network) -> int:
     """Return the most input rows a window has beyond its patch's own steps, at any height.
 
-    A window has ``H - trim*r`` rows, which are ``stride*r`` (see `tiling.patches.Schedule`) and
+    A window has ``H - trim*r`` rows, which are ``stride*r`` (see `tiling.patches.Placement`) and
     ``H - free*r``. The latter depends on the height's remainder by the step alone once a step is
     free; this is its maximum, so ``stride*r + window_slack`` bounds a window from above.
     """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import lru_cache
 
 from rewriters.tiling.network import FAR, ONE_ROW, Network, first_height, heights, steps
-from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, schedule
+from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, place_windows
 from rewriters.tiling.proof import extents, heights_to_walk, prove, reach, window_slack
 
 __all__ = ["effort", "prove_every_height"]
@@ -13,7 +13,7 @@ __all__ = ["effort", "prove_every_height"]
 
 @lru_cache(maxsize=4096)
 def prove_every_height(network: Network, splits: int) -> str | None:
-    """Prove the run-time schedule of a region of one input whose height is unknown.
+    """Prove the run-time placement of the windows of a region of one input whose height is unknown.
 
     That neighbours are never too far apart is shown for all heights in `tiling.patches`, and
     no wrong row depends on the height but through its remainder by the step (`extents`). What is
@@ -49,14 +49,14 @@ def prove_every_height(network: Network, splits: int) -> str | None:
         free = min(free_steps(extent, max) for extent in here)
         patches = []
         for k in range(splits):
-            placed = schedule(free, splits, k)
+            placed = place_windows(free, splits, k)
             cores = []
             for extent in here:
                 last = extent.rows if k == splits - 1 else 0
                 begin, end = core(extent, placed, first=int(k > 0), last=last, minimum=min)
                 cores.append(Rows(begin, max(begin, end)))
             patches.append(Patch(placed.shifts, tuple(cores)))
-        placed = schedule(free, splits, 0)
+        placed = place_windows(free, splits, 0)
         if placed.stride * step[source] + slack < rows - placed.trim * step[source]:
             return f"at {rows} rows: a window is taller than it is declared to be"
         reason = prove(network, (rows,), Tiling(placed.trim, tuple(patches)))

@@ -31,7 +31,7 @@ from rewriters.tiling.patches import (
     core,
     covers,
     free_steps,
-    schedule,
+    place_windows,
     tile,
 )
 from rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
@@ -410,7 +410,7 @@ def test_prove_by_hand(case: str) -> None:
 def _placed(found: Extent, splits: int) -> Tiling:
     """Return the tiling that the emitted graph would work out, as arrays like the graph does."""
     k = np.arange(splits)
-    placed = schedule(free_steps(found, np.maximum), splits, k)
+    placed = place_windows(free_steps(found, np.maximum), splits, k)
     begins, ends = core(
         found,
         placed,
