@@ -50,7 +50,7 @@ from rewriters.planning.stages import (
     Stage,
     rungs,
 )
-from rewriters.tiling.network import right_rows
+from rewriters.tiling.network import valid_rows
 from rewriters.tiling.patches import Rows
 from rewriters.tiling.row_maps import Pointwise, RowMap
 
@@ -85,9 +85,9 @@ _NO_REGION = -1, -1, 0, 0.0
 
 
 @lru_cache(maxsize=1 << 16)
-def _right_rows(row_map: RowMap, right: Rows, rows: int, count: int) -> Rows:
-    """Return `tiling.network.right_rows` inside the image: asked for again from each place."""
-    return right_rows(row_map, right, rows, count, first=False, last=False)
+def _valid_rows(row_map: RowMap, right: Rows, rows: int, count: int) -> Rows:
+    """Return `tiling.network.valid_rows` inside the image: asked for again from each place."""
+    return valid_rows(row_map, right, rows, count, first=False, last=False)
 
 
 class _Table:
@@ -358,7 +358,7 @@ class Space:
                 read = Rows(max(begins), min(ends))
             made = read
             if node.row_map is not None:
-                made = _right_rows(node.row_map, read, *node.tall)
+                made = _valid_rows(node.row_map, read, *node.tall)
             anchor = -1
             for number in node.touches:
                 if number not in sets:

@@ -1,4 +1,8 @@
-"""A region as integers: how its tensors' rows depend on each other."""
+"""A region as integers: how its tensors' rows depend on each other.
+
+A row of a window is *valid* if it equals the whole's row; what is made of the padding at an
+interior edge is not.
+"""
 
 from __future__ import annotations
 
@@ -22,8 +26,8 @@ __all__ = [
     "first_height",
     "heights",
     "padding_dropped",
-    "right_rows",
     "steps",
+    "valid_rows",
     "walk",
 ]
 
@@ -163,39 +167,39 @@ def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     return misfit or tuple(found)
 
 
-def right_rows(
-    row_map: RowMap, right: Rows, rows: int, count: int, *, first: bool, last: bool
+def valid_rows(
+    row_map: RowMap, valid: Rows, rows: int, count: int, *, first: bool, last: bool
 ) -> Rows:
-    """Return the output rows that need right input rows alone.
+    """Return the output rows that need valid input rows alone.
 
     Args:
         row_map: The operator.
-        right: Right rows of its input.
+        valid: Valid rows of its input.
         rows: All rows of its input, in the window.
         count: All rows of its output, in the window.
         first: The window begins where the whole does.
         last: It ends where the whole does.
     """
     margin = row_map.margin
-    if not len(right):
+    if not len(valid):
         return Rows(0, 0)
     begin = end = 0
     low = needed = row_map.needs(Rows(0, 1), rows)
-    if not (first and right.begin == 0 and right.end >= margin):
+    if not (first and valid.begin == 0 and valid.end >= margin):
         # Row maps are affine but for their phase: start next to the answer.
-        begin = (right.begin - low.begin) * row_map.step_out // row_map.step_in
+        begin = (valid.begin - low.begin) * row_map.step_out // row_map.step_in
         begin = min(max(begin, 0), count)
-        while begin > 0 and row_map.needs(Rows(begin - 1, begin), rows).begin >= right.begin:
+        while begin > 0 and row_map.needs(Rows(begin - 1, begin), rows).begin >= valid.begin:
             begin -= 1
-        while begin < count and row_map.needs(Rows(begin, begin + 1), rows).begin < right.begin:
+        while begin < count and row_map.needs(Rows(begin, begin + 1), rows).begin < valid.begin:
             begin += 1
-    if last and right.end == rows and right.begin <= rows - margin:
+    if last and valid.end == rows and valid.begin <= rows - margin:
         return Rows(begin, max(begin, count))
-    end = (right.end - needed.end) * row_map.step_out // row_map.step_in + 1
+    end = (valid.end - needed.end) * row_map.step_out // row_map.step_in + 1
     end = min(max(end, 0), count)
-    while end > 0 and row_map.needs(Rows(end - 1, end), rows).end > right.end:
+    while end > 0 and row_map.needs(Rows(end - 1, end), rows).end > valid.end:
         end -= 1
-    while end < count and row_map.needs(Rows(end, end + 1), rows).end <= right.end:
+    while end < count and row_map.needs(Rows(end, end + 1), rows).end <= valid.end:
         end += 1
     return Rows(begin, max(begin, end))
 
@@ -209,7 +213,7 @@ def walk(
     trim: int,
     shrinking: Shrinking | None = None,
 ) -> list[Rows] | str:
-    """Carry the right rows of one patch through the network.
+    """Carry the valid rows of one patch through the network.
 
     Args:
         network: The region.
@@ -220,7 +224,7 @@ def walk(
         shrinking: Rows that tensors go without at interior edges.
 
     Returns:
-        The right rows of every tensor, counted in what the patch has of it; or why there are none.
+        The valid rows of every tensor, counted in what the patch has of it; or why there are none.
     """
     top: Sequence[int] = (0,) * network.tensors
     bottom = top
@@ -233,7 +237,7 @@ def walk(
     ]
     if min(local) < 1:
         return "a window has no rows"
-    right = [Rows(0, rows) for rows in local]
+    valid = [Rows(0, rows) for rows in local]
     first, last = shift == 0, shift == trim
     for link in network.links:
         row_map, source, target = link.row_map, link.reads[0], link.makes[0]
@@ -248,18 +252,18 @@ def walk(
         if trim and rows < row_map.margin:
             return "a window has fewer rows than its padding is made of"
         read = Rows(
-            max(right[tensor].begin for tensor in link.reads),
-            min(right[tensor].end for tensor in link.reads),
+            max(valid[tensor].begin for tensor in link.reads),
+            min(valid[tensor].end for tensor in link.reads),
         )
-        made = right_rows(row_map, read, rows, count, first=first, last=last)
+        made = valid_rows(row_map, read, rows, count, first=first, last=last)
         for at in {made.begin, made.end - 1} if len(made) else ():
             here = row_map.needs(Rows(at, at + 1), rows).shifted(begins[source])
             there = Rows(at, at + 1).shifted(begins[target])
             if here != link.row_map.needs(there, whole[source]):
                 return "a window's rows are not the whole's rows, shifted"
         for tensor in link.makes:
-            right[tensor] = made
-    return right
+            valid[tensor] = made
+    return valid
 
 
 def first_height(network: Network) -> int:

@@ -7,7 +7,7 @@ than the whole, so in it tensor ``t`` has ``H_t - m*r_t`` rows and its row 0 is 
 
 With the original padding left in place, the first ``top`` and last ``tail`` rows of an interior
 window's output are wrong. Windows starting at steps ``i_0 <= i_1 <= ...`` cover the whole without
-a gap when no two neighbours are further apart than the rows that stay right allow. Writing
+a gap when no two neighbours are further apart than the rows that stay valid allow. Writing
 ``M = floor((H - top - tail) / r)`` for the steps an output leaves free (the least of them where a
 region has several outputs), neighbours may be ``M - m`` steps apart; ``splits`` windows spread over
 ``m`` steps are at most ``ceil(m / (splits - 1))`` apart, so the largest trim is

@@ -1,13 +1,13 @@
 """Prove a tiling before it is emitted, with integers alone.
 
 A region is, here, a `Network`: tensors by number and, in an order that computes them, the row maps
-between them. `walk` carries the interval of right rows through one patch, operator by operator;
+between them. `walk` carries the interval of valid rows through one patch, operator by operator;
 `prove` asks it for every kind of patch and lets nothing pass that is not right:
 
 1. all operands of an operator have the same rows and advance alike, and each operator's output is
    ``H_out - m*r_out`` rows high in the window (shapes agree),
 2. each operator needs the same rows in the window as in the whole, shifted by the patch,
-3. each core lies inside the right rows, and the cores cover every output exactly once.
+3. each core lies inside the valid rows, and the cores cover every output exactly once.
 
 The same with windows that shrink (`tiling.shrinking`): there every operator is the one that has
 dropped some of its padding, and a tensor has less rows at interior edges.
@@ -63,13 +63,13 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
             continue
         whole = fitting_extents(whole)
         # Two steps shorter than the whole and one down: an interior window.
-        right = walk(network, step, whole, shift=1, trim=2)
+        valid = walk(network, step, whole, shift=1, trim=2)
         for k, tensor in enumerate(network.outputs):
-            if isinstance(right, str) or not len(right[tensor]):
+            if isinstance(valid, str) or not len(valid[tensor]):
                 worst[k] = (FAR, FAR)
                 continue
-            tail = whole[tensor] - 2 * step[tensor] - right[tensor].end
-            worst[k] = (max(worst[k][0], right[tensor].begin), max(worst[k][1], tail))
+            tail = whole[tensor] - 2 * step[tensor] - valid[tensor].end
+            worst[k] = (max(worst[k][0], valid[tensor].begin), max(worst[k][1], tail))
     if min(worst) < (0, 0):
         raise ValueError("there is no height at which its tensors fit")
     if rows is None:
@@ -112,7 +112,7 @@ def prove(
     for k, tensor in enumerate(network.outputs):
         if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
             return "the cores do not cover the output exactly once"
-    # A window's right rows, counted in the window, depend on which of its edges are true borders.
+    # A window's valid rows, counted in the window, depend on which of its edges are true borders.
     walked: dict[tuple[bool, bool], list[Rows] | str] = {}
     for patch in tiling.patches:
         if not 0 <= patch.shift <= tiling.trim:
@@ -127,11 +127,11 @@ def prove(
             return found
         for tensor, owned in zip(network.outputs, patch.cores, strict=True):
             above = shrinking.top[tensor] if shrinking is not None and patch.shift else 0
-            right = found[tensor].shifted(patch.shift * step[tensor] + above)
-            if len(owned) and not (right.begin <= owned.begin and owned.end <= right.end):
+            valid = found[tensor].shifted(patch.shift * step[tensor] + above)
+            if len(owned) and not (valid.begin <= owned.begin and owned.end <= valid.end):
                 return (
                     f"rows {owned.begin}..{owned.end} of a patch are not all right "
-                    f"(right: {right.begin}..{right.end})"
+                    f"(right: {valid.begin}..{valid.end})"
                 )
     return None
 

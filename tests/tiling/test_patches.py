@@ -123,7 +123,7 @@ def _steps(chain: Sequence[RowMap]) -> tuple[int, int]:
 
 
 def _walk(chain: Sequence[RowMap], rows: int, shift: int, trim: int) -> Rows | str:
-    """Return the right rows of a window's output."""
+    """Return the valid rows of a window's output."""
     network = Network.chain(chain)
     step, whole = networks.steps(network), networks.heights(network, (rows,))
     assert not isinstance(step, str)
@@ -259,7 +259,7 @@ def test_tilings_are_right(examples: int) -> None:
 
 @examples(500, 2500)
 def test_right_rows_of_a_window(examples: int) -> None:
-    """`walk` calls exactly the right rows right: one operator without holes in its kernel."""
+    """`walk` calls exactly the valid rows valid: one operator without holes in its kernel."""
     seen: Counter[str] = Counter()
 
     @_for_all(examples, _tiled, st.integers(1, 60), st.integers(0, 12), st.integers(0, 12))
@@ -294,7 +294,7 @@ def test_right_rows_of_a_window(examples: int) -> None:
 def test_no_larger_trim_would_do(examples: int) -> None:
     """The trim is the largest that the asked number of patches can cover the output with.
 
-    Greedy is best here: each next window lies as far down as the right rows above it allow.
+    Greedy is best here: each next window lies as far down as the valid rows above it allow.
     """
     seen: Counter[str] = Counter()
 
