@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriters.tiling.row_maps import RowMap, room
+from rewriters.tiling.row_maps import RowMap, removable_padding
 
 __all__ = [
     "CONVOLUTIONS",
@@ -145,7 +145,7 @@ class RowLocal:
         attributes: Attributes to replace so that the node holds no absolute size; None drops one.
         constants: Integer inputs to replace for the same reason, by index; `ROWS` stands for the
             rows of the output in a window.
-        pads: Its padding, where it may go without some (`tiling.row_maps.room`).
+        pads: Its padding, where it may go without some (`tiling.row_maps.removable_padding`).
     """
 
     row_map: RowMap
@@ -156,9 +156,9 @@ class RowLocal:
     pads: Pads | None = None
 
     @property
-    def room(self) -> tuple[int, int]:
+    def removable_padding(self) -> tuple[int, int]:
         """Rows of padding it may go without at an interior edge, above and below."""
-        return (0, 0) if self.pads is None else room(self.row_map)
+        return (0, 0) if self.pads is None else removable_padding(self.row_map)
 
 
 @dataclass(frozen=True, slots=True)

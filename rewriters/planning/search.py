@@ -224,7 +224,7 @@ def _node(place: int, occurrence: Occurrence, tensors: Sequence[Tensor]) -> _Nod
         made[0].component,
         None if isinstance(link.row_map, Pointwise) else link.row_map,
         (_tall(tensors[occurrence.carried[0]]), _tall(made[0])),
-        sum(link.room) / made[0].step,
+        sum(link.removable_padding) / made[0].step,
         occurrence.work,
         sum(tensor.size for tensor in made),
         max(tensor.elements for tensor in made),

@@ -127,7 +127,7 @@ def make_region(
                 made[name] = edge
                 numbers[edge] = len(numbers)
                 makes.append(numbers[edge])
-        entries.append(Link(link.row_map, tuple(reads), tuple(makes), link.room))
+        entries.append(Link(link.row_map, tuple(reads), tuple(makes), link.removable_padding))
     outputs = tuple(numbers[made[name]] for name in made if name in wanted)
     network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
     region = Region(

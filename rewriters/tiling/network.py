@@ -47,13 +47,13 @@ class Link(NamedTuple):
         row_map: Its rows.
         reads: Tensors by number.
         makes: Tensors by number.
-        room: Rows of padding it may go without at an interior edge, above and below.
+        removable_padding: Rows of padding it may go without at an interior edge, above and below.
     """
 
     row_map: RowMap
     reads: tuple[int, ...]
     makes: tuple[int, ...]
-    room: tuple[int, int] = (0, 0)
+    removable_padding: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def padding_dropped(
     row_map, source, target = link.row_map, link.reads[0], link.makes[0]
     above = row_map.step_in * top[target] - row_map.step_out * top[source]
     below = row_map.step_in * bottom[target] - row_map.step_out * bottom[source]
-    if not (0 <= above <= link.room[0] and 0 <= below <= link.room[1]):
+    if not (0 <= above <= link.removable_padding[0] and 0 <= below <= link.removable_padding[1]):
         return None
     return above, below
 

@@ -12,10 +12,10 @@ s: stride, p and q: begin and end padding (negative: rows cut off), K: the kerne
 outside [0, H) stand for padding at a true border of the image. ``K - 1`` and ``p`` enter with the
 window's own height where SAME padding depends on it.
 
-`room` says how much padding an operator may go without where the rows beyond the edge are real, and
-`dropped` what is left of it then; a ConvTranspose goes without the rows that its kernel reaches in
-part alone. At an edge that is ``d`` rows shorter, with x rows cut off an operator's input and y off
-its output, ``d = step_in * y - step_out * x``.
+`removable_padding` says how much padding an operator may go without where the rows beyond the edge
+are real, and `dropped` what is left of it then; a ConvTranspose goes without the rows that its
+kernel reaches in part alone. At an edge that is ``d`` rows shorter, with x rows cut off an
+operator's input and y off its output, ``d = step_in * y - step_out * x``.
 
 Source: ONNX operator definitions of Conv, ConvTranspose, AveragePool, Pad and Resize.
 """
@@ -27,7 +27,16 @@ from typing import Any, Protocol
 
 from rewriters.tiling.patches import Rows
 
-__all__ = ["Padding", "Periodic", "Pointwise", "RowMap", "Sliding", "Transposed", "dropped", "room"]
+__all__ = [
+    "Padding",
+    "Periodic",
+    "Pointwise",
+    "RowMap",
+    "Sliding",
+    "Transposed",
+    "dropped",
+    "removable_padding",
+]
 
 
 class RowMap(Protocol):
@@ -204,7 +213,7 @@ class Periodic:
         return Rows(low, period * self.step_in + self.highs[phase])
 
 
-def room(row_map: RowMap) -> tuple[int, int]:
+def removable_padding(row_map: RowMap) -> tuple[int, int]:
     """Return the rows of padding, above and below, that an operator may go without."""
     match row_map:
         case Sliding(same=None, ceil=False) | Padding():
@@ -216,7 +225,7 @@ def room(row_map: RowMap) -> tuple[int, int]:
 
 
 def dropped(row_map: RowMap, above: int, below: int) -> RowMap:
-    """Return an operator without some of its `room`.
+    """Return an operator without some of its `removable_padding`.
 
     Args:
         row_map: The operator.

@@ -2,7 +2,8 @@
 
 Uniform windows keep their height, in terms of the scale, from a region's inputs to its outputs, and
 carry the rows that padding at an interior edge made wrong to the end, where the crop removes them.
-An operator that may go without its padding there (`tiling.row_maps.room`) does not make them:
+An operator that may go without its padding there (`tiling.row_maps.removable_padding`) does not
+make them:
 
     uniform      10 -conv- 10 -conv- 10 -conv- 10 -crop- 4
     shrinking    10 -conv-  8 -conv-  6 -conv-  4
@@ -17,7 +18,7 @@ whole numbers with
 
 1. ``top_t`` at most the rows that no core needs,
 2. for an operator from x to y that drops d rows of its padding,
-   ``d = step_in * top_y - step_out * top_x`` and ``0 <= d <= room``,
+   ``d = step_in * top_y - step_out * top_x`` and ``0 <= d <= removable padding``,
 3. the same at all operands of an operator.
 
 Such differences are closed under the larger of two solutions, so a largest one exists; it is found
@@ -81,7 +82,7 @@ def shrink(
         whole: Its `tiling.network.heights`.
         tiling: The patches, proven.
     """
-    if tiling.trim == 0 or not any(any(link.room) for link in network.links):
+    if tiling.trim == 0 or not any(any(link.removable_padding) for link in network.links):
         return None
     top = [rows - 1 for rows in whole]
     bottom = list(top)
@@ -114,13 +115,14 @@ def _lower(network: Network, most: list[int], edge: int) -> None:
         number = queue.popleft()
         waiting.discard(number)
         link = network.links[number]
-        into, out, room = link.row_map.step_in, link.row_map.step_out, link.room[edge]
+        into, out = link.row_map.step_in, link.row_map.step_out
+        removable = link.removable_padding[edge]
         x = min(most[tensor] for tensor in link.reads)
         y = min(most[tensor] for tensor in link.makes)
         before = None
         while before != (x, y):
             before = x, y
-            y = min(y, (out * x + room) // into)
+            y = min(y, (out * x + removable) // into)
             x = min(x, into * y // out)
         for tensors, bound in ((link.reads, x), (link.makes, y)):
             for tensor in tensors:

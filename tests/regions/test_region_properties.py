@@ -37,7 +37,7 @@ from rewriters.tiling.row_maps import (
     Sliding,
     Transposed,
     dropped,
-    room,
+    removable_padding,
 )
 from rewriters.tiling.shrinking import shrink
 from tests.support.random_graphs import random_graph
@@ -302,7 +302,7 @@ def _networks(draw: st.DrawFn) -> tuple[Network, tuple[str, ...], tuple[int, ...
                 link.row_map,
                 tuple(numbers[tensor] for tensor in link.reads),
                 tuple(numbers[tensor] for tensor in link.makes),
-                room(link.row_map),
+                removable_padding(link.row_map),
             )
             for link in links
         ),

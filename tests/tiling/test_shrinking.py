@@ -15,7 +15,15 @@ from rewriters.tiling import network as networks
 from rewriters.tiling import proof
 from rewriters.tiling.network import Link, Network, Shrinking
 from rewriters.tiling.patches import Tiling, tile
-from rewriters.tiling.row_maps import Padding, Pointwise, RowMap, Sliding, Transposed, dropped, room
+from rewriters.tiling.row_maps import (
+    Padding,
+    Pointwise,
+    RowMap,
+    Sliding,
+    Transposed,
+    dropped,
+    removable_padding,
+)
 from rewriters.tiling.shrinking import needed, shrink
 from tests.support.regions_by_hand import Cut, tile_all
 from tests.support.small_models import Array, assert_same, chain, cut, model, node, noise
@@ -32,7 +40,7 @@ def _shrunk(
 ) -> tuple[Shrinking | None, Network, Tiling]:
     inputs = tuple(range(len(rows)))
     tensors = 1 + max(tensor for _, _, makes in links for tensor in makes)
-    made = tuple(Link(op, reads, makes, room(op)) for op, reads, makes in links)
+    made = tuple(Link(op, reads, makes, removable_padding(op)) for op, reads, makes in links)
     network = Network(tensors, made, inputs, outputs)
     step, whole = networks.steps(network), networks.heights(network, rows)
     assert not isinstance(step, str)
@@ -124,11 +132,11 @@ def test_a_side_output_keeps_its_rows() -> None:
 
 
 def test_what_is_dropped_is_what_the_row_map_says() -> None:
-    """`dropped` of all the room leaves none, and as many rows less."""
+    """`dropped` of all removable padding leaves none, and as many rows less."""
     for op in (CONV, Sliding(5, 2, 2, 1), Transposed(5, 2, 1, 2, 1), Padding(3, 1)):
-        above, below = room(op)
+        above, below = removable_padding(op)
         less = dropped(op, above, below)
-        assert room(less) == (0, 0)
+        assert removable_padding(less) == (0, 0)
         rows = 41
         if not isinstance(op, Sliding):
             assert less.rows_out(rows) == op.rows_out(rows) - above - below
