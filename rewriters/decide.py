@@ -62,7 +62,7 @@ def decide(
     before: Peak,
     labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
-    report: Progress,
+    progress: Progress,
 ) -> Decision:
     """Decide what is cut.
 
@@ -90,11 +90,11 @@ def decide(
             options.form,
             labels,
             sizes,
-            report,
+            progress,
         )
         return Decision(found.drafts, found.refused, found.forms, found.peaks, axis=options.axes[0])
     kept, refused = kept_nodes(analysis, options, labels, sizes)
-    axis, cut = _best_axis(analysis, options, engine, kept, labels, report)
+    axis, cut = _best_axis(analysis, options, engine, kept, labels, progress)
     inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
     failed = {refusal.node: refusal for refusal in cut.refused}
     reasons: tuple[Reason, ...] = ()
@@ -155,7 +155,7 @@ def _best_axis(
     engine: str,
     kept: frozenset[int],
     labels: Mapping[int, str],
-    report: Progress,
+    progress: Progress,
 ) -> tuple[str | int, Regional]:
     """Cut regions along each axis in question; return the better one and what was done.
 
@@ -166,7 +166,7 @@ def _best_axis(
     for axis in options.axes:
         try:
             cut = cut_regions(
-                analysis, options.limits, axis, options.form, engine, kept, labels, report
+                analysis, options.limits, axis, options.form, engine, kept, labels, progress
             )
         except BudgetError as error:
             failed = failed or error

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import inf
 from typing import Any
@@ -10,14 +10,13 @@ from typing import Any
 from rewriters.emission.forms import FORMS, SINGLE_FORMS
 from rewriters.errors import OptionError
 from rewriters.memory.targets import TARGETS
+from rewriters.planning.progress import Progress
 from rewriters.planning.stages import Limits
 from rewriters.regions.row_locality import AXES
 from rewriters.regions.selection import Selection
 
 __all__ = ["MOST_SPLITS", "Options", "Progress"]
 
-
-Progress = Callable[[str, int, int], None]
 
 # A graph of more nodes per Conv serves nobody.
 MOST_SPLITS = 4096

@@ -79,9 +79,9 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         OptionError: An option does not fit the model.
         BudgetError: No plan keeps the memory budget, or nobody can tell.
     """
-    report = progress or (lambda what, done, total: None)
+    progress = progress or (lambda what, done, total: None)
     already = holds_plan(loaded.model)
-    report("analysing", 0, 1)
+    progress("analysing", 0, 1)
     subject, unfixed = _prepare(loaded, options, already=already)
     analysis, before = subject.analysis, subject.before[0]
     fits = fits_as_it_is(analysis, options, before, subject.labels, already=already)
@@ -103,7 +103,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     if already:
         return replace(unchanged, fits=fits)
     decided = decide(
-        analysis, options, subject.engines[0], before, subject.labels, subject.sizes, report
+        analysis, options, subject.engines[0], before, subject.labels, subject.sizes, progress
     )
     unchanged = replace(
         unchanged,
@@ -116,9 +116,9 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     order = ordered(analysis, decided.drafts, decided.turns)
     if order is None:
         raise OptionError("the regions depend on each other in a circle; cut fewer of them")
-    predicted = _predicted(subject, decided, unchanged, report)
+    predicted = _predicted(subject, decided, unchanged, progress)
     check_budget(options, None if predicted.after.unknown else predicted.after)
-    report("splicing", len(decided.forms), len(decided.forms) + 1)
+    progress("splicing", len(decided.forms), len(decided.forms) + 1)
     return _spliced(subject, decided, order, options, predicted)
 
 
@@ -144,7 +144,7 @@ def _prepare(loaded: Loaded, options: Options, *, already: bool) -> tuple[_Subje
 
 
 def _predicted(
-    subject: _Subject, decided: Decision, unchanged: Outcome, report: Progress
+    subject: _Subject, decided: Decision, unchanged: Outcome, progress: Progress
 ) -> Outcome:
     """Return the outcome with the peaks that are predicted of what was decided."""
     analysis, before, turns = subject.analysis, subject.before, decided.turns
@@ -152,7 +152,7 @@ def _predicted(
     after = found[0] if found else None
     by_form = {}
     for at, (form, drafts) in enumerate(decided.forms.items()):
-        report("splicing", at, len(decided.forms) + 1)
+        progress("splicing", at, len(decided.forms) + 1)
         same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
         peak = after if same else predict(analysis, drafts, subject.engines[0], turns)
         if peak is not None and not peak.unknown:

@@ -7,11 +7,12 @@ forbidden, with its reason kept, and the search goes on without it.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewriters.operators.record import RowLocal
 from rewriters.planning.analysis import Analysis
+from rewriters.planning.progress import Progress
 from rewriters.planning.search import Space, spaces
 from rewriters.planning.stages import Limits, Plan, Stage
 from rewriters.regions.refusal import Refusal
@@ -151,7 +152,7 @@ def candidates_of(
     axis_name: str | int,
     kept: frozenset[int],
     engine: str,
-    report: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> Candidates:
     """Find everything there is to choose from.
 
@@ -160,7 +161,7 @@ def candidates_of(
         axis_name: "height", "width", "depth" or a dimension of the tensor.
         kept: Positions of nodes that are to be left as they are.
         engine: A key of `memory.targets.ENGINES`.
-        report: Called with (what, done, total) from time to time.
+        progress: Called with (what, done, total) from time to time.
     """
     facts = analysis.facts
     locality = find_locality(facts, axis_name)
@@ -179,8 +180,8 @@ def candidates_of(
     links = row_local(analysis, locality.links, kept)
 
     def searching(done: int, most: int) -> None:
-        if report is not None:
-            report("searching", done, most)
+        if progress is not None:
+            progress("searching", done, most)
 
     found = list(spaces(analysis, links, constant | known, engine, searching))
     return Candidates(analysis, links, locality.reasons, found, [])

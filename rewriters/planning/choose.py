@@ -8,7 +8,7 @@ that more plans to choose from are never worse.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 from typing import Any
@@ -22,6 +22,7 @@ from rewriters.planning.candidates import Candidates, candidates_of, row_local
 from rewriters.planning.emitted_region import Draft, draft
 from rewriters.planning.evaluated_plan import Candidate, Point, front
 from rewriters.planning.evaluator import Frontier
+from rewriters.planning.progress import Progress
 from rewriters.planning.search import turns_of
 from rewriters.planning.stages import Limits
 from rewriters.regions.refusal import Refusal
@@ -41,8 +42,6 @@ __all__ = [
     "weigh",
 ]
 
-
-Progress = Callable[[str, int, int], None]
 
 # Kept back of a budget: the prediction is this much too low at worst on the tests' models.
 MARGIN = 0.05
@@ -91,7 +90,7 @@ def cut_regions(
     engine: str,
     kept: frozenset[int],
     labels: Mapping[int, str],
-    report: Progress,
+    progress: Progress,
 ) -> Regional:
     """Choose regions and emit them.
 
@@ -103,14 +102,14 @@ def cut_regions(
         engine: A key of `memory.targets.ENGINES`.
         kept: Positions of nodes to leave as they are.
         labels: Names of the nodes.
-        report: Called with (what, done, total) from time to time.
+        progress: Called with (what, done, total) from time to time.
 
     Raises:
         BudgetError: No plan keeps the limits.
     """
-    report("searching", 0, 1)
+    progress("searching", 0, 1)
     plain = analysis.predict(None, engine)
-    found = candidates_of(analysis, axis, kept, engine, report)
+    found = candidates_of(analysis, axis, kept, engine, progress)
     frontier = Frontier(
         analysis,
         found,
@@ -122,12 +121,12 @@ def cut_regions(
     taken = None
     fits = plain.need <= limits.budget < inf and not frontier.too_large
     if not fits:
-        frontier.explore(limits.splits, report)
+        frontier.explore(limits.splits, progress)
         if limits.budget < inf or frontier.too_large:
             taken = _within(frontier, limits, plain)
         else:
             taken = _least(frontier, limits, plain)
-            while taken is None and limits.more and frontier.explore_next(report):
+            while taken is None and limits.more and frontier.explore_next(progress):
                 limits = replace(limits, splits=frontier.limits.splits)
                 taken = _least(frontier, limits, plain)
     weighed = tuple(

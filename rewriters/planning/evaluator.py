@@ -22,7 +22,7 @@ the same on every machine.
 from __future__ import annotations
 
 from collections import Counter, deque
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from math import inf, isqrt, log
@@ -45,6 +45,7 @@ from rewriters.planning.evaluated_plan import (
     front,
     recompute_of,
 )
+from rewriters.planning.progress import Progress
 from rewriters.planning.search import turns_of
 from rewriters.planning.stages import Limits, Stage, rungs
 from rewriters.planning.work import COPY
@@ -136,7 +137,7 @@ class Frontier:
         self._names = NameScheme.avoiding(analysis.index.names)
         self._drafts: dict[tuple[Stage, str], Draft] = {}
         self._turns: dict[str, list[int] | None] = {}
-        self._report: Callable[[str, int, int], None] = lambda what, done, total: None
+        self._progress: Progress = lambda what, done, total: None
         # Plans of a level that were weighed in every form and order.
         self._first: list[list[Point]] = []
         self._whole = float(_EFFORT + _EFFORT_PER_NODE * len(analysis.facts.graph.node))
@@ -185,16 +186,14 @@ class Frontier:
 
     # --- weighing ---------------------------------------------------------------------------
 
-    def explore(
-        self, splits: int = _LEVELS[-1][0], report: Callable[[str, int, int], None] | None = None
-    ) -> None:
+    def explore(self, splits: int = _LEVELS[-1][0], progress: Progress | None = None) -> None:
         """Weigh plans, level by level, until the effort is spent or there are no more.
 
         Args:
             splits: Patches up to which levels are weighed; the last one may go beyond.
-            report: Called with (what, done, total) from time to time.
+            progress: Called with (what, done, total) from time to time.
         """
-        self._report = report or self._report
+        self._progress = progress or self._progress
         wanted, below = [], self.limits.splits
         while self._levels and below < splits:
             wanted.append(self._levels.popleft())
@@ -207,11 +206,11 @@ class Frontier:
             self._left = min(0.0, self._left) + share * self._whole
             self._explore_level(share * self._whole)
 
-    def explore_next(self, report: Callable[[str, int, int], None] | None = None) -> bool:
+    def explore_next(self, progress: Progress | None = None) -> bool:
         """Weigh the plans of one level more; tell whether there was one."""
         there = bool(self._levels)
         if there:
-            self.explore(self._levels[0][0], report)
+            self.explore(self._levels[0][0], progress)
         return there
 
     def _explore_level(self, given: float) -> None:
@@ -227,7 +226,7 @@ class Frontier:
     def _spend(self, effort: float) -> None:
         self._left -= effort
         spent = int(max(0.0, min(self._given - self._left, self._total)))
-        self._report("weighing plans", spent, int(self._total))
+        self._progress("weighing plans", spent, int(self._total))
 
     def turns_of(self, order: str) -> list[int] | None:
         """Return when each node runs in an order, None for that of the file."""

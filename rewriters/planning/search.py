@@ -241,7 +241,7 @@ class Space:
             here: what it copies and lays out anew.
         order: Name of the order of the nodes (`turns_of`).
         stages: Find the regions there are.
-        report: Called with `walked` from time to time.
+        progress: Called with `walked` from time to time.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Space:
         order: str,
         *,
         stages: bool = True,
-        report: Callable[[int], None] = lambda walked: None,
+        progress: Callable[[int], None] = lambda walked: None,
     ) -> None:
         self.program = laid
         self.order = order
@@ -269,7 +269,7 @@ class Space:
         for begin, end in runs:
             cuts = self._cuts(begin, end, most)
             for at in cuts[:-1]:
-                report(self.walked)
+                progress(self.walked)
                 segments += self._grow(at, end, cuts)
         self._table = _Table(segments)
         # Per limit on elements the bytes alive while each node runs; None of one that must be cut.
@@ -671,7 +671,7 @@ def spaces(
     links: Mapping[int, RowLocal],
     skipped: Collection[int],
     engine: str,
-    report: Callable[[int, int], None],
+    progress: Callable[[int, int], None],
 ) -> Iterator[Space]:
     """Yield the nodes in their own order, then with long-lived tensors made twice.
 
@@ -680,7 +680,7 @@ def spaces(
         links: Row-local nodes that may be in a region.
         skipped: Nodes that compute constants.
         engine: A key of `memory.targets.ENGINES`.
-        report: Called with (done, most) after each order that was looked at.
+        progress: Called with (done, most) after each order that was looked at.
     """
     counted = ENGINES[engine]
     run, alive = analysis.run(engine)
@@ -693,7 +693,7 @@ def spaces(
     found, walked = list[Space](), 0
 
     def walking(here: int) -> None:
-        report(min(walked + here, _WALKED_IN_ALL), _WALKED_IN_ALL)
+        progress(min(walked + here, _WALKED_IN_ALL), _WALKED_IN_ALL)
 
     laid = {}
     for name, nodes in orders.items():
@@ -703,7 +703,7 @@ def spaces(
             walking(0)
     excess = _excess(laid["engine"], alive)
     for name, base in laid.items():
-        found.append(Space(base, excess, name, report=walking))
+        found.append(Space(base, excess, name, progress=walking))
         walked += found[-1].walked
     yield from found
     usual = Limits(recompute=USUAL)
@@ -718,7 +718,7 @@ def spaces(
             if walked >= _WALKED_IN_ALL:
                 return
             laid_out = program(analysis, links, again, engine=counted)
-            tried = Space(laid_out, _shorter(base, wanted, excess), order, report=walking)
+            tried = Space(laid_out, _shorter(base, wanted, excess), order, progress=walking)
             walked += tried.walked
             lower = tried.least_peak(usual)
             if lower is not None and lower.peak < _WORTH * plan.peak:

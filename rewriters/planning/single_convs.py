@@ -6,22 +6,20 @@ proven tiling. Where the form is open, the one with the lower predicted peak of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft, draft
+from rewriters.planning.progress import Progress
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.selection import ConvSize, Selection, candidates, select
 from rewriters.regions.single_conv import find_region
 from rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["Singles", "cut_singles"]
-
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -49,7 +47,7 @@ def cut_singles(
     form: str,
     labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
-    report: Progress,
+    progress: Progress,
 ) -> Singles:
     """Decide on every convolution, and emit those that are cut.
 
@@ -61,16 +59,16 @@ def cut_singles(
         form: "batch", "sequential", or "auto".
         labels: Names of the nodes.
         sizes: Sizes of the convolutions, by label.
-        report: Called with (what, done, total) from time to time.
+        progress: Called with (what, done, total) from time to time.
     """
-    plans, refused = _plan(analysis, selection, axis, splits, labels, sizes, report)
+    plans, refused = _plan(analysis, selection, axis, splits, labels, sizes, progress)
     names = NameScheme.avoiding(analysis.index.names)
     drafts: list[Draft] = []
     weighed: dict[str, list[Draft]] = {}
     peaks: dict[int, Mapping[str, int]] = {}
     for number, plan in enumerate(plans):
         if number % 64 == 0:
-            report("emitting", number, len(plans))
+            progress("emitting", number, len(plans))
         base = labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
         tried = {
             name: draft(plan, name, analysis, names, base)
@@ -101,7 +99,7 @@ def _plan(
     splits: int,
     labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
-    report: Progress,
+    progress: Progress,
 ) -> tuple[Sequence[RegionPlan], Sequence[Refusal]]:
     facts = analysis.facts
     plans: list[RegionPlan] = []
@@ -109,7 +107,7 @@ def _plan(
     positions = list(candidates(facts.graph))
     for number, position in enumerate(positions):
         if number % 64 == 0:
-            report("planning", number, len(positions))
+            progress("planning", number, len(positions))
         label = labels[position]
         found: RegionPlan | Refusal | None
         found = select(label, sizes[label], analysis.ideal_peak.bytes, selection)
