@@ -37,8 +37,8 @@ class Decision:
         peaks: Per place of a region and form the predicted peak of the region alone.
         weighed: Plans that were weighed.
         recompute: Work after over before.
-        order: Name of the order of the nodes, `planning.search.turns_of`.
-        turns: When each node is wanted to run, by position; None for the order of the file.
+        order: Name of the order of the nodes, `planning.search.run_rank_of`.
+        run_rank: When each node is wanted to run, by position; None for the order of the file.
         axis: The axis that is cut.
         reasons: What holds the peak where nothing is cut.
     """
@@ -50,7 +50,7 @@ class Decision:
     weighed: tuple[Candidate, ...] = ()
     recompute: float | None = None
     order: str = "file"
-    turns: list[int] | None = None
+    run_rank: list[int] | None = None
     axis: str | int = "height"
     reasons: tuple[Reason, ...] = ()
 
@@ -77,9 +77,9 @@ def decide(
             (), [Refusal(labels[at], reason, "opset-too-old") for at in candidates(facts.graph)]
         )
     if options.plan is not None:
-        drafts, turns = apply_plan(analysis, options.plan, labels, engine)
+        drafts, run_rank = apply_plan(analysis, options.plan, labels, engine)
         return Decision(
-            drafts, (), order=options.plan["order"], turns=turns, axis=options.plan["axis"]
+            drafts, (), order=options.plan["order"], run_rank=run_rank, axis=options.plan["axis"]
         )
     if not options.by_region:
         found = cut_singles(
@@ -125,7 +125,7 @@ def decide(
         weighed=cut.weighed,
         recompute=cut.recompute,
         order=cut.order,
-        turns=cut.turns,
+        run_rank=cut.run_rank,
         axis=axis,
         reasons=reasons,
     )

@@ -113,7 +113,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     )
     if not decided.drafts:
         return replace(unchanged, fits=fits)
-    order = ordered(analysis, decided.drafts, decided.turns)
+    order = ordered(analysis, decided.drafts, decided.run_rank)
     if order is None:
         raise OptionError("the regions depend on each other in a circle; cut fewer of them")
     predicted = _predicted(subject, decided, unchanged, progress)
@@ -147,14 +147,14 @@ def _predicted(
     subject: _Subject, decided: Decision, unchanged: Outcome, progress: Progress
 ) -> Outcome:
     """Return the outcome with the peaks that are predicted of what was decided."""
-    analysis, before, turns = subject.analysis, subject.before, decided.turns
-    found = predict_all(analysis, decided.drafts, subject.engines, turns)
+    analysis, before, run_rank = subject.analysis, subject.before, decided.run_rank
+    found = predict_all(analysis, decided.drafts, subject.engines, run_rank)
     after = found[0] if found else None
     by_form = {}
     for at, (form, drafts) in enumerate(decided.forms.items()):
         progress("splicing", at, len(decided.forms) + 1)
         same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
-        peak = after if same else predict(analysis, drafts, subject.engines[0], turns)
+        peak = after if same else predict(analysis, drafts, subject.engines[0], run_rank)
         if peak is not None and not peak.unknown:
             by_form[form] = peak.bytes
     defaults = None

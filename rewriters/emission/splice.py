@@ -15,7 +15,7 @@ __all__ = ["arrange", "drop_unused_value_info", "sorted_by", "splice"]
 
 
 def arrange(
-    index: Index, fragments: Mapping[int, Fragment], turns: Sequence[int] | None = None
+    index: Index, fragments: Mapping[int, Fragment], run_rank: Sequence[int] | None = None
 ) -> list[int | Fragment] | None:
     """Return the graph's nodes, by position, with fragments in place of what they make.
 
@@ -25,9 +25,9 @@ def arrange(
     Args:
         index: The graph.
         fragments: Per position the fragment that stands there.
-        turns: Per position when the node is wanted to run. ONNX Runtime walks from the results to
-            what they need, and of two operands makes the one that stands later in the file first:
-            so what runs late stands early.
+        run_rank: When each node is wanted to run, by position; None for the order of the file. ONNX
+            Runtime walks from the results to what they need, and of two operands makes the one that
+            stands later in the file first: so what runs late stands early.
 
     Returns:
         The new order, None if the fragments depend on each other in a circle.
@@ -49,13 +49,13 @@ def arrange(
             items[position, 0] = position
         if position in fragments:
             items[position, 1] = fragments[position]
-    return _sorted(index, items, turns)
+    return _sorted(index, items, run_rank)
 
 
 def _sorted(
     index: Index,
     items: Mapping[tuple[int, int], int | Fragment],
-    turns: Sequence[int] | None,
+    run_rank: Sequence[int] | None,
 ) -> list[int | Fragment] | None:
     """Sort topologically, as close to the order of the keys as can be."""
 
@@ -70,10 +70,10 @@ def _sorted(
         {maker[name] for name in ends(items[key])[0] if name in maker} - {at}
         for at, key in enumerate(keys)
     ]
-    if turns is None:
+    if run_rank is None:
         order = sorted_by(before, lambda at: keys[at])
     else:
-        order = sorted_by(before, lambda at: (-turns[keys[at][0]], -keys[at][1]))
+        order = sorted_by(before, lambda at: (-run_rank[keys[at][0]], -keys[at][1]))
     return [items[keys[at]] for at in order] if len(order) == len(items) else None
 
 

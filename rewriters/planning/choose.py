@@ -23,7 +23,7 @@ from rewriters.planning.emitted_region import Draft, draft
 from rewriters.planning.evaluated_plan import Candidate, Point, front
 from rewriters.planning.evaluator import Frontier
 from rewriters.planning.progress import Progress
-from rewriters.planning.search import turns_of
+from rewriters.planning.search import run_rank_of
 from rewriters.planning.stages import Limits
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import make_region
@@ -64,7 +64,7 @@ class Regional:
         recompute: Work after over before.
         time: Predicted time after over before.
         order: Name of the order of the nodes.
-        turns: When each node is wanted to run, by position; None for the order of the file.
+        run_rank: When each node is wanted to run, by position; None for the order of the file.
         refused: Regions that the search wanted and that could not be proven.
         links: Positions of the row-local nodes.
         reasons: Why other nodes are not, by position.
@@ -76,7 +76,7 @@ class Regional:
     recompute: float
     time: float
     order: str
-    turns: list[int] | None
+    run_rank: list[int] | None
     refused: tuple[Refusal, ...]
     links: Collection[int]
     reasons: Mapping[int, str]
@@ -154,7 +154,7 @@ def cut_regions(
         recompute=candidate.recompute,
         time=candidate.time,
         order=candidate.order,
-        turns=frontier.turns_of(candidate.order),
+        run_rank=frontier.run_rank_of(candidate.order),
         refused=tuple(each for each in found.refused if positions[each.node] not in provable),
         links=found.links.keys(),
         reasons=found.reasons,
@@ -386,7 +386,7 @@ def apply_plan(
     names = NameScheme.avoiding(analysis.index.names)
     facts = analysis.facts
     links = find_locality(facts, data["axis"]).links
-    turns = turns_of(analysis, data["order"], engine, row_local(analysis, links))
+    run_rank = run_rank_of(analysis, data["order"], engine, row_local(analysis, links))
     drafts = []
     for entry in data["regions"]:
         unknown = [label for label in entry["nodes"] if label not in positions]
@@ -411,4 +411,4 @@ def apply_plan(
             raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
         base = labels[nodes[0]] if len(nodes) == 1 else label
         drafts.append(draft(plan, entry["form"], analysis, names, base))
-    return tuple(drafts), turns
+    return tuple(drafts), run_rank

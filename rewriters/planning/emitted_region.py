@@ -111,7 +111,7 @@ def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, ba
 def ordered(
     analysis: Analysis,
     drafts: Sequence[Draft],
-    turns: Sequence[int] | None = None,
+    run_rank: Sequence[int] | None = None,
     *,
     sized: bool = False,
 ) -> list[int | Fragment] | None:
@@ -120,7 +120,7 @@ def ordered(
     Args:
         analysis: The model.
         drafts: Its regions.
-        turns: When each node is wanted to run, by position; None for the order of the file.
+        run_rank: When each node is wanted to run, by position; None for the order of the file.
         sized: Take the fragments at assumed sizes.
 
     Returns:
@@ -133,7 +133,7 @@ def ordered(
             return None
         fragments[entry.place] = fragment
     fragments |= _folded(analysis, fragments)
-    return arrange(analysis.index, fragments, turns)
+    return arrange(analysis.index, fragments, run_rank)
 
 
 def _folded(analysis: Analysis, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
@@ -158,7 +158,7 @@ def predict(
     analysis: Analysis,
     drafts: Sequence[Draft],
     engine: str,
-    turns: Sequence[int] | None = None,
+    run_rank: Sequence[int] | None = None,
 ) -> Peak | None:
     """Return the predicted peak of the model with these regions, None if sizes are unknown.
 
@@ -166,9 +166,9 @@ def predict(
         analysis: The model.
         drafts: Its regions.
         engine: A key of `memory.targets.ENGINES`.
-        turns: When each node is wanted to run, by position; None for the order of the file.
+        run_rank: When each node is wanted to run, by position; None for the order of the file.
     """
-    found = predict_all(analysis, drafts, [engine], turns)
+    found = predict_all(analysis, drafts, [engine], run_rank)
     return found[0] if found else None
 
 
@@ -176,8 +176,8 @@ def predict_all(
     analysis: Analysis,
     drafts: Sequence[Draft],
     engines: Sequence[str],
-    turns: Sequence[int] | None = None,
+    run_rank: Sequence[int] | None = None,
 ) -> list[Peak]:
     """Return the predicted peak on each engine, none if sizes are unknown. As `predict`."""
-    order = ordered(analysis, drafts, turns, sized=True)
+    order = ordered(analysis, drafts, run_rank, sized=True)
     return [] if order is None else analysis.predict_all(order, engines)

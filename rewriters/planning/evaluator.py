@@ -46,7 +46,7 @@ from rewriters.planning.evaluated_plan import (
     recompute_of,
 )
 from rewriters.planning.progress import Progress
-from rewriters.planning.search import turns_of
+from rewriters.planning.search import run_rank_of
 from rewriters.planning.stages import Limits, Stage, rungs
 from rewriters.planning.work import COPY
 from rewriters.regions.tiled_region import ORDERS, RegionPlan
@@ -136,7 +136,7 @@ class Frontier:
         self._points: dict[tuple[tuple[Stage, ...], str], Point | None] = {}
         self._names = NameScheme.avoiding(analysis.index.names)
         self._drafts: dict[tuple[Stage, str], Draft] = {}
-        self._turns: dict[str, list[int] | None] = {}
+        self._run_ranks: dict[str, list[int] | None] = {}
         self._progress: Progress = lambda what, done, total: None
         # Plans of a level that were weighed in every form and order.
         self._first: list[list[Point]] = []
@@ -228,12 +228,12 @@ class Frontier:
         spent = int(max(0.0, min(self._given - self._left, self._total)))
         self._progress("weighing plans", spent, int(self._total))
 
-    def turns_of(self, order: str) -> list[int] | None:
+    def run_rank_of(self, order: str) -> list[int] | None:
         """Return when each node runs in an order, None for that of the file."""
-        if order not in self._turns:
+        if order not in self._run_ranks:
             links = self.found.links.keys()
-            self._turns[order] = turns_of(self.analysis, order, self.engine, links)
-        return self._turns[order]
+            self._run_ranks[order] = run_rank_of(self.analysis, order, self.engine, links)
+        return self._run_ranks[order]
 
     def _search(self, reserve: float) -> None:
         """Weigh what the search finds, from coarse to fine, until no more effort is left than that.
@@ -379,7 +379,7 @@ class Frontier:
         further = self._further(at for at in range(len(self._more_reads)) if at not in inside)
         further += sum(plan.splits * self._further(plan.region.nodes) for plan in regions)
         for name in orders:
-            order = ordered(self.analysis, drafts, self.turns_of(name), sized=True)
+            order = ordered(self.analysis, drafts, self.run_rank_of(name), sized=True)
             if order is None or order in tried:
                 continue
             tried.append(order)

@@ -195,7 +195,7 @@ class _Looked:
         self.kept = kept
         self.refused = refused
         order = analysis.run(engine)[0]
-        self.turns = {at: turn for turn, at in enumerate(order)}
+        self.run_rank = {at: rank for rank, at in enumerate(order)}
         self.order = order
 
     def cause(self, name: str) -> tuple[_Cause, list[int]]:
@@ -209,7 +209,7 @@ class _Looked:
         if not barriers and any(at in self.kept for at in around):
             return _EXCLUDED, [at for at in around if at in self.kept]
         if not barriers and users:
-            waits = self.order[self.turns[maker] : max(self.turns[at] for at in users) + 1]
+            waits = self.order[self.run_rank[maker] : max(self.run_rank[at] for at in users) + 1]
             barriers = [at for at in waits if self._is_barrier(at) and self._bytes(at)]
         if barriers:
             worst = max(barriers, key=lambda at: (self._bytes(at), -at))

@@ -54,7 +54,7 @@ from rewriters.tiling.network import valid_rows
 from rewriters.tiling.patches import Rows
 from rewriters.tiling.row_maps import Pointwise, RowMap
 
-__all__ = ["Space", "spaces", "turns_of"]
+__all__ = ["Space", "run_rank_of", "spaces"]
 
 
 # Places where regions of one run of nodes may begin or end; the graph is tried at all of them if
@@ -239,7 +239,7 @@ class Space:
         laid: The nodes in order.
         excess: Bytes an engine has alive while a node runs, by position, beyond those counted
             here: what it copies and lays out anew.
-        order: Name of the order of the nodes (`turns_of`).
+        order: Name of the order of the nodes (`run_rank_of`).
         stages: Find the regions there are.
         progress: Called with `walked` from time to time.
     """
@@ -730,7 +730,7 @@ def spaces(
         yield space
 
 
-def turns_of(
+def run_rank_of(
     analysis: Analysis, order: str, engine: str, links: Collection[int]
 ) -> list[int] | None:
     """Return when each node runs in an order, by position; None for the order of the file.
@@ -748,10 +748,10 @@ def turns_of(
         nodes = analysis.run(engine)[0]
     else:
         nodes = late_order(analysis, links if order == "runs" else ())
-    turns = [0] * len(nodes)
-    for turn, at in enumerate(nodes):
-        turns[at] = turn
-    return turns
+    run_rank = [0] * len(nodes)
+    for rank, at in enumerate(nodes):
+        run_rank[at] = rank
+    return run_rank
 
 
 def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
