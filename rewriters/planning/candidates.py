@@ -14,13 +14,13 @@ from rewriters.operators.record import RowLocal
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.progress import Progress
 from rewriters.planning.search import Space, spaces
-from rewriters.planning.stages import Limits, Plan, Stage
+from rewriters.planning.stages import Limits, Plan, RegionChoice
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import Region, make_region
 from rewriters.regions.row_locality import find_locality
 from rewriters.regions.tiled_region import RegionPlan, plan_region
 
-__all__ = ["Candidates", "candidates_of", "row_local", "stage_of"]
+__all__ = ["Candidates", "candidates_of", "choice_of", "row_local"]
 
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Candidates:
     reasons: Mapping[int, str]
     spaces: Sequence[Space]
     refused: list[Refusal]
-    proven: dict[Stage, RegionPlan | Refusal] = field(default_factory=dict)
+    proven: dict[RegionChoice, RegionPlan | Refusal] = field(default_factory=dict)
     looked_at: int = 0
     proved: int = 0
 
@@ -78,10 +78,10 @@ class Candidates:
 
     def in_patches(self, plan: RegionPlan, splits: int) -> RegionPlan | None:
         """Return a region in another number of patches, None if it cannot be cut so."""
-        stage = stage_of(plan.region, splits)
-        if stage not in self.proven:
-            self.proven[stage] = self._cut(plan.region, splits)
-        made = self.proven[stage]
+        choice = choice_of(plan.region, splits)
+        if choice not in self.proven:
+            self.proven[choice] = self._cut(plan.region, splits)
+        made = self.proven[choice]
         return None if isinstance(made, Refusal) else made
 
     def _choose(
@@ -93,19 +93,19 @@ class Candidates:
             if plan is None:
                 return None
             regions = []
-            for stage, span in zip(plan.stages, plan.spans, strict=True):
-                if stage not in self.proven:
-                    self.proven[stage] = self._prove(
-                        stage.nodes, stage.wanted, stage.splits, labels
+            for choice, span in zip(plan.choices, plan.spans, strict=True):
+                if choice not in self.proven:
+                    self.proven[choice] = self._prove(
+                        choice.nodes, choice.wanted, choice.splits, labels
                     )
-                made = self.proven[stage]
+                made = self.proven[choice]
                 if isinstance(made, Refusal):
                     logger.debug("region %s: %s", made.node, made.reason)
                     self.refused.append(made)
                     space.forbid(*span[:2])
                 else:
                     regions.append(made)
-            if len(regions) == len(plan.stages):
+            if len(regions) == len(plan.choices):
                 return plan, tuple(regions)
         return None
 
@@ -129,9 +129,9 @@ class Candidates:
         return found
 
 
-def stage_of(region: Region, splits: int) -> Stage:
+def choice_of(region: Region, splits: int) -> RegionChoice:
     """Return what tells a region in so many patches from others."""
-    return Stage(region.nodes, tuple(edge.name for edge in region.outputs), splits)
+    return RegionChoice(region.nodes, tuple(edge.name for edge in region.outputs), splits)
 
 
 def row_local(

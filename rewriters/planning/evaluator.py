@@ -36,7 +36,7 @@ from rewriters.memory.peak import Peak
 from rewriters.memory.reader import uncollected
 from rewriters.memory.targets import ENGINES
 from rewriters.planning.analysis import Analysis
-from rewriters.planning.candidates import Candidates, stage_of
+from rewriters.planning.candidates import Candidates, choice_of
 from rewriters.planning.emitted_region import Draft, draft, ordered
 from rewriters.planning.evaluated_plan import (
     LITTLE,
@@ -47,7 +47,7 @@ from rewriters.planning.evaluated_plan import (
 )
 from rewriters.planning.progress import Progress
 from rewriters.planning.search import run_rank_of
-from rewriters.planning.stages import Limits, Stage, rungs
+from rewriters.planning.stages import Limits, RegionChoice, rungs
 from rewriters.planning.work import COPY
 from rewriters.regions.tiled_region import ORDERS, RegionPlan
 
@@ -69,7 +69,7 @@ _EFFORT_PER_NODE = 60
 
 _EMITTED = 3
 
-# What a region costs that is looked for, a place or a stage, and proven, a node of a patch.
+# What a region costs that is looked for, a place or a region, and proven, a node of a patch.
 _LOOKED_FOR = 0.01
 
 _PROVEN = 0.05
@@ -133,9 +133,9 @@ class Frontier:
         # Those of the level that is weighed.
         self.limits = Limits(splits=1, elements=elements)
         self.too_large = elements is not None and found.spaces[0].too_large(elements)
-        self._points: dict[tuple[tuple[Stage, ...], str], Point | None] = {}
+        self._points: dict[tuple[tuple[RegionChoice, ...], str], Point | None] = {}
         self._names = NameScheme.avoiding(analysis.index.names)
-        self._drafts: dict[tuple[Stage, str], Draft] = {}
+        self._drafts: dict[tuple[RegionChoice, str], Draft] = {}
         self._run_ranks: dict[str, list[int] | None] = {}
         self._progress: Progress = lambda what, done, total: None
         # Plans of a level that were weighed in every form and order.
@@ -174,7 +174,7 @@ class Frontier:
         In the forms that they were weighed in alone, if more would cost too much.
         """
         dear = _EMITTED * self._size(point.regions) > _OTHERS * self._whole
-        known = {form for stages, form in self._points if stages == _stages(point.regions)}
+        known = {form for choices, form in self._points if choices == _choices(point.regions)}
         forms = [form for form in self.forms if form in known or not dear]
         found = {form: self.drafts(point.regions, form) for form in forms}
         same = [
@@ -269,9 +269,9 @@ class Frontier:
         spaces = self.found.spaces
         least = [plan.peak for space in spaces if (plan := space.least_peak(usual))]
         low, high = max(1, min(least, default=0)), max(1, self.found.plain_peak)
-        seen: set[tuple[Stage, ...]] = {()}
+        seen: set[tuple[RegionChoice, ...]] = {()}
 
-        def new(plans: Mapping[tuple[Stage, ...], tuple[RegionPlan, ...]]) -> Iterator[Any]:
+        def new(plans: Mapping[tuple[RegionChoice, ...], tuple[RegionPlan, ...]]) -> Iterator[Any]:
             for key, regions in plans.items():
                 if key not in seen:
                     seen.add(key)
@@ -295,7 +295,7 @@ class Frontier:
                 yield from new(found)
                 levels += (middle, found, high, higher), (low, lower, middle, found)
 
-    def _at(self, budget: float) -> dict[tuple[Stage, ...], tuple[RegionPlan, ...]]:
+    def _at(self, budget: float) -> dict[tuple[RegionChoice, ...], tuple[RegionPlan, ...]]:
         """Return what the search finds for a budget: no regions where the model keeps it as it is.
 
         Empty where no plan keeps the budget, which is another thing.
@@ -308,7 +308,7 @@ class Frontier:
             self._spend(_LOOKED_FOR * self.found.looked_at + _PROVEN * self.found.proved)
             self.found.looked_at = self.found.proved = 0
             if regions is not None:
-                plans[_stages(regions)] = regions
+                plans[_choices(regions)] = regions
         return plans
 
     def _usual(self) -> tuple[str, str]:
@@ -324,7 +324,7 @@ class Frontier:
 
     def _draft(self, plan: RegionPlan, form: str) -> Draft:
         """Emit a region; plans that are near each other share most of theirs."""
-        key = stage_of(plan.region, plan.splits), form
+        key = choice_of(plan.region, plan.splits), form
         if key not in self._drafts:
             made = draft(plan, form, self.analysis, self._names, plan.region.label)
             self._drafts[key] = made
@@ -350,7 +350,7 @@ class Frontier:
             plainer = FORMS[form].falls_back
             if plainer in self.forms and not _shrinks(drafts):
                 return self._weigh(regions, plainer, orders)
-            key = _stages(regions), form
+            key = _choices(regions), form
             if key not in self._points:
                 self._points[key] = self._judge(regions, drafts, form, orders)
             return self._points[key]
@@ -564,8 +564,8 @@ def _shrinks(drafts: Iterable[Draft]) -> bool:
     return any(entry.plan.shrinking is not None for entry in drafts)
 
 
-def _stages(regions: Sequence[RegionPlan]) -> tuple[Stage, ...]:
-    return tuple(stage_of(plan.region, plan.splits) for plan in regions)
+def _choices(regions: Sequence[RegionPlan]) -> tuple[RegionChoice, ...]:
+    return tuple(choice_of(plan.region, plan.splits) for plan in regions)
 
 
 def _share(entry: Draft) -> float | None:

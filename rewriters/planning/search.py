@@ -47,7 +47,7 @@ from rewriters.planning.stages import (
     Figure,
     Limits,
     Plan,
-    Stage,
+    RegionChoice,
     rungs,
 )
 from rewriters.tiling.network import valid_rows
@@ -579,7 +579,7 @@ class Space:
             extra += float(segment.extra(splits, shrinks=shrinks)) + own
             peak = max(peak, int(segment.peak(splits)))
             covered.update(range(begin, end))
-            stages.append(self._stage(begin, end, splits))
+            stages.append(self._choice(begin, end, splits))
         plain = [p for at, p in enumerate(self.plain_peaks) if at not in covered]
         return Plan(
             tuple(stages),
@@ -633,7 +633,7 @@ class Space:
             found += [(number, user) for user in dict.fromkeys((*users[:1], *users[-1:]))]
         return found
 
-    def _stage(self, begin: int, end: int, splits: int) -> Stage:
+    def _choice(self, begin: int, end: int, splits: int) -> RegionChoice:
         tensors = self.program.tensors
         own = self.program.occurrences[begin:end]
         wanted = [
@@ -643,7 +643,7 @@ class Space:
             if tensors[number].last_use >= end
         ]
         nodes = sorted({occurrence.node for occurrence in own})
-        return Stage(tuple(nodes), tuple(wanted), splits)
+        return RegionChoice(tuple(nodes), tuple(wanted), splits)
 
     def least_peak(self, limits: Limits) -> Plan | None:
         """Return the plan of least peak that keeps the other limits, None if there is none.

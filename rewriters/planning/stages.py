@@ -11,7 +11,7 @@ import numpy as np
 
 from rewriters.planning.work import COPY
 
-__all__ = ["TALL", "USUAL", "CandidateRegion", "Figure", "Limits", "Plan", "Stage", "rungs"]
+__all__ = ["TALL", "USUAL", "CandidateRegion", "Figure", "Limits", "Plan", "RegionChoice", "rungs"]
 
 
 # Numbers of patches that are tried, up to the limit, which is tried itself.
@@ -53,7 +53,7 @@ class Limits:
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
+class RegionChoice:
     """A region of a plan: its nodes, the tensors it makes for others, and its patches."""
 
     nodes: tuple[int, ...]
@@ -136,14 +136,14 @@ class Plan:
     """A path through the stages.
 
     Attributes:
-        stages: Regions, in order.
+        choices: Regions, in order.
         spans: Per region first place, one past the last place, and patches.
         cost: Extra work, tensors moved included.
         recompute: Work after over before.
         peak: Most bytes alive at once.
     """
 
-    stages: tuple[Stage, ...]
+    choices: tuple[RegionChoice, ...]
     spans: tuple[tuple[int, int, int], ...]
     cost: float
     recompute: float
