@@ -47,7 +47,7 @@ from rewriters.planning.evaluated_plan import (
 )
 from rewriters.planning.progress import Progress
 from rewriters.planning.search import run_rank_of
-from rewriters.planning.stages import Limits, RegionChoice, rungs
+from rewriters.planning.stages import Limits, RegionChoice, patch_counts
 from rewriters.planning.work import COPY
 from rewriters.regions.tiled_region import ORDERS, RegionPlan
 
@@ -82,7 +82,7 @@ _READ = 1 / 6
 # Most patches of each level, and its share of the effort: most where people ask for so many.
 _LEVELS = (
     *((2, 0.03), (3, 0.03), (4, 0.2), (5, 0.02), (6, 0.03), (8, 0.15), (10, 0.03), (12, 0.03)),
-    *((14, 0.02), (16, 0.15), (32, 0.1), (64, 0.1), (rungs(1 << 30)[-1], 0.3)),
+    *((14, 0.02), (16, 0.15), (32, 0.1), (64, 0.1), (patch_counts(1 << 30)[-1], 0.3)),
 )
 
 _SEARCHED = 0.5
@@ -505,7 +505,7 @@ class Frontier:
 
     def _step(self, point: Point) -> None:
         """Weigh a plan with each region in a few patches less, and in a few more."""
-        tried = (1, *rungs(self.limits.splits))
+        tried = (1, *patch_counts(self.limits.splits))
         for at, plan in enumerate(point.regions):
             below = [count for count in tried if count < plan.splits][-1:]
             above = [count for count in tried if count > plan.splits][:1]
@@ -526,7 +526,7 @@ class Frontier:
 
     def _more(self, splits: int, known: int) -> int:
         """Return the next number of patches; at most that of the plan, if that is more."""
-        higher = (count for count in (*rungs(self.limits.splits), known) if count > splits)
+        higher = (count for count in (*patch_counts(self.limits.splits), known) if count > splits)
         return min(higher, default=splits)
 
     def _fewest(self, point: Point, at: int, level: float) -> int | None:
@@ -546,7 +546,7 @@ class Frontier:
         outputs = sum(self.analysis.bytes[edge.name] or 0 for edge in plan.region.outputs)
         fixed = min(most, least + outputs)
         halo = max(0.0, share - 1 / plan.splits)
-        for splits in (1, *rungs(self.limits.splits)):
+        for splits in (1, *patch_counts(self.limits.splits)):
             if splits == 1:
                 expected: float = self.plain(plan)
             else:

@@ -48,7 +48,7 @@ from rewriters.planning.stages import (
     Limits,
     Plan,
     RegionChoice,
-    rungs,
+    patch_counts,
 )
 from rewriters.tiling.network import valid_rows
 from rewriters.tiling.patches import Rows
@@ -148,7 +148,7 @@ class _Table:
         Returns:
             Their begins, their ends, which rise, their patches and their costs.
         """
-        tried = rungs(limits.splits)
+        tried = patch_counts(limits.splits)
         if not tried or not len(self):
             return [], [], [], []
         budget = limits.budget if limits.budget < _MOST_WHOLE else inf

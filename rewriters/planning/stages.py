@@ -11,11 +11,44 @@ import numpy as np
 
 from rewriters.planning.work import COPY
 
-__all__ = ["TALL", "USUAL", "CandidateRegion", "Figure", "Limits", "Plan", "RegionChoice", "rungs"]
+__all__ = [
+    "TALL",
+    "USUAL",
+    "CandidateRegion",
+    "Figure",
+    "Limits",
+    "Plan",
+    "RegionChoice",
+    "patch_counts",
+]
 
 
 # Numbers of patches that are tried, up to the limit, which is tried itself.
-_SPLITS = (2, 3, 4, 5, 6, 8, 10, 12, 14, 16, 20, 24, 28, 32, 40, 48, 56, 64, 80, 96, 112, 128, 192)
+_PATCH_COUNTS = (
+    2,
+    3,
+    4,
+    5,
+    6,
+    8,
+    10,
+    12,
+    14,
+    16,
+    20,
+    24,
+    28,
+    32,
+    40,
+    48,
+    56,
+    64,
+    80,
+    96,
+    112,
+    128,
+    192,
+)
 
 # Steps by which windows are taller than the whole while wrong rows are counted.
 TALL = 1 << 22
@@ -25,10 +58,10 @@ USUAL = 1.3
 
 
 @lru_cache
-def rungs(most: int) -> tuple[int, ...]:
+def patch_counts(most: int) -> tuple[int, ...]:
     """Return the numbers of patches that are tried, if no more than ``most`` are wanted."""
-    below = tuple(splits for splits in _SPLITS if splits < most)
-    return (*below, most) if _SPLITS[0] <= most <= _SPLITS[-1] else below
+    below = tuple(splits for splits in _PATCH_COUNTS if splits < most)
+    return (*below, most) if _PATCH_COUNTS[0] <= most <= _PATCH_COUNTS[-1] else below
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +79,7 @@ class Limits:
 
     budget: float = inf
     recompute: float = inf
-    splits: int = _SPLITS[-1]
+    splits: int = _PATCH_COUNTS[-1]
     elements: int | None = None
     shrinks: bool = False
     more: bool = False
