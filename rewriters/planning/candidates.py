@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from rewriters.operators.record import RowLocal
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.progress import Progress
-from rewriters.planning.search import Space, spaces
+from rewriters.planning.search import StageGraph, stage_graphs
 from rewriters.planning.stages import Limits, Plan, RegionChoice
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import Region, make_region
@@ -36,7 +36,7 @@ class Candidates:
         analysis: The model.
         links: Row-local nodes, by position.
         reasons: Why other nodes are not.
-        spaces: The stages of each order of the nodes.
+        stage_graphs: The stages of each order of the nodes.
         refused: Regions that turned out not to be provable.
         proven: Regions that were asked for so far.
         looked_at: Places and stages that plans were looked for at, for who counts effort.
@@ -46,7 +46,7 @@ class Candidates:
     analysis: Analysis
     links: Mapping[int, RowLocal]
     reasons: Mapping[int, str]
-    spaces: Sequence[Space]
+    stage_graphs: Sequence[StageGraph]
     refused: list[Refusal]
     proven: dict[RegionChoice, RegionPlan | Refusal] = field(default_factory=dict)
     looked_at: int = 0
@@ -55,7 +55,7 @@ class Candidates:
     @property
     def plain_peak(self) -> int:
         """The most bytes alive where nothing is cut, as the search counts them."""
-        return max(self.spaces[0].plain_peaks, default=0)
+        return max(self.stage_graphs[0].plain_peaks, default=0)
 
     def choose(self, limits: Limits, labels: Mapping[int, str]) -> tuple[RegionPlan, ...] | None:
         """Return the proven regions of the plan of least work under a budget.
@@ -68,7 +68,7 @@ class Candidates:
             The plan of least work over all orders of the nodes; None where no order keeps the
             limits.
         """
-        found = [self._choose(space, limits, labels) for space in self.spaces]
+        found = [self._choose(graph, limits, labels) for graph in self.stage_graphs]
         best = min(
             (entry for entry in found if entry is not None),
             key=lambda entry: entry[0].cost,
@@ -85,11 +85,11 @@ class Candidates:
         return None if isinstance(made, Refusal) else made
 
     def _choose(
-        self, space: Space, limits: Limits, labels: Mapping[int, str]
+        self, graph: StageGraph, limits: Limits, labels: Mapping[int, str]
     ) -> tuple[Plan, tuple[RegionPlan, ...]] | None:
         for _ in range(_MOST_TRIES):
-            plan = space.plan(limits)
-            self.looked_at += space.size
+            plan = graph.plan(limits)
+            self.looked_at += graph.size
             if plan is None:
                 return None
             regions = []
@@ -102,7 +102,7 @@ class Candidates:
                 if isinstance(made, Refusal):
                     logger.debug("region %s: %s", made.node, made.reason)
                     self.refused.append(made)
-                    space.forbid(*span[:2])
+                    graph.forbid(*span[:2])
                 else:
                     regions.append(made)
             if len(regions) == len(plan.choices):
@@ -183,5 +183,5 @@ def candidates_of(
         if progress is not None:
             progress("searching", done, most)
 
-    found = list(spaces(analysis, links, constant | known, engine, searching))
+    found = list(stage_graphs(analysis, links, constant | known, engine, searching))
     return Candidates(analysis, links, locality.reasons, found, [])

@@ -281,9 +281,9 @@ def _offers(points: Sequence[Point], plain: Peak) -> tuple[Offer, ...]:
 
 
 def _infeasible(frontier: Frontier, limits: Limits, plain: Peak, least: Point | None) -> str:
-    space = frontier.found.spaces[0]
+    graph = frontier.found.stage_graphs[0]
     if frontier.too_large and least is None:
-        names = ", ".join(space.helpless(limits.elements or 0)[:3])
+        names = ", ".join(graph.helpless(limits.elements or 0)[:3])
         return f"tensors of more than {limits.elements} elements stay, whatever is cut" + (
             f": {names}" if names else ""
         )
@@ -293,7 +293,7 @@ def _infeasible(frontier: Frontier, limits: Limits, plain: Peak, least: Point | 
         f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's "
         f"error, cannot be met: the smallest peak found is "
         f"{size_text(there.need)} (predicted, at {there.at!r}, held by {held}); no plan goes "
-        f"below {size_text(space.bound)}. "
+        f"below {size_text(graph.bound)}. "
     )
 
 

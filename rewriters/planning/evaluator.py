@@ -132,7 +132,7 @@ class Frontier:
         self.forms = forms
         # Those of the level that is weighed.
         self.limits = Limits(splits=1, elements=elements)
-        self.too_large = elements is not None and found.spaces[0].too_large(elements)
+        self.too_large = elements is not None and found.stage_graphs[0].too_large(elements)
         self._points: dict[tuple[tuple[RegionChoice, ...], str], Point | None] = {}
         self._names = NameScheme.avoiding(analysis.index.names)
         self._drafts: dict[tuple[RegionChoice, str], Draft] = {}
@@ -266,8 +266,8 @@ class Frontier:
             reserve: Effort to leave.
         """
         usual = replace(self.limits, recompute=_USUAL)
-        spaces = self.found.spaces
-        least = [plan.peak for space in spaces if (plan := space.least_peak(usual))]
+        stage_graphs = self.found.stage_graphs
+        least = [plan.peak for graph in stage_graphs if (plan := graph.least_peak(usual))]
         low, high = max(1, min(least, default=0)), max(1, self.found.plain_peak)
         seen: set[tuple[RegionChoice, ...]] = {()}
 

@@ -54,7 +54,7 @@ from rewriters.tiling.network import valid_rows
 from rewriters.tiling.patches import Rows
 from rewriters.tiling.row_maps import Pointwise, RowMap
 
-__all__ = ["Space", "run_rank_of", "spaces"]
+__all__ = ["StageGraph", "run_rank_of", "stage_graphs"]
 
 
 # Places where regions of one run of nodes may begin or end; the graph is tried at all of them if
@@ -91,7 +91,7 @@ def _valid_rows(row_map: RowMap, right: Rows, rows: int, count: int) -> Rows:
 
 
 class _Table:
-    """The regions of a space, by rising end.
+    """The regions of a stage graph, by rising end.
 
     A plan looks at every region, and many plans are looked for: so all are judged at once.
 
@@ -232,7 +232,7 @@ def _node(place: int, occurrence: Occurrence, tensors: Sequence[Tensor]) -> _Nod
     )
 
 
-class Space:
+class StageGraph:
     """All stages of one order of the nodes, and plans made of them.
 
     Args:
@@ -596,7 +596,7 @@ class Space:
         region, what reads the tensor whole (a pool) standing before it; or else the last one.
 
         Args:
-            plan: A plan of this space.
+            plan: A plan of this stage graph.
             base: The order of the nodes before any was repeated.
 
         Returns:
@@ -666,13 +666,13 @@ class Space:
         return found
 
 
-def spaces(
+def stage_graphs(
     analysis: Analysis,
     links: Mapping[int, RowLocal],
     skipped: Collection[int],
     engine: str,
     progress: Callable[[int, int], None],
-) -> Iterator[Space]:
+) -> Iterator[StageGraph]:
     """Yield the nodes in their own order, then with long-lived tensors made twice.
 
     Args:
@@ -690,7 +690,7 @@ def spaces(
         "late": late_order(analysis),
         "runs": late_order(analysis, links.keys()),
     }
-    found, walked = list[Space](), 0
+    found, walked = list[StageGraph](), 0
 
     def walking(here: int) -> None:
         progress(min(walked + here, _WALKED_IN_ALL), _WALKED_IN_ALL)
@@ -703,22 +703,22 @@ def spaces(
             walking(0)
     excess = _excess(laid["engine"], alive)
     for name, base in laid.items():
-        found.append(Space(base, excess, name, progress=walking))
+        found.append(StageGraph(base, excess, name, progress=walking))
         walked += found[-1].walked
     yield from found
     usual = Limits(recompute=USUAL)
-    plans = [(plan, space) for space in found if (plan := space.least_peak(usual)) is not None]
+    plans = [(plan, graph) for graph in found if (plan := graph.least_peak(usual)) is not None]
     if not plans:
         return
-    plan, space = min(plans, key=lambda entry: entry[0].peak)
-    base, order, chosen = space.program, space.order, dict[int, Rematerialised]()
+    plan, graph = min(plans, key=lambda entry: entry[0].peak)
+    base, order, chosen = graph.program, graph.order, dict[int, Rematerialised]()
     for _ in range(_MOST_REPEATS):
         better = None
-        for wanted, again in ways_to_rematerialise(base, chosen, space.held(plan, base)):
+        for wanted, again in ways_to_rematerialise(base, chosen, graph.held(plan, base)):
             if walked >= _WALKED_IN_ALL:
                 return
             laid_out = program(analysis, links, again, engine=counted)
-            tried = Space(laid_out, _shorter(base, wanted, excess), order, progress=walking)
+            tried = StageGraph(laid_out, _shorter(base, wanted, excess), order, progress=walking)
             walked += tried.walked
             lower = tried.least_peak(usual)
             if lower is not None and lower.peak < _WORTH * plan.peak:
@@ -726,8 +726,8 @@ def spaces(
                 break
         if better is None:
             return
-        chosen, space, plan = better
-        yield space
+        chosen, graph, plan = better
+        yield graph
 
 
 def run_rank_of(
@@ -756,7 +756,7 @@ def run_rank_of(
 
 def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
     """Return what an engine has alive beyond the bytes of tensors, by position of the node."""
-    peaks = Space(laid, {}, "engine", stages=False).plain_peaks
+    peaks = StageGraph(laid, {}, "engine", stages=False).plain_peaks
     return {
         occurrence.node: max(0, alive.get(occurrence.node, 0) - peak)
         for occurrence, peak in zip(laid.occurrences, peaks, strict=True)

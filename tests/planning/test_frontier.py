@@ -213,18 +213,18 @@ def test_a_plan_keeps_its_own_peak() -> None:
     asked = 0
     for seed in range(60):
         graph = random_graph(random.Random(seed).randint, most=12)
-        for space in _found(graph.model(), graph.axis).spaces:
+        for stages in _found(graph.model(), graph.axis).stage_graphs:
             for splits in (4, 4096):
                 limits = Limits(splits=splits)
-                least = space.least_peak(limits)
+                least = stages.least_peak(limits)
                 assert least is not None
                 budgets = {int(share * least.peak) for share in (1, 1.1, 1.4, 2)}
                 for budget in sorted(budgets):
-                    plan = space.plan(replace(limits, budget=budget))
+                    plan = stages.plan(replace(limits, budget=budget))
                     assert plan is not None
                     assert type(plan.peak) is int
                     assert plan.peak <= budget
-                    again = space.plan(replace(limits, budget=plan.peak))
+                    again = stages.plan(replace(limits, budget=plan.peak))
                     assert again is not None
                     assert again.cost == plan.cost
                     asked += 1

@@ -82,7 +82,7 @@ def test_effort_is_bounded_where_each_node_reads_many(monkeypatch: pytest.Monkey
         lambda what, done, total: told.append((done, total)),
     )
     # A few starts, each walking past every tensor, and past as many again where branches join.
-    assert all(space.walked < 30 * edges for space in found.spaces)
-    assert len(found.spaces) < 8
+    assert all(graph.walked < 30 * edges for graph in found.stage_graphs)
+    assert len(found.stage_graphs) < 8
     assert len(told) > 8
     assert all(one[0] <= other[0] <= other[1] for one, other in pairwise(told))
