@@ -283,7 +283,7 @@ def _offers(points: Sequence[Point], plain: Peak) -> tuple[Offer, ...]:
 def _infeasible(frontier: Frontier, limits: Limits, plain: Peak, least: Point | None) -> str:
     graph = frontier.found.stage_graphs[0]
     if frontier.too_large and least is None:
-        names = ", ".join(graph.helpless(limits.elements or 0)[:3])
+        names = ", ".join(graph.untileable(limits.elements or 0)[:3])
         return f"tensors of more than {limits.elements} elements stay, whatever is cut" + (
             f": {names}" if names else ""
         )

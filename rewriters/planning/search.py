@@ -523,7 +523,7 @@ class StageGraph:
         """Tell whether a tensor between nodes has more elements than that."""
         return any(t.elements > most and t.made_at >= 0 for t in self.program.tensors)
 
-    def helpless(self, most: int) -> list[str]:
+    def untileable(self, most: int) -> list[str]:
         """Return tensors of more elements that no tiling makes smaller."""
         return [t.name for t in self.program.tensors if t.elements > most and t.exempt]
 
