@@ -237,8 +237,8 @@ class StageGraph:
 
     Args:
         laid: The nodes in order.
-        excess: Bytes an engine has alive while a node runs, by position, beyond those counted
-            here: what it copies and lays out anew.
+        engine_overhead: Bytes an engine has alive while a node runs, by position, beyond those
+            counted here: what it copies and lays out anew.
         order: Name of the order of the nodes (`run_rank_of`).
         stages: Find the regions there are.
         progress: Called with `walked` from time to time.
@@ -247,7 +247,7 @@ class StageGraph:
     def __init__(
         self,
         laid: Program,
-        excess: Mapping[int, int],
+        engine_overhead: Mapping[int, int],
         order: str,
         *,
         stages: bool = True,
@@ -255,7 +255,7 @@ class StageGraph:
     ) -> None:
         self.program = laid
         self.order = order
-        self.excess = excess
+        self.engine_overhead = engine_overhead
         self._nodes = [
             _node(place, occurrence, laid.tensors) if stages else None
             for place, occurrence in enumerate(laid.occurrences)
@@ -503,7 +503,7 @@ class StageGraph:
             if occurrence.takes_over >= 0:
                 made = 0
             there = self.program.live[place] + made
-            peaks.append(there + self.excess.get(occurrence.node, 0))
+            peaks.append(there + self.engine_overhead.get(occurrence.node, 0))
         return peaks
 
     @cached_property
@@ -701,9 +701,9 @@ def stage_graphs(
             kept = [(at, False) for at in nodes if at not in skipped]
             laid[name] = program(analysis, links, kept, engine=counted)
             walking(0)
-    excess = _excess(laid["engine"], alive)
+    engine_overhead = _engine_overhead(laid["engine"], alive)
     for name, base in laid.items():
-        found.append(StageGraph(base, excess, name, progress=walking))
+        found.append(StageGraph(base, engine_overhead, name, progress=walking))
         walked += found[-1].walked
     yield from found
     usual = Limits(recompute=USUAL)
@@ -718,7 +718,9 @@ def stage_graphs(
             if walked >= _WALKED_IN_ALL:
                 return
             laid_out = program(analysis, links, again, engine=counted)
-            tried = StageGraph(laid_out, _shorter(base, wanted, excess), order, progress=walking)
+            tried = StageGraph(
+                laid_out, _shorter(base, wanted, engine_overhead), order, progress=walking
+            )
             walked += tried.walked
             lower = tried.least_peak(usual)
             if lower is not None and lower.peak < _WORTH * plan.peak:
@@ -754,7 +756,7 @@ def run_rank_of(
     return run_rank
 
 
-def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
+def _engine_overhead(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
     """Return what an engine has alive beyond the bytes of tensors, by position of the node."""
     peaks = StageGraph(laid, {}, "engine", stages=False).plain_peaks
     return {
@@ -764,13 +766,13 @@ def _excess(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
 
 
 def _shorter(
-    laid: Program, chosen: Mapping[int, Rematerialised], excess: Mapping[int, int]
+    laid: Program, chosen: Mapping[int, Rematerialised], engine_overhead: Mapping[int, int]
 ) -> dict[int, int]:
-    """Return the excess without the copies of tensors that are made again before those users.
+    """Return the overhead without the copies of tensors that are made again before those users.
 
     A copy in another layout is for the users, and those are in a region now.
     """
-    left = dict(excess)
+    left = dict(engine_overhead)
     for number, way in chosen.items():
         tensor = laid.tensors[number]
         for occurrence in laid.occurrences[tensor.made_at : way.use]:
