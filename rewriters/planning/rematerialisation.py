@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from rewriters.planning.schedule import Program
+from rewriters.planning.schedule import Schedule
 
 __all__ = ["Rematerialised", "ways_to_rematerialise"]
 
@@ -30,7 +30,7 @@ class Rematerialised:
 
 
 def ways_to_rematerialise(
-    laid: Program, chosen: Mapping[int, Rematerialised], held: Sequence[tuple[int, int]]
+    laid: Schedule, chosen: Mapping[int, Rematerialised], held: Sequence[tuple[int, int]]
 ) -> Iterator[tuple[dict[int, Rematerialised], list[tuple[int, bool]]]]:
     """Yield ways to make one tensor more again, with the order of the nodes.
 
@@ -50,7 +50,9 @@ def ways_to_rematerialise(
                 yield wanted, again
 
 
-def _repeated(laid: Program, chosen: Mapping[int, Rematerialised]) -> list[tuple[int, bool]] | None:
+def _repeated(
+    laid: Schedule, chosen: Mapping[int, Rematerialised]
+) -> list[tuple[int, bool]] | None:
     """Return an order in which tensors are made again before a user, None if there is none.
 
     The nodes repeated go back to what is alive at that place anyway, or kept for it.
@@ -71,13 +73,13 @@ def _repeated(laid: Program, chosen: Mapping[int, Rematerialised]) -> list[tuple
             there = at not in chosen and (tensor.last_use >= use or tensor.bytes <= small)
             if made < 0 or there or made in needed:
                 continue
-            if laid.occurrences[made].link is None:
+            if laid.nodes[made].link is None:
                 return None
             needed.add(made)
-            pending.extend(laid.occurrences[made].carried)
+            pending.extend(laid.nodes[made].carried)
         before[use] = sorted({*before.get(use, ()), *needed})
     order = []
-    for place, occurrence in enumerate(laid.occurrences):
-        order += [(laid.occurrences[at].node, True) for at in before.get(place, ())]
-        order.append((occurrence.node, False))
+    for place, node in enumerate(laid.nodes):
+        order += [(laid.nodes[at].position, True) for at in before.get(place, ())]
+        order.append((node.position, False))
     return order

@@ -20,7 +20,7 @@ from rewriters.memory.targets import Engine
 from rewriters.operators.record import FOLDED, RowLocal, is_channelwise
 from rewriters.planning.analysis import Analysis
 
-__all__ = ["Occurrence", "Program", "Tensor", "late_order", "program"]
+__all__ = ["Schedule", "ScheduledNode", "Tensor", "late_order", "make_schedule"]
 
 
 @dataclass(slots=True)
@@ -30,8 +30,8 @@ class Tensor:
     Attributes:
         name: Its name in the graph.
         bytes: What it costs to keep: its size, 0 for a constant and for inputs that do not count.
-        made_at: Place of the occurrence that makes it, -1 for what is there from the start.
-        last_use: Place of the last occurrence that reads it; the length of the program if it is
+        made_at: Place of the node that makes it, -1 for what is there from the start.
+        last_use: Place of the last node that reads it; the length of the schedule if it is
             an output of the graph.
         rows: Rows along the tiled axis, 0 if it has none.
         step: Rows per step of the row-local nodes it is connected to, 0 if it has none.
@@ -55,12 +55,12 @@ class Tensor:
 
 
 @dataclass(slots=True)
-class Occurrence:
+class ScheduledNode:
     """One node at its place.
 
     Attributes:
-        node: Position in the graph.
-        again: It repeats an earlier occurrence; it may lie in a region alone.
+        position: Position in the graph.
+        again: It repeats an earlier one; it may lie in a region alone.
         link: Its row map, None where it cannot be in a region.
         carried: Tensors it reads along the tiled axis.
         reads: All activations it reads.
@@ -71,7 +71,7 @@ class Occurrence:
         folded: The Conv's result that it is folded into by engines, -1 for none.
     """
 
-    node: int
+    position: int
     again: bool
     link: RowLocal | None
     carried: tuple[int, ...]
@@ -84,37 +84,37 @@ class Occurrence:
 
 
 @dataclass(frozen=True)
-class Program:
-    """Occurrences and the tensors between them.
+class Schedule:
+    """Nodes and the tensors between them.
 
     Attributes:
-        occurrences: In the order they run.
+        nodes: In the order they run.
         tensors: Their tensors by number.
         live: Per place, bytes of the tensors made before it and read at or after it; one more
             entry for the end.
     """
 
-    occurrences: Sequence[Occurrence]
+    nodes: Sequence[ScheduledNode]
     tensors: Sequence[Tensor]
     live: Sequence[int]
 
     @cached_property
     def users(self) -> Mapping[int, Sequence[int]]:
-        """Places of the occurrences that read each tensor, in order."""
+        """Places of the nodes that read each tensor, in order."""
         found: dict[int, list[int]] = {}
-        for place, occurrence in enumerate(self.occurrences):
-            for number in occurrence.reads:
+        for place, node in enumerate(self.nodes):
+            for number in node.reads:
                 found.setdefault(number, []).append(place)
         return found
 
 
-def program(
+def make_schedule(
     analysis: Analysis,
     links: Mapping[int, RowLocal],
     order: Sequence[tuple[int, bool]],
     *,
     engine: Engine,
-) -> Program:
+) -> Schedule:
     """Lay out nodes in an order.
 
     Args:
@@ -141,7 +141,7 @@ def program(
 
     for name in analysis.inputs:
         new(name, -1, (analysis.bytes.get(name) or 0) if engine.holding.counts_inputs else 0)
-    occurrences: list[Occurrence] = []
+    nodes: list[ScheduledNode] = []
     for place, (position, again) in enumerate(order):
         node, link = graph.node[position], links.get(position)
         reads = [name for name in analysis.steps[position].reads if name in latest]
@@ -176,8 +176,8 @@ def program(
             )
         ):
             link = None
-        occurrences.append(
-            Occurrence(
+        nodes.append(
+            ScheduledNode(
                 position,
                 again,
                 link,
@@ -191,14 +191,14 @@ def program(
         )
     for name in index.outputs:
         if name in latest:
-            tensors[latest[name]].last_use = len(occurrences)
-    _share(graph.node, occurrences, tensors, engine.in_place)
-    _step(occurrences, tensors)
-    whole = {n for o in occurrences if o.link is None for n in (*o.reads, *o.makes)}
+            tensors[latest[name]].last_use = len(nodes)
+    _share(graph.node, nodes, tensors, engine.in_place)
+    _step(nodes, tensors)
+    whole = {n for o in nodes if o.link is None for n in (*o.reads, *o.makes)}
     for number, tensor in enumerate(tensors):
-        outside = tensor.made_at < 0 or tensor.last_use >= len(occurrences)
+        outside = tensor.made_at < 0 or tensor.last_use >= len(nodes)
         tensor.exempt = outside or number in whole
-    return Program(occurrences, tensors, _live(len(occurrences), tensors))
+    return Schedule(nodes, tensors, _live(len(nodes), tensors))
 
 
 def _folded(analysis: Analysis, position: int, carried: Sequence[int]) -> int:
@@ -264,30 +264,30 @@ def late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:
 
 
 def _share(
-    nodes: Sequence[onnx.NodeProto],
-    occurrences: Sequence[Occurrence],
+    operators: Sequence[onnx.NodeProto],
+    nodes: Sequence[ScheduledNode],
     tensors: Sequence[Tensor],
     in_place: Collection[str],
 ) -> None:
     """Let a node that works in place take over the bytes of an input that dies there."""
-    for place, occurrence in enumerate(occurrences):
-        if nodes[occurrence.node].op_type not in in_place or len(occurrence.makes) != 1:
+    for place, node in enumerate(nodes):
+        if operators[node.position].op_type not in in_place or len(node.makes) != 1:
             continue
-        size = tensors[occurrence.makes[0]].bytes
-        for number in occurrence.reads:
+        size = tensors[node.makes[0]].bytes
+        for number in node.reads:
             read = tensors[number]
             if read.last_use == place and read.bytes == size and read.made_at >= 0:
-                occurrence.takes_over = number
+                node.takes_over = number
                 break
 
 
-def _step(occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]) -> None:
+def _step(nodes: Sequence[ScheduledNode], tensors: Sequence[Tensor]) -> None:
     """Find rows per step for every connected set of row-local nodes; cut where they disagree."""
-    touching: dict[int, list[Occurrence]] = {}
-    for occurrence in occurrences:
-        if occurrence.link is not None:
-            for number in {*occurrence.carried, *occurrence.makes}:
-                touching.setdefault(number, []).append(occurrence)
+    touching: dict[int, list[ScheduledNode]] = {}
+    for node in nodes:
+        if node.link is not None:
+            for number in {*node.carried, *node.makes}:
+                touching.setdefault(number, []).append(node)
     ratios: dict[int, Fraction] = {}
     for component, start in enumerate(touching):
         if start in ratios:
@@ -298,21 +298,21 @@ def _step(occurrences: Sequence[Occurrence], tensors: Sequence[Tensor]) -> None:
         passed: set[int] = set()
         while queue:
             number = queue.popleft()
-            for occurrence in touching[number]:
-                link = occurrence.link
-                if link is None or id(occurrence) in passed:
+            for node in touching[number]:
+                link = node.link
+                if link is None or id(node) in passed:
                     continue
-                passed.add(id(occurrence))
+                passed.add(id(node))
                 factor = Fraction(link.row_map.step_out, link.row_map.step_in)
                 here = ratios[number]
-                if number not in occurrence.carried:
+                if number not in node.carried:
                     here /= factor
                 wanted = {
-                    **dict.fromkeys(occurrence.carried, here),
-                    **dict.fromkeys(occurrence.makes, here * factor),
+                    **dict.fromkeys(node.carried, here),
+                    **dict.fromkeys(node.makes, here * factor),
                 }
                 if any(ratios.get(other, ratio) != ratio for other, ratio in wanted.items()):
-                    occurrence.link = None
+                    node.link = None
                     continue
                 for other in wanted.keys() - ratios.keys():
                     members.append(other)

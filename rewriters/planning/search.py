@@ -39,7 +39,7 @@ from rewriters.memory.targets import ENGINES
 from rewriters.operators.record import RowLocal
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.rematerialisation import Rematerialised, ways_to_rematerialise
-from rewriters.planning.schedule import Occurrence, Program, Tensor, late_order, program
+from rewriters.planning.schedule import Schedule, ScheduledNode, Tensor, late_order, make_schedule
 from rewriters.planning.stages import (
     TALL,
     USUAL,
@@ -207,28 +207,28 @@ def _tall(tensor: Tensor) -> int:
     return tensor.rows + TALL * tensor.step
 
 
-def _node(place: int, occurrence: Occurrence, tensors: Sequence[Tensor]) -> _Node | None:
+def _node(place: int, node: ScheduledNode, tensors: Sequence[Tensor]) -> _Node | None:
     """Return a node as regions grow past it, None where it is not row-local."""
-    link = occurrence.link
+    link = node.link
     if link is None:
         return None
-    made = [tensors[number] for number in occurrence.makes]
-    touches = tuple(dict.fromkeys((*occurrence.carried, *occurrence.makes)))
+    made = [tensors[number] for number in node.makes]
+    touches = tuple(dict.fromkeys((*node.carried, *node.makes)))
     return _Node(
-        occurrence.carried,
-        occurrence.makes,
+        node.carried,
+        node.makes,
         touches,
-        occurrence.whole,
+        node.whole,
         tuple(number for number in touches if tensors[number].last_use == place),
-        occurrence.takes_over,
+        node.takes_over,
         made[0].component,
         None if isinstance(link.row_map, Pointwise) else link.row_map,
-        (_tall(tensors[occurrence.carried[0]]), _tall(made[0])),
+        (_tall(tensors[node.carried[0]]), _tall(made[0])),
         sum(link.removable_padding) / made[0].step,
-        occurrence.work,
+        node.work,
         sum(tensor.size for tensor in made),
         max(tensor.elements for tensor in made),
-        1 + len(occurrence.reads) + len(occurrence.makes),
+        1 + len(node.reads) + len(node.makes),
     )
 
 
@@ -246,23 +246,23 @@ class StageGraph:
 
     def __init__(
         self,
-        laid: Program,
+        laid: Schedule,
         engine_overhead: Mapping[int, int],
         order: str,
         *,
         stages: bool = True,
         progress: Callable[[int], None] = lambda walked: None,
     ) -> None:
-        self.program = laid
+        self.schedule = laid
         self.order = order
         self.engine_overhead = engine_overhead
         self._nodes = [
-            _node(place, occurrence, laid.tensors) if stages else None
-            for place, occurrence in enumerate(laid.occurrences)
+            _node(place, node, laid.tensors) if stages else None
+            for place, node in enumerate(laid.nodes)
         ]
         segments: list[CandidateRegion] = []
         # Tensors read and made by the nodes that were walked past, the nodes included.
-        self.walked = self._edges(0, len(laid.occurrences))
+        self.walked = self._edges(0, len(laid.nodes))
         runs = list(self.runs()) if stages else []
         edges = sum(self._edges(begin, end) for begin, end in runs)
         most = max(_FEWEST_CUTS, min(_MOST_CUTS, _WALKED // max(1, edges)))
@@ -280,18 +280,18 @@ class StageGraph:
     def runs(self) -> Iterator[tuple[int, int]]:
         """Yield maximal runs of row-local nodes."""
         begin = 0
-        occurrences = self.program.occurrences
-        for place, occurrence in enumerate(occurrences):
-            if occurrence.link is None:
+        nodes = self.schedule.nodes
+        for place, node in enumerate(nodes):
+            if node.link is None:
                 if place > begin:
                     yield begin, place
                 begin = place + 1
-        if begin < len(occurrences):
-            yield begin, len(occurrences)
+        if begin < len(nodes):
+            yield begin, len(nodes)
 
     def _edges(self, begin: int, end: int) -> int:
         """Return how many tensors nodes read and make, each node one more."""
-        own = self.program.occurrences[begin:end]
+        own = self.schedule.nodes[begin:end]
         return sum(1 + len(o.reads) + len(o.makes) for o in own)
 
     def _cuts(self, begin: int, end: int, most: int) -> list[int]:
@@ -299,13 +299,13 @@ class StageGraph:
 
         None is between a Conv and its fold.
         """
-        live = self.program.live
+        live = self.schedule.live
         inner: list[int] = []
         first = end
         for place in range(end - 1, begin, -1):
-            folded = self.program.occurrences[place].folded
+            folded = self.schedule.nodes[place].folded
             if folded >= 0:
-                first = min(first, self.program.tensors[folded].made_at + 1)
+                first = min(first, self.schedule.tensors[folded].made_at + 1)
             if place < first:
                 inner.append(place)
         inner.reverse()
@@ -319,7 +319,7 @@ class StageGraph:
 
     def _grow(self, begin: int, end: int, cuts: Collection[int]) -> Iterator[CandidateRegion]:
         """Yield every region that begins at a place and ends at one of the cuts."""
-        tensors, wanted = self.program.tensors, set(cuts)
+        tensors, wanted = self.schedule.tensors, set(cuts)
         right: dict[int, Rows] = {}
         windows: set[int] = set()
         alive: dict[int, int] = {}
@@ -404,7 +404,7 @@ class StageGraph:
                         place + 1,
                         work,
                         saved * common,
-                        self.program.live[begin],
+                        self.schedule.live[begin],
                         inside,
                         inputs,
                         outputs,
@@ -437,10 +437,10 @@ class StageGraph:
             there = shorter.get(number, 0.0)
             if there <= bound:
                 continue
-            occurrence = self.program.occurrences[self.program.tensors[number].made_at]
-            lost += occurrence.work * (there - bound)
-            shorter.update(dict.fromkeys(occurrence.makes, bound))
-            pending.extend(occurrence.carried)
+            node = self.schedule.nodes[self.schedule.tensors[number].made_at]
+            lost += node.work * (there - bound)
+            shorter.update(dict.fromkeys(node.makes, bound))
+            pending.extend(node.carried)
         self.walked += passed
         return lost, passed
 
@@ -454,9 +454,9 @@ class StageGraph:
         common: int,
     ) -> tuple[int, int, int, int, int, int] | None:
         """Return what `CandidateRegion` says of a region's outputs; None if it cannot be one."""
-        tensors, occurrences = self.program.tensors, self.program.occurrences
+        tensors, nodes = self.schedule.tensors, self.schedule.nodes
         outputs = [number for number in alive if number not in windows]
-        if not outputs or any(occurrences[tensors[n].made_at].again for n in outputs):
+        if not outputs or any(nodes[tensors[n].made_at].again for n in outputs):
             return None
         self.walked += len(outputs)
         # The most rows per step, as a fraction: compared without making one of each.
@@ -483,7 +483,7 @@ class StageGraph:
     @cached_property
     def size(self) -> int:
         """Places and stages that a plan is looked for at."""
-        return len(self.program.occurrences) + len(self._table)
+        return len(self.schedule.nodes) + len(self._table)
 
     def forbid(self, begin: int, end: int) -> None:
         """Have no region between two places: it was found not to be provable."""
@@ -492,40 +492,40 @@ class StageGraph:
     @cached_property
     def work(self) -> float:
         """Multiply-accumulates of all nodes, each once."""
-        return sum(o.work for o in self.program.occurrences if not o.again)
+        return sum(o.work for o in self.schedule.nodes if not o.again)
 
     @cached_property
     def plain_peaks(self) -> list[int]:
         """Bytes alive while each node runs as it is."""
         peaks = []
-        for place, occurrence in enumerate(self.program.occurrences):
-            made = sum(self.program.tensors[number].bytes for number in occurrence.makes)
-            if occurrence.takes_over >= 0:
+        for place, node in enumerate(self.schedule.nodes):
+            made = sum(self.schedule.tensors[number].bytes for number in node.makes)
+            if node.takes_over >= 0:
                 made = 0
-            there = self.program.live[place] + made
-            peaks.append(there + self.engine_overhead.get(occurrence.node, 0))
+            there = self.schedule.live[place] + made
+            peaks.append(there + self.engine_overhead.get(node.position, 0))
         return peaks
 
     @cached_property
     def bound(self) -> int:
         """Bytes below which no plan goes: what nodes that cannot be cut read and make at once."""
-        program = self.program
+        schedule = self.schedule
         whole = [
-            sum(program.tensors[number].bytes for number in {*o.reads, *o.makes} - {o.takes_over})
-            for o in program.occurrences
+            sum(schedule.tensors[number].bytes for number in {*o.reads, *o.makes} - {o.takes_over})
+            for o in schedule.nodes
             if o.link is None
         ]
-        end = len(program.occurrences)
-        outputs = sum(t.bytes for t in program.tensors if t.last_use >= end)
+        end = len(schedule.nodes)
+        outputs = sum(t.bytes for t in schedule.tensors if t.last_use >= end)
         return max([outputs, *whole])
 
     def too_large(self, most: int) -> bool:
         """Tell whether a tensor between nodes has more elements than that."""
-        return any(t.elements > most and t.made_at >= 0 for t in self.program.tensors)
+        return any(t.elements > most and t.made_at >= 0 for t in self.schedule.tensors)
 
     def untileable(self, most: int) -> list[str]:
         """Return tensors of more elements that no tiling makes smaller."""
-        return [t.name for t in self.program.tensors if t.elements > most and t.exempt]
+        return [t.name for t in self.schedule.tensors if t.elements > most and t.exempt]
 
     def plan(self, limits: Limits) -> Plan | None:
         """Return the plan of least extra work that keeps the limits, None if there is none.
@@ -559,11 +559,11 @@ class StageGraph:
     def _alone(self, limits: Limits) -> list[bool]:
         """Tell of every node whether it may be left as it is."""
         if limits.elements not in self._held_alone:
-            most, tensors = limits.elements or inf, self.program.tensors
+            most, tensors = limits.elements or inf, self.schedule.tensors
             wide = {n for n, t in enumerate(tensors) if t.elements > most and not t.exempt}
             self._held_alone[limits.elements] = [
-                None if occurrence.again or not wide.isdisjoint(occurrence.makes) else held
-                for held, occurrence in zip(self.plain_peaks, self.program.occurrences, strict=True)
+                None if node.again or not wide.isdisjoint(node.makes) else held
+                for held, node in zip(self.plain_peaks, self.schedule.nodes, strict=True)
             ]
         budget = limits.budget
         return [held is not None and held <= budget for held in self._held_alone[limits.elements]]
@@ -575,7 +575,7 @@ class StageGraph:
         covered: set[int] = set()
         for begin, end, splits in spans:
             segment = self._table.one(begin, end)
-            own = sum(o.work for o in self.program.occurrences[begin:end] if o.again)
+            own = sum(o.work for o in self.schedule.nodes[begin:end] if o.again)
             extra += float(segment.extra(splits, shrinks=shrinks)) + own
             peak = max(peak, int(segment.peak(splits)))
             covered.update(range(begin, end))
@@ -584,12 +584,12 @@ class StageGraph:
         return Plan(
             tuple(stages),
             tuple(spans),
-            cost + sum(o.work for o in self.program.occurrences if o.again),
+            cost + sum(o.work for o in self.schedule.nodes if o.again),
             1 + extra / self.work if self.work else 1.0,
             max([peak, *plain]),
         )
 
-    def held(self, plan: Plan, base: Program) -> list[tuple[int, int]]:
+    def held(self, plan: Plan, base: Schedule) -> list[tuple[int, int]]:
         """Return tensors that hold a plan's peak, and the users before which to make them again.
 
         They are alive where the peak is. A user is the first one after the peak that may be in a
@@ -611,15 +611,15 @@ class StageGraph:
             return []
         worst = max(peaks, key=lambda place: peaks[place])
         numbers = {tensor.name: number for number, tensor in enumerate(base.tensors)}
-        places = {occurrence.node: place for place, occurrence in enumerate(base.occurrences)}
-        there = places[next(o.node for o in self.program.occurrences[worst:] if not o.again)]
+        places = {node.position: place for place, node in enumerate(base.nodes)}
+        there = places[next(o.position for o in self.schedule.nodes[worst:] if not o.again)]
         alive = [
             tensor
-            for tensor in self.program.tensors
+            for tensor in self.schedule.tensors
             if 0 <= tensor.made_at <= worst
             and tensor.last_use >= worst
             and tensor.bytes
-            and self.program.occurrences[tensor.made_at].link is not None
+            and self.schedule.nodes[tensor.made_at].link is not None
         ]
         alive.sort(key=lambda tensor: -tensor.bytes)
         found = []
@@ -628,21 +628,21 @@ class StageGraph:
             users = [
                 place
                 for place in base.users.get(number, ())
-                if place >= max(there, made + 2) and base.occurrences[place].link is not None
+                if place >= max(there, made + 2) and base.nodes[place].link is not None
             ]
             found += [(number, user) for user in dict.fromkeys((*users[:1], *users[-1:]))]
         return found
 
     def _choice(self, begin: int, end: int, splits: int) -> RegionChoice:
-        tensors = self.program.tensors
-        own = self.program.occurrences[begin:end]
+        tensors = self.schedule.tensors
+        own = self.schedule.nodes[begin:end]
         wanted = [
             tensors[number].name
-            for occurrence in own
-            for number in occurrence.makes
+            for node in own
+            for number in node.makes
             if tensors[number].last_use >= end
         ]
-        nodes = sorted({occurrence.node for occurrence in own})
+        nodes = sorted({node.position for node in own})
         return RegionChoice(tuple(nodes), tuple(wanted), splits)
 
     def least_peak(self, limits: Limits) -> Plan | None:
@@ -699,7 +699,7 @@ def stage_graphs(
     for name, nodes in orders.items():
         if name == "engine" or nodes != run:
             kept = [(at, False) for at in nodes if at not in skipped]
-            laid[name] = program(analysis, links, kept, engine=counted)
+            laid[name] = make_schedule(analysis, links, kept, engine=counted)
             walking(0)
     engine_overhead = _engine_overhead(laid["engine"], alive)
     for name, base in laid.items():
@@ -711,15 +711,15 @@ def stage_graphs(
     if not plans:
         return
     plan, graph = min(plans, key=lambda entry: entry[0].peak)
-    base, order, chosen = graph.program, graph.order, dict[int, Rematerialised]()
+    base, order, chosen = graph.schedule, graph.order, dict[int, Rematerialised]()
     for _ in range(_MOST_REPEATS):
         better = None
         for wanted, again in ways_to_rematerialise(base, chosen, graph.held(plan, base)):
             if walked >= _WALKED_IN_ALL:
                 return
-            laid_out = program(analysis, links, again, engine=counted)
+            tried_schedule = make_schedule(analysis, links, again, engine=counted)
             tried = StageGraph(
-                laid_out, _shorter(base, wanted, engine_overhead), order, progress=walking
+                tried_schedule, _shorter(base, wanted, engine_overhead), order, progress=walking
             )
             walked += tried.walked
             lower = tried.least_peak(usual)
@@ -756,17 +756,17 @@ def run_rank_of(
     return run_rank
 
 
-def _engine_overhead(laid: Program, alive: Mapping[int, int]) -> dict[int, int]:
+def _engine_overhead(laid: Schedule, alive: Mapping[int, int]) -> dict[int, int]:
     """Return what an engine has alive beyond the bytes of tensors, by position of the node."""
     peaks = StageGraph(laid, {}, "engine", stages=False).plain_peaks
     return {
-        occurrence.node: max(0, alive.get(occurrence.node, 0) - peak)
-        for occurrence, peak in zip(laid.occurrences, peaks, strict=True)
+        node.position: max(0, alive.get(node.position, 0) - peak)
+        for node, peak in zip(laid.nodes, peaks, strict=True)
     }
 
 
 def _shorter(
-    laid: Program, chosen: Mapping[int, Rematerialised], engine_overhead: Mapping[int, int]
+    laid: Schedule, chosen: Mapping[int, Rematerialised], engine_overhead: Mapping[int, int]
 ) -> dict[int, int]:
     """Return the overhead without the copies of tensors that are made again before those users.
 
@@ -775,7 +775,7 @@ def _shorter(
     left = dict(engine_overhead)
     for number, way in chosen.items():
         tensor = laid.tensors[number]
-        for occurrence in laid.occurrences[tensor.made_at : way.use]:
-            if number in (*occurrence.makes, *occurrence.reads) and occurrence.node in left:
-                left[occurrence.node] = max(0, left[occurrence.node] - tensor.bytes)
+        for node in laid.nodes[tensor.made_at : way.use]:
+            if number in (*node.makes, *node.reads) and node.position in left:
+                left[node.position] = max(0, left[node.position] - tensor.bytes)
     return left
