@@ -37,7 +37,7 @@ class Decision:
         peaks: Per place of a region and form the predicted peak of the region alone.
         weighed: Plans that were weighed.
         recompute: Work after over before.
-        order: Name of the order of the nodes, `planning.search.run_rank_of`.
+        order: Name of the order of the nodes, `planning.orders.run_rank_of`.
         run_rank: When each node is wanted to run, by position; None for the order of the file.
         axis: The axis that is cut.
         reasons: What holds the peak where nothing is cut.

@@ -13,7 +13,9 @@ from dataclasses import dataclass, field
 from rewriters.operators.record import RowLocal
 from rewriters.planning.analysis import Analysis
 from rewriters.planning.progress import Progress
-from rewriters.planning.search import StageGraph, stage_graphs
+from rewriters.planning.search import stage_graphs
+from rewriters.planning.shortest_path import cheapest_plan
+from rewriters.planning.stage_graph import StageGraph
 from rewriters.planning.stages import Limits, Plan, RegionChoice
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import Region, make_region
@@ -55,7 +57,7 @@ class Candidates:
     @property
     def plain_peak(self) -> int:
         """The most bytes alive where nothing is cut, as the search counts them."""
-        return max(self.stage_graphs[0].plain_peaks, default=0)
+        return max(self.stage_graphs[0].live_bytes, default=0)
 
     def choose(self, limits: Limits, labels: Mapping[int, str]) -> tuple[RegionPlan, ...] | None:
         """Return the proven regions of the plan of least work under a budget.
@@ -88,7 +90,7 @@ class Candidates:
         self, graph: StageGraph, limits: Limits, labels: Mapping[int, str]
     ) -> tuple[Plan, tuple[RegionPlan, ...]] | None:
         for _ in range(_MOST_TRIES):
-            plan = graph.plan(limits)
+            plan = cheapest_plan(graph, limits)
             self.looked_at += graph.size
             if plan is None:
                 return None
@@ -102,7 +104,7 @@ class Candidates:
                 if isinstance(made, Refusal):
                     logger.debug("region %s: %s", made.node, made.reason)
                     self.refused.append(made)
-                    graph.forbid(*span[:2])
+                    graph.forbid(span.begin, span.end)
                 else:
                     regions.append(made)
             if len(regions) == len(plan.choices):

@@ -22,8 +22,8 @@ from rewriters.planning.candidates import Candidates, candidates_of, row_local
 from rewriters.planning.emitted_region import Draft, draft
 from rewriters.planning.evaluated_plan import Candidate, Point, front
 from rewriters.planning.evaluator import Frontier
+from rewriters.planning.orders import run_rank_of
 from rewriters.planning.progress import Progress
-from rewriters.planning.search import run_rank_of
 from rewriters.planning.stages import Limits
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import make_region

@@ -33,7 +33,7 @@ class Candidate:
         time: Predicted time after over before: the work, and what is copied.
         fits: It keeps the limits.
         taken: It is the one that was taken.
-        order: Name of the order of the nodes, `planning.search.run_rank_of`.
+        order: Name of the order of the nodes, `planning.orders.run_rank_of`.
         unknown: Activations of unknown size; while there are any, the peak is not known.
         loading: Predicted bytes that the process grows by while it loads.
         process: The same, loading and running together.

@@ -45,8 +45,9 @@ from rewriters.planning.evaluated_plan import (
     front,
     recompute_of,
 )
+from rewriters.planning.orders import run_rank_of
 from rewriters.planning.progress import Progress
-from rewriters.planning.search import run_rank_of
+from rewriters.planning.shortest_path import least_peak
 from rewriters.planning.stages import Limits, RegionChoice, patch_counts
 from rewriters.planning.work import COPY
 from rewriters.regions.tiled_region import ORDERS, RegionPlan
@@ -267,7 +268,7 @@ class Frontier:
         """
         usual = replace(self.limits, recompute=_USUAL)
         stage_graphs = self.found.stage_graphs
-        least = [plan.peak for graph in stage_graphs if (plan := graph.least_peak(usual))]
+        least = [plan.peak for graph in stage_graphs if (plan := least_peak(graph, usual))]
         low, high = max(1, min(least, default=0)), max(1, self.found.plain_peak)
         seen: set[tuple[RegionChoice, ...]] = {()}
 

@@ -164,20 +164,28 @@ class CandidateRegion(NamedTuple):
         return CandidateRegion(*(column[rows] for column in self))
 
 
+class Span(NamedTuple):
+    """A region of a plan: its first place, one past its last place, and its patches."""
+
+    begin: int
+    end: int
+    splits: int
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
     """A path through the stages.
 
     Attributes:
         choices: Regions, in order.
-        spans: Per region first place, one past the last place, and patches.
+        spans: The same as places.
         cost: Extra work, tensors moved included.
         recompute: Work after over before.
         peak: Most bytes alive at once.
     """
 
     choices: tuple[RegionChoice, ...]
-    spans: tuple[tuple[int, int, int], ...]
+    spans: tuple[Span, ...]
     cost: float
     recompute: float
     peak: int

@@ -33,6 +33,7 @@ from rewriters.planning.choose import rank, to_ask
 from rewriters.planning.emitted_region import Draft, draft, ordered
 from rewriters.planning.evaluated_plan import Candidate, recompute_of
 from rewriters.planning.evaluator import copied_of
+from rewriters.planning.shortest_path import cheapest_plan, least_peak
 from rewriters.planning.stages import Limits
 from rewriters.regions.region import Region, make_region
 from rewriters.regions.row_locality import find_locality
@@ -216,15 +217,15 @@ def test_a_plan_keeps_its_own_peak() -> None:
         for stages in _found(graph.model(), graph.axis).stage_graphs:
             for splits in (4, 4096):
                 limits = Limits(splits=splits)
-                least = stages.least_peak(limits)
+                least = least_peak(stages, limits)
                 assert least is not None
                 budgets = {int(share * least.peak) for share in (1, 1.1, 1.4, 2)}
                 for budget in sorted(budgets):
-                    plan = stages.plan(replace(limits, budget=budget))
+                    plan = cheapest_plan(stages, replace(limits, budget=budget))
                     assert plan is not None
                     assert type(plan.peak) is int
                     assert plan.peak <= budget
-                    again = stages.plan(replace(limits, budget=plan.peak))
+                    again = cheapest_plan(stages, replace(limits, budget=plan.peak))
                     assert again is not None
                     assert again.cost == plan.cost
                     asked += 1

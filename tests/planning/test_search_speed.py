@@ -12,6 +12,7 @@ import pytest
 
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
+from rewriters.planning import candidate_regions, growing
 from rewriters.planning import search as searching
 from rewriters.planning.analysis import analyse
 from rewriters.planning.candidates import candidates_of
@@ -69,9 +70,9 @@ def _dense(layers: int) -> onnx.ModelProto:
 def test_effort_is_bounded_where_each_node_reads_many(monkeypatch: pytest.MonkeyPatch) -> None:
     """Tensors walked past are bounded, by orders and in all; progress moves on the way."""
     edges = 40 * 40 // 2 + 3 * 40
-    monkeypatch.setattr(searching, "_WALKED", 12 * edges)
+    monkeypatch.setattr(candidate_regions, "_WALKED", 12 * edges)
     monkeypatch.setattr(searching, "_WALKED_IN_ALL", 30 * edges)
-    monkeypatch.setattr(searching, "_DEEP", edges)
+    monkeypatch.setattr(growing, "_DEEP", edges)
     made = _dense(40)
     told: list[tuple[int, int]] = []
     found = candidates_of(

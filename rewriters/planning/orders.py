@@ -1,0 +1,96 @@
+"""Orders that the nodes of a graph may run in, by name.
+
+file      as they stand
+engine    as the engine runs the graph as it is
+late      what makes more than it reads as late as it can
+runs      the same, with row-local nodes together
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Collection, Sequence
+
+from rewriters.planning.analysis import Analysis
+
+__all__ = ["run_orders", "run_rank_of"]
+
+
+def run_orders(
+    analysis: Analysis, engine_order: Sequence[int], links: Collection[int]
+) -> dict[str, list[int]]:
+    """Return the orders, that of the engine first; none that is equal to it.
+
+    Args:
+        analysis: The model.
+        engine_order: Positions of the nodes as the engine runs them.
+        links: Positions of the row-local nodes.
+    """
+    first = list(engine_order)
+    others = {
+        "file": sorted(first),
+        "late": _late_order(analysis),
+        "runs": _late_order(analysis, links),
+    }
+    return {"engine": first, **{name: order for name, order in others.items() if order != first}}
+
+
+def run_rank_of(
+    analysis: Analysis, order: str, engine: str, links: Collection[int]
+) -> list[int] | None:
+    """Return when each node runs in an order, by position; None for the order of the file.
+
+    Args:
+        analysis: The model.
+        order: Name of the order.
+        engine: A key of `memory.targets.ENGINES`.
+        links: Positions of the row-local nodes.
+    """
+    if order == "file":
+        return None
+    if order == "engine":
+        nodes = analysis.run(engine)[0]
+    else:
+        nodes = _late_order(analysis, links if order == "runs" else ())
+    run_rank = [0] * len(nodes)
+    for rank, at in enumerate(nodes):
+        run_rank[at] = rank
+    return run_rank
+
+
+def _late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:
+    """Return an order in which nodes that make more than they read run as late as they can.
+
+    Backwards from the end: of the nodes whose users all stand, the one that sets most bytes free
+    comes next. A Resize then runs right before its user, where both can be in one region.
+
+    Args:
+        analysis: The model.
+        together: Row-local nodes: where one is ready it comes before all others, the latest to be
+            ready first, so that they stand in long runs.
+    """
+    index, steps, sizes = analysis.index, analysis.steps, analysis.bytes
+    users = [
+        {user for name in step.makes for user in index.users.get(name, ())} - {at}
+        for at, step in enumerate(steps)
+    ]
+    waiting = [len(others) for others in users]
+    alive = {name for name in index.outputs if sizes.get(name)}
+    order: list[int] = []
+
+    def rank(at: int) -> tuple[int, int, int]:
+        made = sum(sizes.get(name) or 0 for name in steps[at].makes)
+        read = sum(sizes.get(name) or 0 for name in {*steps[at].reads} - alive)
+        return -1 - len(order) if at in together else 0, read - made, -at
+
+    ready = [(rank(at), at) for at, count in enumerate(waiting) if count == 0]
+    heapq.heapify(ready)
+    while ready:
+        _, at = heapq.heappop(ready)
+        order.append(at)
+        alive.update(name for name in steps[at].reads if sizes.get(name))
+        for maker in {index.producer[n] for n in steps[at].reads if n in index.producer} - {at}:
+            waiting[maker] -= 1
+            if not waiting[maker]:
+                heapq.heappush(ready, (rank(maker), maker))
+    return order[::-1]

@@ -1,0 +1,134 @@
+"""The graph that plans are paths through: places between nodes, and the stages from one to another.
+
+A *stage* is a run of neighbouring nodes: one node as it is, or a region in P patches. What lives
+across a stage's ends does not depend on how the nodes before it were staged, so each stage's peak
+can be told alone:
+
+    as it is     live before + what the node makes
+    P patches    live before + all outputs + max(window x most live inside, largest output)
+
+(While the patches run, their cores pile up; then they are joined, each output beside its cores.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from math import inf
+
+from rewriters.planning.candidate_regions import candidate_regions
+from rewriters.planning.region_table import RegionTable
+from rewriters.planning.schedule import Schedule
+from rewriters.planning.stages import Limits
+
+__all__ = ["StageGraph", "live_bytes", "stage_graph"]
+
+
+@dataclass(frozen=True, eq=False)
+class StageGraph:
+    """All stages of one order of the nodes.
+
+    Attributes:
+        schedule: The nodes in order.
+        order: Name of the order of the nodes (`planning.orders`).
+        regions: The regions there are.
+        live_bytes: Bytes alive while each node runs as it is.
+        walked: Tensors that were walked past to find the regions.
+    """
+
+    schedule: Schedule
+    order: str
+    regions: RegionTable
+    live_bytes: list[int]
+    walked: int
+    # Per limit on elements `live_bytes`, None of a node that must be cut.
+    _uncut: dict[int | None, list[int | None]] = field(default_factory=dict)
+
+    @cached_property
+    def size(self) -> int:
+        """Places and stages that a plan is looked for at."""
+        return len(self.schedule.nodes) + len(self.regions)
+
+    @cached_property
+    def work(self) -> float:
+        """Multiply-accumulates of all nodes, each once."""
+        return sum(node.work for node in self.schedule.nodes if not node.rematerialised)
+
+    @cached_property
+    def rematerialised_work(self) -> float:
+        """Multiply-accumulates of all nodes that repeat others."""
+        return sum(node.work for node in self.schedule.nodes if node.rematerialised)
+
+    @cached_property
+    def bound(self) -> int:
+        """Bytes below which no plan goes: what nodes that cannot be cut read and make at once."""
+        schedule = self.schedule
+        whole = [
+            sum(schedule.tensors[number].bytes for number in {*o.reads, *o.makes} - {o.takes_over})
+            for o in schedule.nodes
+            if o.link is None
+        ]
+        end = len(schedule.nodes)
+        outputs = sum(t.bytes for t in schedule.tensors if t.last_use >= end)
+        return max([outputs, *whole])
+
+    def too_large(self, most: int) -> bool:
+        """Tell whether a tensor between nodes has more elements than that."""
+        return any(t.elements > most and t.made_at >= 0 for t in self.schedule.tensors)
+
+    def untileable(self, most: int) -> list[str]:
+        """Return tensors of more elements that no tiling makes smaller."""
+        return [t.name for t in self.schedule.tensors if t.elements > most and t.untileable]
+
+    def forbid(self, begin: int, end: int) -> None:
+        """Have no region between two places: it was found not to be provable."""
+        self.regions.forbid(begin, end)
+
+    def uncut(self, limits: Limits) -> list[bool]:
+        """Tell of every node whether it may be left as it is."""
+        if limits.elements not in self._uncut:
+            most, tensors = limits.elements or inf, self.schedule.tensors
+            wide = {n for n, t in enumerate(tensors) if t.elements > most and not t.untileable}
+            self._uncut[limits.elements] = [
+                None if node.rematerialised or not wide.isdisjoint(node.makes) else alive
+                for alive, node in zip(self.live_bytes, self.schedule.nodes, strict=True)
+            ]
+        budget = limits.budget
+        return [alive is not None and alive <= budget for alive in self._uncut[limits.elements]]
+
+
+def stage_graph(
+    schedule: Schedule,
+    engine_overhead: Mapping[int, int],
+    order: str,
+    progress: Callable[[int], None],
+) -> StageGraph:
+    """Find all stages of a schedule.
+
+    Args:
+        schedule: The nodes in order.
+        engine_overhead: Bytes an engine has alive while a node runs, by position, beyond those
+            counted here: what it copies and lays out anew.
+        order: Name of the order of the nodes.
+        progress: Called with the tensors walked past so far from time to time.
+    """
+    found = candidate_regions(schedule, progress)
+    alive = live_bytes(schedule, engine_overhead)
+    return StageGraph(schedule, order, RegionTable(found.regions), alive, found.walked)
+
+
+def live_bytes(schedule: Schedule, engine_overhead: Mapping[int, int]) -> list[int]:
+    """Return the bytes alive while each node runs as it is.
+
+    Args:
+        schedule: The nodes in order.
+        engine_overhead: As of `stage_graph`.
+    """
+    found = []
+    for place, node in enumerate(schedule.nodes):
+        made = sum(schedule.tensors[number].bytes for number in node.makes)
+        if node.takes_over >= 0:
+            made = 0
+        found.append(schedule.live[place] + made + engine_overhead.get(node.position, 0))
+    return found
