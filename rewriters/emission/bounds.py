@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from rewriters.emission.fragment import Fragment
+from rewriters.emission.opset_nodes import add_split
 from rewriters.regions.region import Edge
 from rewriters.regions.tiled_region import RegionPlan
 from rewriters.tiling.patches import Extent, core, free_steps, place_windows
@@ -177,8 +178,8 @@ def _columns(
     fragment: Fragment, begin: RunTimeNumber, end: RunTimeNumber, count: int, name: str
 ) -> list[tuple[gs.Variable, gs.Variable]]:
     """Split vectors of one bound per patch into a pair of bounds for each."""
-    begins = fragment.split(begin.tensor, count, f"bounds/{name}_begin")
-    ends = fragment.split(end.tensor, count, f"bounds/{name}_end")
+    begins = add_split(fragment, begin.tensor, count, f"bounds/{name}_begin")
+    ends = add_split(fragment, end.tensor, count, f"bounds/{name}_end")
     return list(zip(begins, ends, strict=True))
 
 

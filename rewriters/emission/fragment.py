@@ -42,7 +42,7 @@ def _bytes(like: Like) -> int | None:
 
 @dataclass(eq=False)
 class Fragment:
-    """A growing graph of new nodes. Every method adds one node and returns its output.
+    """A growing graph of new nodes.
 
     Attributes:
         base: Names derive from it.
@@ -118,7 +118,8 @@ class Fragment:
             self._constants[name] = gs.Constant(name, array)
         return self._constants[name]
 
-    def _name(self, suffix: str) -> str:
+    def name(self, suffix: str) -> str:
+        """Return the name of something new."""
         return f"{self.base}/{self.names.tag}/{suffix}"
 
     def add(
@@ -141,21 +142,41 @@ class Fragment:
             like: Shape and element type of the output; None for shape arithmetic.
             output: Name of the output where it is a tensor of the surrounding graph.
         """
-        result = gs.Variable(output or self._name(suffix))
+        result = gs.Variable(output or self.name(suffix))
         if like is not None:
             self.shapes[result.name] = like
             if op in _MOVES:
                 self.moved += _bytes(like) or 0
-        self._nodes.append(
-            gs.Node(
-                op=op,
-                name=self._name(suffix),
-                attrs=dict(attrs or {}),
-                inputs=list(inputs),
-                outputs=[result],
-            )
-        )
+        self.place(op, inputs, [result], suffix, attrs=attrs)
         return result
+
+    def place(
+        self,
+        op: str,
+        inputs: Sequence[gs.Tensor],
+        outputs: Sequence[gs.Variable],
+        suffix: str,
+        *,
+        attrs: Mapping[str, Any] | None = None,
+        body: tuple[onnx.GraphProto, Fragment] | None = None,
+    ) -> None:
+        """Add a node whose outputs are there.
+
+        Args:
+            op: Its operator.
+            inputs: Its inputs.
+            outputs: Its outputs.
+            suffix: Names it.
+            attrs: Its attributes.
+            body: What it runs inside, as a graph and as the fragment that it was.
+        """
+        name = self.name(suffix)
+        self._nodes.append(gs.Node(op, name, dict(attrs or {}), list(inputs), list(outputs)))
+        if body is not None:
+            graph, fragment = body
+            self._bodies[len(self._nodes) - 1] = graph, fragment
+            self._inner.update(fragment.export()[1])
+            self.shapes.update(fragment.shapes)
 
     def clone(
         self,
@@ -186,157 +207,14 @@ class Fragment:
         made = []
         outputs = []
         for at, name in enumerate(original.output):
-            suffixed = self._name(suffix if at == 0 else f"{suffix}/{at}")
+            suffixed = self.name(suffix if at == 0 else f"{suffix}/{at}")
             outputs.append(gs.Variable(suffixed if name else ""))
             if name:
                 made.append(outputs[-1])
         self.shapes.update(zip((tensor.name for tensor in made), likes, strict=True))
-        self._nodes.append(
-            gs.Node(op=original.op_type, name=self._name(suffix), inputs=inputs, outputs=outputs)
-        )
+        self.place(original.op_type, inputs, outputs, suffix)
         self._originals[len(self._nodes) - 1] = (original, attributes)
         return made
-
-    def loop(
-        self,
-        body: Fragment,
-        step: gs.Variable,
-        count: int,
-        results: Sequence[tuple[gs.Variable, Sequence[int | None], int]],
-        *,
-        likes: Sequence[Like],
-    ) -> list[gs.Variable]:
-        """Add a Loop of a fixed number of rounds without state.
-
-        Args:
-            body: Nodes of one round; it may read any tensor of the surrounding graph.
-            step: What the body reads the number of the round from.
-            count: Rounds.
-            results: Per output of a round the tensor, its shape and its element type.
-            likes: Shape and element type of each stacked output.
-
-        Returns:
-            Per result all rounds' tensors, stacked along a new first dimension.
-        """
-        inner, constants = body.export()
-        nodes = list(inner)
-        # A condition that is always true is left out: TensorRT takes none. Before opset 11 a Loop
-        # must have a state.
-        kept: list[tuple[str, str, int, list[int]]] = [
-            ("going", "still_going", onnx.TensorProto.BOOL, [])
-        ]
-        if self.opset < 11:
-            kept.append(("state", "same_state", onnx.TensorProto.INT64, [1]))
-        states = [[f"{body.base}/{name}" for name in names] for *names, _, _ in kept]
-        # Made here, not passed on: TensorRT knows no condition where none is given.
-        true = onnx.helper.make_tensor("going", onnx.TensorProto.BOOL, [], [True])
-        nodes.append(onnx.helper.make_node("Constant", [], [states[0][1]], value=true))
-        for before, after in states[1:]:
-            nodes.append(onnx.helper.make_node("Identity", [before], [after], name=after))
-        befores, afters = (
-            [
-                onnx.helper.make_tensor_value_info(names[at], kind, dims)
-                for names, (*_, kind, dims) in zip(states, kept, strict=True)
-            ]
-            for at in (0, 1)
-        )
-        graph = onnx.helper.make_graph(
-            nodes,
-            body.base,
-            [
-                onnx.helper.make_tensor_value_info(step.name, onnx.TensorProto.INT64, []),
-                *befores,
-            ],
-            [
-                *afters,
-                *(
-                    onnx.helper.make_tensor_value_info(tensor.name, kind, dims)
-                    for tensor, dims, kind in results
-                ),
-            ],
-        )
-        self._inner.update(constants)
-        rounds = gs.Constant(self.names.shared(np.asarray(count)), np.asarray(count, np.int64))
-        inputs: list[gs.Tensor] = [rounds, gs.Variable("")]
-        outputs = [gs.Variable(self._name(f"loop/{k}")) for k in range(len(results))]
-        self.shapes.update(zip((tensor.name for tensor in outputs), likes, strict=True))
-        self.shapes.update(body.shapes)
-        final = [gs.Variable(self._name(f"loop/{name}")) for _, name, *_ in kept[1:]]
-        inputs += [self.ints([0]) for _ in final]
-        self._nodes.append(
-            gs.Node(op="Loop", name=self._name("loop"), inputs=inputs, outputs=[*final, *outputs])
-        )
-        self._bodies[len(self._nodes) - 1] = (graph, body)
-        return outputs
-
-    def slice(
-        self,
-        x: gs.Variable,
-        axes: Sequence[int],
-        begin: Sequence[int] | gs.Variable,
-        end: Sequence[int] | gs.Variable,
-        suffix: str,
-        *,
-        like: Like | None = None,
-    ) -> gs.Variable:
-        """Add a Slice; attributes up to opset 9, inputs from opset 10."""
-        if self.opset < 10:
-            attrs = {"axes": list(axes), "starts": begin, "ends": end}
-            return self.add("Slice", [x], suffix, attrs=attrs, like=like)
-        begin = begin if isinstance(begin, gs.Variable) else self.ints(begin)
-        end = end if isinstance(end, gs.Variable) else self.ints(end)
-        return self.add("Slice", [x, begin, end, self.ints(axes)], suffix, like=like)
-
-    def concat(
-        self,
-        parts: Sequence[gs.Tensor],
-        axis: int,
-        suffix: str,
-        *,
-        like: Like | None = None,
-        output: str | None = None,
-    ) -> gs.Variable:
-        """Add a Concat."""
-        return self.add("Concat", parts, suffix, attrs={"axis": axis}, like=like, output=output)
-
-    def reshape(
-        self, x: gs.Variable, shape: gs.Tensor, suffix: str, *, like: Like | None = None
-    ) -> gs.Variable:
-        """Add a Reshape."""
-        return self.add("Reshape", [x, shape], suffix, like=like)
-
-    def squeeze(
-        self, x: gs.Variable, axis: int, suffix: str, *, output: str | None = None
-    ) -> gs.Variable:
-        """Add a Squeeze of one axis; attribute up to opset 12, input from opset 13."""
-        like = self.shapes.get(x.name)
-        if like is not None:
-            dims, kind = like
-            like = (*dims[:axis], *dims[axis + 1 :]), kind
-        if self.opset < 13:
-            return self.add(
-                "Squeeze", [x], suffix, attrs={"axes": [axis]}, like=like, output=output
-            )
-        return self.add("Squeeze", [x, self.ints([axis])], suffix, like=like, output=output)
-
-    def unsqueeze(
-        self, x: gs.Variable, axis: int, suffix: str, *, like: Like | None = None
-    ) -> gs.Variable:
-        """Add an Unsqueeze of one axis; attribute up to opset 12, input from opset 13."""
-        if self.opset < 13:
-            return self.add("Unsqueeze", [x], suffix, attrs={"axes": [axis]}, like=like)
-        return self.add("Unsqueeze", [x, self.ints([axis])], suffix, like=like)
-
-    def split(self, x: gs.Variable, count: int, suffix: str) -> list[gs.Variable]:
-        """Add a Split of a vector of ``count`` integers into vectors of one."""
-        results = [gs.Variable(self._name(f"{suffix}_{k}")) for k in range(count)]
-        attrs: dict[str, Any] = {"axis": 0}
-        if self.opset >= 18:
-            attrs["num_outputs"] = count
-        self._nodes.append(
-            gs.Node("Split", name=self._name(suffix), attrs=attrs, inputs=[x], outputs=results)
-        )
-        return results
 
     def export(self) -> tuple[Sequence[onnx.NodeProto], Mapping[str, onnx.TensorProto]]:
         """Return the nodes in order, and the constants they read by name; the fragment is whole."""

@@ -12,7 +12,15 @@ import onnx_graphsurgeon as gs
 
 from rewriters.emission.bounds import Bounds, Span, Targets
 from rewriters.emission.fragment import Fragment
+from rewriters.emission.loop import Result, add_loop
 from rewriters.emission.names import Like
+from rewriters.emission.opset_nodes import (
+    add_concat,
+    add_reshape,
+    add_slice,
+    add_squeeze,
+    add_unsqueeze,
+)
 from rewriters.graph.shapes import Shapes
 from rewriters.operators.record import ROWS, RowLocal, Shape
 from rewriters.regions.region import Edge
@@ -71,12 +79,14 @@ class PatchWriter:
             if begin == 0 and end == x.dims[axis]:
                 return x
             cut = x.resized(axis, end - begin)
-            variable = self.fragment.slice(
-                x.variable, [axis], [begin], [end], suffix, like=cut.like
+            variable = add_slice(
+                self.fragment, x.variable, [axis], [begin], [end], suffix, like=cut.like
             )
         else:
             cut = x.resized(axis, None)
-            variable = self.fragment.slice(x.variable, [axis], begin, end, suffix, like=cut.like)
+            variable = add_slice(
+                self.fragment, x.variable, [axis], begin, end, suffix, like=cut.like
+            )
         return replace(cut, variable=variable)
 
     def _windows(self, bound: Bounds, k: int) -> dict[Edge, _Tensor]:
@@ -85,8 +95,12 @@ class PatchWriter:
             suffix = f"window_{k}" if at == 0 else f"window_{k}_of_{at}"
             window = self._cut(self._whole(edge.name), edge.axis, span, suffix)
             if self.targets is not None:
-                stated = self.fragment.reshape(
-                    window.variable, self.targets.window, f"{suffix}/stated", like=window.like
+                stated = add_reshape(
+                    self.fragment,
+                    window.variable,
+                    self.targets.window,
+                    f"{suffix}/stated",
+                    like=window.like,
                 )
                 window = replace(window, variable=stated)
             windows[edge] = window
@@ -167,7 +181,7 @@ class PatchWriter:
                 suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
                 cores[at].append(self._cut(y, edge.axis, bound.cores[at], suffix).variable)
         for at, edge in enumerate(outputs):
-            join = partial(self.fragment.concat, cores[at], edge.axis)
+            join = partial(add_concat, self.fragment, cores[at], edge.axis)
             self._finish(at, partial(join, like=self._whole(edge.name).like))
 
     def _finish(self, at: int, join: Callable[..., gs.Variable]) -> None:
@@ -193,7 +207,8 @@ class PatchWriter:
         for at, edge in enumerate(region.inputs):
             one = windows[0][edge]
             stack = one.resized(0, None if one.dims[0] is None else one.dims[0] * count)
-            variable = fragment.concat(
+            variable = add_concat(
+                fragment,
                 [window[edge].variable for window in windows],
                 0,
                 "stack" if at == 0 else f"stack_{at}",
@@ -218,10 +233,10 @@ class PatchWriter:
         self, cores: list[gs.Variable], edge: Edge, suffix: str, *, output: str | None = None
     ) -> gs.Variable:
         dims, kind = self._whole(edge.name).like
-        joined = self.fragment.concat(
-            cores, edge.axis + 1, f"{suffix}/cores", like=((1, *dims), kind)
+        joined = add_concat(
+            self.fragment, cores, edge.axis + 1, f"{suffix}/cores", like=((1, *dims), kind)
         )
-        return self.fragment.squeeze(joined, 0, suffix, output=output)
+        return add_squeeze(self.fragment, joined, 0, suffix, output=output)
 
     def _unstack(self, y: _Tensor, count: int, suffix: str) -> _Tensor:
         """Reshape [P*N, C, ...] to [P, N, C, ...]."""
@@ -230,7 +245,7 @@ class PatchWriter:
         whole = replace(y, dims=dims)
         if dims.count(None) <= 1 and 0 not in dims:
             target = self.fragment.ints([-1 if d is None else d for d in dims])
-            variable = self.fragment.reshape(y.variable, target, suffix, like=whole.like)
+            variable = add_reshape(self.fragment, y.variable, target, suffix, like=whole.like)
         else:
             variable = self._unstack_free(y, whole, suffix)
         return replace(whole, variable=variable)
@@ -246,15 +261,15 @@ class PatchWriter:
         target: gs.Tensor = parts
         if images is None:
             shape = fragment.add("Shape", [y.variable], f"{suffix}/shape")
-            stacked = fragment.slice(shape, [0], [0], [1], f"{suffix}/stacked")
+            stacked = add_slice(fragment, shape, [0], [0], [1], f"{suffix}/stacked")
             each = fragment.add("Div", [stacked, fragment.ints([count])], f"{suffix}/images")
             here = fragment.ints([0, 1, *(0 for _ in rest)])
             # Sum and product, not a Concat, for the reason that `_target` gives.
             placed = fragment.add("Mul", [each, here], f"{suffix}/placed")
             target = fragment.add("Add", [placed, parts], f"{suffix}/target")
         like = (1, *y.dims), y.kind
-        first = fragment.unsqueeze(y.variable, 0, f"{suffix}/first", like=like)
-        return fragment.reshape(first, target, suffix, like=whole.like)
+        first = add_unsqueeze(fragment, y.variable, 0, f"{suffix}/first", like=like)
+        return add_reshape(fragment, first, target, suffix, like=whole.like)
 
     def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
         """Emit a Loop whose body takes one window of each stack; return [P, N, C, ...]."""
@@ -275,11 +290,12 @@ class PatchWriter:
         made = self._clones(body, windows, "", 1, 0)
         elements = [self.shapes.elements.get(edge.name, 0) for edge in self.region.outputs]
         stacked = [replace(y, dims=(count, *y.dims)) for y in made]
-        variables = fragment.loop(
+        variables = add_loop(
+            fragment,
             body,
             step,
             count,
-            [(y.variable, y.dims, kind) for y, kind in zip(made, elements, strict=True)],
+            [Result(y.variable, y.dims, kind) for y, kind in zip(made, elements, strict=True)],
             likes=[y.like for y in stacked],
         )
         return [replace(y, variable=v) for y, v in zip(stacked, variables, strict=True)]
@@ -294,10 +310,12 @@ class PatchWriter:
             starts: Any = [k, begin]
             ends: Any = [k + 1, end]
         else:
-            starts = self.fragment.concat([self.fragment.ints([k]), begin], 0, f"{suffix}/begin")
-            ends = self.fragment.concat([self.fragment.ints([k + 1]), end], 0, f"{suffix}/end")
+            starts = add_concat(
+                self.fragment, [self.fragment.ints([k]), begin], 0, f"{suffix}/begin"
+            )
+            ends = add_concat(self.fragment, [self.fragment.ints([k + 1]), end], 0, f"{suffix}/end")
         axes = [0, axis + 1]
-        return self.fragment.slice(stacked.variable, axes, starts, ends, suffix, like=one.like)
+        return add_slice(self.fragment, stacked.variable, axes, starts, ends, suffix, like=one.like)
 
 
 class _Counter:

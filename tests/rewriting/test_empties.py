@@ -16,6 +16,7 @@ import pytest
 from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
+from rewriters.emission.opset_nodes import add_unsqueeze
 from tests.support.small_models import (
     FP32,
     assert_same,
@@ -134,7 +135,7 @@ def test_batch_of_free_sizes_states_no_unknown() -> None:
 def test_unsqueeze_is_spelled_for_the_opset(opset: int) -> None:
     """Axes are an attribute up to opset 12, an input after that."""
     fragment = Fragment("x", opset, NameScheme("t"))
-    fragment.unsqueeze(fragment.outer("x"), 0, "first")
+    add_unsqueeze(fragment, fragment.outer("x"), 0, "first")
     (made,), constants = fragment.export()
     assert [a.name for a in made.attribute] == (["axes"] if opset < 13 else [])
     assert len(made.input) == (1 if opset < 13 else 2)
