@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import chain
 
 from rewriters.memory.arena import Arena, Chunk
-from rewriters.memory.executed import Body, Holding, Step
+from rewriters.memory.executed import Body, ExecutedNode, Holding
 from rewriters.memory.order import execution_order
 
 __all__ = ["LiveBuffers"]
@@ -27,22 +27,22 @@ class LiveBuffers:
 
     def __init__(
         self,
-        steps: Sequence[Step],
+        nodes: Sequence[ExecutedNode],
         sizes: Mapping[str, int | None],
         inputs: tuple[str, ...],
         outputs: Collection[str],
         target: Holding,
         shapes: Mapping[str, Hashable],
     ) -> None:
-        self.steps = execution_order(steps, depth_first=target.depth_first)
+        self.nodes = execution_order(nodes, depth_first=target.depth_first)
         self._sizes = sizes
         self._target = target
         self._shapes = shapes
         self._counted_inputs = inputs if target.counts_inputs else ()
         self._outputs = set(outputs)
-        # Most bytes an arena had in use while each step ran.
-        self._used = [0] * len(self.steps)
-        # What bodies run, by the identity of the body: the steps hold them.
+        # Most bytes an arena had in use while each node ran.
+        self._used = [0] * len(self.nodes)
+        # What bodies run, by the identity of the body: the nodes hold them.
         self._inner: dict[int, LiveBuffers] = {}
         self.unknown = 0
         self._assign(inputs)
@@ -55,25 +55,25 @@ class LiveBuffers:
         return self._shapes.get(name, self._sizes.get(name))
 
     def _assign(self, inputs: tuple[str, ...]) -> None:
-        """Give every tensor its buffer, and every buffer its first and last step."""
+        """Give every tensor its buffer, and every buffer its first and last node."""
         target, sizes = self._target, self._sizes
-        # A tensor is held once by each reader, by the step that makes it, and by the caller.
-        held = Counter(chain.from_iterable((*step.reads, *step.makes) for step in self.steps))
+        # A tensor is held once by each reader, by the node that makes it, and by the caller.
+        held = Counter(chain.from_iterable((*node.reads, *node.makes) for node in self.nodes))
         held.update(inputs)
         held.update(self._outputs)
         owner: dict[str, str] = {}
         free: dict[Hashable, list[str]] = {}
-        begins: list[list[str]] = [[] for _ in self.steps]
+        begins: list[list[str]] = [[] for _ in self.nodes]
         last: dict[str, int] = {}
         known = set(inputs)
         caller = set(inputs) | self._outputs
         self.unknown = sum(sizes[n] is None for n in set(inputs) if n in sizes)
-        for number, step in enumerate(self.steps):
-            for position, name in enumerate(step.makes):
+        for number, node in enumerate(self.nodes):
+            for position, name in enumerate(node.makes):
                 if name not in sizes or name in known:
                     continue
                 known.add(name)
-                taken = self._over(step, position, name, owner, held)
+                taken = self._over(node, position, name, owner, held)
                 if taken is None and target.reuse and name not in self._outputs and sizes[name]:
                     candidates = free.get(self._shape(name))
                     taken = candidates.pop() if candidates else None
@@ -83,7 +83,7 @@ class LiveBuffers:
                 else:
                     owner[name] = taken
                     held[taken] += held[name]
-            for name in chain(step.reads, step.makes):
+            for name in chain(node.reads, node.makes):
                 root = owner.get(name, name)
                 if root not in known:
                     continue
@@ -94,37 +94,37 @@ class LiveBuffers:
         # A view of an output, and an output that is a view, are the output's bytes.
         for name in self._outputs:
             if name in known:
-                last[owner.get(name, name)] = len(self.steps)
+                last[owner.get(name, name)] = len(self.nodes)
         self._begins = begins
-        self._ends: list[list[str]] = [[] for _ in self.steps]
+        self._ends: list[list[str]] = [[] for _ in self.nodes]
         for name, number in last.items():
-            if number < len(self.steps):
+            if number < len(self.nodes):
                 self._ends[number].append(name)
         # Bytes of every buffer, rounded up.
         self._bytes = {name: self._size(name) for names in begins for name in names}
 
     def _over(
         self,
-        step: Step,
+        node: ExecutedNode,
         number: int,
         name: str,
         owner: Mapping[str, str],
         held: Mapping[str, int],
     ) -> str | None:
-        """Return the buffer that a step's result shares with an input, None if there is none.
+        """Return the buffer that a node's result shares with an input, None if there is none.
 
         An engine that hands outputs to the caller copies where an output is a view.
         """
         target, sizes = self._target, self._sizes
         if not target.counts_inputs and name in self._outputs:
             return None
-        if step.op_type in target.views and step.reads and step.reads[0] in sizes:
-            return owner.get(step.reads[0], step.reads[0])
+        if node.op_type in target.views and node.reads and node.reads[0] in sizes:
+            return owner.get(node.reads[0], node.reads[0])
         if number:
             return None
-        for position in target.overwrites.get(step.op_type, ()):
-            if position < len(step.reads) and step.reads[position] in sizes:
-                read = step.reads[position]
+        for position in target.overwrites.get(node.op_type, ()):
+            if position < len(node.reads) and node.reads[position] in sizes:
+                read = node.reads[position]
                 root = owner.get(read, read)
                 if held[root] == 1 and self._shape(read) == self._shape(name):
                     return root
@@ -134,16 +134,16 @@ class LiveBuffers:
         return self._target.counts_outputs or name not in self._outputs
 
     def live(self) -> list[tuple[str, int]]:
-        """Return the live bytes at every step."""
+        """Return the live bytes at every node."""
         held = {name: self._size(name) for name in self._counted_inputs}
         alive = sum(held.values())
         result = []
-        for step, begins, ends in zip(self.steps, self._begins, self._ends, strict=True):
+        for node, begins, ends in zip(self.nodes, self._begins, self._ends, strict=True):
             for name in begins:
                 if self._counts(name):
                     held[name] = self._bytes[name]
                     alive += held[name]
-            result.append((step.label, alive + step.workspace))
+            result.append((node.label, alive + node.workspace))
             for name in ends:
                 alive -= held.get(name, 0)
         return result
@@ -151,7 +151,7 @@ class LiveBuffers:
     def highest(
         self, live: Sequence[tuple[str, int]]
     ) -> tuple[int, str, tuple[tuple[str, int], ...]]:
-        """Return the most live bytes, the step they occur at, and the largest tensors alive."""
+        """Return the most live bytes, the node they occur at, and the largest tensors alive."""
         start = sum(self._size(n) for n in dict.fromkeys(self._counted_inputs))
         best, where = start, -1
         for number, (_, alive) in enumerate(live):
@@ -164,7 +164,7 @@ class LiveBuffers:
                 for name in self._ends[number]:
                     held.pop(name, None)
         named = sorted(((n, self._size(n)) for n in held), key=lambda item: -item[1])[:NAMED]
-        label = self.steps[where].label if where >= 0 else ""
+        label = self.nodes[where].label if where >= 0 else ""
         return best, label, tuple(item for item in named if item[1])
 
     def block(self) -> int:
@@ -209,8 +209,8 @@ class LiveBuffers:
         return arena
 
     def used(self) -> list[tuple[str, int]]:
-        """Return the most bytes the arena had in use while each step ran."""
-        return [(step.label, used) for step, used in zip(self.steps, self._used, strict=True)]
+        """Return the most bytes the arena had in use while each node ran."""
+        return [(node.label, used) for node, used in zip(self.nodes, self._used, strict=True)]
 
     @cached_property
     def _block(self) -> int:
@@ -239,18 +239,18 @@ class LiveBuffers:
         """
         held: dict[str, Chunk] = {}
         sizes, used = self._bytes, self._used
-        for number, (step, begins, ends) in enumerate(
-            zip(self.steps, self._begins, self._ends, strict=True)
+        for number, (node, begins, ends) in enumerate(
+            zip(self.nodes, self._begins, self._ends, strict=True)
         ):
             outer = arena.start()
-            pieces = self._iterate(arena, step.body) if step.body is not None else ()
+            pieces = self._iterate(arena, node.body) if node.body is not None else ()
             for name in begins:
                 if sizes[name] and name not in elsewhere:
                     held[name] = arena.take(sizes[name])
             for piece in pieces:
                 arena.give(piece)
-            if step.workspace and step.body is None:
-                arena.give(arena.take(step.workspace))
+            if node.workspace and node.body is None:
+                arena.give(arena.take(node.workspace))
             used[number] = max(used[number], arena.most)
             arena.most = max(arena.most, outer)
             for name in ends:
@@ -265,7 +265,7 @@ class LiveBuffers:
         """Run a body as often as it runs; return its outputs, which are taken still."""
         run = self._inner.get(id(body))
         if run is None:
-            run = LiveBuffers(body.steps, body.sizes, (), body.outputs, self._target, body.shapes)
+            run = LiveBuffers(body.nodes, body.sizes, (), body.outputs, self._target, body.shapes)
             self._inner[id(body)] = run
         pieces = run._run_in(arena, frozenset(), keep=True)
         for _ in range(1, body.trips):

@@ -1,4 +1,4 @@
-"""What an engine runs, step by step, and what an engine is to the memory model."""
+"""What an engine runs, node by node, and what an engine is to the memory model."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 
-__all__ = ["IDEAL", "VIEWS", "Allocator", "Body", "Holding", "Step"]
+__all__ = ["IDEAL", "VIEWS", "Allocator", "Body", "ExecutedNode", "Holding"]
 
 
 # Operators whose output shares its first input's bytes on every runtime in view.
@@ -15,17 +15,17 @@ VIEWS = frozenset({"Reshape", "Squeeze", "Unsqueeze", "Flatten", "Identity"})
 
 @dataclass(frozen=True, slots=True)
 class Body:
-    """What a step runs inside, over and over; its outputs are held until the step ends.
+    """What a node runs inside, over and over; its outputs are held until the node ends.
 
     Attributes:
-        steps: Its steps.
+        nodes: Its nodes.
         sizes: Bytes of its activations.
         shapes: As for `peak`.
         outputs: Its outputs.
         trips: How often it runs.
     """
 
-    steps: tuple[Step, ...]
+    nodes: tuple[ExecutedNode, ...]
     sizes: Mapping[str, int | None]
     shapes: Mapping[str, Hashable]
     outputs: tuple[str, ...]
@@ -33,7 +33,7 @@ class Body:
 
 
 @dataclass(frozen=True, slots=True)
-class Step:
+class ExecutedNode:
     """One node of an execution order: the tensors it reads and makes.
 
     Attributes:
@@ -62,12 +62,12 @@ class Allocator(Enum):
 
 @dataclass(frozen=True)
 class Holding:
-    """How an engine orders steps and holds their tensors.
+    """How an engine orders nodes and holds their tensors.
 
     Attributes:
         name: What people call it.
-        depth_first: The order is a walk from the results to what they need, the newest step
-            first; otherwise the steps run as they stand.
+        depth_first: The order is a walk from the results to what they need, the newest node
+            first; otherwise the nodes run as they stand.
         views: Operators whose outputs are their first input's bytes.
         overwrites: Per operator, positions of inputs whose bytes its first output takes over where
             the input dies there and has the output's shape.

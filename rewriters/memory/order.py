@@ -4,25 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewriters.memory.executed import Step
+from rewriters.memory.executed import ExecutedNode
 
 __all__ = ["execution_order", "walk"]
 
 
-def execution_order(steps: Sequence[Step], *, depth_first: bool) -> list[Step]:
-    """Return the steps as they are run.
+def execution_order(nodes: Sequence[ExecutedNode], *, depth_first: bool) -> list[ExecutedNode]:
+    """Return the nodes as they are run.
 
-    Depth first: from the steps that nothing reads, the last one first; of the steps that make a
-    step's inputs the last one first. A step runs when all it needs have run.
+    Depth first: from the nodes that nothing reads, the last one first; of the nodes that make a
+    node's inputs the last one first. A node runs when all it needs have run.
     """
     if not depth_first:
-        return list(steps)
-    order = walk([step.reads for step in steps], [step.makes for step in steps])
-    return [steps[number] for number in order]
+        return list(nodes)
+    order = walk([node.reads for node in nodes], [node.makes for node in nodes])
+    return [nodes[number] for number in order]
 
 
 def walk(reads: Sequence[Sequence[str]], makes: Sequence[Sequence[str]]) -> list[int]:
-    """Return the numbers of steps in their order depth first, as `execution_order`."""
+    """Return the numbers of nodes in their order depth first, as `execution_order`."""
     maker = {name: number for number, names in enumerate(makes) for name in names}
     needs: list[Sequence[int]] = []
     needed: set[int] = set()

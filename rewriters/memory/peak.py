@@ -1,6 +1,6 @@
 """Predicted activation memory: an execution order, buffers that live in it, an allocator.
 
-    order      the sequence in which the engine runs the steps
+    order      the sequence in which the engine runs the nodes
     buffers    which tensors share bytes: views, results written over a dying input, and, where the
                engine plans it, a freed buffer taken by a tensor of the same shape
     allocator  what those buffers cost: their plain sum, or whole chunks of an arena whose regions
@@ -8,7 +8,7 @@
 
 What differs between engines is data: a `Holding`. Steps are those the engine runs: what its
 optimisers fuse, fold and insert is applied before (`memory.lowering.lower`). A tensor lives from
-the step that makes it to its last use. Weights are not activations.
+the node that makes it to its last use. Weights are not activations.
 
 `IDEAL` knows no engine: file order, plain sum, inputs alive from the start, outputs to the end.
 
@@ -22,7 +22,7 @@ from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewriters.memory.buffers import LiveBuffers
-from rewriters.memory.executed import IDEAL, Allocator, Holding, Step
+from rewriters.memory.executed import IDEAL, Allocator, ExecutedNode, Holding
 
 __all__ = ["Peak", "Weights", "peak", "size_text", "timeline"]
 
@@ -64,13 +64,13 @@ class Peak:
 
     Attributes:
         bytes: The peak; of the tensors of known size alone where others are unknown.
-        at: Label of the step with the most live bytes; "" if that is before the first.
+        at: Label of the node with the most live bytes; "" if that is before the first.
         unknown: Activations of unknown size, counted as nothing; while there are any, the peak is
             not known, and must not be shown or compared.
-        alive: The largest tensors alive at that step, with their bytes, largest first.
+        alive: The largest tensors alive at that node, with their bytes, largest first.
         touched: Bytes that are ever written: of an arena's chunks what was asked for. The system
             gives a process no page before.
-        held: Label of every step and bytes held while it runs, in the order they run: in an arena
+        held: Label of every node and bytes held while it runs, in the order they run: in an arena
             the chunks in use, else what is alive (`timeline`).
         weights: What loading costs; apart from all the figures above, but for `Weights.packed`.
     """
@@ -102,7 +102,7 @@ def size_text(size: float) -> str:
 
 
 def peak(
-    steps: Sequence[Step],
+    nodes: Sequence[ExecutedNode],
     sizes: Mapping[str, int | None],
     *,
     inputs: Iterable[str],
@@ -111,10 +111,10 @@ def peak(
     shapes: Mapping[str, Hashable] | None = None,
     weights: Weights | None = None,
 ) -> Peak:
-    """Return the peak of a graph; n log n in the steps, as a rule linear.
+    """Return the peak of a graph; n log n in the nodes, as a rule linear.
 
     Args:
-        steps: The nodes, in the file's order.
+        nodes: The nodes, in the file's order.
         sizes: Bytes per activation. A tensor that is missing is a weight and costs nothing; None
             is an activation of unknown size, counted in `Peak.unknown`.
         inputs: Graph inputs.
@@ -123,7 +123,7 @@ def peak(
         shapes: What must be equal for two tensors to share a buffer; their bytes where missing.
         weights: What loading costs; what the engine packs anew is held throughout.
     """
-    run = LiveBuffers(steps, sizes, tuple(inputs), outputs, target, shapes or {})
+    run = LiveBuffers(nodes, sizes, tuple(inputs), outputs, target, shapes or {})
     held = run.live()
     figure, at, alive = run.highest(held)
     touched = figure
@@ -137,7 +137,7 @@ def peak(
 
 
 def timeline(
-    steps: Sequence[Step],
+    nodes: Sequence[ExecutedNode],
     sizes: Mapping[str, int | None],
     *,
     inputs: Iterable[str],
@@ -145,10 +145,10 @@ def timeline(
     target: Holding = IDEAL,
     shapes: Mapping[str, Hashable] | None = None,
 ) -> list[tuple[str, int]]:
-    """Return (label, live bytes while it runs) of every step, in execution order.
+    """Return (label, live bytes while it runs) of every node, in execution order.
 
     Live bytes are the plain sum of what is held, so their largest can be below `Peak.bytes`, which
     has the allocator's waste in it. The arguments are those of `peak`.
     """
-    run = LiveBuffers(steps, sizes, tuple(inputs), outputs, target, shapes or {})
+    run = LiveBuffers(nodes, sizes, tuple(inputs), outputs, target, shapes or {})
     return run.live()

@@ -105,7 +105,7 @@ class Model:
                     held += sum(self.tensors.bytes(name) or 0 for name in node.makes if name)
                 run, _ = found[0].as_body(engine)
                 made = self.tensors.dims.get(node.makes[-1]) or (1,)
-                body = Body(run.steps, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
+                body = Body(run.nodes, run.sizes, run.shapes, found[0].outputs, made[0] or 1)
             nodes[position] = replace(node, workspace=held, body=body)
         run = lower(nodes, self.tensors, self.outputs, engine.lowering)
         return replace(run, weights=run.weights + inside)
@@ -156,7 +156,7 @@ class Model:
     def _peak(self, run: Lowered, engine: Engine) -> Peak:
         nothing = {name: 0 for name in self.by_data if run.sizes.get(name, 0) is None}
         found = peak(
-            run.steps,
+            run.nodes,
             {**run.sizes, **nothing} if nothing else run.sizes,
             inputs=self.inputs,
             outputs=self.outputs,
@@ -178,7 +178,7 @@ class Model:
         """Return (node, live bytes) in execution order."""
         run = self.lowered(engine)
         return timeline(
-            run.steps,
+            run.nodes,
             run.sizes,
             inputs=self.inputs,
             outputs=self.outputs,

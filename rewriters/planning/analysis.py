@@ -22,7 +22,7 @@ from rewriters.graph.model import opset_of
 from rewriters.graph.nodes import captured, node_label
 from rewriters.graph.shapes import Shapes
 from rewriters.graph.use_def import Index, index
-from rewriters.memory.executed import Step
+from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.lowering.node import Tensors, copied
 from rewriters.memory.peak import Peak, peak
 from rewriters.memory.reader import (
@@ -64,7 +64,7 @@ class Analysis:
         facts: What is certain.
         sizing: Shapes with free dimensions as assumed.
         assumed: The sizes that were assumed.
-        steps: The nodes in file order, as the memory model reads them.
+        executed: The nodes in file order, as the memory model reads them.
         inputs: Inputs of the graph that are no weights.
         bytes: Bytes of every activation, None where unknown.
         slim: The model without its weights.
@@ -74,7 +74,7 @@ class Analysis:
     facts: Facts
     sizing: Shapes
     assumed: Mapping[str, tuple[int, ...]]
-    steps: tuple[Step, ...]
+    executed: tuple[ExecutedNode, ...]
     inputs: tuple[str, ...]
     bytes: Mapping[str, int | None]
     slim: onnx.ModelProto
@@ -98,7 +98,7 @@ class Analysis:
     @cached_property
     def ideal_peak(self) -> Peak:
         """The most bytes alive over the file's order, inputs and outputs included."""
-        return peak(self.steps, self.bytes, inputs=self.inputs, outputs=self.index.outputs)
+        return peak(self.executed, self.bytes, inputs=self.inputs, outputs=self.index.outputs)
 
     @cached_property
     def _tensors(self) -> Tensors:
@@ -116,9 +116,9 @@ class Analysis:
         """Activations whose sizes depend on the data, as those of NonZero: counted as nothing."""
         makers = {at for at, node in enumerate(self.slim.graph.node) if sized_by_data(node)}
         made: set[str] = set()
-        for at, step in enumerate(self.steps) if makers else ():
-            if at in makers or not made.isdisjoint(step.reads):
-                made.update(step.makes)
+        for at, node in enumerate(self.executed) if makers else ():
+            if at in makers or not made.isdisjoint(node.reads):
+                made.update(node.makes)
         return tuple(name for name in self.bytes if name in made and self.bytes[name] is None)
 
     @cached_property
@@ -231,8 +231,8 @@ class Analysis:
                 turn.setdefault(at, number)
         makers = self.index.producer
         before = [
-            {makers[name] for name in step.reads if name in makers} - {at}
-            for at, step in enumerate(self.steps)
+            {makers[name] for name in node.reads if name in makers} - {at}
+            for at, node in enumerate(self.executed)
         ]
         for at in range(len(nodes)):
             # What is fused runs with the last of what it reads.
@@ -285,14 +285,14 @@ def analyse(
     if assumed or any(None in facts.dims.get(name, (None,)) for name in needed):
         fix_shapes(sizing_slim, assumed)
         sizing = infer_by_value(sizing_slim, needed=needed, estimate=True)
-    steps = []
+    executed = []
     for node in model.graph.node:
         reads = (*(name for name in node.input if name), *captured(node))
-        steps.append(
-            Step(node_label(node), node.op_type, reads, tuple(n for n in node.output if n))
+        executed.append(
+            ExecutedNode(node_label(node), node.op_type, reads, tuple(n for n in node.output if n))
         )
     inputs = tuple(v.name for v in model.graph.input if v.name not in found.constants)
-    activations = [*inputs, *(name for step in steps for name in step.makes)]
+    activations = [*inputs, *(name for node in executed for name in node.makes)]
     sizes = {name: sizing.bytes(name) for name in activations if name not in found.constants}
     certain = Facts(found, opset_of(model), facts, Constants(slim, found, facts))
-    return Analysis(certain, sizing, assumed, tuple(steps), inputs, sizes, slim)
+    return Analysis(certain, sizing, assumed, tuple(executed), inputs, sizes, slim)

@@ -14,7 +14,7 @@ from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment, fold
 from rewriters.emission.names import NameScheme
 from rewriters.emission.splice import arrange
-from rewriters.memory.executed import Step
+from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.peak import Peak, peak
 from rewriters.planning.analysis import Analysis
 from rewriters.regions.tiled_region import RegionPlan, plan_region
@@ -75,9 +75,9 @@ class Draft:
             ):
                 outputs.add(name)
         nodes, _ = self.sized.export()
-        steps = [Step(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in nodes]
+        executed = [ExecutedNode(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in nodes]
         sizes = {**{name: analysis.bytes.get(name) for name in inputs}, **self.sized.sizes}
-        found = peak(steps, sizes, inputs=inputs, outputs=outputs)
+        found = peak(executed, sizes, inputs=inputs, outputs=outputs)
         return None if found.unknown else found.bytes
 
 

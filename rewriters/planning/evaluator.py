@@ -145,7 +145,7 @@ class Frontier:
         # Of the effort, what the levels so far were given and have left; and what all will have.
         self._given = self._left = self._total = 0.0
         self._levels = deque(_LEVELS)
-        self._more_reads = [_READ * max(0, len(step.reads) - _FEW) for step in analysis.steps]
+        self._more_reads = [_READ * max(0, len(node.reads) - _FEW) for node in analysis.executed]
 
     @cached_property
     def _alive(self) -> Mapping[int, int]:

@@ -69,18 +69,18 @@ def _late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]
         together: Row-local nodes: where one is ready it comes before all others, the latest to be
             ready first, so that they stand in long runs.
     """
-    index, steps, sizes = analysis.index, analysis.steps, analysis.bytes
+    index, executed, sizes = analysis.index, analysis.executed, analysis.bytes
     users = [
-        {user for name in step.makes for user in index.users.get(name, ())} - {at}
-        for at, step in enumerate(steps)
+        {user for name in node.makes for user in index.users.get(name, ())} - {at}
+        for at, node in enumerate(executed)
     ]
     waiting = [len(others) for others in users]
     alive = {name for name in index.outputs if sizes.get(name)}
     order: list[int] = []
 
     def rank(at: int) -> tuple[int, int, int]:
-        made = sum(sizes.get(name) or 0 for name in steps[at].makes)
-        read = sum(sizes.get(name) or 0 for name in {*steps[at].reads} - alive)
+        made = sum(sizes.get(name) or 0 for name in executed[at].makes)
+        read = sum(sizes.get(name) or 0 for name in {*executed[at].reads} - alive)
         return -1 - len(order) if at in together else 0, read - made, -at
 
     ready = [(rank(at), at) for at, count in enumerate(waiting) if count == 0]
@@ -88,8 +88,8 @@ def _late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]
     while ready:
         _, at = heapq.heappop(ready)
         order.append(at)
-        alive.update(name for name in steps[at].reads if sizes.get(name))
-        for maker in {index.producer[n] for n in steps[at].reads if n in index.producer} - {at}:
+        alive.update(name for name in executed[at].reads if sizes.get(name))
+        for maker in {index.producer[n] for n in executed[at].reads if n in index.producer} - {at}:
             waiting[maker] -= 1
             if not waiting[maker]:
                 heapq.heappush(ready, (rank(maker), maker))

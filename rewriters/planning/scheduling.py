@@ -77,7 +77,7 @@ class _Layout:
             link: Its row map; not taken where the sizes do not fit it.
         """
         analysis, position, latest = self._analysis, entry.position, self._latest
-        reads = [name for name in analysis.steps[position].reads if name in latest]
+        reads = [name for name in analysis.executed[position].reads if name in latest]
         link, carried = self._carried(position, link)
         along = set(carried)
         read = tuple(dict.fromkeys([*(latest[name] for name in reads), *carried]))

@@ -9,33 +9,33 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriters.memory.executed import VIEWS, Step
+from rewriters.memory.executed import VIEWS, ExecutedNode
 from rewriters.memory.peak import Peak, peak
 
 
 def simulate(
-    steps: Sequence[Step],
+    nodes: Sequence[ExecutedNode],
     sizes: Mapping[str, int | None],
     inputs: Collection[str],
     outputs: Collection[str],
 ) -> tuple[int, int]:
-    """Return peak bytes and the number of unknown sizes, by asking at every step who is needed.
+    """Return peak bytes and the number of unknown sizes, by asking at every node who is needed.
 
     A buffer is held if it has been made and something that shares its bytes is read or made at
-    this step or later, or is an output. Inputs that nothing reads are held throughout: they are
+    this node or later, or is an output. Inputs that nothing reads are held throughout: they are
     the caller's.
     """
     group = {name: name for name in sizes}
-    for step in steps:
-        if step.op_type in VIEWS and step.reads and step.reads[0] in sizes:
-            group[step.makes[0]] = group[step.reads[0]]
-    touched = {name for step in steps for name in (*step.reads, *step.makes)}
+    for node in nodes:
+        if node.op_type in VIEWS and node.reads and node.reads[0] in sizes:
+            group[node.makes[0]] = group[node.reads[0]]
+    touched = {name for node in nodes for name in (*node.reads, *node.makes)}
     everywhere = {name for name in inputs if name not in touched and name in sizes}
     made = set(inputs)
     best = sum(sizes[name] or 0 for name in {group[n] for n in made if n in sizes})
-    for position, step in enumerate(steps):
-        made |= set(step.makes)
-        later = {n for s in steps[position:] for n in (*s.reads, *s.makes)} | set(outputs)
+    for position, node in enumerate(nodes):
+        made |= set(node.makes)
+        later = {n for s in nodes[position:] for n in (*s.reads, *s.makes)} | set(outputs)
         needed = {group[name] for name in later if name in sizes} | {group[n] for n in everywhere}
         held = {group[name] for name in made if name in sizes} & needed
         best = max(best, sum(sizes[name] or 0 for name in held))
@@ -48,7 +48,7 @@ def simulate(
 class Case:
     """A random graph."""
 
-    steps: tuple[Step, ...]
+    nodes: tuple[ExecutedNode, ...]
     sizes: Mapping[str, int | None]
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
@@ -61,7 +61,7 @@ def cases(draw: st.DrawFn) -> Case:
     inputs = tuple(f"in{k}" for k in range(draw(st.integers(0, 3))))
     sizes: dict[str, int | None] = {name: draw(size) for name in inputs}
     known = [*inputs, "weight0", "weight1"]
-    steps = []
+    nodes = []
     for position in range(draw(st.integers(0, 12))):
         reads = tuple(draw(st.lists(st.sampled_from(known), max_size=3)))
         op = draw(st.sampled_from(["Conv", "Reshape", "Identity", "Split"]))
@@ -69,37 +69,37 @@ def cases(draw: st.DrawFn) -> Case:
         for name in makes:
             sizes[name] = draw(size)
         known.extend(makes)
-        steps.append(Step(f"n{position}", op, reads, makes))
+        nodes.append(ExecutedNode(f"n{position}", op, reads, makes))
     activations = [name for name in known if name in sizes]
     outputs = tuple(draw(st.lists(st.sampled_from(activations), max_size=3))) if activations else ()
-    return Case(tuple(steps), sizes, inputs, outputs)
+    return Case(tuple(nodes), sizes, inputs, outputs)
 
 
 @given(cases())
 def test_against_the_simulator(case: Case) -> None:
     """Peak bytes and unknown sizes agree on random graphs."""
-    found = peak(case.steps, case.sizes, inputs=case.inputs, outputs=case.outputs)
+    found = peak(case.nodes, case.sizes, inputs=case.inputs, outputs=case.outputs)
     assert (found.bytes, found.unknown) == simulate(
-        case.steps, case.sizes, case.inputs, case.outputs
+        case.nodes, case.sizes, case.inputs, case.outputs
     )
 
 
 @given(cases())
 def test_the_named_node_is_where_the_peak_is(case: Case) -> None:
     """Cut off after the named node the peak is the same, before it it is lower."""
-    found = peak(case.steps, case.sizes, inputs=case.inputs, outputs=case.outputs)
-    labels = [step.label for step in case.steps]
+    found = peak(case.nodes, case.sizes, inputs=case.inputs, outputs=case.outputs)
+    labels = [node.label for node in case.nodes]
     if not found.at:
         return
     position = labels.index(found.at)
-    rest = {n for s in case.steps[position + 1 :] for n in s.reads} | set(case.outputs)
-    upto = peak(case.steps[: position + 1], case.sizes, inputs=case.inputs, outputs=rest)
+    rest = {n for s in case.nodes[position + 1 :] for n in s.reads} | set(case.outputs)
+    upto = peak(case.nodes[: position + 1], case.sizes, inputs=case.inputs, outputs=rest)
     assert upto.bytes == found.bytes
 
 
-def chain(*ops: str) -> list[Step]:
+def chain(*ops: str) -> list[ExecutedNode]:
     """Return t0 -> t1 -> ... through these operators."""
-    return [Step(f"n{k}", op, (f"t{k}",), (f"t{k + 1}",)) for k, op in enumerate(ops)]
+    return [ExecutedNode(f"n{k}", op, (f"t{k}",), (f"t{k + 1}",)) for k, op in enumerate(ops)]
 
 
 class TestExamples:
@@ -113,9 +113,9 @@ class TestExamples:
 
     def test_a_skip_stays_alive(self) -> None:
         """What an Add at the end reads is held until then."""
-        steps = [*chain("Conv", "Conv"), Step("add", "Add", ("t2", "t0"), ("y",))]
+        nodes = [*chain("Conv", "Conv"), ExecutedNode("add", "Add", ("t2", "t0"), ("y",))]
         sizes = {"t0": 100, "t1": 10, "t2": 10, "y": 10}
-        assert peak(steps, sizes, inputs=["t0"], outputs={"y"}).bytes == 120
+        assert peak(nodes, sizes, inputs=["t0"], outputs={"y"}).bytes == 120
 
     @pytest.mark.parametrize("view", sorted(VIEWS))
     def test_views_own_nothing(self, view: str) -> None:
@@ -126,16 +126,16 @@ class TestExamples:
 
     def test_a_view_of_a_view_of_an_input(self) -> None:
         """Views are followed to the buffer at their root; an output view keeps it to the end."""
-        steps = [*chain("Reshape", "Squeeze"), Step("big", "Conv", ("other",), ("y",))]
+        nodes = [*chain("Reshape", "Squeeze"), ExecutedNode("big", "Conv", ("other",), ("y",))]
         sizes = {"t0": 8, "t1": 8, "t2": 8, "other": 1, "y": 20}
-        assert peak(steps, sizes, inputs=["t0", "other"], outputs={"t2", "y"}).bytes == 29
-        assert peak(steps, sizes, inputs=["t0", "other"], outputs={"y"}).bytes == 21
+        assert peak(nodes, sizes, inputs=["t0", "other"], outputs={"t2", "y"}).bytes == 29
+        assert peak(nodes, sizes, inputs=["t0", "other"], outputs={"y"}).bytes == 21
 
     def test_a_view_of_a_weight_is_counted_if_it_has_a_size(self) -> None:
         """A weight costs nothing; what is not known to share its bytes does."""
-        steps = [Step("view", "Reshape", ("weight",), ("v",))]
-        assert peak(steps, {"v": 5}, inputs=[], outputs={"v"}).bytes == 5
-        assert peak(steps, {}, inputs=[], outputs={"v"}).bytes == 0
+        nodes = [ExecutedNode("view", "Reshape", ("weight",), ("v",))]
+        assert peak(nodes, {"v": 5}, inputs=[], outputs={"v"}).bytes == 5
+        assert peak(nodes, {}, inputs=[], outputs={"v"}).bytes == 0
 
     def test_unknown_sizes_are_counted_not_guessed(self) -> None:
         """Unknown activations add nothing to the bytes and one each to the count."""
@@ -145,14 +145,17 @@ class TestExamples:
 
     def test_weights_cost_nothing(self) -> None:
         """A tensor without an entry is a weight."""
-        steps = [Step("conv", "Conv", ("x", "weight"), ("y",))]
-        assert peak(steps, {"x": 3, "y": 4}, inputs=["x"], outputs={"y"}).bytes == 7
+        nodes = [ExecutedNode("conv", "Conv", ("x", "weight"), ("y",))]
+        assert peak(nodes, {"x": 3, "y": 4}, inputs=["x"], outputs={"y"}).bytes == 7
 
     def test_a_result_that_nobody_reads(self) -> None:
         """It is held while its node runs."""
-        steps = [Step("split", "Split", ("x",), ("a", "b")), Step("conv", "Conv", ("a",), ("y",))]
+        nodes = [
+            ExecutedNode("split", "Split", ("x",), ("a", "b")),
+            ExecutedNode("conv", "Conv", ("a",), ("y",)),
+        ]
         sizes = {"x": 1, "a": 2, "b": 100, "y": 2}
-        assert peak(steps, sizes, inputs=["x"], outputs={"y"}) == Peak(103, "split", 0)
+        assert peak(nodes, sizes, inputs=["x"], outputs={"y"}) == Peak(103, "split", 0)
 
     def test_an_empty_graph(self) -> None:
         """Inputs alone."""
@@ -161,6 +164,6 @@ class TestExamples:
 
     def test_linear_in_the_steps(self) -> None:
         """200,000 nodes are no problem."""
-        steps = chain(*["Conv"] * 200_000)
+        nodes = chain(*["Conv"] * 200_000)
         sizes: dict[str, int | None] = {f"t{k}": 1 for k in range(200_001)}
-        assert peak(steps, sizes, inputs=["t0"], outputs={"t200000"}).bytes == 2
+        assert peak(nodes, sizes, inputs=["t0"], outputs={"t200000"}).bytes == 2

@@ -119,16 +119,16 @@ def _levels(analysis: Analysis, locality: Locality) -> dict[int, list[int]]:
     index, links = analysis.index, locality.links
     level: dict[int, int] = {}
     found: dict[int, list[int]] = {}
-    for position, step in enumerate(analysis.steps):
+    for position, executed in enumerate(analysis.executed):
         node, link = index.graph.node[position], links.get(position)
         carried = {node.input[i] for i, _ in link.carriers} if link is not None else set()
         level[position] = 0
-        for name in step.reads:
+        for name in executed.reads:
             maker = index.producer.get(name)
             if maker is not None:
                 above = int(name not in carried or maker not in links)
                 level[position] = max(level[position], level[maker] + above)
-        if link is not None and any(name not in index.constants for name in step.makes):
+        if link is not None and any(name not in index.constants for name in executed.makes):
             found.setdefault(level[position], []).append(position)
     return found
 

@@ -7,7 +7,7 @@
               where the layout begins and ends
 
 Which passes an engine has, and which operators they take, is data: a `Lowering`. The result are
-steps of `memory.executed` with the sizes of the tensors in the layouts they really have. Only what
+nodes of `memory.executed` with the sizes of the tensors in the layouts they really have. Only what
 changes memory is modelled.
 
 Steps stand in the order in which ONNX Runtime numbers its nodes: those of the file first, made ones

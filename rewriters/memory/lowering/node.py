@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from rewriters.memory.executed import Body, Step
+from rewriters.memory.executed import Body, ExecutedNode
 from rewriters.memory.peak import Weights
 from rewriters.operators.record import Shape
 
@@ -94,20 +94,20 @@ class Lowered:
     """Steps for `memory.peak.peak`, with their tensors.
 
     Attributes:
-        steps: In the order of the engine's node numbers.
+        nodes: In the order of the engine's node numbers.
         sizes: Bytes of every activation, None where unknown.
         shapes: What must be equal for two tensors to share a buffer.
         weights: What loading costs.
     """
 
-    steps: tuple[Step, ...]
+    nodes: tuple[ExecutedNode, ...]
     sizes: Mapping[str, int | None]
     shapes: Mapping[str, Hashable]
     weights: Weights
 
 
 def copied(label: str) -> str:
-    """Return the tensor that a step which an engine adds copies: the step is called after it."""
+    """Return the tensor that a node which an engine adds copies: the node is called after it."""
     return label.rpartition(" (")[0] or label
 
 

@@ -1,10 +1,10 @@
-"""The lowered graph as steps, what kernels need beside their tensors, and what loading costs."""
+"""The lowered graph as executed nodes, what kernels need beside tensors, and what loading costs."""
 
 from __future__ import annotations
 
 from math import prod
 
-from rewriters.memory.executed import Step
+from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.lowering.graph import Graph
 from rewriters.memory.lowering.node import (
     NCHWC,
@@ -22,7 +22,7 @@ _SEGMENT = 2 * 64 << 10
 
 def lowered(graph: Graph, lowering: Lowering) -> Lowered:
     """Return the graph as it stands."""
-    steps, sizes, shapes = [], {}, {}
+    executed, sizes, shapes = [], {}, {}
     known = Tensors(graph.dims, graph.bits, graph.constants, {})
     for _, node in graph.present():
         if lowering.workspaces is None:
@@ -30,12 +30,14 @@ def lowered(graph: Graph, lowering: Lowering) -> Lowered:
         else:
             workspace = node.workspace + lowering.workspaces.get(node.op_type, 0)
         makes = tuple(name for name in node.makes if name)
-        steps.append(Step(node.label, node.op_type, node.reads, makes, workspace, node.body))
+        executed.append(
+            ExecutedNode(node.label, node.op_type, node.reads, makes, workspace, node.body)
+        )
         for name in (*node.reads, *makes):
             if name and name not in sizes and name not in graph.constants:
                 sizes[name] = known.bytes(name)
                 shapes[name] = (graph.dims.get(name), graph.bits.get(name))
-    return Lowered(tuple(steps), sizes, shapes, _weights(graph, lowering, known))
+    return Lowered(tuple(executed), sizes, shapes, _weights(graph, lowering, known))
 
 
 def _weights(graph: Graph, lowering: Lowering, known: Tensors) -> Weights:
