@@ -70,8 +70,8 @@ class Peak:
         alive: The largest tensors alive at that node, with their bytes, largest first.
         touched: Bytes that are ever written: of an arena's chunks what was asked for. The system
             gives a process no page before.
-        held: Label of every node and bytes held while it runs, in the order they run: in an arena
-            the chunks in use, else what is alive (`timeline`).
+        live_bytes: Label of every node and bytes held while it runs, in the order they run: in an
+            arena the chunks in use, else what is alive (`timeline`).
         weights: What loading costs; apart from all the figures above, but for `Weights.packed`.
     """
 
@@ -80,7 +80,7 @@ class Peak:
     unknown: int
     alive: tuple[tuple[str, int], ...] = field(default=(), compare=False)
     touched: int = field(default=0, compare=False)
-    held: Sequence[tuple[str, int]] = field(default=(), compare=False, repr=False)
+    live_bytes: Sequence[tuple[str, int]] = field(default=(), compare=False, repr=False)
     weights: Weights = field(default=Weights(), compare=False)
 
     @property
@@ -124,16 +124,16 @@ def peak(
         weights: What loading costs; what the engine packs anew is held throughout.
     """
     run = LiveBuffers(nodes, sizes, tuple(inputs), outputs, target, shapes or {})
-    held = run.live()
-    figure, at, alive = run.highest(held)
+    live_bytes = run.live()
+    figure, at, alive = run.highest(live_bytes)
     touched = figure
     if target.allocator is Allocator.ARENA:
         arena = run.in_arena()
-        held = run.used()
-        figure, touched = max((size for _, size in held), default=0), arena.touched()
+        live_bytes = run.used()
+        figure, touched = max((size for _, size in live_bytes), default=0), arena.touched()
     loaded = weights or Weights()
     packed = loaded.packed
-    return Peak(figure + packed, at, run.unknown, alive, touched + packed, held, loaded)
+    return Peak(figure + packed, at, run.unknown, alive, touched + packed, live_bytes, loaded)
 
 
 def timeline(

@@ -387,7 +387,7 @@ class Frontier:
             if best is not None and self._left <= 0:
                 break
             found = self.analysis.predict(order, self.engine)
-            self._spend(len(found.held) + further)
+            self._spend(len(found.live_bytes) + further)
             if best is None or found.need < best[0].need:
                 best = found, name, order
         if best is None:
@@ -413,7 +413,7 @@ class Frontier:
         )
         needs, around = self._needs(drafts, peak)
         level = max(around, *(most for most, _ in needs))
-        return Point(regions, drafts, candidate, replace(peak, held=()), level, needs, around)
+        return Point(regions, drafts, candidate, replace(peak, live_bytes=()), level, needs, around)
 
     def _needs(
         self, drafts: Sequence[Draft], peak: Peak
@@ -425,7 +425,7 @@ class Frontier:
             for label in self.analysis.labels(entry.sized or entry.fragment)
         }
         most, least, around = [0] * len(drafts), [inf] * len(drafts), 0
-        for label, size in peak.held:
+        for label, size in peak.live_bytes:
             at = own.get(label, own.get(copied(label)))
             if at is None:
                 around = max(around, size)
