@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rewriters.planning.schedule import Schedule, ScheduledNode, Tensor
-from rewriters.planning.stages import TALL
-from rewriters.tiling.network import valid_rows
+from rewriters.tiling.network import TALL, valid_rows
 from rewriters.tiling.patches import Rows
 from rewriters.tiling.row_maps import Pointwise, RowMap
 

@@ -12,7 +12,6 @@ import numpy as np
 from rewriters.planning.work import COPY
 
 __all__ = [
-    "TALL",
     "USUAL",
     "CandidateRegion",
     "Figure",
@@ -25,33 +24,9 @@ __all__ = [
 
 # Numbers of patches that are tried, up to the limit, which is tried itself.
 _PATCH_COUNTS = (
-    2,
-    3,
-    4,
-    5,
-    6,
-    8,
-    10,
-    12,
-    14,
-    16,
-    20,
-    24,
-    28,
-    32,
-    40,
-    48,
-    56,
-    64,
-    80,
-    96,
-    112,
-    128,
-    192,
+    *(*range(2, 7), *range(8, 17, 2), *range(20, 33, 4)),
+    *(*range(40, 65, 8), *range(80, 129, 16), 192),
 )
-
-# Steps by which windows are taller than the whole while wrong rows are counted.
-TALL = 1 << 22
 
 # More work than this is seldom wanted.
 USUAL = 1.3
