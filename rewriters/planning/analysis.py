@@ -219,7 +219,7 @@ class Analysis:
         nodes = self.slim.graph.node
         labels = {node_label(node): at for at, node in enumerate(nodes)}
         alive: dict[int, int] = {}
-        turn: dict[int, int] = {}
+        run_rank: dict[int, int] = {}
         with uncollected():
             steps = self.model(range(len(nodes))).profile(ENGINES[engine])
         for number, (label, size) in enumerate(steps):
@@ -228,7 +228,7 @@ class Analysis:
                 at = self.index.producer.get(copied(label))
             if at is not None:
                 alive[at] = max(alive.get(at, 0), size)
-                turn.setdefault(at, number)
+                run_rank.setdefault(at, number)
         makers = self.index.producer
         before = [
             {makers[name] for name in node.reads if name in makers} - {at}
@@ -236,8 +236,8 @@ class Analysis:
         ]
         for at in range(len(nodes)):
             # What is fused runs with the last of what it reads.
-            turn.setdefault(at, max((turn[other] for other in before[at]), default=0))
-        return sorted_by(before, lambda at: (turn[at], at)), alive
+            run_rank.setdefault(at, max((run_rank[other] for other in before[at]), default=0))
+        return sorted_by(before, lambda at: (run_rank[at], at)), alive
 
     def predict(self, order: Sequence[int | Fragment] | None, engine: str) -> Peak:
         """Return the predicted peak on an engine (`memory.reader`).
