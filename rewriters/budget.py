@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from math import prod
 
 from rewriters.errors import BudgetError
 from rewriters.memory.peak import Peak, size_text
 from rewriters.options import Options
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import unknown_sizes
 
 __all__ = ["OLDEST_OPSET", "TOO_OLD", "check_budget", "fits_as_it_is"]
@@ -20,10 +19,9 @@ TOO_OLD = f"opset {{}} is older than {OLDEST_OPSET}; convert it with upgrade_ops
 
 
 def fits_as_it_is(
-    analysis: Analysis,
+    facts: ModelFacts,
     options: Options,
     before: Peak,
-    labels: Mapping[int, str],
     *,
     already: bool,
 ) -> bool:
@@ -34,7 +32,7 @@ def fits_as_it_is(
     """
     budget, most = options.memory_budget, options.max_tensor_elements
     if before.unknown and (budget is not None or most is not None):
-        found = unknown_sizes(analysis, labels)
+        found = unknown_sizes(facts)
         raise BudgetError(
             "nobody can tell whether a budget is kept, as the predicted peak is unknown; "
             f"{found.reason}: {found.advice}"
@@ -42,7 +40,7 @@ def fits_as_it_is(
     needs = None
     if budget is not None and before.need > budget:
         needs = f"{size_text(before.need)}, the budget is {size_text(budget)}"
-    elements = [prod(dims) for name in analysis.bytes if (dims := _sized(analysis, name))]
+    elements = [prod(dims) for name in facts.bytes if (dims := _sized(facts, name))]
     if most is not None and max(elements, default=0) > most:
         needs = needs or f"a tensor of {max(elements)} elements, {most} are asked for"
     if needs is not None and already:
@@ -50,14 +48,14 @@ def fits_as_it_is(
             f"the model was rewritten before (it holds a plan) and is not cut again, and needs "
             f"{needs}; give the original"
         )
-    if needs is not None and analysis.facts.opset < OLDEST_OPSET:
-        raise BudgetError(f"{TOO_OLD.format(analysis.facts.opset)}; as it is it needs {needs}")
+    if needs is not None and facts.certain.opset < OLDEST_OPSET:
+        raise BudgetError(f"{TOO_OLD.format(facts.certain.opset)}; as it is it needs {needs}")
     return budget is not None and needs is None
 
 
-def _sized(analysis: Analysis, name: str) -> tuple[int, ...]:
+def _sized(facts: ModelFacts, name: str) -> tuple[int, ...]:
     """Return a tensor's shape, nothing where any of it is unknown."""
-    dims = analysis.sizing.dims.get(name) or ()
+    dims = facts.sizing.dims.get(name) or ()
     return () if None in dims else tuple(size or 0 for size in dims)
 
 

@@ -13,12 +13,14 @@ from rewriters.budget import OLDEST_OPSET, TOO_OLD
 from rewriters.errors import BudgetError
 from rewriters.graph.nodes import convolutions_in_bodies
 from rewriters.memory.peak import Peak, size_text
-from rewriters.options import Options, Progress
-from rewriters.planning.analysis import Analysis
+from rewriters.options import Options
 from rewriters.planning.choose import Regional, apply_plan, cut_regions
 from rewriters.planning.emitted_region import Draft
 from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import Reason, reasons_of, size_advice
+from rewriters.planning.predictor import MemoryPredictor
+from rewriters.planning.progress import Progress
 from rewriters.planning.single_convs import cut_singles
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.selection import ConvSize, Selection, candidates, select
@@ -56,68 +58,75 @@ class Decision:
 
 
 def decide(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     options: Options,
     engine: str,
     before: Peak,
-    labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
     progress: Progress,
 ) -> Decision:
     """Decide what is cut.
 
+    Args:
+        predictor: Predicts the model's memory.
+        options: What is asked for.
+        engine: A key of `memory.targets.ENGINES`.
+        before: Predicted peak of the model as it is.
+        sizes: Sizes of its convolutions, by label.
+        progress: Called with (what, done, total) from time to time.
+
     Raises:
         BudgetError: No plan keeps the memory budget.
         OptionError: A plan that is given does not fit the model.
     """
-    facts = analysis.facts
-    if facts.opset < OLDEST_OPSET:
-        reason = TOO_OLD.format(facts.opset)
+    facts = predictor.facts
+    if facts.certain.opset < OLDEST_OPSET:
+        reason = TOO_OLD.format(facts.certain.opset)
+        convolutions = candidates(facts.certain.graph)
         return Decision(
-            (), [Refusal(labels[at], reason, "opset-too-old") for at in candidates(facts.graph)]
+            (), [Refusal(facts.labels[at], reason, "opset-too-old") for at in convolutions]
         )
     if options.plan is not None:
-        drafts, run_rank = apply_plan(analysis, options.plan, labels, engine)
+        drafts, run_rank = apply_plan(predictor, options.plan, engine)
         return Decision(
             drafts, (), order=options.plan["order"], run_rank=run_rank, axis=options.plan["axis"]
         )
     if not options.by_region:
         found = cut_singles(
-            analysis,
+            facts,
             options.selection,
             options.axes[0],
             options.patches,
             options.form,
-            labels,
             sizes,
             progress,
         )
         return Decision(found.drafts, found.refused, found.forms, found.peaks, axis=options.axes[0])
-    kept, refused = kept_nodes(analysis, options, labels, sizes)
-    axis, cut = _best_axis(analysis, options, engine, kept, labels, progress)
-    inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
-    failed = {refusal.node: refusal for refusal in cut.refused}
+    return _by_region(predictor, options, engine, before, sizes, progress)
+
+
+def _by_region(
+    predictor: MemoryPredictor,
+    options: Options,
+    engine: str,
+    before: Peak,
+    sizes: Mapping[str, ConvSize],
+    progress: Progress,
+) -> Decision:
+    """Decide on whole regions, as `decide`."""
+    facts = predictor.facts
+    kept, refused = kept_nodes(facts, options, sizes)
+    axis, cut = _best_axis(predictor, options, engine, kept, progress)
     reasons: tuple[Reason, ...] = ()
     if not cut.drafts:
-        reasons = reasons_of(
-            analysis, before, cut.links, cut.reasons, kept, cut.refused, labels, engine
-        )
-    useless = _useless(analysis, options, before, reasons, cut=bool(cut.drafts))
-    for at in candidates(facts.graph):
-        if at in inside or at in kept:
-            continue
-        if labels[at] in failed:
-            refused.append(failed[labels[at]])
-        elif sizes[labels[at]].bytes is None and (at in cut.links or at not in cut.reasons):
-            reason = "its size is unknown"
-            if analysis.assumed:
-                reason += f"; {size_advice(analysis)}"
-            refused.append(Refusal(labels[at], reason, "size-unknown"))
-        elif at in cut.links:
-            refused.append(replace(useless, node=labels[at]))
-        else:
-            reason = cut.reasons.get(at, "where its rows are is unknown")
-            refused.append(Refusal(labels[at], reason, "not-provable"))
+        reasons = reasons_of(predictor, before, cut.links, cut.reasons, kept, cut.refused, engine)
+    useless = _useless(options, before, reasons, cut=bool(cut.drafts))
+    inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
+    failed = {refusal.node: refusal for refusal in cut.refused}
+    for at in candidates(facts.certain.graph):
+        if at not in inside and at not in kept:
+            label = facts.labels[at]
+            refused.append(failed.get(label) or _why_uncut(facts, cut, at, sizes, useless))
     return Decision(
         cut.drafts,
         refused,
@@ -131,9 +140,31 @@ def decide(
     )
 
 
-def _useless(
-    analysis: Analysis, options: Options, before: Peak, reasons: Sequence[Reason], *, cut: bool
+def _why_uncut(
+    facts: ModelFacts, cut: Regional, at: int, sizes: Mapping[str, ConvSize], useless: Refusal
 ) -> Refusal:
+    """Return why a convolution is in no region, although none with it failed.
+
+    Args:
+        facts: The model.
+        cut: What is cut of it.
+        at: The convolution's position.
+        sizes: Sizes of all convolutions, by label.
+        useless: What is said of one that could be in a region.
+    """
+    label = facts.labels[at]
+    if sizes[label].bytes is None and (at in cut.links or at not in cut.reasons):
+        reason = "its size is unknown"
+        if facts.assumed:
+            reason += f"; {size_advice(facts)}"
+        return Refusal(label, reason, "size-unknown")
+    if at in cut.links:
+        return replace(useless, node=label)
+    reason = cut.reasons.get(at, "where its rows are is unknown")
+    return Refusal(label, reason, "not-provable")
+
+
+def _useless(options: Options, before: Peak, reasons: Sequence[Reason], *, cut: bool) -> Refusal:
     """Return why a convolution that could be in a region is in none; it names no node yet."""
     if cut:
         return Refusal("", "no region with it lowers the peak further", "no-gain")
@@ -150,11 +181,10 @@ def _useless(
 
 
 def _best_axis(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     options: Options,
     engine: str,
     kept: frozenset[int],
-    labels: Mapping[int, str],
     progress: Progress,
 ) -> tuple[str | int, Regional]:
     """Cut regions along each axis in question; return the better one and what was done.
@@ -165,9 +195,7 @@ def _best_axis(
     failed: BudgetError | None = None
     for axis in options.axes:
         try:
-            cut = cut_regions(
-                analysis, options.limits, axis, options.form, engine, kept, labels, progress
-            )
+            cut = cut_regions(predictor, options.limits, axis, options.form, engine, kept, progress)
         except BudgetError as error:
             failed = failed or error
             continue
@@ -181,21 +209,20 @@ def _best_axis(
 
 
 def kept_nodes(
-    analysis: Analysis,
+    facts: ModelFacts,
     options: Options,
-    labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
 ) -> tuple[frozenset[int], list[Refusal]]:
     """Return the nodes that the user wants left as they are, and why."""
     chosen = options.selection
     kept = {
         at
-        for at, label in labels.items()
+        for at, label in facts.labels.items()
         if any(fnmatchcase(label, pattern) for pattern in chosen.exclude)
     }
     refused = []
-    for position in candidates(analysis.facts.graph):
-        label = labels[position]
+    for position in candidates(facts.certain.graph):
+        label = facts.labels[position]
         if chosen != Selection():
             reason = select(label, sizes[label], 0, chosen)
             if reason is not None and reason.code != "size-unknown":

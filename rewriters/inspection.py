@@ -10,12 +10,13 @@ import onnx
 from rewriters.emission.forms import GAIN
 from rewriters.memory.peak import Peak
 from rewriters.operators.record import Shape
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.candidates import candidates_of
 from rewriters.planning.choose import original_of, weigh
 from rewriters.planning.evaluated_plan import Candidate, Point
 from rewriters.planning.evaluator import Frontier
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.stages import Limits
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
@@ -99,47 +100,46 @@ class Inspection:
 
 
 def inspect_model(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     axis: str | int,
     engine: str,
-    labels: Mapping[int, str],
     limits: Limits,
     left: str = "",
 ) -> Inspection:
     """Inspect a model.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         axis: "height", "width", "depth" or a dimension of the tensor.
         engine: A key of `memory.targets.ENGINES`.
-        labels: Names of the nodes.
         limits: What every plan has to keep.
         left: Why the whole model would be left as it is, empty if it would not.
     """
-    found = candidates_of(analysis, axis, frozenset(), engine=engine)
-    graph = analysis.facts.graph
+    facts = predictor.facts
+    found = candidates_of(predictor, axis, frozenset(), engine=engine)
+    graph, labels = facts.certain.graph, facts.labels
     tensors = [
-        TensorSize(name, analysis.sizing.dims.get(name), analysis.bytes.get(name) or 0, labels[at])
+        TensorSize(name, facts.sizing.dims.get(name), facts.bytes.get(name) or 0, labels[at])
         for at, node in enumerate(graph.node)
         for name in node.output
-        if analysis.bytes.get(name)
+        if facts.bytes.get(name)
     ]
     barriers = [
         Barrier(labels[at], graph.node[at].op_type, reason, size)
         for at, reason in found.reasons.items()
-        if at not in found.links and (size := _touched(analysis, graph.node[at])) != 0
+        if at not in found.links and (size := _touched(facts, graph.node[at])) != 0
     ]
-    plain = analysis.predict(None, engine)
+    plain = predictor.predict(None, engine)
     runs: list[Run] = []
     curve: tuple[Candidate, ...] = () if left else (original_of(plain),)
     if not plain.unknown and not left:
-        frontier, points = weigh(found, limits, engine, labels, plain)
-        runs = _runs(frontier, points, labels)
+        frontier, points = weigh(predictor, found, limits, engine, plain)
+        runs = _runs(frontier, points)
         curve += tuple(point.candidate for point in points)
     reasons: tuple[Reason, ...] = ()
     if not runs and not left:
         reasons = reasons_of(
-            analysis, plain, found.links, found.reasons, (), found.refused, labels, engine
+            predictor, plain, found.links, found.reasons, (), found.refused, engine
         )
     return Inspection(
         peak=plain,
@@ -148,33 +148,35 @@ def inspect_model(
             sorted(barriers, key=lambda each: (each.bytes is not None, -(each.bytes or 0)))
         ),
         runs=tuple(sorted(runs, key=lambda each: (-each.peak, -each.nodes))),
-        assumed=analysis.assumed,
-        unknown=unknown_sizes(analysis, labels) if plain.unknown else None,
-        data_sized=analysis.data_sized,
+        assumed=facts.assumed,
+        unknown=unknown_sizes(facts) if plain.unknown else None,
+        data_sized=facts.data_sized,
         left=left,
         reasons=reasons,
         curve=curve,
     )
 
 
-def _touched(analysis: Analysis, node: onnx.NodeProto) -> int | None:
-    names = {*node.input, *node.output} & analysis.bytes.keys()
-    sizes = [analysis.bytes[name] for name in names]
+def _touched(facts: ModelFacts, node: onnx.NodeProto) -> int | None:
+    names = {*node.input, *node.output} & facts.bytes.keys()
+    sizes = [facts.bytes[name] for name in names]
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _runs(frontier: Frontier, points: Sequence[Point], labels: Mapping[int, str]) -> list[Run]:
+def _runs(frontier: Frontier, points: Sequence[Point]) -> list[Run]:
     """Return the regions of the plans that nothing beats: proven, and emitted as nodes."""
+    facts = frontier.facts
     plains: dict[tuple[int, ...], int] = {}
     tiled: dict[tuple[int, ...], dict[int, tuple[int, float]]] = {}
     for point in points:
         for plan, entry, (most, _) in zip(point.regions, point.drafts, point.needs, strict=True):
             nodes = plan.region.nodes
             plains[nodes] = plain = frontier.plain(plan)
-            work = entry.recompute(frontier.analysis, assume=True)
+            work = entry.recompute(facts, assume=True)
             if work is not None and most < GAIN * plain:
                 ways = tiled.setdefault(nodes, {})
                 ways[plan.splits] = min(ways.get(plan.splits, (most, work)), (most, work))
+    labels = facts.labels
     return [
         Run(labels[nodes[0]], labels[nodes[-1]], len(nodes), plains[nodes], dict(sorted(w.items())))
         for nodes, w in tiled.items()

@@ -17,9 +17,9 @@ from rewriters.graph.skeleton import skeleton
 from rewriters.inspection import Inspection, inspect_model
 from rewriters.memory.targets import TARGETS
 from rewriters.options import MOST_SPLITS, Options
-from rewriters.planning.analysis import analyse
 from rewriters.planning.choose import pareto
 from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.model_facts import analyse
 from rewriters.planning.peak_holders import Reason, unknown_sizes
 from rewriters.prepare import conv_sizes, holds_plan, look_at
 
@@ -48,13 +48,14 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
         loaded: The model; external weights stay on disk.
         options: Shapes, axis and target are looked at.
     """
-    analysis, labels = look_at(loaded, options)
+    predictor = look_at(loaded, options)
+    opset = predictor.facts.certain.opset
     left = "the model was rewritten before (it holds a plan)" if holds_plan(loaded.model) else ""
-    if not left and analysis.facts.opset < OLDEST_OPSET:
-        left = TOO_OLD.format(analysis.facts.opset)
+    if not left and opset < OLDEST_OPSET:
+        left = TOO_OLD.format(opset)
     limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
     engine = TARGETS[options.target].engine
-    return inspect_model(analysis, options.axes[0], engine, labels, limits, left)
+    return inspect_model(predictor, options.axes[0], engine, limits, left)
 
 
 def unknown_of(loaded: Loaded, options: Options) -> Reason | None:
@@ -64,9 +65,9 @@ def unknown_of(loaded: Loaded, options: Options) -> Reason | None:
         loaded: The model; not changed.
         options: As for `pareto_of`.
     """
-    analysis, labels = look_at(loaded, options)
-    known = not analysis.predict(None, TARGETS[options.target].engine).unknown
-    return None if known else unknown_sizes(analysis, labels)
+    predictor = look_at(loaded, options)
+    known = not predictor.predict(None, TARGETS[options.target].engine).unknown
+    return None if known else unknown_sizes(predictor.facts)
 
 
 def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
@@ -86,12 +87,13 @@ def pareto_of(loaded: Loaded, options: Options) -> list[Candidate]:
     check_one_axis(options)
     if holds_plan(loaded.model):
         raise OptionError("the model was rewritten before (it holds a plan); give the original")
-    analysis, labels = look_at(loaded, options)
-    if analysis.facts.opset < OLDEST_OPSET:
-        raise OptionError(TOO_OLD.format(analysis.facts.opset))
-    kept, _ = kept_nodes(analysis, options, labels, conv_sizes(analysis, labels))
+    predictor = look_at(loaded, options)
+    facts = predictor.facts
+    if facts.certain.opset < OLDEST_OPSET:
+        raise OptionError(TOO_OLD.format(facts.certain.opset))
+    kept, _ = kept_nodes(facts, options, conv_sizes(facts))
     limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
-    return pareto(analysis, limits, options.axes[0], TARGETS[options.target].engine, kept, labels)
+    return pareto(predictor, limits, options.axes[0], TARGETS[options.target].engine, kept)
 
 
 def check_one_axis(options: Options) -> None:

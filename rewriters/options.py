@@ -10,12 +10,11 @@ from typing import Any
 from rewriters.emission.forms import FORMS, SINGLE_FORMS
 from rewriters.errors import OptionError
 from rewriters.memory.targets import TARGETS
-from rewriters.planning.progress import Progress
 from rewriters.planning.stages import Limits
 from rewriters.regions.row_locality import AXES
 from rewriters.regions.selection import Selection
 
-__all__ = ["MOST_SPLITS", "Options", "Progress"]
+__all__ = ["MOST_SPLITS", "Options"]
 
 
 # A graph of more nodes per Conv serves nobody.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import onnx
@@ -10,25 +10,25 @@ import onnx
 from rewriters.errors import OptionError
 from rewriters.graph.fixed_shapes import fix_shapes
 from rewriters.graph.model import Loaded
-from rewriters.graph.nodes import node_labels
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.upgrade_opset import upgrade
 from rewriters.options import Options
-from rewriters.planning.analysis import Analysis, analyse
+from rewriters.planning.model_facts import ModelFacts, analyse
 from rewriters.planning.plan_file import METADATA_KEY
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.regions.selection import ConvSize, candidates, conv_size
 
-__all__ = ["analyse_for", "conv_sizes", "fix_sizes", "holds_plan", "look_at", "predict_unfixed"]
+__all__ = ["conv_sizes", "fix_sizes", "holds_plan", "look_at", "predict_unfixed", "predictor_for"]
 
 
-def look_at(loaded: Loaded, options: Options) -> tuple[Analysis, dict[int, str]]:
-    """Analyse a copy of a model without its weights; return the names of its nodes, too."""
+def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
+    """Analyse a copy of a model without its weights."""
     if options.upgrade_opset is not None:
         loaded = Loaded(upgrade(loaded.model, options.upgrade_opset), loaded.folder)
     slim, copy = skeleton(loaded), onnx.ModelProto()
     fix_sizes(slim, options)
     copy.CopyFrom(slim)
-    return analyse_for(copy, slim, options), node_labels(copy.graph)
+    return predictor_for(copy, slim, options)
 
 
 def holds_plan(model: onnx.ModelProto) -> bool:
@@ -49,18 +49,20 @@ def fix_sizes(model: onnx.ModelProto, options: Options) -> None:
         fix_shapes(model, fixed)
 
 
-def analyse_for(model: onnx.ModelProto, slim: onnx.ModelProto, options: Options) -> Analysis:
-    """Analyse a model for what is asked."""
+def predictor_for(
+    model: onnx.ModelProto, slim: onnx.ModelProto, options: Options
+) -> MemoryPredictor:
+    """Analyse a model for what is asked, given with its skeleton, which is changed in place."""
     largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
-    found = analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
-    return replace(found, folds=options.fold)
+    facts = analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    return MemoryPredictor(facts, folds=options.fold)
 
 
-def conv_sizes(analysis: Analysis, labels: Mapping[int, str]) -> dict[str, ConvSize]:
+def conv_sizes(facts: ModelFacts) -> dict[str, ConvSize]:
     """Return the sizes of every convolution of the main graph, by label."""
-    graph = analysis.facts.graph
+    graph = facts.certain.graph
     return {
-        labels[position]: conv_size(graph.node[position], analysis.sizing)
+        facts.labels[position]: conv_size(graph.node[position], facts.sizing)
         for position in candidates(graph)
     }
 
@@ -76,5 +78,5 @@ def predict_unfixed(loaded: Loaded, options: Options, engine: str) -> int | None
     checked = onnx.ModelProto()
     checked.CopyFrom(slim)
     fix_sizes(checked, options)  # what does not fit is refused here
-    found = analyse_for(copy, slim, replace(options, ranges=sizes)).predict(None, engine)
+    found = predictor_for(copy, slim, replace(options, ranges=sizes)).predict(None, engine)
     return None if found.unknown else found.bytes

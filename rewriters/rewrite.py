@@ -27,19 +27,19 @@ from rewriters.errors import OptionError
 from rewriters.graph.check import check
 from rewriters.graph.fixed_shapes import correct_claims, declare_outputs
 from rewriters.graph.model import Loaded, record
-from rewriters.graph.nodes import node_labels
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.upgrade_opset import upgrade
 from rewriters.graph.use_def import index
 from rewriters.memory.peak import Peak
 from rewriters.memory.targets import TARGETS
-from rewriters.options import Options, Progress
+from rewriters.options import Options
 from rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft, ordered, predict, predict_all
 from rewriters.planning.peak_holders import unknown_sizes
 from rewriters.planning.plan_file import METADATA_KEY, plan_data
-from rewriters.prepare import analyse_for, conv_sizes, fix_sizes, holds_plan, predict_unfixed
+from rewriters.planning.predictor import MemoryPredictor
+from rewriters.planning.progress import Progress
+from rewriters.prepare import conv_sizes, fix_sizes, holds_plan, predict_unfixed, predictor_for
 from rewriters.regions.selection import ConvSize, region_size
 
 __all__ = ["rewrite_model"]
@@ -51,16 +51,14 @@ class _Subject:
 
     Attributes:
         loaded: The model, changed in place once something is decided.
-        analysis: What is known of it.
-        labels: Names of its nodes, by position.
+        predictor: Predicts its memory; holds what is known of it.
         sizes: Sizes of its convolutions, by label.
         engines: Engines that memory is predicted for, the target's first.
         before: Predicted peak of the model as it is, on each of them.
     """
 
     loaded: Loaded
-    analysis: Analysis
-    labels: Mapping[int, str]
+    predictor: MemoryPredictor
     sizes: Mapping[str, ConvSize]
     engines: Sequence[str]
     before: Sequence[Peak]
@@ -83,8 +81,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     already = holds_plan(loaded.model)
     progress("analysing", 0, 1)
     subject, unfixed = _prepare(loaded, options, already=already)
-    analysis, before = subject.analysis, subject.before[0]
-    fits = fits_as_it_is(analysis, options, before, subject.labels, already=already)
+    facts, before = subject.predictor.facts, subject.before[0]
+    fits = fits_as_it_is(facts, options, before, already=already)
     unchanged = Outcome(
         subject.loaded.model,
         (),
@@ -93,17 +91,17 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         before,
         before,
         {},
-        analysis.assumed,
+        facts.assumed,
         subject.sizes,
         already,
-        unknown=unknown_sizes(analysis, subject.labels) if before.unknown else None,
-        data_sized=analysis.data_sized,
+        unknown=unknown_sizes(facts) if before.unknown else None,
+        data_sized=facts.data_sized,
         unfixed=unfixed if unfixed != before.bytes else None,
     )
     if already:
         return replace(unchanged, fits=fits)
     decided = decide(
-        analysis, options, subject.engines[0], before, subject.labels, subject.sizes, progress
+        subject.predictor, options, subject.engines[0], before, subject.sizes, progress
     )
     unchanged = replace(
         unchanged,
@@ -113,7 +111,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     )
     if not decided.drafts:
         return replace(unchanged, fits=fits)
-    order = ordered(analysis, decided.drafts, decided.run_rank)
+    order = ordered(facts, decided.drafts, decided.run_rank)
     if order is None:
         raise OptionError("the regions depend on each other in a circle; cut fewer of them")
     predicted = _predicted(subject, decided, unchanged, progress)
@@ -134,27 +132,27 @@ def _prepare(loaded: Loaded, options: Options, *, already: bool) -> tuple[_Subje
         loaded = Loaded(model, loaded.folder)
     unfixed = predict_unfixed(loaded, options, target.engine)
     fix_sizes(model, options)
-    analysis = analyse_for(model, skeleton(loaded), options)
+    predictor = predictor_for(model, skeleton(loaded), options)
+    facts = predictor.facts
     if options.shapes or options.ranges:
-        declare_outputs(model, analysis.facts.shapes)
-    labels = node_labels(model.graph)
+        declare_outputs(model, facts.certain.shapes)
     engines = [target.engine, target.beside] if target.beside else [target.engine]
-    sizes, before = conv_sizes(analysis, labels), analysis.predict_all(None, engines)
-    return _Subject(loaded, analysis, labels, sizes, engines, before), unfixed
+    before = predictor.predict_all(None, engines)
+    return _Subject(loaded, predictor, conv_sizes(facts), engines, before), unfixed
 
 
 def _predicted(
     subject: _Subject, decided: Decision, unchanged: Outcome, progress: Progress
 ) -> Outcome:
     """Return the outcome with the peaks that are predicted of what was decided."""
-    analysis, before, run_rank = subject.analysis, subject.before, decided.run_rank
-    found = predict_all(analysis, decided.drafts, subject.engines, run_rank)
+    predictor, before, run_rank = subject.predictor, subject.before, decided.run_rank
+    found = predict_all(predictor, decided.drafts, subject.engines, run_rank)
     after = found[0] if found else None
     by_form = {}
     for at, (form, drafts) in enumerate(decided.forms.items()):
         progress("splicing", at, len(decided.forms) + 1)
         same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
-        peak = after if same else predict(analysis, drafts, subject.engines[0], run_rank)
+        peak = after if same else predict(predictor, drafts, subject.engines[0], run_rank)
         if peak is not None and not peak.unknown:
             by_form[form] = peak.bytes
     defaults = None
@@ -181,7 +179,7 @@ def _spliced(
     Raises:
         ModelError: The result is not valid.
     """
-    analysis, loaded, drafts = subject.analysis, subject.loaded, decided.drafts
+    loaded, drafts = subject.loaded, decided.drafts
     model, target = loaded.model, TARGETS[options.target]
     done = tuple(_describe(entry, subject, decided) for entry in drafts)
     plan = plan_data(
@@ -199,7 +197,7 @@ def _spliced(
     move_into_bodies(model, {name for entry in drafts for name in entry.fragment.loops})
     drop_unused_value_info(model.graph, gone)
     reads = {name for entry in drafts for name in entry.fragment.reads}
-    correct_claims(model.graph, analysis.facts.shapes, reads)
+    correct_claims(model.graph, subject.predictor.facts.certain.shapes, reads)
     folded = Folded()
     if options.fold:
         made = {n.name for entry in drafts for n in entry.fragment.export()[0]}
@@ -214,8 +212,8 @@ def _spliced(
 
 def _describe(entry: Draft, subject: _Subject, decided: Decision) -> Rewritten:
     plan, region = entry.plan, entry.plan.region
-    analysis, labels, sizes = subject.analysis, subject.labels, subject.sizes
-    graph = analysis.facts.graph
+    facts, sizes = subject.predictor.facts, subject.sizes
+    graph, labels = facts.certain.graph, facts.labels
     convs = [at for at in region.nodes if labels[at] in sizes]
     one = len(convs) == 1 and entry.form in SINGLE_FORMS
     return Rewritten(
@@ -224,10 +222,10 @@ def _describe(entry: Draft, subject: _Subject, decided: Decision) -> Rewritten:
         form=entry.form,
         axis=region.outputs[0].axis,
         splits=plan.splits,
-        recompute=entry.recompute(analysis),
+        recompute=entry.recompute(facts),
         seams=() if plan.tiling is None else plan.tiling.seams(),
         rows=None if plan.tiling is None else plan.extents[0].rows,
-        size=sizes[labels[convs[0]]] if one else region_size(region, analysis.sizing),
+        size=sizes[labels[convs[0]]] if one else region_size(region, facts.sizing),
         peak_by_form=decided.peaks.get(entry.place, {}),
         notes=plan.notes,
         plan=plan,

@@ -1,4 +1,4 @@
-"""What is known of a graph's nodes and tensors, for the table of operators."""
+"""What is certain of a graph's nodes and tensors, for the table of operators and for proofs."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from rewriters.graph.shapes import Shapes
 from rewriters.graph.use_def import Index
 from rewriters.operators.record import Record
 
-__all__ = ["Facts", "record_of"]
+__all__ = ["CertainFacts", "record_of"]
 
 
 @dataclass(frozen=True)
-class Facts:
-    """What is known of a model before it is changed.
+class CertainFacts:
+    """What holds of a model at every size of its free dimensions, before it is changed.
 
     Attributes:
         index: Use-def index of its main graph.
@@ -39,7 +39,7 @@ class Facts:
         return self.index.graph
 
 
-def record_of(facts: Facts, position: int) -> Record:
+def record_of(facts: CertainFacts, position: int) -> Record:
     """Return what a table entry may know of a node."""
     node, shapes, index = facts.graph.node[position], facts.shapes, facts.index
     return Record(

@@ -11,7 +11,8 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from rewriters.operators.record import RowLocal
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.progress import Progress
 from rewriters.planning.search import stage_graphs
 from rewriters.planning.shortest_path import cheapest_plan
@@ -35,7 +36,7 @@ class Candidates:
     """Everything there is to choose from in a model.
 
     Attributes:
-        analysis: The model.
+        facts: The model.
         links: Row-local nodes, by position.
         reasons: Why other nodes are not.
         stage_graphs: The stages of each order of the nodes.
@@ -45,7 +46,7 @@ class Candidates:
         proved: Nodes, of each patch, of the regions that were proven; the same.
     """
 
-    analysis: Analysis
+    facts: ModelFacts
     links: Mapping[int, RowLocal]
     reasons: Mapping[int, str]
     stage_graphs: Sequence[StageGraph]
@@ -59,18 +60,17 @@ class Candidates:
         """The most bytes alive where nothing is cut, as the search counts them."""
         return max(self.stage_graphs[0].live_bytes, default=0)
 
-    def choose(self, limits: Limits, labels: Mapping[int, str]) -> tuple[RegionPlan, ...] | None:
+    def choose(self, limits: Limits) -> tuple[RegionPlan, ...] | None:
         """Return the proven regions of the plan of least work under a budget.
 
         Args:
             limits: What to keep.
-            labels: Names of the nodes.
 
         Returns:
             The plan of least work over all orders of the nodes; None where no order keeps the
             limits.
         """
-        found = [self._choose(graph, limits, labels) for graph in self.stage_graphs]
+        found = [self._choose(graph, limits) for graph in self.stage_graphs]
         best = min(
             (entry for entry in found if entry is not None),
             key=lambda entry: entry[0].cost,
@@ -87,7 +87,7 @@ class Candidates:
         return None if isinstance(made, Refusal) else made
 
     def _choose(
-        self, graph: StageGraph, limits: Limits, labels: Mapping[int, str]
+        self, graph: StageGraph, limits: Limits
     ) -> tuple[Plan, tuple[RegionPlan, ...]] | None:
         for _ in range(_MOST_TRIES):
             plan = cheapest_plan(graph, limits)
@@ -97,9 +97,7 @@ class Candidates:
             regions = []
             for choice, span in zip(plan.choices, plan.spans, strict=True):
                 if choice not in self.proven:
-                    self.proven[choice] = self._prove(
-                        choice.nodes, choice.wanted, choice.splits, labels
-                    )
+                    self.proven[choice] = self._prove(choice.nodes, choice.wanted, choice.splits)
                 made = self.proven[choice]
                 if isinstance(made, Refusal):
                     logger.debug("region %s: %s", made.node, made.reason)
@@ -116,16 +114,15 @@ class Candidates:
         nodes: Sequence[int],
         wanted: Collection[str],
         splits: int,
-        labels: Mapping[int, str],
     ) -> RegionPlan | Refusal:
-        label = labels[nodes[-1]]
-        region = make_region(self.analysis.facts, self.links, nodes, wanted, label)
+        label = self.facts.labels[nodes[-1]]
+        region = make_region(self.facts.certain, self.links, nodes, wanted, label)
         return region if isinstance(region, Refusal) else self._cut(region, splits)
 
     def _cut(self, region: Region, splits: int) -> RegionPlan | Refusal:
-        facts = self.analysis.facts
+        certain = self.facts.certain
         self.proved += splits * sum(len(link.reads) for link in region.network.links)
-        found = plan_region(region, facts.shapes, splits, facts.opset)
+        found = plan_region(region, certain.shapes, splits, certain.opset)
         if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
             return Refusal(region.label, "the halo is as tall as the image", "halo-too-tall")
         return found
@@ -137,10 +134,10 @@ def choice_of(region: Region, splits: int) -> RegionChoice:
 
 
 def row_local(
-    analysis: Analysis, links: Mapping[int, RowLocal], kept: Collection[int] = ()
+    facts: ModelFacts, links: Mapping[int, RowLocal], kept: Collection[int] = ()
 ) -> dict[int, RowLocal]:
     """Return the links of nodes that are neither constant nor to be left as they are."""
-    index = analysis.index
+    index = facts.index
     return {
         at: link
         for at, link in links.items()
@@ -150,7 +147,7 @@ def row_local(
 
 
 def candidates_of(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     axis_name: str | int,
     kept: frozenset[int],
     engine: str,
@@ -159,31 +156,32 @@ def candidates_of(
     """Find everything there is to choose from.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         axis_name: "height", "width", "depth" or a dimension of the tensor.
         kept: Positions of nodes that are to be left as they are.
         engine: A key of `memory.targets.ENGINES`.
         progress: Called with (what, done, total) from time to time.
     """
-    facts = analysis.facts
-    locality = find_locality(facts, axis_name)
+    facts = predictor.facts
+    certain = facts.certain
+    locality = find_locality(certain, axis_name)
     constant = {
         at
-        for at, node in enumerate(facts.graph.node)
+        for at, node in enumerate(certain.graph.node)
         if all(not name or name in facts.index.constants for name in node.output)
     }
     known = {
         at
-        for at, node in enumerate(facts.graph.node)
+        for at, node in enumerate(certain.graph.node)
         if at not in locality.links
         and at not in constant
-        and all(facts.constants.array(name) is not None for name in node.output if name)
+        and all(certain.constants.array(name) is not None for name in node.output if name)
     }
-    links = row_local(analysis, locality.links, kept)
+    links = row_local(facts, locality.links, kept)
 
     def searching(done: int, most: int) -> None:
         if progress is not None:
             progress("searching", done, most)
 
-    found = list(stage_graphs(analysis, links, constant | known, engine, searching))
-    return Candidates(analysis, links, locality.reasons, found, [])
+    found = list(stage_graphs(predictor, links, constant | known, engine, searching))
+    return Candidates(facts, links, locality.reasons, found, [])

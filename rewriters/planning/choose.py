@@ -17,12 +17,12 @@ from rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.errors import BudgetError, Offer, OptionError
 from rewriters.memory.peak import Peak, size_text
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.candidates import Candidates, candidates_of, row_local
 from rewriters.planning.emitted_region import Draft, draft
 from rewriters.planning.evaluated_plan import Candidate, Point, front
 from rewriters.planning.evaluator import Frontier
 from rewriters.planning.orders import run_rank_of
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.progress import Progress
 from rewriters.planning.stages import Limits
 from rewriters.regions.refusal import Refusal
@@ -41,7 +41,6 @@ __all__ = [
     "to_ask",
     "weigh",
 ]
-
 
 # Kept back of a budget: the prediction is this much too low at worst on the tests' models.
 MARGIN = 0.05
@@ -83,38 +82,35 @@ class Regional:
 
 
 def cut_regions(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     limits: Limits,
     axis: str | int,
     form: str,
     engine: str,
     kept: frozenset[int],
-    labels: Mapping[int, str],
     progress: Progress,
 ) -> Regional:
     """Choose regions and emit them.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         limits: What to keep; without a budget the peak is made as low as the others allow.
         axis: The axis to cut.
         form: "fused", "shrinking", "loop", or "auto".
         engine: A key of `memory.targets.ENGINES`.
         kept: Positions of nodes to leave as they are.
-        labels: Names of the nodes.
         progress: Called with (what, done, total) from time to time.
 
     Raises:
         BudgetError: No plan keeps the limits.
     """
     progress("searching", 0, 1)
-    plain = analysis.predict(None, engine)
-    found = candidates_of(analysis, axis, kept, engine, progress)
+    plain = predictor.predict(None, engine)
+    found = candidates_of(predictor, axis, kept, engine, progress)
     frontier = Frontier(
-        analysis,
+        predictor,
         found,
         engine,
-        labels,
         limits.elements,
         REGIONAL_FORMS if form == "auto" else (form,),
     )
@@ -146,7 +142,7 @@ def cut_regions(
         if isinstance(plan, RegionPlan)
         for at in plan.region.nodes
     }
-    positions = {label: at for at, label in labels.items()}
+    positions = {label: at for at, label in predictor.facts.labels.items()}
     return Regional(
         drafts=() if taken is None else taken.drafts,
         forms={} if taken is None else frontier.in_forms(taken),
@@ -323,77 +319,75 @@ def _asked(size: float) -> str:
 
 
 def pareto(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     limits: Limits,
     axis: str | int,
     engine: str,
     kept: frozenset[int],
-    labels: Mapping[int, str],
 ) -> list[Candidate]:
     """Return plans of ever lower peak and ever more time, from the model as it is.
 
     It is alone where its peak is unknown.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         limits: What every plan has to keep; its budget is not looked at.
         axis: The axis to cut.
         engine: A key of `memory.targets.ENGINES`.
         kept: Positions of nodes to leave as they are.
-        labels: Names of the nodes.
     """
-    plain = analysis.predict(None, engine)
+    plain = predictor.predict(None, engine)
     if plain.unknown:
         return [original_of(plain)]
-    found = candidates_of(analysis, axis, kept, engine)
-    _, points = weigh(found, limits, engine, labels, plain)
+    found = candidates_of(predictor, axis, kept, engine)
+    _, points = weigh(predictor, found, limits, engine, plain)
     return [original_of(plain), *(point.candidate for point in points)]
 
 
 def weigh(
-    found: Candidates, limits: Limits, engine: str, labels: Mapping[int, str], plain: Peak
+    predictor: MemoryPredictor, found: Candidates, limits: Limits, engine: str, plain: Peak
 ) -> tuple[Frontier, list[Point]]:
     """Return the plans of a model, and those of them that nothing beats: budgets choose of these.
 
     Args:
+        predictor: Predicts the model's memory.
         found: What there is to choose from.
         limits: What every plan has to keep; its budget is not looked at.
         engine: A key of `memory.targets.ENGINES`.
-        labels: Names of the nodes.
         plain: Predicted peak of the model as it is.
     """
-    frontier = Frontier(found.analysis, found, engine, labels, limits.elements)
+    frontier = Frontier(predictor, found, engine, limits.elements)
     frontier.explore()
     free = replace(limits, budget=inf)
     return frontier, front(_fitting(frontier, free, plain), plain.need)
 
 
 def apply_plan(
-    analysis: Analysis, data: Mapping[str, Any], labels: Mapping[int, str], engine: str
+    predictor: MemoryPredictor, data: Mapping[str, Any], engine: str
 ) -> tuple[tuple[Draft, ...], list[int] | None]:
     """Return the regions of a plan as it is written in a file, and when each node is to run.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         data: The plan, `planning.plan_file.plan_data`.
-        labels: Names of the nodes.
         engine: A key of `memory.targets.ENGINES`.
 
     Raises:
         OptionError: The plan does not fit the model, or a region of it cannot be proven.
     """
+    facts, labels = predictor.facts, predictor.facts.labels
+    certain = facts.certain
     positions = {label: at for at, label in labels.items()}
-    names = NameScheme.avoiding(analysis.index.names)
-    facts = analysis.facts
-    links = find_locality(facts, data["axis"]).links
-    run_rank = run_rank_of(analysis, data["order"], engine, row_local(analysis, links))
+    names = NameScheme.avoiding(facts.index.names)
+    links = find_locality(certain, data["axis"]).links
+    run_rank = run_rank_of(predictor, data["order"], engine, row_local(facts, links))
     drafts = []
     for entry in data["regions"]:
         unknown = [label for label in entry["nodes"] if label not in positions]
         if unknown:
             raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
         nodes = sorted({positions[label] for label in entry["nodes"]})
-        made = {name for at in nodes for name in facts.graph.node[at].output}
+        made = {name for at in nodes for name in certain.graph.node[at].output}
         strange = [name for name in entry["outputs"] if name not in made]
         if strange:
             raise OptionError(f"plan=: no node of its region makes {strange[0]!r}")
@@ -401,14 +395,14 @@ def apply_plan(
         if outside:
             raise OptionError(f"plan=: node {outside[0]!r} cannot be in a region")
         label = labels[max(nodes)]
-        region = make_region(facts, links, nodes, entry["outputs"], label)
+        region = make_region(certain, links, nodes, entry["outputs"], label)
         plan = (
             region
             if isinstance(region, Refusal)
-            else plan_region(region, facts.shapes, entry["splits"], facts.opset)
+            else plan_region(region, certain.shapes, entry["splits"], certain.opset)
         )
         if not isinstance(plan, RegionPlan):
             raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
         base = labels[nodes[0]] if len(nodes) == 1 else label
-        drafts.append(draft(plan, entry["form"], analysis, names, base))
+        drafts.append(draft(plan, entry["form"], facts, names, base))
     return tuple(drafts), run_rank

@@ -16,7 +16,8 @@ from rewriters.emission.names import NameScheme
 from rewriters.emission.splice import arrange
 from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.peak import Peak, peak
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["Draft", "draft", "ordered", "predict", "predict_all"]
@@ -45,28 +46,28 @@ class Draft:
         """Position in the graph that the fragment stands at."""
         return self.plan.region.nodes[-1]
 
-    def recompute(self, analysis: Analysis, *, assume: bool = False) -> float | None:
+    def recompute(self, facts: ModelFacts, *, assume: bool = False) -> float | None:
         """Return the region's work after over before, None if known at run time alone.
 
         Args:
-            analysis: The model.
+            facts: The model.
             assume: Return that at assumed sizes rather than None.
         """
         plan = self.assumed if assume and self.assumed is not None else self.plan
         shares = plan.shares
         if shares is None:
             return None
-        work = [analysis.work[at] for at in plan.region.nodes]
+        work = [facts.work[at] for at in plan.region.nodes]
         if not any(work):  # of unknown sizes: all nodes count alike
             work = [1.0] * len(work)
         after = sum(each * share for each, share in zip(work, shares, strict=True))
         return after / sum(work)
 
-    def peak(self, analysis: Analysis) -> int | None:
+    def peak(self, facts: ModelFacts) -> int | None:
         """Return the most bytes alive in the region alone, None if sizes are unknown."""
         if self.sized is None:
             return None
-        region, index = self.plan.region, analysis.index
+        region, index = self.plan.region, facts.index
         inputs = [edge.name for edge in region.inputs]
         outputs = {edge.name for edge in region.outputs}
         for name in inputs:
@@ -76,40 +77,40 @@ class Draft:
                 outputs.add(name)
         nodes, _ = self.sized.export()
         executed = [ExecutedNode(n.name, n.op_type, tuple(n.input), tuple(n.output)) for n in nodes]
-        sizes = {**{name: analysis.bytes.get(name) for name in inputs}, **self.sized.sizes}
+        sizes = {**{name: facts.bytes.get(name) for name in inputs}, **self.sized.sizes}
         found = peak(executed, sizes, inputs=inputs, outputs=outputs)
         return None if found.unknown else found.bytes
 
 
-def draft(plan: RegionPlan, form: str, analysis: Analysis, names: NameScheme, base: str) -> Draft:
+def draft(plan: RegionPlan, form: str, facts: ModelFacts, names: NameScheme, base: str) -> Draft:
     """Emit a planned region.
 
     Args:
         plan: The plan.
         form: The form.
-        analysis: The model.
+        facts: The model.
         names: The name scheme.
         base: What new names derive from.
     """
-    facts = analysis.facts
+    certain = facts.certain
     if FORMS[form].shrinks:
         plan = plan.shrunk()
         # Windows of a height known at run time alone are uniform.
         form = form if plan.tiling is not None else FORMS[form].falls_back
-    fragment = emit(plan, form, facts.graph, facts.shapes, facts.opset, names, base)
-    if not analysis.assumes and plan.tiling is not None:
+    fragment = emit(plan, form, certain.graph, certain.shapes, certain.opset, names, base)
+    if not facts.assumes and plan.tiling is not None:
         return Draft(plan, form, fragment, fragment)
-    sized = plan_region(plan.region, analysis.sizing, plan.splits, facts.opset)
+    sized = plan_region(plan.region, facts.sizing, plan.splits, certain.opset)
     if not isinstance(sized, RegionPlan) or sized.tiling is None:
         return Draft(plan, form, fragment, None)
     if plan.shrinking is not None:
         sized = sized.shrunk()
-    assumed = emit(sized, form, facts.graph, analysis.sizing, facts.opset, names, base)
+    assumed = emit(sized, form, certain.graph, facts.sizing, certain.opset, names, base)
     return Draft(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
 
 
 def ordered(
-    analysis: Analysis,
+    facts: ModelFacts,
     drafts: Sequence[Draft],
     run_rank: Sequence[int] | None = None,
     *,
@@ -118,7 +119,7 @@ def ordered(
     """Arrange drafts in the graph; Shape nodes of tensors that are gone become constants.
 
     Args:
-        analysis: The model.
+        facts: The model.
         drafts: Its regions.
         run_rank: When each node is wanted to run, by position; None for the order of the file.
         sized: Take the fragments at assumed sizes.
@@ -132,30 +133,30 @@ def ordered(
         if fragment is None:
             return None
         fragments[entry.place] = fragment
-    fragments |= _folded(analysis, fragments)
-    return arrange(analysis.index, fragments, run_rank)
+    fragments |= _folded(facts, fragments)
+    return arrange(facts.index, fragments, run_rank)
 
 
-def _folded(analysis: Analysis, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
+def _folded(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
     """Return fragments for Shape nodes that read what will not be there any more."""
-    facts, index = analysis.facts, analysis.index
+    certain, index = facts.certain, facts.index
     made = {name for fragment in fragments.values() for name in fragment.makes}
     found = {}
     for fragment in fragments.values():
         for position in fragment.covers:
-            for name in set(facts.graph.node[position].output) - made:
+            for name in set(certain.graph.node[position].output) - made:
                 for user in index.users.get(name, ()):
-                    node = facts.graph.node[user]
+                    node = certain.graph.node[user]
                     if node.op_type != "Shape" or user in fragments:
                         continue
-                    value = facts.constants.array(node.output[0])
+                    value = certain.constants.array(node.output[0])
                     if value is not None:
                         found[user] = fold(user, node, value, fragment)
     return found
 
 
 def predict(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     drafts: Sequence[Draft],
     engine: str,
     run_rank: Sequence[int] | None = None,
@@ -163,21 +164,21 @@ def predict(
     """Return the predicted peak of the model with these regions, None if sizes are unknown.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         drafts: Its regions.
         engine: A key of `memory.targets.ENGINES`.
         run_rank: When each node is wanted to run, by position; None for the order of the file.
     """
-    found = predict_all(analysis, drafts, [engine], run_rank)
+    found = predict_all(predictor, drafts, [engine], run_rank)
     return found[0] if found else None
 
 
 def predict_all(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     drafts: Sequence[Draft],
     engines: Sequence[str],
     run_rank: Sequence[int] | None = None,
 ) -> list[Peak]:
     """Return the predicted peak on each engine, none if sizes are unknown. As `predict`."""
-    order = ordered(analysis, drafts, run_rank, sized=True)
-    return [] if order is None else analysis.predict_all(order, engines)
+    order = ordered(predictor.facts, drafts, run_rank, sized=True)
+    return [] if order is None else predictor.predict_all(order, engines)

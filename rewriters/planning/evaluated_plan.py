@@ -8,8 +8,8 @@ from math import inf
 
 from rewriters.emission.fragment import Fragment
 from rewriters.memory.peak import Peak
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["LITTLE", "Candidate", "Point", "front", "recompute_of"]
@@ -92,22 +92,22 @@ def front(points: Iterable[Point], above: float = inf) -> list[Point]:
 
 
 def recompute_of(
-    analysis: Analysis, drafts: Sequence[Draft], order: Sequence[int | Fragment]
+    facts: ModelFacts, drafts: Sequence[Draft], order: Sequence[int | Fragment]
 ) -> float | None:
     """Return the work after over before, at assumed sizes where a height is known at run time.
 
     Args:
-        analysis: The model.
+        facts: The model.
         drafts: Its regions.
         order: Their arrangement in the graph.
 
     Returns:
         None where not even assumed sizes are known.
     """
-    work = analysis.work
+    work = facts.work
     after = sum(work[item] for item in order if isinstance(item, int))
     for entry in drafts:
-        share = entry.recompute(analysis, assume=True)
+        share = entry.recompute(facts, assume=True)
         if share is None:
             return None
         after += share * sum(work[at] for at in entry.plan.region.nodes)

@@ -35,7 +35,6 @@ from rewriters.memory.lowering.node import copied
 from rewriters.memory.peak import Peak
 from rewriters.memory.reader import uncollected
 from rewriters.memory.targets import ENGINES
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.candidates import Candidates, choice_of
 from rewriters.planning.emitted_region import Draft, draft, ordered
 from rewriters.planning.evaluated_plan import (
@@ -45,7 +44,9 @@ from rewriters.planning.evaluated_plan import (
     front,
     recompute_of,
 )
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.orders import run_rank_of
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.progress import Progress
 from rewriters.planning.shortest_path import least_peak
 from rewriters.planning.stages import Limits, RegionChoice, patch_counts
@@ -109,48 +110,46 @@ class Frontier:
     """The plans of a model that were weighed.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         found: What there is to choose from.
         engine: A key of `memory.targets.ENGINES`.
-        labels: Names of the nodes.
         elements: Most elements of a tensor, None for any number.
         forms: Forms of regions.
     """
 
     def __init__(
         self,
-        analysis: Analysis,
+        predictor: MemoryPredictor,
         found: Candidates,
         engine: str,
-        labels: Mapping[int, str],
         elements: int | None = None,
         forms: Sequence[str] = REGIONAL_FORMS,
     ) -> None:
-        self.analysis = analysis
+        self.predictor = predictor
+        self.facts = facts = predictor.facts
         self.found = found
         self.engine = engine
-        self.labels = labels
         self.forms = forms
         # Those of the level that is weighed.
         self.limits = Limits(splits=1, elements=elements)
         self.too_large = elements is not None and found.stage_graphs[0].too_large(elements)
         self._points: dict[tuple[tuple[RegionChoice, ...], str], Point | None] = {}
-        self._names = NameScheme.avoiding(analysis.index.names)
+        self._names = NameScheme.avoiding(facts.index.names)
         self._drafts: dict[tuple[RegionChoice, str], Draft] = {}
         self._run_ranks: dict[str, list[int] | None] = {}
         self._progress: Progress = lambda what, done, total: None
         # Plans of a level that were weighed in every form and order.
         self._first: list[list[Point]] = []
-        self._whole = float(_EFFORT + _EFFORT_PER_NODE * len(analysis.facts.graph.node))
+        self._whole = float(_EFFORT + _EFFORT_PER_NODE * len(facts.certain.graph.node))
         # Of the effort, what the levels so far were given and have left; and what all will have.
         self._given = self._left = self._total = 0.0
         self._levels = deque(_LEVELS)
-        self._more_reads = [_READ * max(0, len(node.reads) - _FEW) for node in analysis.executed]
+        self._more_reads = [_READ * max(0, len(node.reads) - _FEW) for node in facts.executed]
 
     @cached_property
     def _alive(self) -> Mapping[int, int]:
         """Bytes alive while a node runs in the model as it is, by position."""
-        return self.analysis.run(self.engine)[1]
+        return self.predictor.run(self.engine)[1]
 
     @property
     def compiled(self) -> bool:
@@ -233,7 +232,7 @@ class Frontier:
         """Return when each node runs in an order, None for that of the file."""
         if order not in self._run_ranks:
             links = self.found.links.keys()
-            self._run_ranks[order] = run_rank_of(self.analysis, order, self.engine, links)
+            self._run_ranks[order] = run_rank_of(self.predictor, order, self.engine, links)
         return self._run_ranks[order]
 
     def _search(self, reserve: float) -> None:
@@ -305,7 +304,7 @@ class Frontier:
         # What shrinking windows save is counted too high where branches join.
         for shrinks in (True, False):
             limits = replace(self.limits, budget=budget, shrinks=shrinks)
-            regions = self.found.choose(limits, self.labels)
+            regions = self.found.choose(limits)
             self._spend(_LOOKED_FOR * self.found.looked_at + _PROVEN * self.found.proved)
             self.found.looked_at = self.found.proved = 0
             if regions is not None:
@@ -327,7 +326,7 @@ class Frontier:
         """Emit a region; plans that are near each other share most of theirs."""
         key = choice_of(plan.region, plan.splits), form
         if key not in self._drafts:
-            made = draft(plan, form, self.analysis, self._names, plan.region.label)
+            made = draft(plan, form, self.facts, self._names, plan.region.label)
             self._drafts[key] = made
             further = plan.splits * self._further(plan.region.nodes)
             self._spend(_EMITTED * (made.fragment.count + further))
@@ -380,23 +379,23 @@ class Frontier:
         further = self._further(at for at in range(len(self._more_reads)) if at not in inside)
         further += sum(plan.splits * self._further(plan.region.nodes) for plan in regions)
         for name in orders:
-            order = ordered(self.analysis, drafts, self.run_rank_of(name), sized=True)
+            order = ordered(self.facts, drafts, self.run_rank_of(name), sized=True)
             if order is None or order in tried:
                 continue
             tried.append(order)
             if best is not None and self._left <= 0:
                 break
-            found = self.analysis.predict(order, self.engine)
+            found = self.predictor.predict(order, self.engine)
             self._spend(len(found.live_bytes) + further)
             if best is None or found.need < best[0].need:
                 best = found, name, order
         if best is None:
             return None
         peak, name, order = best
-        work = recompute_of(self.analysis, drafts, order)
+        work = recompute_of(self.facts, drafts, order)
         if work is None:
             return None
-        copied = copied_of(self.analysis, drafts)
+        copied = copied_of(self.facts, drafts)
         candidate = Candidate(
             form,
             len(regions),
@@ -422,7 +421,7 @@ class Frontier:
         own = {
             label: at
             for at, entry in enumerate(drafts)
-            for label in self.analysis.labels(entry.sized or entry.fragment)
+            for label in self.predictor.labels(entry.sized or entry.fragment)
         }
         most, least, around = [0] * len(drafts), [inf] * len(drafts), 0
         for label, size in peak.live_bytes:
@@ -544,7 +543,7 @@ class Frontier:
         share = _share(entry)
         if share is None:
             return plan.splits if most <= level * _ROUNDED else None
-        outputs = sum(self.analysis.bytes[edge.name] or 0 for edge in plan.region.outputs)
+        outputs = sum(self.facts.bytes[edge.name] or 0 for edge in plan.region.outputs)
         fixed = min(most, least + outputs)
         halo = max(0.0, share - 1 / plan.splits)
         for splits in (1, *patch_counts(self.limits.splits)):
@@ -578,7 +577,7 @@ def _share(entry: Draft) -> float | None:
     return 1 - plan.tiling.trim * plan.steps[number] / plan.heights[number]
 
 
-def copied_of(analysis: Analysis, drafts: Sequence[Draft]) -> float:
+def copied_of(facts: ModelFacts, drafts: Sequence[Draft]) -> float:
     """Return what copying windows and cores takes, in terms of the work before."""
     moved = sum((entry.sized or entry.fragment).moved for entry in drafts)
-    return COPY * moved / (sum(analysis.work) or 1.0)
+    return COPY * moved / (sum(facts.work) or 1.0)

@@ -11,37 +11,38 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Sequence
 
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
+from rewriters.planning.predictor import MemoryPredictor
 
 __all__ = ["run_orders", "run_rank_of"]
 
 
 def run_orders(
-    analysis: Analysis, engine_order: Sequence[int], links: Collection[int]
+    facts: ModelFacts, engine_order: Sequence[int], links: Collection[int]
 ) -> dict[str, list[int]]:
     """Return the orders, that of the engine first; none that is equal to it.
 
     Args:
-        analysis: The model.
+        facts: The model.
         engine_order: Positions of the nodes as the engine runs them.
         links: Positions of the row-local nodes.
     """
     first = list(engine_order)
     others = {
         "file": sorted(first),
-        "late": _late_order(analysis),
-        "runs": _late_order(analysis, links),
+        "late": _late_order(facts),
+        "runs": _late_order(facts, links),
     }
     return {"engine": first, **{name: order for name, order in others.items() if order != first}}
 
 
 def run_rank_of(
-    analysis: Analysis, order: str, engine: str, links: Collection[int]
+    predictor: MemoryPredictor, order: str, engine: str, links: Collection[int]
 ) -> list[int] | None:
     """Return when each node runs in an order, by position; None for the order of the file.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         order: Name of the order.
         engine: A key of `memory.targets.ENGINES`.
         links: Positions of the row-local nodes.
@@ -49,27 +50,27 @@ def run_rank_of(
     if order == "file":
         return None
     if order == "engine":
-        nodes = analysis.run(engine)[0]
+        nodes: Sequence[int] = predictor.run(engine)[0]
     else:
-        nodes = _late_order(analysis, links if order == "runs" else ())
+        nodes = _late_order(predictor.facts, links if order == "runs" else ())
     run_rank = [0] * len(nodes)
     for rank, at in enumerate(nodes):
         run_rank[at] = rank
     return run_rank
 
 
-def _late_order(analysis: Analysis, together: Collection[int] = ()) -> list[int]:
+def _late_order(facts: ModelFacts, together: Collection[int] = ()) -> list[int]:
     """Return an order in which nodes that make more than they read run as late as they can.
 
     Backwards from the end: of the nodes whose users all stand, the one that sets most bytes free
     comes next. A Resize then runs right before its user, where both can be in one region.
 
     Args:
-        analysis: The model.
+        facts: The model.
         together: Row-local nodes: where one is ready it comes before all others, the latest to be
             ready first, so that they stand in long runs.
     """
-    index, executed, sizes = analysis.index, analysis.executed, analysis.bytes
+    index, executed, sizes = facts.index, facts.executed, facts.bytes
     users = [
         {user for name in node.makes for user in index.users.get(name, ())} - {at}
         for at, node in enumerate(executed)

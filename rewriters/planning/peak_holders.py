@@ -17,7 +17,8 @@ import onnx
 
 from rewriters.memory.lowering.node import copied
 from rewriters.memory.peak import Peak
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.regions.refusal import Refusal
 
 __all__ = ["Reason", "reasons_of", "size_advice", "unknown_sizes"]
@@ -94,35 +95,34 @@ _EXCLUDED = _Cause("what was excluded", "excluded", "leave out exclude=, or wide
 
 
 def reasons_of(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     peak: Peak,
     links: Collection[int],
     why: Mapping[int, str],
     kept: Collection[int],
     refused: Sequence[Refusal],
-    labels: Mapping[int, str],
     engine: str,
 ) -> tuple[Reason, ...]:
     """Return what holds a model's peak, unknown sizes first, then by bytes.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         peak: Its predicted peak.
         links: Positions of the nodes that may be in a region.
         why: Why others may not, as far as they were asked.
         kept: Positions of the nodes that the user wants left as they are.
         refused: Regions that turned out not to be provable.
-        labels: Names of the nodes.
         engine: A key of `memory.targets.ENGINES`.
     """
     held: dict[_Cause, int] = defaultdict(int)
     nodes: dict[_Cause, dict[str, None]] = defaultdict(dict)
-    looked = _Looked(analysis, links, why, kept, refused, engine)
+    facts = predictor.facts
+    looked = _Looked(facts, predictor.run(engine)[0], links, why, kept, refused)
     for name, size in peak.alive:
-        tensor = _tensor(analysis, name)
+        tensor = _tensor(facts, name)
         cause, positions = looked.cause(tensor)
         held[cause] += size
-        names = [labels[at] for at in positions] if cause is not _INTERFACE else [tensor]
+        names = [facts.labels[at] for at in positions] if cause is not _INTERFACE else [tensor]
         nodes[cause].update(dict.fromkeys(names))
     rest = peak.bytes - sum(held.values())
     if rest > _NOTABLE * peak.bytes:
@@ -131,72 +131,71 @@ def reasons_of(
         Reason(cause.reason, cause.code, size, tuple(nodes[cause]), cause.advice)
         for cause, size in sorted(held.items(), key=lambda entry: -entry[1])
     ]
-    unknown = unknown_sizes(analysis, labels) if peak.unknown else None
+    unknown = unknown_sizes(facts) if peak.unknown else None
     return tuple(found if unknown is None else [unknown, *found])
 
 
-def unknown_sizes(analysis: Analysis, labels: Mapping[int, str]) -> Reason:
+def unknown_sizes(facts: ModelFacts) -> Reason:
     """Return the reason why a peak is unknown: the first node whose result has no size."""
-    index = analysis.index
-    makers = [index.producer[name] for name in analysis.unsized if name in index.producer]
+    index = facts.index
+    makers = [index.producer[name] for name in facts.unsized if name in index.producer]
     first = min(makers, default=None)
-    count = len(analysis.unsized)
+    count = len(facts.unsized)
     words = f"sizes unknown: {count} tensors" if count else "sizes unknown inside a Loop or If"
     if first is not None:
-        words += f", from the {index.graph.node[first].op_type} {labels[first]!r} on"
-    names = tuple(labels[at] for at in sorted(set(makers)))
+        words += f", from the {index.graph.node[first].op_type} {facts.labels[first]!r} on"
+    names = tuple(facts.labels[at] for at in sorted(set(makers)))
     advice = "export the model with constant sizes, or simplify it (onnxslim, onnxsim)"
-    if analysis.assumed:
+    if facts.assumed:
         # Those that are assumed did not help.
-        advice = f"{size_advice(analysis)} or at other sizes that it takes; or {advice}"
+        advice = f"{size_advice(facts)} or at other sizes that it takes; or {advice}"
     return Reason(words, "size-unknown", None, names, advice)
 
 
-def size_advice(analysis: Analysis) -> str:
+def size_advice(facts: ModelFacts) -> str:
     """Return how to fix sizes that are known once the inputs' are, as large as they are taken."""
-    free = {name: tuple(sizes) or _SHAPED for name, sizes in analysis.assumed.items()}
+    free = {name: tuple(sizes) or _SHAPED for name, sizes in facts.assumed.items()}
     return f"fix with shapes={free}" if free else "fix the inputs' with shapes="
 
 
-def _tensor(analysis: Analysis, name: str) -> str:
+def _tensor(facts: ModelFacts, name: str) -> str:
     """Return the model's tensor that one of an engine's run is, or is a copy of."""
-    if name in analysis.bytes:
+    if name in facts.bytes:
         return name
     base = copied(name)
-    return base if base in analysis.bytes else name.rpartition("/")[0] or name
+    return base if base in facts.bytes else name.rpartition("/")[0] or name
 
 
 class _Looked:
     """A model as it is looked at for causes.
 
     Args:
-        analysis: The model.
+        facts: The model.
+        order: Its nodes, by position, as the engine runs them.
         links: Positions of the nodes that may be in a region.
         why: Why others may not, as far as they were asked.
         kept: Positions of the nodes that the user wants left as they are.
         refused: Regions that turned out not to be provable.
-        engine: A key of `memory.targets.ENGINES`.
     """
 
     def __init__(
         self,
-        analysis: Analysis,
+        facts: ModelFacts,
+        order: Sequence[int],
         links: Collection[int],
         why: Mapping[int, str],
         kept: Collection[int],
         refused: Sequence[Refusal],
-        engine: str,
     ) -> None:
-        self.analysis = analysis
-        self.index = analysis.index
-        self.graph = analysis.index.graph
+        self.facts = facts
+        self.index = facts.index
+        self.graph = facts.index.graph
         self.links = links
         self.why = why
         self.kept = kept
         self.refused = refused
-        order = analysis.run(engine)[0]
-        self.run_rank = {at: rank for rank, at in enumerate(order)}
         self.order = order
+        self.run_rank = {at: rank for rank, at in enumerate(order)}
 
     def cause(self, name: str) -> tuple[_Cause, list[int]]:
         """Return why a tensor that is alive at the peak is whole, and the nodes it is about."""
@@ -224,7 +223,7 @@ class _Looked:
 
     def _bytes(self, at: int) -> int:
         """Return what a node reads and makes, without what is of unknown size."""
-        node, sizes = self.graph.node[at], self.analysis.bytes
+        node, sizes = self.graph.node[at], self.facts.bytes
         return sum(sizes.get(name) or 0 for name in {*node.input, *node.output})
 
     def _no_gain(self) -> _Cause:
@@ -233,7 +232,7 @@ class _Looked:
         if found:
             (reason, code), _ = found.most_common(1)[0]
             unknown = code == "size-unknown"
-            advice = size_advice(self.analysis) if unknown else "try axis='width'"
+            advice = size_advice(self.facts) if unknown else "try axis='width'"
             return _Cause(reason, code, advice)
         return _Cause(
             "layers whose patches would need as much",

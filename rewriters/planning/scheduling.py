@@ -11,14 +11,14 @@ import onnx
 
 from rewriters.memory.targets import Engine
 from rewriters.operators.record import FOLDED, RowLocal, is_channelwise
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.schedule import Entry, Schedule, ScheduledNode, Tensor
 
 __all__ = ["make_schedule"]
 
 
 def make_schedule(
-    analysis: Analysis,
+    facts: ModelFacts,
     links: Mapping[int, RowLocal],
     order: Sequence[Entry],
     *,
@@ -27,18 +27,18 @@ def make_schedule(
     """Lay out nodes in an order.
 
     Args:
-        analysis: The model.
+        facts: The model.
         links: Row-local nodes that may be in a region.
         order: The nodes.
         engine: How memory is counted.
     """
-    layout = _Layout(analysis, counts_inputs=engine.holding.counts_inputs)
+    layout = _Layout(facts, counts_inputs=engine.holding.counts_inputs)
     for entry in order:
         layout.add(entry, links.get(entry.position))
     nodes, tensors = layout.nodes, layout.tensors
     for number in layout.outputs():
         tensors[number].last_use = len(nodes)
-    _share(analysis.facts.graph.node, nodes, tensors, engine.in_place)
+    _share(facts.certain.graph.node, nodes, tensors, engine.in_place)
     _step(nodes, tensors)
     whole = {n for node in nodes if node.link is None for n in (*node.reads, *node.makes)}
     for number, tensor in enumerate(tensors):
@@ -51,22 +51,22 @@ class _Layout:
     """Nodes one after the other, and the versions of tensors between them.
 
     Args:
-        analysis: The model.
+        facts: The model.
         counts_inputs: Inputs of the graph cost something to keep.
     """
 
-    def __init__(self, analysis: Analysis, *, counts_inputs: bool) -> None:
+    def __init__(self, facts: ModelFacts, *, counts_inputs: bool) -> None:
         self.nodes: list[ScheduledNode] = []
         self.tensors: list[Tensor] = []
-        self._analysis = analysis
+        self._facts = facts
         # Number of the latest version of each tensor.
         self._latest: dict[str, int] = {}
-        for name in analysis.inputs:
-            self._new(name, -1, (analysis.bytes.get(name) or 0) if counts_inputs else 0)
+        for name in facts.inputs:
+            self._new(name, -1, (facts.bytes.get(name) or 0) if counts_inputs else 0)
 
     def outputs(self) -> list[int]:
         """Return the tensors that are outputs of the graph."""
-        names = self._analysis.index.outputs
+        names = self._facts.index.outputs
         return [self._latest[name] for name in names if name in self._latest]
 
     def add(self, entry: Entry, link: RowLocal | None) -> None:
@@ -76,8 +76,8 @@ class _Layout:
             entry: The node.
             link: Its row map; not taken where the sizes do not fit it.
         """
-        analysis, position, latest = self._analysis, entry.position, self._latest
-        reads = [name for name in analysis.executed[position].reads if name in latest]
+        facts, position, latest = self._facts, entry.position, self._latest
+        reads = [name for name in facts.executed[position].reads if name in latest]
         link, carried = self._carried(position, link)
         along = set(carried)
         read = tuple(dict.fromkeys([*(latest[name] for name in reads), *carried]))
@@ -95,14 +95,14 @@ class _Layout:
                 read,
                 tuple(number for number in read if number not in along),
                 tuple(makes),
-                analysis.work[position],
-                folded=_folded(analysis, position, carried),
+                facts.work[position],
+                folded=_folded(facts, position, carried),
             )
         )
 
     def _new(self, name: str, made_at: int, kept: int) -> int:
         """Return the number of a new version of a tensor, of so many bytes to keep."""
-        sizing = self._analysis.sizing
+        sizing = self._facts.sizing
         size, elements = sizing.bytes(name) or 0, prod(d or 1 for d in sizing.dims.get(name) or ())
         self.tensors.append(Tensor(name, kept, made_at, made_at, size=size, elements=elements))
         self._latest[name] = len(self.tensors) - 1
@@ -110,12 +110,12 @@ class _Layout:
 
     def _rows(self, name: str, axis: int) -> int | None:
         # At assumed sizes the model may not fit itself: its shapes, or ranks, are unknown then.
-        dims = self._analysis.sizing.dims.get(name, ())
+        dims = self._facts.sizing.dims.get(name, ())
         return dims[axis] if axis < len(dims) else None
 
     def _carried(self, position: int, link: RowLocal | None) -> tuple[RowLocal | None, list[int]]:
         """Return a node's row map, None if it does not fit, and what it reads along the axis."""
-        node = self._analysis.facts.graph.node[position]
+        node = self._facts.certain.graph.node[position]
         carried: list[int] = []
         for i, axis in link.carriers if link is not None else ():
             name = node.input[i]
@@ -129,10 +129,10 @@ class _Layout:
 
     def _make(self, position: int, link: RowLocal | None) -> list[int]:
         """Return new versions of what a node makes that somebody reads."""
-        analysis, makes = self._analysis, []
-        for name in analysis.facts.graph.node[position].output:
-            if name and (name in analysis.index.users or name in analysis.index.outputs):
-                made = self._new(name, len(self.nodes), analysis.bytes.get(name) or 0)
+        facts, makes = self._facts, []
+        for name in facts.certain.graph.node[position].output:
+            if name and (name in facts.index.users or name in facts.index.outputs):
+                made = self._new(name, len(self.nodes), facts.bytes.get(name) or 0)
                 makes.append(made)
                 if link is not None:
                     self.tensors[made].rows = self._rows(name, link.axis) or 0
@@ -152,12 +152,12 @@ class _Layout:
         )
 
 
-def _folded(analysis: Analysis, position: int, carried: Sequence[int]) -> int:
+def _folded(facts: ModelFacts, position: int, carried: Sequence[int]) -> int:
     """Return the convolution's result that a node scales or shifts alone, -1 if it is none such.
 
     Engines scale the weights in its place, which rounds otherwise than the two nodes do.
     """
-    graph, index = analysis.facts.graph, analysis.index
+    graph, index = facts.certain.graph, facts.index
     node = graph.node[position]
     if len(carried) != 1 or node.op_type not in FOLDED["Conv"]:
         return -1
@@ -168,7 +168,7 @@ def _folded(analysis: Analysis, position: int, carried: Sequence[int]) -> int:
     if len(index.users.get(name, ())) > 1 or name in index.outputs:
         return -1
     if node.op_type != "BatchNormalization":
-        dims, other = analysis.sizing.dims, node.input[1]
+        dims, other = facts.sizing.dims, node.input[1]
         if other not in index.constants or not is_channelwise(
             node.op_type, dims.get(other), dims.get(name)
         ):

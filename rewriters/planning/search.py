@@ -23,8 +23,9 @@ from dataclasses import dataclass
 
 from rewriters.memory.targets import ENGINES
 from rewriters.operators.record import RowLocal
-from rewriters.planning.analysis import Analysis
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.orders import run_orders
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.rematerialisation import (
     Rematerialisation,
     overhead_without,
@@ -51,7 +52,7 @@ _WORTH = 0.97
 
 
 def stage_graphs(
-    analysis: Analysis,
+    predictor: MemoryPredictor,
     links: Mapping[int, RowLocal],
     skipped: Collection[int],
     engine: str,
@@ -60,17 +61,18 @@ def stage_graphs(
     """Yield the stages of each order of the nodes, then with long-lived tensors rematerialised.
 
     Args:
-        analysis: The model.
+        predictor: Predicts the model's memory.
         links: Row-local nodes that may be in a region.
         skipped: Nodes that compute constants.
         engine: A key of `memory.targets.ENGINES`.
         progress: Called with (done, most) from time to time.
     """
-    run, alive = analysis.run(engine)
-    search = _Search(analysis, links, engine, progress)
+    facts = predictor.facts
+    run, alive = predictor.run(engine)
+    search = _Search(facts, links, engine, progress)
     schedules = {
         name: search.schedule([Entry(at) for at in order if at not in skipped])
-        for name, order in run_orders(analysis, run, links.keys()).items()
+        for name, order in run_orders(facts, run, links.keys()).items()
     }
     base = schedules["engine"]
     overhead = {
@@ -91,14 +93,14 @@ class _Search:
     """The effort of a search, and what all of its schedules have in common.
 
     Attributes:
-        analysis: The model.
+        facts: The model.
         links: Row-local nodes that may be in a region.
         engine: A key of `memory.targets.ENGINES`.
         progress: Called with (done, most) from time to time.
         walked: Tensors that were walked past so far.
     """
 
-    analysis: Analysis
+    facts: ModelFacts
     links: Mapping[int, RowLocal]
     engine: str
     progress: Callable[[int, int], None]
@@ -106,7 +108,7 @@ class _Search:
 
     def schedule(self, order: Sequence[Entry]) -> Schedule:
         """Lay out the nodes in an order."""
-        laid = make_schedule(self.analysis, self.links, order, engine=ENGINES[self.engine])
+        laid = make_schedule(self.facts, self.links, order, engine=ENGINES[self.engine])
         self._tell(0)
         return laid
 

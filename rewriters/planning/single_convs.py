@@ -11,8 +11,8 @@ from dataclasses import dataclass, replace
 
 from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.emission.names import NameScheme
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.emitted_region import Draft, draft
+from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.progress import Progress
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.selection import ConvSize, Selection, candidates, select
@@ -40,43 +40,43 @@ class Singles:
 
 
 def cut_singles(
-    analysis: Analysis,
+    facts: ModelFacts,
     selection: Selection,
     axis: str | int,
     splits: int,
     form: str,
-    labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
     progress: Progress,
 ) -> Singles:
     """Decide on every convolution, and emit those that are cut.
 
     Args:
-        analysis: The model.
+        facts: The model.
         selection: Which convolutions.
         axis: The axis to cut.
         splits: Patches of each.
         form: "batch", "sequential", or "auto".
-        labels: Names of the nodes.
         sizes: Sizes of the convolutions, by label.
         progress: Called with (what, done, total) from time to time.
     """
-    plans, refused = _plan(analysis, selection, axis, splits, labels, sizes, progress)
-    names = NameScheme.avoiding(analysis.index.names)
+    plans, refused = _plan(facts, selection, axis, splits, sizes, progress)
+    names = NameScheme.avoiding(facts.index.names)
     drafts: list[Draft] = []
     weighed: dict[str, list[Draft]] = {}
     peaks: dict[int, Mapping[str, int]] = {}
     for number, plan in enumerate(plans):
         if number % 64 == 0:
             progress("emitting", number, len(plans))
-        base = labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
+        base = (
+            facts.labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
+        )
         tried = {
-            name: draft(plan, name, analysis, names, base)
+            name: draft(plan, name, facts, names, base)
             for name in (SINGLE_FORMS if form == "auto" else (form,))
         }
         for name, entry in tried.items():
             weighed.setdefault(name, []).append(entry)
-        found = {name: entry.peak(analysis) for name, entry in tried.items()}
+        found = {name: entry.peak(facts) for name, entry in tried.items()}
         known = {name: size for name, size in found.items() if size is not None}
         drafts.append(tried[_lowest(known) if form == "auto" else form])
         peaks[drafts[-1].place] = known
@@ -93,30 +93,29 @@ def _lowest(peaks: Mapping[str, int]) -> str:
 
 
 def _plan(
-    analysis: Analysis,
+    facts: ModelFacts,
     selection: Selection,
     axis: str | int,
     splits: int,
-    labels: Mapping[int, str],
     sizes: Mapping[str, ConvSize],
     progress: Progress,
 ) -> tuple[Sequence[RegionPlan], Sequence[Refusal]]:
-    facts = analysis.facts
+    certain = facts.certain
     plans: list[RegionPlan] = []
     refused: list[Refusal] = []
-    positions = list(candidates(facts.graph))
+    positions = list(candidates(certain.graph))
     for number, position in enumerate(positions):
         if number % 64 == 0:
             progress("planning", number, len(positions))
-        label = labels[position]
+        label = facts.labels[position]
         found: RegionPlan | Refusal | None
-        found = select(label, sizes[label], analysis.ideal_peak.bytes, selection)
+        found = select(label, sizes[label], facts.ideal_peak.bytes, selection)
         if found is None:
-            region = find_region(facts, position, axis)
+            region = find_region(certain, position, axis)
             if isinstance(region, Refusal):
                 found = region
             else:
-                found = plan_region(region, facts.shapes, splits, facts.opset)
+                found = plan_region(region, certain.shapes, splits, certain.opset)
         if isinstance(found, RegionPlan):
             plans.append(found)
         else:

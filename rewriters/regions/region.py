@@ -18,7 +18,7 @@ from functools import lru_cache
 
 import onnx
 
-from rewriters.graph.facts import Facts
+from rewriters.graph.facts import CertainFacts
 from rewriters.graph.nodes import captured
 from rewriters.graph.shapes import Shapes
 from rewriters.operators.record import RowLocal
@@ -80,7 +80,7 @@ class Region:
 
 
 def make_region(
-    facts: Facts,
+    facts: CertainFacts,
     links: Mapping[int, RowLocal],
     nodes: Collection[int],
     wanted: Collection[str],
@@ -136,7 +136,7 @@ def make_region(
     return _fitting(facts, region) or region
 
 
-def _fitting(facts: Facts, region: Region) -> Refusal | None:
+def _fitting(facts: CertainFacts, region: Region) -> Refusal | None:
     """Return why a region cannot be cut whatever the patches, None if it may."""
     label, shapes = region.label, facts.shapes
     found = steps(region.network)

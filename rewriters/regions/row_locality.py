@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rewriters.graph.facts import Facts, record_of
+from rewriters.graph.facts import CertainFacts, record_of
 from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.table import BARRIERS, SPATIAL, TABLE
 
@@ -45,7 +45,7 @@ def tiled_axis(name: str | int, rank: int) -> int | None:
     return axis if 2 <= axis < rank else None
 
 
-def find_locality(facts: Facts, axis_name: str | int) -> Locality:
+def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
     """Find every row-local node.
 
     Args:

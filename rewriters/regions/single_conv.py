@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewriters.graph.facts import Facts, record_of
+from rewriters.graph.facts import CertainFacts, record_of
 from rewriters.graph.nodes import node_label
 from rewriters.operators.record import RowLocal, read_convolution
 from rewriters.operators.table import TABLE
@@ -16,7 +16,7 @@ __all__ = ["find_region"]
 _BETWEEN = frozenset({"Relu", "Clip", "LeakyRelu"})
 
 
-def find_region(facts: Facts, position: int, axis_name: str | int) -> Region | Refusal:
+def find_region(facts: CertainFacts, position: int, axis_name: str | int) -> Region | Refusal:
     """Find the region of one convolution, its Q/DQ pair included.
 
     Args:
@@ -50,7 +50,7 @@ def find_region(facts: Facts, position: int, axis_name: str | int) -> Region | R
     return make_region(facts, {position: link}, [position], conv.output, label, read.rank + 2)
 
 
-def _dequantize_before(facts: Facts, name: str, axis: int) -> dict[int, RowLocal]:
+def _dequantize_before(facts: CertainFacts, name: str, axis: int) -> dict[int, RowLocal]:
     position = facts.index.producer.get(name)
     if position is None:
         return {}
@@ -61,7 +61,7 @@ def _dequantize_before(facts: Facts, name: str, axis: int) -> dict[int, RowLocal
     return {} if isinstance(link, str) else {position: link}
 
 
-def _quantize_after(facts: Facts, name: str, axis: int) -> dict[int, RowLocal]:
+def _quantize_after(facts: CertainFacts, name: str, axis: int) -> dict[int, RowLocal]:
     """Return the nodes from the tensor's only user down to QuantizeLinear, or none."""
     found: dict[int, RowLocal] = {}
     while True:

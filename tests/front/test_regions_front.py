@@ -22,9 +22,9 @@ from rewriters.memory.peak import Peak
 from rewriters.options import Options
 from rewriters.outcome import Outcome
 from rewriters.planning import evaluator
-from rewriters.planning.analysis import Analysis
 from rewriters.planning.evaluator import Frontier
 from rewriters.planning.plan_file import read_plan
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.rewrite import rewrite_model
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import (
@@ -315,18 +315,18 @@ def test_inspect_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "m.onnx"
     onnx.save(_chain(), path)
     searched, predicted = [], []
-    explore, predict_all = Frontier.explore, Analysis.predict_all
+    explore, predict_all = Frontier.explore, MemoryPredictor.predict_all
 
     def exploring(self: Frontier, *arguments: Any) -> None:
         searched.append(self)
         explore(self, *arguments)
 
-    def predicting(self: Analysis, order: Any, engines: Any) -> list[Peak]:
+    def predicting(self: MemoryPredictor, order: Any, engines: Any) -> list[Peak]:
         predicted.extend([self] if order is None else [])
         return predict_all(self, order, engines)
 
     monkeypatch.setattr(Frontier, "explore", exploring)
-    monkeypatch.setattr(Analysis, "predict_all", predicting)
+    monkeypatch.setattr(MemoryPredictor, "predict_all", predicting)
     done = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto"])
     assert done.exit_code == 0, done.output
     assert "fused" in done.output or "shrinking" in done.output

@@ -27,12 +27,13 @@ from rewriters.memory.peak import Peak
 from rewriters.options import Options
 from rewriters.outcome import Outcome
 from rewriters.planning import evaluator
-from rewriters.planning.analysis import Analysis, analyse
 from rewriters.planning.candidates import Candidates, candidates_of
 from rewriters.planning.choose import rank, to_ask
 from rewriters.planning.emitted_region import Draft, draft, ordered
 from rewriters.planning.evaluated_plan import Candidate, recompute_of
 from rewriters.planning.evaluator import copied_of
+from rewriters.planning.model_facts import ModelFacts, analyse
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.shortest_path import cheapest_plan, least_peak
 from rewriters.planning.stages import Limits
 from rewriters.regions.region import Region, make_region
@@ -196,8 +197,8 @@ def _unpadded(rows: int) -> onnx.ModelProto:
 
 
 def _found(made: onnx.ModelProto, axis: str | int = "height") -> Candidates:
-    analysis = analyse(made, skeleton(Loaded(made, None)))
-    return candidates_of(analysis, axis, frozenset(), ENGINE)
+    predictor = MemoryPredictor(analyse(made, skeleton(Loaded(made, None))))
+    return candidates_of(predictor, axis, frozenset(), ENGINE)
 
 
 @pytest.mark.parametrize("rows", [160, 177, 224, 250])
@@ -340,13 +341,13 @@ def test_a_plan_of_unknown_peak_is_none(monkeypatch: pytest.MonkeyPatch) -> None
     made = _unpadded(96)
     plain, *curve = pareto_of(Loaded(copy_of(made), None), Options())
     assert curve
-    predict_all = Analysis.predict_all
+    predict_all = MemoryPredictor.predict_all
 
-    def some_unknown(self: Analysis, order: Any, engines: Any) -> list[Peak]:
+    def some_unknown(self: MemoryPredictor, order: Any, engines: Any) -> list[Peak]:
         found = predict_all(self, order, engines)
         return found if order is None else [replace(peak, unknown=1) for peak in found]
 
-    monkeypatch.setattr(Analysis, "predict_all", some_unknown)
+    monkeypatch.setattr(MemoryPredictor, "predict_all", some_unknown)
     assert pareto_of(Loaded(copy_of(made), None), Options()) == [plain]
     usual = _rewrite(made)
     assert not usual.rewritten
@@ -367,22 +368,22 @@ def _narrow_and_wide() -> onnx.ModelProto:
     return model(nodes, {"x": (1, 2, 96, 64)}, {"y": (None,) * 4}, weights)
 
 
-def _every_plan(analysis: Analysis, names: NameScheme, form: str) -> Iterator[tuple[Draft, ...]]:
+def _every_plan(facts: ModelFacts, names: NameScheme, form: str) -> Iterator[tuple[Draft, ...]]:
     """Yield every plan of a chain: regions of neighbouring nodes, each in 2, 4 or 8 patches."""
-    facts = analysis.facts
-    links = find_locality(facts, "height").links
-    count = len(facts.graph.node)
+    certain = facts.certain
+    links = find_locality(certain, "height").links
+    count = len(certain.graph.node)
     made: dict[tuple[int, int, int], Draft] = {}
     for begin in range(count):
         for end in range(begin + 1, count + 1):
             nodes = list(range(begin, end))
-            output = facts.graph.node[end - 1].output[0]
-            region = make_region(facts, links, nodes, [output], f"conv{end - 1}")
+            output = certain.graph.node[end - 1].output[0]
+            region = make_region(certain, links, nodes, [output], f"conv{end - 1}")
             assert isinstance(region, Region)
             for splits in (2, 4, 8):
-                plan = plan_region(region, facts.shapes, splits, facts.opset)
+                plan = plan_region(region, certain.shapes, splits, certain.opset)
                 assert isinstance(plan, RegionPlan)
-                made[begin, end, splits] = draft(plan, form, analysis, names, f"conv{end - 1}")
+                made[begin, end, splits] = draft(plan, form, facts, names, f"conv{end - 1}")
 
     def plans(begin: int) -> Iterator[tuple[Draft, ...]]:
         if begin == count:
@@ -403,16 +404,17 @@ def test_hardly_any_plan_is_better_than_those_weighed(form: str) -> None:
     """Of all plans of four Convs none beats the curve by more than 2 % of memory and of time."""
     made = _narrow_and_wide()
     curve = pareto_of(Loaded(copy_of(made), None), Options())
-    analysis = analyse(made, skeleton(Loaded(made, None)))
-    names = NameScheme.avoiding(analysis.index.names)
+    facts = analyse(made, skeleton(Loaded(made, None)))
+    predictor = MemoryPredictor(facts)
+    names = NameScheme.avoiding(facts.index.names)
     tried = 0
-    for drafts in _every_plan(analysis, names, form):
-        order = ordered(analysis, drafts, sized=True)
+    for drafts in _every_plan(facts, names, form):
+        order = ordered(facts, drafts, sized=True)
         assert order is not None
-        peak = analysis.predict(order, ENGINE).need
-        work = recompute_of(analysis, drafts, order)
+        peak = predictor.predict(order, ENGINE).need
+        work = recompute_of(facts, drafts, order)
         assert work is not None
-        time = work + copied_of(analysis, drafts)
+        time = work + copied_of(facts, drafts)
         assert any(p.peak <= 1.02 * peak and p.time <= 1.02 * time for p in curve), (peak, time)
         tried += 1
     assert tried > 300

@@ -8,8 +8,9 @@ import onnx
 
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
-from rewriters.planning.analysis import Analysis, analyse
 from rewriters.planning.candidates import Candidates, candidates_of
+from rewriters.planning.model_facts import ModelFacts, analyse
+from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.shortest_path import cheapest_plan
 from rewriters.planning.stage_graph import StageGraph
 from rewriters.planning.stages import CandidateRegion, Limits
@@ -24,9 +25,9 @@ from tools.models.deep import make
 ENGINE = "onnxruntime-tuned"
 
 
-def _found(made: onnx.ModelProto, axis: str | int) -> tuple[Analysis, Candidates]:
-    analysis = analyse(made, skeleton(Loaded(made, None)))
-    return analysis, candidates_of(analysis, axis, frozenset(), ENGINE)
+def _found(made: onnx.ModelProto, axis: str | int) -> tuple[ModelFacts, Candidates]:
+    facts = analyse(made, skeleton(Loaded(made, None)))
+    return facts, candidates_of(MemoryPredictor(facts), axis, frozenset(), ENGINE)
 
 
 def _regions(graph: StageGraph) -> list[CandidateRegion]:
@@ -36,7 +37,7 @@ def _regions(graph: StageGraph) -> list[CandidateRegion]:
 
 
 def _made(
-    analysis: Analysis, found: Candidates, graph: StageGraph, one: CandidateRegion
+    facts: ModelFacts, found: Candidates, graph: StageGraph, one: CandidateRegion
 ) -> Region | Refusal:
     """Return a region of the search as what is proven."""
     nodes, tensors = graph.schedule.nodes[one.begin : one.end], graph.schedule.tensors
@@ -47,7 +48,7 @@ def _made(
         if tensors[number].last_use >= one.end
     ]
     positions = [node.position for node in nodes]
-    return make_region(analysis.facts, found.links, positions, wanted, "region")
+    return make_region(facts.certain, found.links, positions, wanted, "region")
 
 
 def test_what_a_region_leaves_free_is_what_the_proof_finds() -> None:
@@ -55,13 +56,13 @@ def test_what_a_region_leaves_free_is_what_the_proof_finds() -> None:
     compared = 0
     for seed in range(40):
         drawn = random_graph(random.Random(seed).randint, most=12)
-        analysis, found = _found(drawn.model(), drawn.axis)
+        facts, found = _found(drawn.model(), drawn.axis)
         for graph in found.stage_graphs:
             for one in _regions(graph):
-                region = _made(analysis, found, graph, one)
+                region = _made(facts, found, graph, one)
                 if isinstance(region, Refusal):
                     continue
-                rows = region.rows(analysis.facts.shapes)
+                rows = region.rows(facts.certain.shapes)
                 assert rows is not None
                 outs = extents(region.network, rows)
                 assert one.free == min(free_steps(out, max) for out in outs)

@@ -14,8 +14,9 @@ from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.planning import candidate_regions, growing
 from rewriters.planning import search as searching
-from rewriters.planning.analysis import analyse
 from rewriters.planning.candidates import candidates_of
+from rewriters.planning.model_facts import analyse
+from rewriters.planning.predictor import MemoryPredictor
 from tests.support.small_models import model, node, noise
 from tools.benchmark_rewriter import MAX_SEARCH, SEARCHES, search
 from tools.models.deep import KINDS, make
@@ -76,7 +77,7 @@ def test_effort_is_bounded_where_each_node_reads_many(monkeypatch: pytest.Monkey
     made = _dense(40)
     told: list[tuple[int, int]] = []
     found = candidates_of(
-        analyse(made, skeleton(Loaded(made, None))),
+        MemoryPredictor(analyse(made, skeleton(Loaded(made, None)))),
         "height",
         frozenset(),
         "onnxruntime-tuned",

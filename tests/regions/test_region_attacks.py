@@ -395,12 +395,12 @@ def test_a_slice_that_reads_one_number_twice() -> None:
 def test_a_tensor_made_inside_and_used_whole() -> None:
     """A region cannot hold a tensor of which each row needs all rows."""
     from rewriters.graph.skeleton import skeleton
-    from rewriters.planning.analysis import analyse
+    from rewriters.planning.model_facts import analyse
 
     made, _ = _dynamic_weights()
     del made.graph.node[1:3]
     made.graph.node.insert(1, node("Transpose", "c", "k", perm=[0, 1, 2, 3]))
-    facts = analyse(made, skeleton(Loaded(made, None))).facts
+    facts = analyse(made, skeleton(Loaded(made, None))).certain
     links = find_locality(facts, "height").links
     found = make_region(facts, links, [0, 1, 2], ["r"], "region")
     assert isinstance(found, Refusal)

@@ -23,8 +23,8 @@ from rewriters.graph.check import check
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.use_def import index
-from rewriters.planning.analysis import Analysis, analyse
 from rewriters.planning.emitted_region import draft, ordered
+from rewriters.planning.model_facts import ModelFacts, analyse
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import make_region
 from rewriters.regions.row_locality import Locality, find_locality
@@ -80,15 +80,14 @@ def tile_all(
         halve: Cut halves of a region that is refused.
     """
     made = copy.deepcopy(model)
-    analysis = analyse(made, skeleton(Loaded(made, None)), allow_custom_ops=True)
-    facts = analysis.facts
-    locality = find_locality(facts, axis)
+    facts = analyse(made, skeleton(Loaded(made, None)), allow_custom_ops=True)
+    locality = find_locality(facts.certain, axis)
     plans: list[RegionPlan] = []
     refused: list[Refusal] = []
-    pending = [nodes for _, nodes in sorted(_levels(analysis, locality).items())][::-1]
+    pending = [nodes for _, nodes in sorted(_levels(facts, locality).items())][::-1]
     while pending:
-        for nodes in _connected(analysis, locality, pending.pop()):
-            found = _plan(analysis, locality, nodes, splits)
+        for nodes in _connected(facts, locality, pending.pop()):
+            found = _plan(facts, locality, nodes, splits)
             if isinstance(found, RegionPlan):
                 plans.append(found)
                 continue
@@ -96,13 +95,13 @@ def tile_all(
             if halve and len(nodes) > 1:
                 middle = len(nodes) // 2
                 pending += [nodes[middle:], nodes[:middle]]
-    names = NameScheme.avoiding(analysis.index.names)
+    names = NameScheme.avoiding(facts.index.names)
     labels = tuple(node.op_type for node in made.graph.node)
     drafts = [
-        draft(plan, form, analysis, names, f"region_{number}") for number, plan in enumerate(plans)
+        draft(plan, form, facts, names, f"region_{number}") for number, plan in enumerate(plans)
     ]
     if drafts:
-        order = ordered(analysis, drafts)
+        order = ordered(facts, drafts)
         assert order is not None, "the regions depend on each other in a circle"
         remaining = {n for at in order if isinstance(at, int) for n in made.graph.node[at].output}
         gone = {name for node in made.graph.node for name in node.output} - remaining
@@ -115,11 +114,11 @@ def tile_all(
     return Cut(made, tuple(d.plan for d in drafts), tuple(refused), locality, labels)
 
 
-def _levels(analysis: Analysis, locality: Locality) -> dict[int, list[int]]:
-    index, links = analysis.index, locality.links
+def _levels(facts: ModelFacts, locality: Locality) -> dict[int, list[int]]:
+    index, links = facts.index, locality.links
     level: dict[int, int] = {}
     found: dict[int, list[int]] = {}
-    for position, executed in enumerate(analysis.executed):
+    for position, executed in enumerate(facts.executed):
         node, link = index.graph.node[position], links.get(position)
         carried = {node.input[i] for i, _ in link.carriers} if link is not None else set()
         level[position] = 0
@@ -133,8 +132,8 @@ def _levels(analysis: Analysis, locality: Locality) -> dict[int, list[int]]:
     return found
 
 
-def _connected(analysis: Analysis, locality: Locality, nodes: Sequence[int]) -> Iterator[list[int]]:
-    graph, links = analysis.index.graph, locality.links
+def _connected(facts: ModelFacts, locality: Locality, nodes: Sequence[int]) -> Iterator[list[int]]:
+    graph, links = facts.index.graph, locality.links
     touching: dict[str, list[int]] = {}
     for at in nodes:
         carried = [graph.node[at].input[i] for i, _ in links[at].carriers]
@@ -158,9 +157,9 @@ def _connected(analysis: Analysis, locality: Locality, nodes: Sequence[int]) -> 
 
 
 def _plan(
-    analysis: Analysis, locality: Locality, nodes: Collection[int], splits: int
+    facts: ModelFacts, locality: Locality, nodes: Collection[int], splits: int
 ) -> RegionPlan | Refusal:
-    facts, index = analysis.facts, analysis.index
+    certain, index = facts.certain, facts.index
     inside = set(nodes)
     label = " ".join(index.graph.node[at].op_type for at in nodes)
     wanted = [
@@ -169,10 +168,10 @@ def _plan(
         for name in index.graph.node[at].output
         if name in index.outputs or not inside.issuperset(index.users.get(name, ()))
     ]
-    region = make_region(facts, locality.links, nodes, wanted, label)
+    region = make_region(certain, locality.links, nodes, wanted, label)
     if isinstance(region, Refusal):
         return region
-    found = plan_region(region, facts.shapes, splits, facts.opset)
+    found = plan_region(region, certain.shapes, splits, certain.opset)
     if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
         return Refusal(label, "the halo is as tall as the image", "halo-too-tall")
     return found

@@ -1,0 +1,133 @@
+"""What is known of a model before it is changed: nodes, shapes, sizes, work.
+
+Regions are proven on what is certain (`graph.facts.CertainFacts`), at any size of the free
+dimensions. Memory and work can be told at sizes alone: where the model leaves them open some are
+assumed. `ModelFacts` holds both, and keeps them apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import onnx
+
+from rewriters.graph.check import check
+from rewriters.graph.constant_folding import Constants, infer_by_value
+from rewriters.graph.facts import CertainFacts
+from rewriters.graph.fixed_shapes import fix_shapes, nominal_shapes
+from rewriters.graph.model import opset_of
+from rewriters.graph.nodes import captured, node_label, node_labels
+from rewriters.graph.shapes import Shapes
+from rewriters.graph.use_def import Index, index
+from rewriters.memory.executed import ExecutedNode
+from rewriters.memory.peak import Peak, peak
+from rewriters.memory.reader import sized_by_data
+from rewriters.planning.work import node_work
+from rewriters.regions.selection import candidates
+
+__all__ = ["ModelFacts", "analyse"]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What is known of a model before it is changed.
+
+    Attributes:
+        certain: What holds at every size; regions are proven on it alone.
+        sizing: Shapes with free dimensions as assumed.
+        assumed: The sizes that were assumed.
+        labels: A name of each node for people, by position.
+        executed: The nodes in file order, as the memory model reads them.
+        inputs: Inputs of the graph that are no weights.
+        bytes: Bytes of every activation, None where unknown.
+        slim: The model without its weights.
+    """
+
+    certain: CertainFacts
+    sizing: Shapes
+    assumed: Mapping[str, tuple[int, ...]]
+    labels: Mapping[int, str]
+    executed: tuple[ExecutedNode, ...]
+    inputs: tuple[str, ...]
+    bytes: Mapping[str, int | None]
+    slim: onnx.ModelProto
+
+    @property
+    def index(self) -> Index:
+        """Use-def index of the main graph."""
+        return self.certain.index
+
+    @cached_property
+    def assumes(self) -> bool:
+        """Whether sizes had to be assumed."""
+        return self.sizing is not self.certain.shapes
+
+    @cached_property
+    def work(self) -> list[float]:
+        """Multiply-accumulates of each node, by position (`planning.work`)."""
+        return [node_work(node, self.sizing) for node in self.certain.graph.node]
+
+    @cached_property
+    def ideal_peak(self) -> Peak:
+        """The most bytes alive over the file's order, inputs and outputs included."""
+        return peak(self.executed, self.bytes, inputs=self.inputs, outputs=self.index.outputs)
+
+    @cached_property
+    def data_sized(self) -> tuple[str, ...]:
+        """Activations whose sizes depend on the data, as those of NonZero: counted as nothing."""
+        makers = {at for at, node in enumerate(self.slim.graph.node) if sized_by_data(node)}
+        made: set[str] = set()
+        for at, node in enumerate(self.executed) if makers else ():
+            if at in makers or not made.isdisjoint(node.reads):
+                made.update(node.makes)
+        return tuple(name for name in self.bytes if name in made and self.bytes[name] is None)
+
+    @cached_property
+    def unsized(self) -> tuple[str, ...]:
+        """Other activations of unknown size: while there are any, no peak is known."""
+        known = {*self.data_sized}
+        return tuple(n for n, size in self.bytes.items() if size is None and n not in known)
+
+
+def analyse(
+    model: onnx.ModelProto,
+    slim: onnx.ModelProto,
+    *,
+    allow_custom_ops: bool = False,
+    largest: Mapping[str, Sequence[int]] | None = None,
+) -> ModelFacts:
+    """Analyse a model, given with its skeleton, which is changed in place."""
+    checked = onnx.ModelProto()
+    checked.CopyFrom(slim)
+    check(checked, allow_custom_ops=allow_custom_ops)
+    found = index(model)
+    needed = [model.graph.node[position].input[0] for position in candidates(model.graph)]
+    assumed = nominal_shapes(model, given=largest)
+    sizing_slim = onnx.ModelProto()
+    sizing_slim.CopyFrom(slim)
+    sure = infer_by_value(slim, needed=needed)
+    sizing = sure
+    if assumed or any(None in sure.dims.get(name, (None,)) for name in needed):
+        fix_shapes(sizing_slim, assumed)
+        sizing = infer_by_value(sizing_slim, needed=needed, estimate=True)
+    executed = []
+    for node in model.graph.node:
+        reads = (*(name for name in node.input if name), *captured(node))
+        executed.append(
+            ExecutedNode(node_label(node), node.op_type, reads, tuple(n for n in node.output if n))
+        )
+    inputs = tuple(v.name for v in model.graph.input if v.name not in found.constants)
+    activations = [*inputs, *(name for node in executed for name in node.makes)]
+    sizes = {name: sizing.bytes(name) for name in activations if name not in found.constants}
+    return ModelFacts(
+        CertainFacts(found, opset_of(model), sure, Constants(slim, found, sure)),
+        sizing,
+        assumed,
+        node_labels(model.graph),
+        tuple(executed),
+        inputs,
+        sizes,
+        slim,
+    )
