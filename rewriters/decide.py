@@ -14,8 +14,9 @@ from rewriters.errors import BudgetError
 from rewriters.graph.nodes import convolutions_in_bodies
 from rewriters.memory.peak import Peak, size_text
 from rewriters.options import Options
-from rewriters.planning.choose import Regional, apply_plan, cut_regions
-from rewriters.planning.emitted_region import Draft
+from rewriters.planning.apply_plan import apply_plan
+from rewriters.planning.choose import ChosenRegions, choose_regions
+from rewriters.planning.emitted_region import EmittedRegion
 from rewriters.planning.evaluated_plan import Candidate
 from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import Reason, reasons_of, size_advice
@@ -33,7 +34,7 @@ class Decision:
     """What is to be cut.
 
     Attributes:
-        drafts: Regions.
+        regions: Regions.
         refused: Convolutions left alone.
         forms: Per form that was weighed the regions in it.
         peaks: Per place of a region and form the predicted peak of the region alone.
@@ -45,9 +46,9 @@ class Decision:
         reasons: What holds the peak where nothing is cut.
     """
 
-    drafts: Sequence[Draft]
+    regions: Sequence[EmittedRegion]
     refused: Sequence[Refusal]
-    forms: Mapping[str, Sequence[Draft]] = field(default_factory=dict)
+    forms: Mapping[str, Sequence[EmittedRegion]] = field(default_factory=dict)
     peaks: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     weighed: tuple[Candidate, ...] = ()
     recompute: float | None = None
@@ -87,9 +88,9 @@ def decide(
             (), [Refusal(facts.labels[at], reason, "opset-too-old") for at in convolutions]
         )
     if options.plan is not None:
-        drafts, run_rank = apply_plan(predictor, options.plan, engine)
+        regions, run_rank = apply_plan(predictor, options.plan, engine)
         return Decision(
-            drafts, (), order=options.plan["order"], run_rank=run_rank, axis=options.plan["axis"]
+            regions, (), order=options.plan["order"], run_rank=run_rank, axis=options.plan["axis"]
         )
     if not options.by_region:
         found = cut_singles(
@@ -101,7 +102,9 @@ def decide(
             sizes,
             progress,
         )
-        return Decision(found.drafts, found.refused, found.forms, found.peaks, axis=options.axes[0])
+        return Decision(
+            found.regions, found.refused, found.forms, found.peaks, axis=options.axes[0]
+        )
     return _by_region(predictor, options, engine, before, sizes, progress)
 
 
@@ -118,17 +121,17 @@ def _by_region(
     kept, refused = kept_nodes(facts, options, sizes)
     axis, cut = _best_axis(predictor, options, engine, kept, progress)
     reasons: tuple[Reason, ...] = ()
-    if not cut.drafts:
+    if not cut.regions:
         reasons = reasons_of(predictor, before, cut.links, cut.reasons, kept, cut.refused, engine)
-    useless = _useless(options, before, reasons, cut=bool(cut.drafts))
-    inside = {at for entry in cut.drafts for at in entry.plan.region.nodes}
+    useless = _useless(options, before, reasons, cut=bool(cut.regions))
+    inside = {at for entry in cut.regions for at in entry.plan.region.nodes}
     failed = {refusal.node: refusal for refusal in cut.refused}
     for at in candidates(facts.certain.graph):
         if at not in inside and at not in kept:
             label = facts.labels[at]
             refused.append(failed.get(label) or _why_uncut(facts, cut, at, sizes, useless))
     return Decision(
-        cut.drafts,
+        cut.regions,
         refused,
         cut.forms,
         weighed=cut.weighed,
@@ -141,7 +144,7 @@ def _by_region(
 
 
 def _why_uncut(
-    facts: ModelFacts, cut: Regional, at: int, sizes: Mapping[str, ConvSize], useless: Refusal
+    facts: ModelFacts, cut: ChosenRegions, at: int, sizes: Mapping[str, ConvSize], useless: Refusal
 ) -> Refusal:
     """Return why a convolution is in no region, although none with it failed.
 
@@ -186,16 +189,18 @@ def _best_axis(
     engine: str,
     kept: frozenset[int],
     progress: Progress,
-) -> tuple[str | int, Regional]:
+) -> tuple[str | int, ChosenRegions]:
     """Cut regions along each axis in question; return the better one and what was done.
 
     Better is, under a budget, less predicted time; else a lower predicted peak.
     """
-    found: list[tuple[float, str | int, Regional]] = []
+    found: list[tuple[float, str | int, ChosenRegions]] = []
     failed: BudgetError | None = None
     for axis in options.axes:
         try:
-            cut = cut_regions(predictor, options.limits, axis, options.form, engine, kept, progress)
+            cut = choose_regions(
+                predictor, options.limits, axis, options.form, engine, kept, progress
+            )
         except BudgetError as error:
             failed = failed or error
             continue

@@ -11,9 +11,9 @@ from rewriters.emission.forms import GAIN
 from rewriters.memory.peak import Peak
 from rewriters.operators.record import Shape
 from rewriters.planning.candidates import candidates_of
-from rewriters.planning.choose import original_of, weigh
-from rewriters.planning.evaluated_plan import Candidate, Point
-from rewriters.planning.evaluator import Frontier
+from rewriters.planning.choose import unbeaten
+from rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, original_of
+from rewriters.planning.evaluator import PlanEvaluator
 from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
 from rewriters.planning.predictor import MemoryPredictor
@@ -133,9 +133,9 @@ def inspect_model(
     runs: list[Run] = []
     curve: tuple[Candidate, ...] = () if left else (original_of(plain),)
     if not plain.unknown and not left:
-        frontier, points = weigh(predictor, found, limits, engine, plain)
-        runs = _runs(frontier, points)
-        curve += tuple(point.candidate for point in points)
+        evaluator, plans = unbeaten(predictor, found, limits, engine, plain)
+        runs = _runs(evaluator, plans)
+        curve += tuple(plan.figures for plan in plans)
     reasons: tuple[Reason, ...] = ()
     if not runs and not left:
         reasons = reasons_of(
@@ -163,15 +163,15 @@ def _touched(facts: ModelFacts, node: onnx.NodeProto) -> int | None:
     return None if None in sizes else sum(size or 0 for size in sizes)
 
 
-def _runs(frontier: Frontier, points: Sequence[Point]) -> list[Run]:
+def _runs(evaluator: PlanEvaluator, plans: Sequence[EvaluatedPlan]) -> list[Run]:
     """Return the regions of the plans that nothing beats: proven, and emitted as nodes."""
-    facts = frontier.facts
+    facts = evaluator.facts
     plains: dict[tuple[int, ...], int] = {}
     tiled: dict[tuple[int, ...], dict[int, tuple[int, float]]] = {}
-    for point in points:
-        for plan, entry, (most, _) in zip(point.regions, point.drafts, point.needs, strict=True):
+    for each in plans:
+        for plan, entry, (most, _) in zip(each.regions, each.emitted, each.needs, strict=True):
             nodes = plan.region.nodes
-            plains[nodes] = plain = frontier.plain(plan)
+            plains[nodes] = plain = evaluator.uncut_peak(plan)
             work = entry.recompute(facts, assume=True)
             if work is not None and most < GAIN * plain:
                 ways = tiled.setdefault(nodes, {})

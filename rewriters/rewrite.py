@@ -34,7 +34,7 @@ from rewriters.memory.peak import Peak
 from rewriters.memory.targets import TARGETS
 from rewriters.options import Options
 from rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
-from rewriters.planning.emitted_region import Draft, ordered, predict, predict_all
+from rewriters.planning.emitted_region import EmittedRegion, ordered, predict, predict_all
 from rewriters.planning.peak_holders import unknown_sizes
 from rewriters.planning.plan_file import METADATA_KEY, plan_data
 from rewriters.planning.predictor import MemoryPredictor
@@ -109,9 +109,9 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         weighed=decided.weighed,
         reasons=decided.reasons,
     )
-    if not decided.drafts:
+    if not decided.regions:
         return replace(unchanged, fits=fits)
-    order = ordered(facts, decided.drafts, decided.run_rank)
+    order = ordered(facts, decided.regions, decided.run_rank)
     if order is None:
         raise OptionError("the regions depend on each other in a circle; cut fewer of them")
     predicted = _predicted(subject, decided, unchanged, progress)
@@ -146,13 +146,13 @@ def _predicted(
 ) -> Outcome:
     """Return the outcome with the peaks that are predicted of what was decided."""
     predictor, before, run_rank = subject.predictor, subject.before, decided.run_rank
-    found = predict_all(predictor, decided.drafts, subject.engines, run_rank)
+    found = predict_all(predictor, decided.regions, subject.engines, run_rank)
     after = found[0] if found else None
     by_form = {}
-    for at, (form, drafts) in enumerate(decided.forms.items()):
+    for at, (form, regions) in enumerate(decided.forms.items()):
         progress("splicing", at, len(decided.forms) + 1)
-        same = all(map(is_, drafts, decided.drafts)) and len(drafts) == len(decided.drafts)
-        peak = after if same else predict(predictor, drafts, subject.engines[0], run_rank)
+        same = all(map(is_, regions, decided.regions)) and len(regions) == len(decided.regions)
+        peak = after if same else predict(predictor, regions, subject.engines[0], run_rank)
         if peak is not None and not peak.unknown:
             by_form[form] = peak.bytes
     defaults = None
@@ -179,28 +179,28 @@ def _spliced(
     Raises:
         ModelError: The result is not valid.
     """
-    loaded, drafts = subject.loaded, decided.drafts
+    loaded, regions = subject.loaded, decided.regions
     model, target = loaded.model, TARGETS[options.target]
-    done = tuple(_describe(entry, subject, decided) for entry in drafts)
+    done = tuple(_describe(entry, subject, decided) for entry in regions)
     plan = plan_data(
         decided.axis,
         decided.order,
-        [(e.plan, e.form, r.nodes) for e, r in zip(drafts, done, strict=True)],
+        [(e.plan, e.form, r.nodes) for e, r in zip(regions, done, strict=True)],
         options.target,
     )
     remaining = {
         n for item in order if isinstance(item, int) for n in model.graph.node[item].output
     }
     gone = {name for node in model.graph.node for name in node.output} - remaining
-    gone -= {name for entry in drafts for name in entry.fragment.makes}
+    gone -= {name for entry in regions for name in entry.fragment.makes}
     splice(model, order)
-    move_into_bodies(model, {name for entry in drafts for name in entry.fragment.loops})
+    move_into_bodies(model, {name for entry in regions for name in entry.fragment.loops})
     drop_unused_value_info(model.graph, gone)
-    reads = {name for entry in drafts for name in entry.fragment.reads}
+    reads = {name for entry in regions for name in entry.fragment.reads}
     correct_claims(model.graph, subject.predictor.facts.certain.shapes, reads)
     folded = Folded()
     if options.fold:
-        made = {n.name for entry in drafts for n in entry.fragment.export()[0]}
+        made = {n.name for entry in regions for n in entry.fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
     record(model, METADATA_KEY, plan)
     if target.session_options and options.by_region:
@@ -210,7 +210,7 @@ def _spliced(
     return replace(outcome, rewritten=done, plan=plan, folded=folded)
 
 
-def _describe(entry: Draft, subject: _Subject, decided: Decision) -> Rewritten:
+def _describe(entry: EmittedRegion, subject: _Subject, decided: Decision) -> Rewritten:
     plan, region = entry.plan, entry.plan.region
     facts, sizes = subject.predictor.facts, subject.sizes
     graph, labels = facts.certain.graph, facts.labels

@@ -9,14 +9,15 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.console import printable, styled
 from patchconv_deploy.report.report import ENGINE_NAMES, Report, sizes_text
 from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
 from patchconv_deploy.words import in_flags
 from rewriters.emission.forms import SINGLE_FORMS
-from rewriters.outcome import SESSION_OPTIONS, Outcome, Rewritten
-from rewriters.planning.choose import MARGIN
+from rewriters.outcome import Outcome, Rewritten
 from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.offers import MARGIN
 from rewriters.regions.refusal import Refusal
 
 __all__ = ["print_report"]
@@ -88,7 +89,9 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     _print_candidates(outcome, console)
     recommended = report.data["recommended_session_options"]
     if recommended is not None:
-        said = ", ".join(f"{name}={recommended[name]}" for name in SESSION_OPTIONS)
+        said = ", ".join(
+            f"{name}={v}" for name, v in recommended.items() if name in SESSION_OPTIONS
+        )
         kind = recommended["kind"]
         least, usual = (recommended[f"{kind}_peak_bytes{at}"] for at in ("", "_at_defaults"))
         console.print(

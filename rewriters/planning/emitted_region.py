@@ -1,7 +1,7 @@
-"""Drafts: planned regions as nodes, before the model is changed.
+"""Planned regions as nodes, before the model is changed.
 
-A draft holds the nodes that would be written and, where the model's sizes are not all known, the
-same at assumed sizes; memory is predicted on the latter.
+An emitted region holds the nodes that would be written and, where the model's sizes are not all
+known, the same at assumed sizes; memory is predicted on the latter.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.predictor import MemoryPredictor
 from rewriters.regions.tiled_region import RegionPlan, plan_region
 
-__all__ = ["Draft", "draft", "ordered", "predict", "predict_all"]
+__all__ = ["EmittedRegion", "emit_region", "ordered", "predict", "predict_all"]
 
 
 @dataclass(frozen=True)
-class Draft:
+class EmittedRegion:
     """A region in one form.
 
     Attributes:
@@ -82,7 +82,9 @@ class Draft:
         return None if found.unknown else found.bytes
 
 
-def draft(plan: RegionPlan, form: str, facts: ModelFacts, names: NameScheme, base: str) -> Draft:
+def emit_region(
+    plan: RegionPlan, form: str, facts: ModelFacts, names: NameScheme, base: str
+) -> EmittedRegion:
     """Emit a planned region.
 
     Args:
@@ -99,28 +101,28 @@ def draft(plan: RegionPlan, form: str, facts: ModelFacts, names: NameScheme, bas
         form = form if plan.tiling is not None else FORMS[form].falls_back
     fragment = emit(plan, form, certain.graph, certain.shapes, certain.opset, names, base)
     if not facts.assumes and plan.tiling is not None:
-        return Draft(plan, form, fragment, fragment)
+        return EmittedRegion(plan, form, fragment, fragment)
     sized = plan_region(plan.region, facts.sizing, plan.splits, certain.opset)
     if not isinstance(sized, RegionPlan) or sized.tiling is None:
-        return Draft(plan, form, fragment, None)
+        return EmittedRegion(plan, form, fragment, None)
     if plan.shrinking is not None:
         sized = sized.shrunk()
     assumed = emit(sized, form, certain.graph, facts.sizing, certain.opset, names, base)
-    return Draft(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
+    return EmittedRegion(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
 
 
 def ordered(
     facts: ModelFacts,
-    drafts: Sequence[Draft],
+    emitted: Sequence[EmittedRegion],
     run_rank: Sequence[int] | None = None,
     *,
     sized: bool = False,
 ) -> list[int | Fragment] | None:
-    """Arrange drafts in the graph; Shape nodes of tensors that are gone become constants.
+    """Arrange regions in the graph; Shape nodes of tensors that are gone become constants.
 
     Args:
         facts: The model.
-        drafts: Its regions.
+        emitted: Its regions.
         run_rank: When each node is wanted to run, by position; None for the order of the file.
         sized: Take the fragments at assumed sizes.
 
@@ -128,7 +130,7 @@ def ordered(
         The new order, None if the regions depend on each other in a circle, or sizes are unknown.
     """
     fragments: dict[int, Fragment] = {}
-    for entry in drafts:
+    for entry in emitted:
         fragment = entry.sized if sized else entry.fragment
         if fragment is None:
             return None
@@ -157,7 +159,7 @@ def _folded(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, F
 
 def predict(
     predictor: MemoryPredictor,
-    drafts: Sequence[Draft],
+    emitted: Sequence[EmittedRegion],
     engine: str,
     run_rank: Sequence[int] | None = None,
 ) -> Peak | None:
@@ -165,20 +167,20 @@ def predict(
 
     Args:
         predictor: Predicts the model's memory.
-        drafts: Its regions.
+        emitted: Its regions.
         engine: A key of `memory.targets.ENGINES`.
         run_rank: When each node is wanted to run, by position; None for the order of the file.
     """
-    found = predict_all(predictor, drafts, [engine], run_rank)
+    found = predict_all(predictor, emitted, [engine], run_rank)
     return found[0] if found else None
 
 
 def predict_all(
     predictor: MemoryPredictor,
-    drafts: Sequence[Draft],
+    emitted: Sequence[EmittedRegion],
     engines: Sequence[str],
     run_rank: Sequence[int] | None = None,
 ) -> list[Peak]:
     """Return the predicted peak on each engine, none if sizes are unknown. As `predict`."""
-    order = ordered(predictor.facts, drafts, run_rank, sized=True)
+    order = ordered(predictor.facts, emitted, run_rank, sized=True)
     return [] if order is None else predictor.predict_all(order, engines)

@@ -1,4 +1,4 @@
-"""A plan with its predicted peak and work, and the front of those that none beats."""
+"""A plan with its predicted peak and work, and those that none beats."""
 
 from __future__ import annotations
 
@@ -6,22 +6,18 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from rewriters.emission.fragment import Fragment
 from rewriters.memory.peak import Peak
-from rewriters.planning.emitted_region import Draft
-from rewriters.planning.model_facts import ModelFacts
+from rewriters.planning.candidates import choice_of
+from rewriters.planning.emitted_region import EmittedRegion
+from rewriters.planning.stages import RegionChoice
 from rewriters.regions.tiled_region import RegionPlan
 
-__all__ = ["LITTLE", "Candidate", "Point", "front", "recompute_of"]
-
-
-# Forms that are weighed, the plainest first.
-LITTLE = 0.01
+__all__ = ["Candidate", "EvaluatedPlan", "choices_of", "original_of", "pareto_front"]
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A plan that was weighed.
+    """The figures of a plan that was weighed, as they are reported.
 
     Attributes:
         form: The form of its regions.
@@ -55,13 +51,13 @@ class Candidate:
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Point:
-    """A plan that was weighed, with what it is made of.
+class EvaluatedPlan:
+    """A plan in one form and one order of the nodes, with what is predicted of it.
 
     Attributes:
         regions: Its regions, windows uniform.
-        drafts: The same as nodes.
-        candidate: Its figures.
+        emitted: The same as nodes.
+        figures: What is reported of it.
         peak: The predicted peak.
         level: Most bytes held.
         needs: Per region the most and the least bytes held while it runs.
@@ -69,46 +65,45 @@ class Point:
     """
 
     regions: tuple[RegionPlan, ...]
-    drafts: tuple[Draft, ...]
-    candidate: Candidate
+    emitted: tuple[EmittedRegion, ...]
+    figures: Candidate
     peak: Peak
     level: int
     needs: tuple[tuple[int, int], ...]
     around: int
 
 
-def front(points: Iterable[Point], above: float = inf) -> list[Point]:
+def choices_of(regions: Sequence[RegionPlan]) -> tuple[RegionChoice, ...]:
+    """Return what tells the regions of a plan from those of others."""
+    return tuple(choice_of(plan.region, plan.splits) for plan in regions)
+
+
+def original_of(plain: Peak) -> Candidate:
+    """Return the figures of the model as it is, by its predicted peak."""
+    return Candidate(
+        "original",
+        0,
+        1,
+        plain.need,
+        1.0,
+        1.0,
+        fits=True,
+        touched=plain.touched,
+        loading=plain.weights.loading,
+        process=plain.process,
+        unknown=plain.unknown,
+    )
+
+
+def pareto_front(plans: Iterable[EvaluatedPlan], above: float = inf) -> list[EvaluatedPlan]:
     """Return the plans that no other beats in both, the least time first.
 
     Args:
-        points: Plans, the least time first.
+        plans: Plans, the least time first.
         above: Only plans that need less than that, bytes.
     """
-    found: list[Point] = []
-    for point in points:
-        if point.peak.need < (found[-1].peak.need if found else above):
-            found.append(point)
+    found: list[EvaluatedPlan] = []
+    for plan in plans:
+        if plan.peak.need < (found[-1].peak.need if found else above):
+            found.append(plan)
     return found
-
-
-def recompute_of(
-    facts: ModelFacts, drafts: Sequence[Draft], order: Sequence[int | Fragment]
-) -> float | None:
-    """Return the work after over before, at assumed sizes where a height is known at run time.
-
-    Args:
-        facts: The model.
-        drafts: Its regions.
-        order: Their arrangement in the graph.
-
-    Returns:
-        None where not even assumed sizes are known.
-    """
-    work = facts.work
-    after = sum(work[item] for item in order if isinstance(item, int))
-    for entry in drafts:
-        share = entry.recompute(facts, assume=True)
-        if share is None:
-            return None
-        after += share * sum(work[at] for at in entry.plan.region.nodes)
-    return after / sum(work) if sum(work) else 1.0

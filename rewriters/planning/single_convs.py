@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from rewriters.emission.forms import SINGLE_FORMS
 from rewriters.emission.names import NameScheme
-from rewriters.planning.emitted_region import Draft, draft
+from rewriters.planning.emitted_region import EmittedRegion, emit_region
 from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.progress import Progress
 from rewriters.regions.refusal import Refusal
@@ -27,14 +27,14 @@ class Singles:
     """Convolutions that are cut, and those that are not.
 
     Attributes:
-        drafts: Those that are cut.
+        regions: Those that are cut.
         forms: Per form that was weighed the same convolutions in it; none where a size is unknown.
-        peaks: Per place of a draft and form the predicted peak of the region alone, bytes.
+        peaks: Per place of a region and form the predicted peak of the region alone, bytes.
         refused: Those that are not.
     """
 
-    drafts: tuple[Draft, ...]
-    forms: Mapping[str, tuple[Draft, ...]]
+    regions: tuple[EmittedRegion, ...]
+    forms: Mapping[str, tuple[EmittedRegion, ...]]
     peaks: Mapping[int, Mapping[str, int]]
     refused: tuple[Refusal, ...]
 
@@ -61,8 +61,8 @@ def cut_singles(
     """
     plans, refused = _plan(facts, selection, axis, splits, sizes, progress)
     names = NameScheme.avoiding(facts.index.names)
-    drafts: list[Draft] = []
-    weighed: dict[str, list[Draft]] = {}
+    regions: list[EmittedRegion] = []
+    weighed: dict[str, list[EmittedRegion]] = {}
     peaks: dict[int, Mapping[str, int]] = {}
     for number, plan in enumerate(plans):
         if number % 64 == 0:
@@ -71,17 +71,17 @@ def cut_singles(
             facts.labels[plan.region.nodes[0]] if len(plan.region.nodes) == 1 else plan.region.label
         )
         tried = {
-            name: draft(plan, name, facts, names, base)
+            name: emit_region(plan, name, facts, names, base)
             for name in (SINGLE_FORMS if form == "auto" else (form,))
         }
         for name, entry in tried.items():
             weighed.setdefault(name, []).append(entry)
         found = {name: entry.peak(facts) for name, entry in tried.items()}
         known = {name: size for name, size in found.items() if size is not None}
-        drafts.append(tried[_lowest(known) if form == "auto" else form])
-        peaks[drafts[-1].place] = known
+        regions.append(tried[_lowest(known) if form == "auto" else form])
+        peaks[regions[-1].place] = known
     forms = {name: tuple(entries) for name, entries in weighed.items()}
-    return Singles(tuple(drafts), forms, peaks, tuple(refused))
+    return Singles(tuple(regions), forms, peaks, tuple(refused))
 
 
 def _lowest(peaks: Mapping[str, int]) -> str:

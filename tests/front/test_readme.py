@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 
-from rewriters.planning import evaluator
+from rewriters.planning import effort
 from tests.support.small_models import chain
 from tools.option_table import written
 
@@ -31,7 +31,7 @@ def test_the_first_lines_of_python_run_when_pasted(
 ) -> None:
     """One after the other, in a folder that holds model.onnx, and nothing else is needed."""
     # What is weighed does not matter here; a small part of it is soon done.
-    monkeypatch.setattr(evaluator, "_EFFORT", 2_000)
+    monkeypatch.setattr(effort, "_EFFORT", 2_000)
     made = chain(4, (1, 2, 256, 64))
     onnx.save(made, tmp_path / "model.onnx")
     monkeypatch.chdir(tmp_path)

@@ -21,10 +21,10 @@ from rewriters.look import pareto_of
 from rewriters.memory.peak import Peak
 from rewriters.options import Options
 from rewriters.outcome import Outcome
-from rewriters.planning import evaluator
-from rewriters.planning.evaluator import Frontier
+from rewriters.planning import choose, effort, explore
 from rewriters.planning.plan_file import read_plan
 from rewriters.planning.predictor import MemoryPredictor
+from rewriters.planning.weighed_plans import WeighedPlans
 from rewriters.rewrite import rewrite_model
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import (
@@ -58,7 +58,7 @@ def _chain() -> onnx.ModelProto:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fewer plans are weighed: what is said of a curve holds for any number of them."""
-    monkeypatch.setattr(evaluator, "_EFFORT", 2_000)
+    monkeypatch.setattr(effort, "_EFFORT", 2_000)
 
 
 def _rewrite(made: onnx.ModelProto, **options: Any) -> Outcome:
@@ -315,17 +315,17 @@ def test_inspect_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     path = tmp_path / "m.onnx"
     onnx.save(_chain(), path)
     searched, predicted = [], []
-    explore, predict_all = Frontier.explore, MemoryPredictor.predict_all
+    explored, predict_all = explore.explore, MemoryPredictor.predict_all
 
-    def exploring(self: Frontier, *arguments: Any) -> None:
-        searched.append(self)
-        explore(self, *arguments)
+    def exploring(weighed: WeighedPlans, *arguments: Any) -> None:
+        searched.append(weighed)
+        explored(weighed, *arguments)
 
     def predicting(self: MemoryPredictor, order: Any, engines: Any) -> list[Peak]:
         predicted.extend([self] if order is None else [])
         return predict_all(self, order, engines)
 
-    monkeypatch.setattr(Frontier, "explore", exploring)
+    monkeypatch.setattr(choose, "explore", exploring)
     monkeypatch.setattr(MemoryPredictor, "predict_all", predicting)
     done = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto"])
     assert done.exit_code == 0, done.output

@@ -26,13 +26,14 @@ from rewriters.look import pareto_of
 from rewriters.memory.peak import Peak
 from rewriters.options import Options
 from rewriters.outcome import Outcome
-from rewriters.planning import evaluator
+from rewriters.planning import effort
 from rewriters.planning.candidates import Candidates, candidates_of
-from rewriters.planning.choose import rank, to_ask
-from rewriters.planning.emitted_region import Draft, draft, ordered
-from rewriters.planning.evaluated_plan import Candidate, recompute_of
-from rewriters.planning.evaluator import copied_of
+from rewriters.planning.choose import rank
+from rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
+from rewriters.planning.evaluated_plan import Candidate
+from rewriters.planning.evaluator import copied_of, recompute_of
 from rewriters.planning.model_facts import ModelFacts, analyse
+from rewriters.planning.offers import to_ask
 from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.shortest_path import cheapest_plan, least_peak
 from rewriters.planning.stages import Limits
@@ -70,7 +71,7 @@ def _taken(made: onnx.ModelProto, **options: Any) -> Candidate:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Less is weighed: what is promised holds whatever is."""
-    monkeypatch.setattr(evaluator, "_EFFORT", 8_000)
+    monkeypatch.setattr(effort, "_EFFORT", 8_000)
 
 
 @pytest.mark.usefixtures("quick")
@@ -368,12 +369,14 @@ def _narrow_and_wide() -> onnx.ModelProto:
     return model(nodes, {"x": (1, 2, 96, 64)}, {"y": (None,) * 4}, weights)
 
 
-def _every_plan(facts: ModelFacts, names: NameScheme, form: str) -> Iterator[tuple[Draft, ...]]:
+def _every_plan(
+    facts: ModelFacts, names: NameScheme, form: str
+) -> Iterator[tuple[EmittedRegion, ...]]:
     """Yield every plan of a chain: regions of neighbouring nodes, each in 2, 4 or 8 patches."""
     certain = facts.certain
     links = find_locality(certain, "height").links
     count = len(certain.graph.node)
-    made: dict[tuple[int, int, int], Draft] = {}
+    made: dict[tuple[int, int, int], EmittedRegion] = {}
     for begin in range(count):
         for end in range(begin + 1, count + 1):
             nodes = list(range(begin, end))
@@ -383,9 +386,9 @@ def _every_plan(facts: ModelFacts, names: NameScheme, form: str) -> Iterator[tup
             for splits in (2, 4, 8):
                 plan = plan_region(region, certain.shapes, splits, certain.opset)
                 assert isinstance(plan, RegionPlan)
-                made[begin, end, splits] = draft(plan, form, facts, names, f"conv{end - 1}")
+                made[begin, end, splits] = emit_region(plan, form, facts, names, f"conv{end - 1}")
 
-    def plans(begin: int) -> Iterator[tuple[Draft, ...]]:
+    def plans(begin: int) -> Iterator[tuple[EmittedRegion, ...]]:
         if begin == count:
             yield ()
             return
@@ -408,13 +411,13 @@ def test_hardly_any_plan_is_better_than_those_weighed(form: str) -> None:
     predictor = MemoryPredictor(facts)
     names = NameScheme.avoiding(facts.index.names)
     tried = 0
-    for drafts in _every_plan(facts, names, form):
-        order = ordered(facts, drafts, sized=True)
+    for emitted in _every_plan(facts, names, form):
+        order = ordered(facts, emitted, sized=True)
         assert order is not None
         peak = predictor.predict(order, ENGINE).need
-        work = recompute_of(facts, drafts, order)
+        work = recompute_of(facts, emitted, order)
         assert work is not None
-        time = work + copied_of(facts, drafts)
+        time = work + copied_of(facts, emitted)
         assert any(p.peak <= 1.02 * peak and p.time <= 1.02 * time for p in curve), (peak, time)
         tried += 1
     assert tried > 300

@@ -23,7 +23,7 @@ from rewriters.graph.check import check
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.use_def import index
-from rewriters.planning.emitted_region import draft, ordered
+from rewriters.planning.emitted_region import emit_region, ordered
 from rewriters.planning.model_facts import ModelFacts, analyse
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import make_region
@@ -97,21 +97,22 @@ def tile_all(
                 pending += [nodes[middle:], nodes[:middle]]
     names = NameScheme.avoiding(facts.index.names)
     labels = tuple(node.op_type for node in made.graph.node)
-    drafts = [
-        draft(plan, form, facts, names, f"region_{number}") for number, plan in enumerate(plans)
+    emitted = [
+        emit_region(plan, form, facts, names, f"region_{number}")
+        for number, plan in enumerate(plans)
     ]
-    if drafts:
-        order = ordered(facts, drafts)
+    if emitted:
+        order = ordered(facts, emitted)
         assert order is not None, "the regions depend on each other in a circle"
         remaining = {n for at in order if isinstance(at, int) for n in made.graph.node[at].output}
         gone = {name for node in made.graph.node for name in node.output} - remaining
-        gone -= {name for entry in drafts for name in entry.fragment.makes}
+        gone -= {name for entry in emitted for name in entry.fragment.makes}
         splice(made, order)
-        move_into_bodies(made, {name for entry in drafts for name in entry.fragment.loops})
+        move_into_bodies(made, {name for entry in emitted for name in entry.fragment.loops})
         drop_unused_value_info(made.graph, gone)
         check(skeleton(Loaded(made, None)), allow_custom_ops=True)
         index(made)
-    return Cut(made, tuple(d.plan for d in drafts), tuple(refused), locality, labels)
+    return Cut(made, tuple(d.plan for d in emitted), tuple(refused), locality, labels)
 
 
 def _levels(facts: ModelFacts, locality: Locality) -> dict[int, list[int]]:

@@ -1,0 +1,65 @@
+"""A plan as it is written in a file, made into regions of a model again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rewriters.emission.names import NameScheme
+from rewriters.errors import OptionError
+from rewriters.planning.candidates import row_local
+from rewriters.planning.emitted_region import EmittedRegion, emit_region
+from rewriters.planning.orders import run_rank_of
+from rewriters.planning.predictor import MemoryPredictor
+from rewriters.regions.refusal import Refusal
+from rewriters.regions.region import make_region
+from rewriters.regions.row_locality import find_locality
+from rewriters.regions.tiled_region import RegionPlan, plan_region
+
+__all__ = ["apply_plan"]
+
+
+def apply_plan(
+    predictor: MemoryPredictor, data: Mapping[str, Any], engine: str
+) -> tuple[tuple[EmittedRegion, ...], list[int] | None]:
+    """Return the regions of a plan as it is written in a file, and when each node is to run.
+
+    Args:
+        predictor: Predicts the model's memory.
+        data: The plan, `planning.plan_file.plan_data`.
+        engine: A key of `memory.targets.ENGINES`.
+
+    Raises:
+        OptionError: The plan does not fit the model, or a region of it cannot be proven.
+    """
+    facts, labels = predictor.facts, predictor.facts.labels
+    certain = facts.certain
+    positions = {label: at for at, label in labels.items()}
+    names = NameScheme.avoiding(facts.index.names)
+    links = find_locality(certain, data["axis"]).links
+    run_rank = run_rank_of(predictor, data["order"], engine, row_local(facts, links))
+    emitted = []
+    for entry in data["regions"]:
+        unknown = [label for label in entry["nodes"] if label not in positions]
+        if unknown:
+            raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
+        nodes = sorted({positions[label] for label in entry["nodes"]})
+        made = {name for at in nodes for name in certain.graph.node[at].output}
+        strange = [name for name in entry["outputs"] if name not in made]
+        if strange:
+            raise OptionError(f"plan=: no node of its region makes {strange[0]!r}")
+        outside = [label for label in entry["nodes"] if positions[label] not in links]
+        if outside:
+            raise OptionError(f"plan=: node {outside[0]!r} cannot be in a region")
+        label = labels[max(nodes)]
+        region = make_region(certain, links, nodes, entry["outputs"], label)
+        plan = (
+            region
+            if isinstance(region, Refusal)
+            else plan_region(region, certain.shapes, entry["splits"], certain.opset)
+        )
+        if not isinstance(plan, RegionPlan):
+            raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
+        base = labels[nodes[0]] if len(nodes) == 1 else label
+        emitted.append(emit_region(plan, entry["form"], facts, names, base))
+    return tuple(emitted), run_rank

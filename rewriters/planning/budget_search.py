@@ -1,0 +1,117 @@
+"""Plans that the search finds, for budgets from the model's own peak down to the least.
+
+Where two neighbours differ, one between them is looked for, too.
+"""
+
+from __future__ import annotations
+
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from math import inf, isqrt, log
+from typing import TypeAlias
+
+from rewriters.planning.effort import LOOKED_FOR, PROVEN
+from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
+from rewriters.planning.shortest_path import least_peak
+from rewriters.planning.stages import RegionChoice
+from rewriters.planning.weighed_plans import WeighedPlans
+from rewriters.regions.tiled_region import ORDERS, RegionPlan
+
+__all__ = ["search_budgets"]
+
+
+# The first plans are weighed in every form and order, the rest in those that did best.
+_FIRST = 4
+
+# Budgets are no nearer to each other than that.
+_NEAR = 1.05
+
+# More work than this is hardly wanted.
+_USUAL = 2.0
+
+# Regions by what tells them from others.
+_Found: TypeAlias = Mapping[tuple[RegionChoice, ...], tuple[RegionPlan, ...]]
+
+
+def search_budgets(weighed: WeighedPlans, reserve: float) -> None:
+    """Weigh what the search finds, from coarse to fine, until no more effort is left than that.
+
+    Args:
+        weighed: Takes the plans; its limits are kept.
+        reserve: Effort to leave.
+    """
+    first: list[list[EvaluatedPlan]] = []
+    effort, forms = weighed.effort, weighed.searched_forms
+    for regions in _coarse_to_fine(weighed, reserve):
+        if effort.left <= reserve:
+            break
+        if len(first) < _FIRST:
+            found: list[EvaluatedPlan] = []
+            for form in forms:
+                plan = weighed.weigh(regions, form, ORDERS) if effort.left > 0 else None
+                found += () if plan is None else (plan,)
+            first.append(found)
+        else:
+            form, order = _did_best(first, forms)
+            weighed.weigh(regions, form, (order,))
+
+
+def _did_best(first: Sequence[Sequence[EvaluatedPlan]], forms: Sequence[str]) -> tuple[str, str]:
+    """Return the form and the order of the nodes that did best by the first plans."""
+
+    def score(form: str) -> float:
+        own = [[p for p in found if p.figures.form == form] or found for found in first]
+        return sum(log(p.peak.need * p.figures.time) for found in own for p in found[:1])
+
+    orders = Counter(p.figures.order for found in first for p in found)
+    order = max(orders, key=lambda name: orders[name], default="file")
+    return min(forms, key=score), order
+
+
+def _coarse_to_fine(weighed: WeighedPlans, reserve: float) -> Iterator[tuple[RegionPlan, ...]]:
+    usual = replace(weighed.limits, recompute=_USUAL)
+    graphs = weighed.candidates.stage_graphs
+    least = [plan.peak for graph in graphs if (plan := least_peak(graph, usual))]
+    low, high = max(1, min(least, default=0)), max(1, weighed.candidates.plain_peak)
+    seen: set[tuple[RegionChoice, ...]] = {()}
+
+    def new(plans: _Found) -> Iterator[tuple[RegionPlan, ...]]:
+        for key, regions in plans.items():
+            if key not in seen:
+                seen.add(key)
+                yield regions
+
+    lowest = _at(weighed, low)
+    yield from new(lowest)
+    if weighed.too_large:
+        # What a limit on elements asks for may hold more than the model as it is.
+        yield from new(_at(weighed, inf))
+    higher = _at(weighed, high)
+    yield from new(higher)
+    between = deque([(low, lowest, high, higher)])
+    while between and weighed.effort.left > reserve:
+        low, lower, high, higher = between.popleft()
+        # What no plan keeps at either end none keeps between; what two ends have in common is
+        # the best in between, too.
+        if high > _NEAR * low and lower.keys() != higher.keys():
+            middle = isqrt(low * high)
+            found = _at(weighed, middle)
+            yield from new(found)
+            between += (middle, found, high, higher), (low, lower, middle, found)
+
+
+def _at(weighed: WeighedPlans, budget: float) -> _Found:
+    """Return what the search finds for a budget: no regions where the model keeps it as it is.
+
+    Empty where no plan keeps the budget, which is another thing.
+    """
+    plans, candidates = {}, weighed.candidates
+    # What shrinking windows save is counted too high where branches join.
+    for shrinks in (True, False):
+        regions = candidates.choose(replace(weighed.limits, budget=budget, shrinks=shrinks))
+        weighed.effort.spend(LOOKED_FOR * candidates.looked_at + PROVEN * candidates.proved)
+        candidates.looked_at = candidates.proved = 0
+        if regions is not None:
+            plans[choices_of(regions)] = regions
+    return plans

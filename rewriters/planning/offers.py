@@ -1,0 +1,98 @@
+"""Budgets that can be kept, and what to ask for in place of one that cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import inf
+
+from rewriters.errors import BudgetError, Offer
+from rewriters.memory.peak import Peak, size_text
+from rewriters.planning.evaluated_plan import EvaluatedPlan, pareto_front
+from rewriters.planning.stage_graph import StageGraph
+from rewriters.planning.stages import Limits
+
+__all__ = ["MARGIN", "budget_error", "to_ask"]
+
+
+# Kept back of a budget: the prediction is this much too low at worst on the tests' models.
+MARGIN = 0.05
+
+# No plan has as many patches.
+_PLENTY = 192
+
+
+def to_ask(need: int) -> int:
+    """Return the least budget that a plan of a predicted need keeps, the margin included."""
+    return -(-need * 100 // (100 - round(100 * MARGIN)))
+
+
+def budget_error(
+    plans: Sequence[EvaluatedPlan],
+    limits: Limits,
+    plain: Peak,
+    graph: StageGraph,
+    *,
+    too_large: bool,
+) -> BudgetError:
+    """Return the error that no plan keeps the limits, with what to ask for instead.
+
+    Args:
+        plans: The plans that keep all limits but the budget, the least time first.
+        limits: What is asked for.
+        plain: Predicted peak of the model as it is.
+        graph: The stages of one order of its nodes.
+        too_large: It has tensors of more elements than the limit.
+    """
+    least = min((plan.peak for plan in plans), key=lambda peak: peak.need, default=None)
+    if too_large and least is None:
+        names = ", ".join(graph.untileable(limits.elements or 0)[:3])
+        return BudgetError(
+            f"tensors of more than {limits.elements} elements stay, whatever is cut"
+            + (f": {names}" if names else ""),
+            (),
+        )
+    offers = _offers(plans, plain) if limits.budget < inf and not too_large else ()
+    there = least if least is not None and least.need < plain.need else plain
+    held = ", ".join(f"{name} ({size_text(size)})" for name, size in there.alive[:3])
+    return BudgetError(
+        f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's "
+        f"error, cannot be met: the smallest peak found is "
+        f"{size_text(there.need)} (predicted, at {there.at!r}, held by {held}); no plan goes "
+        f"below {size_text(graph.bound)}. " + (_advice(offers, limits) if offers else ""),
+        offers,
+    )
+
+
+def _offers(plans: Sequence[EvaluatedPlan], plain: Peak) -> tuple[Offer, ...]:
+    """Return budgets that are kept, the smallest first; the last is the model as it is."""
+    found = [Offer(plain.need, 1.0, 1.0)]
+    for plan in pareto_front(plans, plain.need):
+        budget = to_ask(plan.peak.need)
+        if budget < found[-1].budget:
+            found.append(Offer(budget, plan.figures.recompute, plan.figures.time))
+    return tuple(reversed(found))
+
+
+def _advice(offers: Sequence[Offer], limits: Limits) -> str:
+    """Return what to ask for instead: the smallest budget that is kept, and the next cheaper."""
+    asked = [
+        f"{_asked(offer.budget)} or more ({offer.recompute:.2f}x the work, {offer.time:.2f}x the "
+        "time)"
+        if offer.time != 1
+        else f"{_asked(offer.budget)} or more (the model as it is)"
+        for offer in offers[:2]
+    ]
+    tight = []
+    if limits.recompute < inf:
+        tight.append("more recompute")
+    if limits.splits < _PLENTY:
+        tight.append("more patches")
+    allowed = f"; or allow {' or '.join(tight)}" if tight else ""
+    return f"Raise the budget to {', or to '.join(asked)}{allowed}"
+
+
+def _asked(size: float) -> str:
+    """Return a size for people, rounded up, so that what is asked for is enough."""
+    if size >= 2**20:
+        return f"{-(-size * 10 // 2**20) / 10:,.1f} MiB"
+    return f"{-(-size * 10 // 2**10) / 10:,.1f} KiB" if size >= 2**10 else f"{size} bytes"
