@@ -29,8 +29,10 @@ import numpy as np
 from engines.errors import RunError
 from engines.ort.run import open_session
 from engines.process.child import serve
-from patchconv_deploy.verify.comparison import Seam, Way, compare_output
+from patchconv_deploy.verify.comparison import compare_output
 from patchconv_deploy.verify.inputs import save_inputs
+from patchconv_deploy.verify.seams import Seam
+from patchconv_deploy.verify.tolerances import Way
 
 __all__ = ["main"]
 

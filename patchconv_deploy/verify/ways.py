@@ -7,7 +7,7 @@ from collections.abc import Set as AbstractSet
 
 import onnx
 
-from patchconv_deploy.verify.comparison import Way, coarsest
+from patchconv_deploy.verify.tolerances import Way, coarsest
 from rewriters.graph.nodes import attributes
 from rewriters.graph.use_def import Index
 from rewriters.regions.region import Region

@@ -7,7 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from patchconv_deploy.verify.comparison import Seam, Way, compare_output, seam_rows
+from patchconv_deploy.verify.comparison import compare_output
+from patchconv_deploy.verify.seams import Seam, seam_rows
+from patchconv_deploy.verify.tolerances import Way
 
 
 def _image(seed: int = 0) -> np.ndarray[tuple[int, ...], np.dtype[np.float32]]:
@@ -77,7 +79,7 @@ def test_constant_and_empty_outputs_are_faint() -> None:
 @pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
 def test_tolerance_follows_the_element_type(dtype: type) -> None:
     """Half of a type's tolerance passes and twice of it fails."""
-    from patchconv_deploy.verify.comparison import TOLERANCES
+    from patchconv_deploy.verify.tolerances import TOLERANCES
 
     reference: np.ndarray[Any, Any] = np.linspace(-1, 1, 64, dtype=dtype)
     share = TOLERANCES[np.dtype(dtype).name]
