@@ -11,21 +11,17 @@ import onnx
 from rewriters.emission.conv_folding import Folded
 from rewriters.graph.shapes import Shapes
 from rewriters.memory.peak import Peak
-from rewriters.memory.targets import TARGETS
 from rewriters.planning.evaluated_plan import Candidate
 from rewriters.planning.peak_holders import Reason
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.selection import ConvSize
 from rewriters.regions.tiled_region import RegionPlan
 
-__all__ = ["SESSION_OPTIONS", "SESSION_OPTIONS_KEY", "Outcome", "Rewritten"]
+__all__ = ["SESSION_OPTIONS_KEY", "Outcome", "Rewritten"]
 
 
 # Where a model recommends session options, in its metadata.
 SESSION_OPTIONS_KEY = "patchconv.session_options"
-
-# Those that the usual predictions are made for.
-SESSION_OPTIONS = TARGETS["onnxruntime"].session_options
 
 
 @dataclass(frozen=True, slots=True)

@@ -35,8 +35,9 @@ from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationErr
 from patchconv_deploy.measure.run import Result, check_engine, measure_models
 from patchconv_deploy.measure.table import measurement_json, print_results
 from patchconv_deploy.options import option
-from patchconv_deploy.report.report import Report, sizes_text, unknown_peak
+from patchconv_deploy.report.report import Report, sizes_text
 from patchconv_deploy.report.table import print_report
+from patchconv_deploy.report.warnings import unknown_peak
 from patchconv_deploy.version import VERSION
 from patchconv_deploy.words import Command
 from rewriters.errors import BudgetError, RewriterError

@@ -1,0 +1,111 @@
+"""What the user should know of a rewrite: what is assumed, unknown, or worse than before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from fnmatch import fnmatchcase
+
+from patchconv_deploy.report.text import mebibytes, shape_text
+from patchconv_deploy.verify.verification import Verification
+from rewriters.emission.forms import SINGLE_FORMS
+from rewriters.operators.record import Shape
+from rewriters.options import Options
+from rewriters.outcome import Outcome
+from rewriters.planning.peak_holders import Reason
+
+__all__ = ["doubt_of", "unknown_peak", "warnings_of"]
+
+
+# A peak that rises by less is a few rows of halo.
+_NOTABLE_RISE = 1.01
+
+
+def warnings_of(
+    outcome: Outcome, options: Options, source_free: Mapping[str, Shape]
+) -> tuple[str, ...]:
+    """Return what the user should know of a rewrite, one line each.
+
+    Args:
+        outcome: What the rewriter did.
+        options: What it was asked for.
+        source_free: Shapes of the inputs that had free dimensions before.
+    """
+    found = []
+    if outcome.assumed and not outcome.before.unknown:
+        sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in outcome.assumed.items())
+        found.append(f"predictions and selection assume {sizes}")
+    for name, shape in options.shapes.items():
+        if name in source_free:
+            was = shape_text(source_free[name])
+            found.append(f"input {name} is now fixed to {shape_text(shape)} (was {was})")
+    if outcome.data_sized:
+        found.append(
+            f"{len(outcome.data_sized)} tensors are as large as the data will have it and not in "
+            f"the predicted peak (first {outcome.data_sized[0]})"
+        )
+    if outcome.before.unknown or outcome.after.unknown:
+        # Where nothing was cut, the table has the reason.
+        uncut = not outcome.rewritten and not outcome.already
+        found.append("the predicted peak is unknown" if uncut else unknown_peak(outcome.unknown))
+    labels = list(outcome.sizes)
+    for pattern in (*options.selection.include, *options.selection.exclude):
+        if not outcome.already and not any(fnmatchcase(label, pattern) for label in labels):
+            found.append(f"no Conv is named like {pattern!r}")
+    return (*found, *_rises(outcome))
+
+
+def unknown_peak(reason: Reason | None) -> str:
+    """Return that a predicted peak is unknown, why, and what to do."""
+    if reason is None:
+        return "the predicted peak is unknown: sizes of what is cut are; fix them with shapes="
+    return f"the predicted peak is unknown; {reason.reason}: {reason.advice}"
+
+
+def _rises(outcome: Outcome) -> Iterator[str]:
+    """Yield what is predicted to need more than before, of whatever form the regions are."""
+    before, after = outcome.before, outcome.after
+    if not outcome.rewritten or before.unknown or after.unknown:
+        return
+    pairs = {"in use": (before.bytes, after.bytes), "written to": (before.touched, after.touched)}
+    risen = [
+        f"{what} from {mebibytes(was)} to {mebibytes(now)} MiB"
+        for what, (was, now) in pairs.items()
+        if now > _NOTABLE_RISE * was
+    ]
+    loads = before.weights.loading, after.weights.loading
+    # A few copies of small weights are what a lower peak may well cost.
+    if loads[1] - loads[0] > max((_NOTABLE_RISE - 1) * before.process, before.need - after.need):
+        yield (
+            f"the memory that loading takes is predicted to rise from {mebibytes(loads[0])} to "
+            f"{mebibytes(loads[1])} MiB, by more than is saved while it runs: cut into "
+            "fewer patches (splits=), with fold=True, or keep the original"
+        )
+    if risen:
+        yield f"the predicted peak rises, {', '.join(risen)}: {_advice(outcome)}"
+    elif outcome.defaults is not None and outcome.defaults[1] > _NOTABLE_RISE * outcome.defaults[0]:
+        was, now = map(mebibytes, outcome.defaults)
+        yield (
+            f"at ONNX Runtime's default session options the predicted peak rises from {was} to "
+            f"{now} MiB: set the recommended ones, or plan with target='onnxruntime-default'"
+        )
+
+
+def _advice(outcome: Outcome) -> str:
+    """Return what to do about a peak that rises."""
+    if all(region.form in SINGLE_FORMS for region in outcome.rewritten):
+        return (
+            "cutting single Convs lowers a runtime's workspace, not its activations; keep the "
+            "original unless that workspace is what does not fit"
+        )
+    return "keep the original, or leave the form open (form='auto') and name no plan"
+
+
+def doubt_of(verification: Verification) -> str:
+    """Return what the user should know of the verification, empty if all is well."""
+    if not verification.ran:
+        return "" if verification.declined else f"not verified: {verification.reason}"
+    if verification.passed is None:
+        return f"not verifiable: {verification.reason}"
+    if verification.passed and verification.faint:
+        return "the outputs are nearly zero on seeded inputs; verify on real ones (inputs=)"
+    return ""
