@@ -10,31 +10,18 @@ take.
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-
-import onnx
 
 from rewriters.memory.lowering.node import copied
 from rewriters.memory.peak import Peak
+from rewriters.planning.barrier_names import UNREACHED, BarrierNames
 from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.predictor import MemoryPredictor
 from rewriters.regions.refusal import Refusal
 
 __all__ = ["Reason", "reasons_of", "size_advice", "unknown_sizes"]
 
-
-# Operators that move or view elements: what they stand around says what they are for.
-_LAYOUT = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Identity Cast Expand".split())
-
-# How many of them stand in a row.
-_FAR = 4
-
-_POOLS = frozenset({"GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"})
-
-_ATTENTION = frozenset({"Attention", "MultiHeadAttention", "QAttention", "GroupQueryAttention"})
-
-_BODIES = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 
 # What an engine adds to the tensors is told if it is more than this share of the peak.
 _NOTABLE = 0.05
@@ -90,6 +77,10 @@ _ENGINE = _Cause(
     "engine",
     "form='sequential' lowers a Conv's workspace, and nothing else",
 )
+
+_WHOLE = "no patches reach through it: run the model on a smaller image"
+
+_ADVICE: Mapping[str, str] = {UNREACHED: "only layers around Convs and pools are cut"}
 
 _EXCLUDED = _Cause("what was excluded", "excluded", "leave out exclude=, or widen include=")
 
@@ -191,7 +182,7 @@ class _Looked:
         self.index = facts.index
         self.graph = facts.index.graph
         self.links = links
-        self.why = why
+        self.names = BarrierNames(facts.index, links, why)
         self.kept = kept
         self.refused = refused
         self.order = order
@@ -212,8 +203,8 @@ class _Looked:
             barriers = [at for at in waits if self._is_barrier(at) and self._bytes(at)]
         if barriers:
             worst = max(barriers, key=lambda at: (self._bytes(at), -at))
-            kind, at = self._kind(worst)
-            return _barrier(kind), [at]
+            name, at = self.names.of(worst)
+            return _Cause(name, "barrier", _ADVICE.get(name, _WHOLE)), [at]
         return self._no_gain(), [maker]
 
     def _is_barrier(self, at: int) -> bool:
@@ -239,78 +230,3 @@ class _Looked:
             "no-gain",
             "try splits=16, max_recompute=3 or axis='width'",
         )
-
-    # --- the words of the field ---------------------------------------------------------------
-
-    def _kind(self, at: int) -> tuple[str, int]:
-        """Return what a node that is not row-local is called, and the node that gives the name."""
-        node = self.graph.node[at]
-        for other in (at, *(self._beyond(at) if node.op_type in _LAYOUT else ())):
-            known = self._known_as(other)
-            if known is not None:
-                return known, other
-        reason = self.why.get(at)
-        return (_UNREACHED if reason is None else f"{node.op_type} ({reason})"), at
-
-    def _known_as(self, at: int) -> str | None:
-        node = self.graph.node[at]
-        op = node.op_type
-        if op == "InstanceNormalization":
-            before = self.index.producer.get(node.input[0])
-            grouped = before is not None and self.graph.node[before].op_type == "Reshape"
-            return f"{'GroupNorm' if grouped else 'InstanceNorm'} statistics"
-        if op in ("GroupNormalization", "GroupNorm", "SkipGroupNorm"):
-            return "GroupNorm statistics"
-        if op in ("LayerNormalization", "MeanVarianceNormalization") and at in self.why:
-            return f"{op} statistics"
-        if op in _POOLS:
-            return "global pooling"
-        if op.startswith("Reduce") and at in self.why:
-            return f"statistics over the image ({op})"
-        if op in _ATTENTION or self._is_attention(at):
-            return "attention (each row looks at all others)"
-        if op in _BODIES:
-            return f"{op} (a graph of its own)"
-        return None
-
-    def _is_attention(self, at: int) -> bool:
-        """Tell a product of two activations, and the Softmax of one."""
-        node = self.graph.node[at]
-        if node.op_type in ("MatMul", "Einsum", "FusedMatMul"):
-            return not any(name in self.index.constants for name in node.input)
-        if node.op_type != "Softmax" or at in self.links:
-            return False
-        makers = (self.index.producer.get(name) for name in node.input)
-        before = [maker for maker in makers if maker is not None]
-        for _ in range(_FAR):
-            if any(self.graph.node[p].op_type in ("MatMul", "Einsum") for p in before):
-                return True
-            names = [name for p in before for name in self.graph.node[p].input]
-            before = [self.index.producer[name] for name in names if name in self.index.producer]
-        return False
-
-    def _beyond(self, at: int) -> Iterator[int]:
-        """Yield the nodes after, then before, a node that only moves elements."""
-        for step in (self._after, self._before):
-            there = [at]
-            for _ in range(_FAR):
-                there = [other for here in there for other in step(self.graph.node[here])]
-                yield from there
-                there = [other for other in there if self.graph.node[other].op_type in _LAYOUT]
-
-    def _after(self, node: onnx.NodeProto) -> list[int]:
-        return [at for name in node.output for at in self.index.users.get(name, ())]
-
-    def _before(self, node: onnx.NodeProto) -> list[int]:
-        return [self.index.producer[name] for name in node.input if name in self.index.producer]
-
-
-def _barrier(kind: str) -> _Cause:
-    return _Cause(kind, "barrier", _ADVICE.get(kind, _WHOLE))
-
-
-_UNREACHED = "layers that no Conv or pool leads to"
-
-_WHOLE = "no patches reach through it: run the model on a smaller image"
-
-_ADVICE: Mapping[str, str] = {_UNREACHED: "only layers around Convs and pools are cut"}
