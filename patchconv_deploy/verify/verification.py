@@ -1,9 +1,9 @@
 """Verify a rewritten model: run it and the original on the same inputs, in a child process.
 
 1. inputs     given, or seeded; free dimensions get plausible sizes (of a range, those inside it),
-              and others if the original does not run at those
+              and others if the original does not run at those (`cases`)
 2. fit        the predicted peak of both models against the memory that is available
-3. run        the original twice (its own noise), the rewritten model once
+3. run        the original twice (its own noise), the rewritten model once (`pairs`)
 4. stand-ins  ONNX Runtime has no CPU kernel for the type: float32 twins of both, else the
               reference evaluator of onnx for small models
 5. compare    `patchconv_deploy.verify.comparison`, by the coarsest type on the way (`ways`)
@@ -13,34 +13,29 @@
 from __future__ import annotations
 
 import logging
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import onnx
 import psutil
 
-from engines.errors import EngineError, TimeLimit
+from engines.errors import TimeLimit
 from engines.ort.run import installed
-from engines.process.child import child_process
 from patchconv_deploy.errors import UsageError
-from patchconv_deploy.scratch import temporary_folder
-from patchconv_deploy.verify.inputs import load_inputs, make_inputs, save_inputs
-from patchconv_deploy.verify.twin import float32_twin
+from patchconv_deploy.verify.cases import Ranges, cases
+from patchconv_deploy.verify.inputs import load_inputs
+from patchconv_deploy.verify.pairs import ARENA, compare_pair
 from patchconv_deploy.verify.ways import ways_of
 from rewriters.errors import RewriterError
 from rewriters.graph.constant_folding import infer_by_value
 from rewriters.graph.external_data import external_range, is_external, tensors
-from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from rewriters.graph.fixed_shapes import fix_shapes
 from rewriters.graph.model import Loaded, load, opset_of
 from rewriters.graph.shapes import Shapes
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.use_def import index
-from rewriters.look import analyse_memory
 from rewriters.outcome import Outcome
 
 __all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
@@ -48,29 +43,10 @@ __all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
 
 logger = logging.getLogger(__name__)
 
-# Rows and columns tried for free spatial dimensions, in this order: small, then what networks with
-# fixed heads or many strides ask for.
-_SPATIAL = (64, 96, 128, 224, 256, 48, 32, 512)
-
-# A runtime's arena grows by powers of two and keeps what it has: measured peaks reach twice the
-# live bytes.
-_ARENA = 2.2
-
 # Seconds a model may take to be opened and run, and how much longer the rewritten one may take.
 TIMEOUT_S = 1800.0
 
-_SLOWER = 10
-
-# Peaks without graph optimisations over those with them.
-_PLAIN = 2
-
-_REFERENCE_BYTES = 64 << 20
-
 _INTEGER_CONVS = frozenset({"QLinearConv", "ConvInteger"})
-
-Array = np.ndarray[Any, Any]
-
-Ranges = Mapping[str, tuple[tuple[int, int], ...]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +86,6 @@ def not_run(reason: str, *, declined: bool = False) -> Verification:
     return Verification(ran=False, passed=None, reason=reason, declined=declined)
 
 
-@dataclass(frozen=True, slots=True)
-class _Case:
-    """One set of inputs to run on, made when it is known that the models fit into memory."""
-
-    make: Callable[[], Mapping[str, Array]]
-    peak: int | None
-
-
 def verify(
     original: Path,
     rewritten: Path,
@@ -154,7 +122,7 @@ def verify(
         return not_run("onnxruntime is not installed; install patchconv-deploy[cpu]")
     last = not_run("no input size was found that the original runs at; give one with inputs=")
     source = load(original)
-    for case in _cases(loaded, source, seed, inputs, ranges or {}):
+    for case in cases(loaded, source, seed, inputs, ranges or {}):
         short = _does_not_fit(case.peak, outcome, loaded)
         if short is not None:
             return not_run(short)
@@ -163,25 +131,15 @@ def verify(
         except UsageError as error:
             return not_run(str(error))
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        known = [_known(each, shapes) for each in (source, loaded)]
-        cut = bool(outcome.rewritten)
-        job = {
-            "seams": _seams(known, outcome),
-            "ways": _ways(source, loaded, known[0], outcome, twins=False),
-            "twin_ways": _ways(source, loaded, known[0], outcome, twins=True),
-            "exact_integers": cut and all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
-            "rtol": rtol,
-            "atol": atol,
-        }
+        job = _job(source, loaded, outcome, shapes, rtol=rtol, atol=atol)
         try:
-            found = _run(
-                (original, rewritten), arrays, case.peak, job, None if inputs else seed, timeout_s
-            )
+            result, via = compare_pair((original, rewritten), arrays, case.peak, job, timeout_s)
         except TimeLimit as error:
             return not_run(
                 f"the original model: {error}; allow more with timeout_s=, or verify a copy "
                 "with smaller fixed shapes"
             )
+        found = _verdict(result, via, None if inputs else seed, shapes)
         if found.ran and not (found.passed and found.faint):
             return found
         # Outputs near zero prove little: another size may say more, and else this stands.
@@ -190,66 +148,35 @@ def verify(
     return last
 
 
-def _cases(
-    loaded: Loaded, source: Loaded, seed: int, inputs: Path | None, ranges: Ranges
-) -> Iterator[_Case]:
-    """Yield sets of inputs to try until the original runs."""
-    if inputs is not None:
-        arrays = load_inputs(inputs, loaded.model)
-        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        yield _Case(lambda: arrays, _predict(source, shapes))
-        return
-    tried: list[Mapping[str, tuple[int, ...]]] = []
-    for sizes in _sizes(loaded.model, ranges):
-        if sizes in tried:
-            continue
-        tried.append(sizes)
-        slim = skeleton(loaded)
-        fix_shapes(slim, sizes)
-        shapes_known = infer_by_value(slim)
-        make = partial(make_inputs, loaded.model, shapes_known, sizes, seed)
-        yield _Case(make, _predict(source, sizes))
+def _job(
+    source: Loaded,
+    loaded: Loaded,
+    outcome: Outcome,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    rtol: float | None,
+    atol: float | None,
+) -> dict[str, Any]:
+    """Return how the outputs are to be compared (`verify.child`).
 
-
-def _sizes(model: onnx.ModelProto, ranges: Ranges) -> Iterator[dict[str, tuple[int, ...]]]:
-    """Yield sizes of the inputs with free dimensions, a bounded number of them.
-
-    First as an image with its channels before its rows, and with its channels last; the other way
-    round where the last dimension is known and the second is not.
+    Args:
+        source: The original.
+        loaded: The rewritten model.
+        outcome: What was cut.
+        shapes: Shapes of the inputs.
+        rtol: Tolerance relative to an output's spread; by element type if None.
+        atol: Absolute tolerance, added; by element type if None.
     """
-    free = free_inputs(model)
-
-    def inside(name: str, spatial: int) -> tuple[int, ...] | None:
-        given = ranges.get(name)
-        if given is None:
-            return None
-        return tuple(min(max(spatial, low), high) for low, high in given)
-
-    def first() -> Iterator[dict[str, tuple[int, ...]]]:
-        for spatial in _SPATIAL:
-            limits = {n: sizes for n in free if (sizes := inside(n, spatial)) is not None}
-            yield nominal_shapes(model, spatial, limits)
-
-    def last() -> Iterator[dict[str, tuple[int, ...]]]:
-        for spatial in _SPATIAL:
-            limits = {
-                name: inside(name, spatial)
-                or tuple(size or (1 if axis == 0 else spatial) for axis, size in enumerate(shape))
-                for name, shape in free.items()
-            }
-            yield nominal_shapes(model, spatial, limits)
-
-    flat = any(len(s) > 3 and s[1] is None and s[-1] is not None for s in free.values())
-    for each in (last, first) if flat else (first, last):
-        yield from each()
-
-
-def _predict(source: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
-    try:
-        return analyse_memory(source, shapes)
-    except RewriterError as error:
-        logger.debug("no prediction of the original's peak: %s", error)
-        return None
+    known = [_known(each, shapes) for each in (source, loaded)]
+    cut = bool(outcome.rewritten)
+    return {
+        "seams": _seams(known, outcome),
+        "ways": _ways(source, loaded, known[0], outcome, twins=False),
+        "twin_ways": _ways(source, loaded, known[0], outcome, twins=True),
+        "exact_integers": cut and all(r.op_type in _INTEGER_CONVS for r in outcome.rewritten),
+        "rtol": rtol,
+        "atol": atol,
+    }
 
 
 def _weight_bytes(loaded: Loaded) -> int:
@@ -266,7 +193,7 @@ def _does_not_fit(peak: int | None, outcome: Outcome, loaded: Loaded) -> str | N
     if peak is None:
         return None
     growth = max(1.0, outcome.after.bytes / outcome.before.bytes) if outcome.before.bytes else 1.0
-    needed = int(_ARENA * peak * growth) + 2 * _weight_bytes(loaded)
+    needed = int(ARENA * peak * growth) + 2 * _weight_bytes(loaded)
     available = psutil.virtual_memory().available
     if needed <= available:
         return None
@@ -314,163 +241,22 @@ def _ways(
     return {name: asdict(way) for name, way in found.items()}
 
 
-def _run(
-    models: tuple[Path, Path],
-    arrays: Mapping[str, Array],
-    peak: int | None,
-    job: Mapping[str, Any],
-    seed: int | None,
-    timeout_s: float,
+def _verdict(
+    result: Mapping[str, Any], via: str, seed: int | None, shapes: Mapping[str, tuple[int, ...]]
 ) -> Verification:
-    shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-
-    def verdict(result: Mapping[str, Any], via: str) -> Verification:
-        error = result.get("error")
-        if error is not None:
-            ran = error["stage"] == "rewritten"
-            what = "comparison" if error["stage"] == "compare" else f"{error['stage']} model"
-            reason = f"the {what} does not run: {error['message']}"
-            return Verification(ran, False if ran else None, reason, via, seed, shapes)
-        outputs = tuple(result["outputs"])
-        bad = [o for o in outputs if o["passed"] is False]
-        unstable = [o for o in outputs if o["passed"] is None]
-        reason = "; ".join(f"{o['name']}: {o['reason']}" for o in bad or unstable)
-        passed = False if bad else (None if unstable else True)
-        return Verification(True, passed, reason, via, seed, shapes, outputs)
-
-    with temporary_folder() as folder:
-        save_inputs(folder / "inputs.npz", arrays)
-        file = folder / "inputs.npz"
-        own = _OwnFreedom(folder, file, _fits(peak), timeout_s)
-        result = _run_pair(models, file, "onnxruntime", job, timeout_s, own)
-        if not _lacks_kernel(result):
-            return verdict(result, "ONNX Runtime, CPU")
-        logger.info("ONNX Runtime has no kernel for the type: %s", result["error"]["message"])
-        twins = _twins(models, folder)
-        floats = {
-            key: array.astype(np.float32) if array.dtype == np.float64 else array
-            for key, array in arrays.items()
-        }
-        save_inputs(file, floats)
-        job = {**job, "ways": job["twin_ways"]}
-        result = _run_pair(twins, file, "onnxruntime", job, timeout_s, own)
-        if "error" not in result or result["error"]["stage"] != "original":
-            return verdict(result, "ONNX Runtime, CPU, on float32 twins of both models")
-        if peak is None or peak > _REFERENCE_BYTES:
-            return verdict(result, "")
-        result = _run_pair(twins, file, "reference", job, timeout_s)
-        return verdict(result, "the reference evaluator of onnx, on float32 twins of both models")
-
-
-def _fits(peak: int | None) -> bool:
-    """Tell whether the original has room to run without graph optimisations."""
-    return peak is not None and _PLAIN * _ARENA * peak <= psutil.virtual_memory().available
-
-
-@dataclass(frozen=True, slots=True)
-class _OwnFreedom:
-    """How the original is run without graph optimisations.
-
-    Attributes:
-        folder: Takes what it gives.
-        inputs: The file of inputs.
-        fits: There is room for it.
-        timeout_s: Seconds it may take.
-    """
-
-    folder: Path
-    inputs: Path
-    fits: bool
-    timeout_s: float
-
-    def run(self, original: Path, ways: Mapping[str, Any]) -> Path | None:
-        """Return the file of what it gave, scores of labels included; None if it did not run."""
-        if not self.fits:
-            return None
-        out = self.folder / "plain.npz"
-        try:
-            path = self._with_scores(original, [way["scores"] for way in ways.values()])
-            with child_process("patchconv_deploy.verify.child") as child:
-                child.ask(
-                    "plain",
-                    time_limit_s=self.timeout_s,
-                    path=str(path),
-                    inputs=str(self.inputs),
-                    out=str(out),
-                )
-        except (EngineError, OSError) as error:
-            logger.info("the original does not run without graph optimisations: %s", error)
-            return None
-        return out
-
-    def _with_scores(self, original: Path, names: Sequence[str]) -> Path:
-        """Return the original with tensors as outputs; as it is if its weights lie elsewhere."""
-        loaded = load(original)
-        there = {value.name for value in loaded.model.graph.output}
-        wanted = dict.fromkeys(name for name in names if name and name not in there)
-        if not wanted or loaded.has_external_data:
-            return original
-        loaded.model.graph.output.extend(
-            # Runtimes find the type out.
-            onnx.ValueInfoProto(name=name)
-            for name in wanted
-        )
-        path = self.folder / "scores.onnx"
-        path.write_bytes(loaded.model.SerializeToString())
-        return path
-
-
-def _run_pair(
-    models: tuple[Path, Path],
-    inputs: Path,
-    evaluator: str,
-    job: Mapping[str, Any],
-    timeout_s: float,
-    own: _OwnFreedom | None = None,
-) -> dict[str, Any]:
-    """Run original and rewritten model in a process of their own, and compare.
-
-    What does not pass is compared again, with the original's own freedom in view.
-
-    Raises:
-        TimeLimit: The original takes longer than it may.
-    """
-    stage = "original"
-    common = {"inputs": str(inputs), "evaluator": evaluator}
-    try:
-        with child_process("patchconv_deploy.verify.child") as child:
-            begin = time.monotonic()
-            child.ask(stage, time_limit_s=timeout_s, path=str(models[0]), **common)
-            allowed = max(timeout_s, _SLOWER * (time.monotonic() - begin))
-            stage = "rewritten"
-            child.ask(stage, time_limit_s=allowed, path=str(models[1]), **common)
-            stage = "compare"
-            answer = child.ask(stage, final=own is None, **job)
-            failed = [o for o in answer["outputs"] if o["passed"] is False]
-            if own is None or not failed or job["rtol"] is not None or job["atol"] is not None:
-                return answer
-            plain = own.run(models[0], job["ways"])
-            return child.ask(stage, final=True, plain=plain and str(plain), **job)
-    except EngineError as error:
-        if stage == "original" and isinstance(error, TimeLimit):
-            raise
-        kind = type(error).__name__
-        return {"error": {"stage": stage, "kind": kind, "message": str(error)}}
-
-
-def _lacks_kernel(result: Mapping[str, Any]) -> bool:
+    """Return what the process that compared them answered, as what was found."""
     error = result.get("error")
-    if error is None or error["stage"] != "original":
-        return False
-    # A double or bfloat16 model may also be refused for the type of its inputs.
-    return error["kind"] == "NoKernel" or "Unexpected input data type" in error["message"]
-
-
-def _twins(models: tuple[Path, Path], folder: Path) -> tuple[Path, Path]:
-    twins = folder / "original.onnx", folder / "rewritten.onnx"
-    for path, target in zip(models, twins, strict=True):
-        target.write_bytes(float32_twin(load(path).model, path.parent).SerializeToString())
-    return twins
+    if error is not None:
+        ran = error["stage"] == "rewritten"
+        what = "comparison" if error["stage"] == "compare" else f"{error['stage']} model"
+        reason = f"the {what} does not run: {error['message']}"
+        return Verification(ran, False if ran else None, reason, via, seed, shapes)
+    outputs = tuple(result["outputs"])
+    bad = [o for o in outputs if o["passed"] is False]
+    unstable = [o for o in outputs if o["passed"] is None]
+    reason = "; ".join(f"{o['name']}: {o['reason']}" for o in bad or unstable)
+    passed = False if bad else (None if unstable else True)
+    return Verification(True, passed, reason, via, seed, shapes, outputs)
 
 
 def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:

@@ -19,7 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from patchconv_deploy import OptionError, SaveError, UsageError, pareto, rewrite
 from patchconv_deploy.cli.types import read_text
-from patchconv_deploy.verify import verification
+from patchconv_deploy.verify import pairs
 from patchconv_deploy.verify.inputs import load_inputs, make_inputs
 from rewriters.errors import ModelError
 from rewriters.graph.inference import infer
@@ -405,9 +405,9 @@ def test_inputs_that_memory_does_not_hold_are_refused(monkeypatch: pytest.Monkey
 def test_a_rewritten_model_without_a_kernel_is_no_match() -> None:
     """Twins stand in where the original lacks a kernel, not where only the rewritten one does."""
     lacking = {"error": {"stage": "rewritten", "kind": "NoKernel", "message": "NOT_IMPLEMENTED"}}
-    assert not verification._lacks_kernel(lacking)
+    assert not pairs._lacks_kernel(lacking)
     lacking["error"]["stage"] = "original"
-    assert verification._lacks_kernel(lacking)
+    assert pairs._lacks_kernel(lacking)
 
 
 def test_inputs_too_large_to_make_are_not_made(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto as T
 
 from engines.errors import EngineError, RunError
-from patchconv_deploy.verify import verification
+from patchconv_deploy.verify import pairs
 from patchconv_deploy.verify.child import _plain, _Worker
 from patchconv_deploy.verify.verification import Verification, verify
 from rewriters.graph.nodes import attributes
@@ -214,7 +214,7 @@ def judged(
     def inside(module: str, *arguments: str) -> Iterator[_Inside]:
         yield _Inside()
 
-    monkeypatch.setattr(verification, "child_process", inside)
+    monkeypatch.setattr(pairs, "child_process", inside)
 
     def judge(made: onnx.ModelProto, changed: onnx.ModelProto, outcome: Outcome) -> Verification:
         paths = tmp_path / "original.onnx", tmp_path / "rewritten.onnx"

@@ -56,17 +56,17 @@ def test_rows_next_to_the_seams_of_a_region_are_looked_at(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is compared apart are the rows where the fused patches meet, not others."""
-    from patchconv_deploy.verify import verification
+    from patchconv_deploy.verify import cases, pairs
 
     jobs = []
-    run_pair = verification._run_pair
+    run_pair = pairs._run_pair
 
     def spy(*given: object) -> object:
         jobs.append(given[3])
         return run_pair(*given)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(verification, "_run_pair", spy)
-    monkeypatch.setattr(verification, "_SPATIAL", (101,))
+    monkeypatch.setattr(pairs, "_run_pair", spy)
+    monkeypatch.setattr(cases, "_SPATIAL", (101,))
     file = tmp_path / "free.onnx"
     onnx.save(chain(4, ("n", 2, "h", 10)), file)
     assert rewrite(file, form="fused", min_elements=0).report.verification["passed"]
