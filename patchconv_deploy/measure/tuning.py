@@ -21,7 +21,8 @@ from typing import Any
 from engines.measurement import Measurement
 from engines.ort.measure import PROCESSES, measure
 from engines.ort.options import SESSION_OPTIONS, OrtOptions
-from patchconv_deploy.measure.run import lowest_of, memory_pairs, noted, prepared, spelled
+from patchconv_deploy.measure.prepared import prepared
+from patchconv_deploy.measure.run import lowest_of, memory_pairs, noted, spelled
 
 __all__ = ["Tuned", "least_changed", "tune_rewritten"]
 
