@@ -6,16 +6,11 @@ from math import prod
 
 from rewriters.errors import BudgetError
 from rewriters.memory.peak import Peak, size_text
-from rewriters.options import Options
+from rewriters.options import OLDEST_OPSET, TOO_OLD, Options
 from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import unknown_sizes
 
-__all__ = ["OLDEST_OPSET", "TOO_OLD", "check_budget", "fits_as_it_is"]
-
-
-OLDEST_OPSET = 9
-
-TOO_OLD = f"opset {{}} is older than {OLDEST_OPSET}; convert it with upgrade_opset=13"
+__all__ = ["check_budget", "fits_as_it_is"]
 
 
 def fits_as_it_is(

@@ -9,11 +9,10 @@ from math import inf
 
 import onnx
 
-from rewriters.budget import OLDEST_OPSET, TOO_OLD
 from rewriters.errors import BudgetError
 from rewriters.graph.nodes import convolutions_in_bodies
 from rewriters.memory.peak import Peak, size_text
-from rewriters.options import Options
+from rewriters.options import OLDEST_OPSET, TOO_OLD, Options
 from rewriters.planning.apply_plan import apply_plan
 from rewriters.planning.choose import ChosenRegions, choose_regions
 from rewriters.planning.emitted_region import EmittedRegion

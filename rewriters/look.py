@@ -8,7 +8,6 @@ from math import inf
 
 import onnx
 
-from rewriters.budget import OLDEST_OPSET, TOO_OLD
 from rewriters.decide import kept_nodes
 from rewriters.errors import OptionError
 from rewriters.graph.fixed_shapes import fix_shapes
@@ -16,7 +15,7 @@ from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.inspection import Inspection, inspect_model
 from rewriters.memory.targets import TARGETS
-from rewriters.options import MOST_SPLITS, Options
+from rewriters.options import MOST_SPLITS, OLDEST_OPSET, TOO_OLD, Options
 from rewriters.planning.choose import pareto
 from rewriters.planning.evaluated_plan import Candidate
 from rewriters.planning.model_facts import analyse

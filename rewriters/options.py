@@ -14,8 +14,13 @@ from rewriters.planning.stages import Limits
 from rewriters.regions.row_locality import AXES
 from rewriters.regions.selection import Selection
 
-__all__ = ["MOST_SPLITS", "Options"]
+__all__ = ["MOST_SPLITS", "OLDEST_OPSET", "TOO_OLD", "Options"]
 
+
+# The oldest opset that is cut.
+OLDEST_OPSET = 9
+
+TOO_OLD = f"opset {{}} is older than {OLDEST_OPSET}; convert it with upgrade_opset=13"
 
 # A graph of more nodes per Conv serves nobody.
 MOST_SPLITS = 4096

@@ -15,7 +15,7 @@ from rewriters.graph.facts import CertainFacts, record_of
 from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.table import BARRIERS, SPATIAL, TABLE
 
-__all__ = ["AXES", "Locality", "find_locality", "tiled_axis"]
+__all__ = ["AXES", "Locality", "find_locality", "tiled_axes", "tiled_axis"]
 
 
 # Spatial axes by name, counted from the last dimension; a 1-D Conv's only one answers to all.
@@ -43,6 +43,27 @@ def tiled_axis(name: str | int, rank: int) -> int | None:
     else:
         axis = rank - AXES[name]
     return axis if 2 <= axis < rank else None
+
+
+def tiled_axes(facts: CertainFacts, axis_name: str | int) -> dict[str, int]:
+    """Return which dimension of each tensor is the tiled axis, where that is known.
+
+    Args:
+        facts: The model.
+        axis_name: "height", "width", "depth" or a dimension of the tensor.
+    """
+    graph, axes = facts.graph, dict[str, int]()
+    for position, link in find_locality(facts, axis_name).links.items():
+        node = graph.node[position]
+        axes.update((node.input[i], axis) for i, axis in link.carriers)
+        axes.update(dict.fromkeys(node.output, link.axis))
+    for node in graph.node:
+        if node.op_type in SPATIAL and node.domain in ("", "ai.onnx"):
+            shape = facts.shapes.dims.get(node.input[0])
+            axis = None if shape is None else tiled_axis(axis_name, len(shape))
+            if axis is not None:
+                axes.setdefault(node.input[0], axis)
+    return axes
 
 
 def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
