@@ -119,15 +119,20 @@ def inspect_model(
     found = candidates_of(predictor, axis, frozenset(), engine=engine)
     graph, labels = facts.certain.graph, facts.labels
     tensors = [
-        TensorSize(name, facts.sizing.dims.get(name), facts.bytes.get(name) or 0, labels[at])
+        TensorSize(
+            name, facts.sizing.dims.get(name), facts.bytes.get(name) or 0, facts.own_label(at)
+        )
         for at, node in enumerate(graph.node)
         for name in node.output
         if facts.bytes.get(name)
+        and (at not in facts.statistic_of or name == facts.statistic_of[at].output)
     ]
     barriers = [
         Barrier(labels[at], graph.node[at].op_type, reason, size)
         for at, reason in found.reasons.items()
-        if at not in found.links and (size := _touched(facts, graph.node[at])) != 0
+        if at not in found.links
+        and at not in facts.statistic_of
+        and (size := _touched(facts, graph.node[at])) != 0
     ]
     plain = predictor.predict(None, engine)
     runs: list[Run] = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import onnx
 
@@ -11,11 +12,13 @@ from rewriters.errors import OptionError
 from rewriters.graph.fixed_shapes import fix_shapes
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
+from rewriters.graph.statistics import find_statistics, write_in_two
 from rewriters.graph.upgrade_opset import upgrade
-from rewriters.options import Options
+from rewriters.options import OLDEST_OPSET, Options
 from rewriters.planning.model_facts import ModelFacts, analyse
 from rewriters.planning.plan_file import METADATA_KEY
 from rewriters.planning.predictor import MemoryPredictor
+from rewriters.regions.row_locality import tiled_axes
 from rewriters.regions.selection import ConvSize, candidates, conv_size
 
 __all__ = ["conv_sizes", "fix_sizes", "holds_plan", "look_at", "predict_unfixed", "predictor_for"]
@@ -52,9 +55,24 @@ def fix_sizes(model: onnx.ModelProto, options: Options) -> None:
 def predictor_for(
     model: onnx.ModelProto, slim: onnx.ModelProto, options: Options
 ) -> MemoryPredictor:
-    """Analyse a model for what is asked, given with its skeleton, which is changed in place."""
+    """Analyse a model for what is asked, given with its skeleton, which is changed in place.
+
+    Where regions are asked for, what looks at the whole image is written in two in both of them
+    (`ModelFacts.statistics`).
+    """
     largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
-    facts = analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    read = partial(analyse, allow_custom_ops=options.allow_custom_ops, largest=largest)
+    untouched = onnx.ModelProto()
+    untouched.CopyFrom(slim)
+    facts = read(model, slim)
+    if options.by_region and not holds_plan(model) and facts.certain.opset >= OLDEST_OPSET:
+        axes = tiled_axes(facts.certain, options.axes[0])
+        found = find_statistics(facts.certain, axes)
+        if found:
+            own_sizing = facts.sizing
+            statistics = write_in_two(model.graph, found)
+            write_in_two(untouched.graph, found)
+            facts = replace(read(model, untouched), statistics=statistics, own_sizing=own_sizing)
     return MemoryPredictor(facts, folds=options.fold)
 
 

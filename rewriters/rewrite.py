@@ -110,6 +110,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         reasons=decided.reasons,
     )
     if not decided.regions:
+        facts.statistics.undo(subject.loaded.model.graph)
         return replace(unchanged, fits=fits)
     order = ordered(facts, decided.regions, decided.run_rank)
     if order is None:
@@ -192,15 +193,16 @@ def _spliced(
         n for item in order if isinstance(item, int) for n in model.graph.node[item].output
     }
     gone = {name for node in model.graph.node for name in node.output} - remaining
-    gone -= {name for entry in regions for name in entry.fragment.makes}
+    fragments = [item for item in order if isinstance(item, Fragment)]
+    gone -= {name for fragment in fragments for name in fragment.makes}
     splice(model, order)
-    move_into_bodies(model, {name for entry in regions for name in entry.fragment.loops})
+    move_into_bodies(model, {name for fragment in fragments for name in fragment.loops})
     drop_unused_value_info(model.graph, gone)
-    reads = {name for entry in regions for name in entry.fragment.reads}
+    reads = {name for fragment in fragments for name in fragment.reads}
     correct_claims(model.graph, subject.predictor.facts.certain.shapes, reads)
     folded = Folded()
     if options.fold:
-        made = {n.name for entry in regions for n in entry.fragment.export()[0]}
+        made = {node.name for fragment in fragments for node in fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
     record(model, METADATA_KEY, plan)
     if target.session_options and options.by_region:

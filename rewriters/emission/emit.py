@@ -81,5 +81,5 @@ def emit(
     if FORMS[form].stacked:
         writer.stacked(bounds, loop=FORMS[form].loop)
     else:
-        writer.sequential(bounds)
+        writer.sequential(bounds, regional=FORMS[form].regional)
     return fragment

@@ -24,20 +24,66 @@ import onnx_graphsurgeon as gs
 
 from rewriters.emission.names import Like, NameScheme
 from rewriters.graph.external_data import BITS
-from rewriters.graph.nodes import captured
+from rewriters.graph.nodes import captured, node_label
+from rewriters.graph.shapes import Shapes
 
-__all__ = ["Fragment", "fold"]
+__all__ = ["Fragment", "Join", "Window", "fold", "own_nodes", "size_of"]
 
 
 # What only moves bytes.
 _MOVES = frozenset({"Slice", "Concat"})
 
 
-def _bytes(like: Like) -> int | None:
+def size_of(like: Like) -> int | None:
+    """Return the bytes of a tensor, None if they are unknown."""
     dims, kind = like
     if None in dims or kind not in BITS:
         return None
     return (prod(size or 0 for size in dims) * BITS[kind] + 7) // 8
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """A Slice that takes a patch's rows of a tensor around.
+
+    Attributes:
+        source: The tensor.
+        name: The window.
+        suffix: What its node is named by.
+        axis: The axis that is cut.
+        begin: First row.
+        end: One past the last row.
+        of: Rows of the tensor.
+        like: Shape and element type of the window.
+    """
+
+    source: str
+    name: str
+    suffix: str
+    axis: int
+    begin: int
+    end: int
+    of: int | None
+    like: Like
+
+
+@dataclass(frozen=True, slots=True)
+class Join:
+    """A Concat that puts patches' rows together to a tensor of the surrounding graph.
+
+    Attributes:
+        name: The tensor.
+        axis: The axis that was cut.
+        parts: Its strips, in order.
+        rows: Rows of each strip.
+        like: Shape and element type of the tensor.
+    """
+
+    name: str
+    axis: int
+    parts: tuple[str, ...]
+    rows: tuple[int, ...]
+    like: Like
 
 
 @dataclass(eq=False)
@@ -52,6 +98,9 @@ class Fragment:
         makes: Tensors of the surrounding graph that it makes.
         shapes: Shape and element type of every new activation; the rest is shape arithmetic.
         moved: Bytes, as far as known, of what is cut out of tensors and put together.
+        windows: What it cuts out of tensors of the surrounding graph at known rows.
+        joins: What it puts together at known rows.
+        variants: The same that reads or makes strips (`emission.handing_over`).
     """
 
     base: str
@@ -61,6 +110,9 @@ class Fragment:
     makes: tuple[str, ...] = ()
     shapes: dict[str, Like] = field(default_factory=dict)
     moved: int = 0
+    windows: list[Window] = field(default_factory=list)
+    joins: list[Join] = field(default_factory=list)
+    variants: dict[Any, Any] = field(default_factory=dict)
     _nodes: list[gs.Node] = field(default_factory=list)
     _outer: dict[str, gs.Variable] = field(default_factory=dict)
     _constants: dict[str, gs.Constant] = field(default_factory=dict)
@@ -80,7 +132,7 @@ class Fragment:
     @property
     def sizes(self) -> dict[str, int | None]:
         """Bytes of every new activation, None where unknown."""
-        return {name: _bytes(like) for name, like in self.shapes.items()}
+        return {name: size_of(like) for name, like in self.shapes.items()}
 
     @property
     def count(self) -> int:
@@ -104,6 +156,36 @@ class Fragment:
     def around(self) -> frozenset[str]:
         """Tensors that the fragment's nodes read outside of bodies; it is whole."""
         return frozenset(name for node in self.export()[0] for name in node.input)
+
+    @cached_property
+    def read_whole(self) -> frozenset[str]:
+        """Tensors around that it reads otherwise than in windows; it is whole."""
+        windows = {window.name for window in self.windows}
+        whole = set(self.captures)
+        for node in self.export()[0]:
+            if not node.output or node.output[0] not in windows:
+                whole.update(node.input)
+        return frozenset(whole)
+
+    def rewritten(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        constants: Mapping[str, onnx.TensorProto],
+        makes: tuple[str, ...],
+        shapes: dict[str, Like],
+        moved: int,
+    ) -> Fragment:
+        """Return the same with other nodes; it is whole."""
+        made = Fragment(self.base, self.opset, self.names, self.covers, makes, shapes, moved)
+        own = {name for node in nodes for name in node.output}
+        read = {name for node in nodes for name in (*node.input, *captured(node))}
+        made._reads = frozenset(read - own - {""})
+        used = {name: tensor for name, tensor in constants.items() if name in made._reads}
+        made._exported = nodes, {**used, **self._inner}
+        made._inner = self._inner
+        made.windows = self.windows
+        made.joins = self.joins
+        return made
 
     @property
     def loops(self) -> list[str]:
@@ -146,7 +228,7 @@ class Fragment:
         if like is not None:
             self.shapes[result.name] = like
             if op in _MOVES:
-                self.moved += _bytes(like) or 0
+                self.moved += size_of(like) or 0
         self.place(op, inputs, [result], suffix, attrs=attrs)
         return result
 
@@ -262,4 +344,33 @@ def fold(position: int, node: onnx.NodeProto, value: Any, like: Fragment) -> Fra
     name = node.output[0]
     made = Fragment(name, like.opset, like.names, covers=(position,), makes=(name,))
     made.add("Identity", [made.ints(value)], "shape", output=name)
+    return made
+
+
+def own_nodes(
+    nodes: Sequence[onnx.NodeProto],
+    output: str,
+    covers: Sequence[int],
+    shapes: Shapes,
+    names: NameScheme,
+) -> Fragment:
+    """Return a fragment of a model's own nodes, which were written in another way.
+
+    Args:
+        nodes: The nodes, in order.
+        output: What they make for others.
+        covers: Positions of the nodes that they take the place of.
+        shapes: Shapes of the model's own tensors.
+        names: The name scheme.
+    """
+    made = Fragment(node_label(nodes[-1]), 0, names, covers=tuple(covers), makes=(output,))
+    inner = {name for node in nodes for name in node.output if name}
+    made.shapes.update(
+        (name, (shapes.dims[name], shapes.elements.get(name, 0)))
+        for name in inner - {output}
+        if name in shapes.dims
+    )
+    read = {name for node in nodes for name in (*node.input, *captured(node)) if name}
+    made._reads = frozenset(read - inner)
+    made._exported = (nodes, {})
     return made

@@ -26,14 +26,16 @@ def add_slice(
     suffix: str,
     *,
     like: Like | None = None,
+    output: str | None = None,
 ) -> gs.Variable:
     """Add a Slice; attributes up to opset 9, inputs from opset 10."""
     if fragment.opset < 10:
         attrs = {"axes": list(axes), "starts": begin, "ends": end}
-        return fragment.add("Slice", [x], suffix, attrs=attrs, like=like)
+        return fragment.add("Slice", [x], suffix, attrs=attrs, like=like, output=output)
     begin = begin if isinstance(begin, gs.Variable) else fragment.ints(begin)
     end = end if isinstance(end, gs.Variable) else fragment.ints(end)
-    return fragment.add("Slice", [x, begin, end, fragment.ints(axes)], suffix, like=like)
+    inputs = [x, begin, end, fragment.ints(axes)]
+    return fragment.add("Slice", inputs, suffix, like=like, output=output)
 
 
 def add_concat(

@@ -11,7 +11,7 @@ import onnx
 import onnx_graphsurgeon as gs
 
 from rewriters.emission.bounds import Bounds, Span, Targets
-from rewriters.emission.fragment import Fragment
+from rewriters.emission.fragment import Fragment, Join, Window
 from rewriters.emission.loop import Result, add_loop
 from rewriters.emission.names import Like
 from rewriters.emission.opset_nodes import (
@@ -27,6 +27,7 @@ from rewriters.regions.region import Edge
 from rewriters.regions.tiled_region import RegionPlan
 from rewriters.tiling.network import Link, padding_dropped
 from rewriters.tiling.patches import Patch
+from rewriters.tiling.row_maps import Pointwise
 
 __all__ = ["PatchWriter"]
 
@@ -93,7 +94,22 @@ class PatchWriter:
         windows = {}
         for at, (edge, span) in enumerate(zip(self.region.inputs, bound.windows, strict=True)):
             suffix = f"window_{k}" if at == 0 else f"window_{k}_of_{at}"
-            window = self._cut(self._whole(edge.name), edge.axis, span, suffix)
+            whole = self._whole(edge.name)
+            window = self._cut(whole, edge.axis, span, suffix)
+            begin, end = span
+            if window.variable is not whole.variable and isinstance(begin, int):
+                rows = whole.dims[edge.axis]
+                cut = Window(
+                    edge.name,
+                    str(window.variable.name),
+                    suffix,
+                    edge.axis,
+                    begin,
+                    int(end),
+                    rows,
+                    window.like,
+                )
+                self.fragment.windows.append(cut)
             if self.targets is not None:
                 stated = add_reshape(
                     self.fragment,
@@ -107,13 +123,29 @@ class PatchWriter:
         return windows
 
     def _clones(
-        self, into: Fragment, tensors: dict[Edge, _Tensor], suffix: str, batch: int, patch: int
+        self,
+        into: Fragment,
+        tensors: dict[Edge, _Tensor],
+        suffix: str,
+        batch: int,
+        patch: int,
+        crops: Mapping[str, tuple[Span, str]] | None = None,
     ) -> list[_Tensor]:
         """Clone the region's nodes on a patch's window (or ``batch`` stacked ones).
+
+        Args:
+            into: Where they go.
+            tensors: The windows; what the clones make is added.
+            suffix: Names the clones.
+            batch: Windows that are stacked.
+            patch: Number of the patch.
+            crops: Outputs to crop as soon as they are there: what is read of them are cores.
 
         Returns:
             The outputs.
         """
+        crops = crops or {}
+        cropped: dict[Edge, int | None] = {}
         plan, counts = self.plan, _Counter()
         at = None if plan.tiling is None else plan.tiling.patches[patch]
         wanted: dict[str, _Tensor] = {}
@@ -133,6 +165,11 @@ class PatchWriter:
                 y = y.resized(link.axis, rows)
                 if batch > 1:
                     y = y.resized(0, None if y.dims[0] is None else y.dims[0] * batch)
+                for i, axis in link.carriers:
+                    if Edge(node.input[i], axis) in cropped:
+                        rows = cropped[Edge(node.input[i], axis)]
+                        cropped[Edge(name, link.axis)] = rows
+                        y = y.resized(link.axis, rows)
                 made.append((name, y))
             local = None if at is None else len(plan.window(entry.makes[0], at))
             replaced: dict[int, gs.Tensor] = {
@@ -152,6 +189,9 @@ class PatchWriter:
             )
             for (name, y), variable in zip(made, variables, strict=True):
                 wanted[name] = replace(y, variable=variable)
+                if name in crops:
+                    wanted[name] = self._cut(wanted[name], link.axis, *crops[name])
+                    cropped[Edge(name, link.axis)] = wanted[name].dims[link.axis]
                 tensors[Edge(name, link.axis)] = wanted[name]
         return [wanted[edge.name] for edge in self.region.outputs]
 
@@ -171,18 +211,68 @@ class PatchWriter:
             return {}, {link.pads.index: values}
         return {**dict.fromkeys(link.pads.without), "pads": values}, {}
 
-    def sequential(self, bounds: list[Bounds]) -> None:
-        """Emit each patch after the one before."""
+    def sequential(self, bounds: list[Bounds], *, regional: bool) -> None:
+        """Emit each patch after the one before.
+
+        Args:
+            bounds: Where the patches start and end.
+            regional: What they make may be handed over to other regions in strips.
+        """
         outputs = self.region.outputs
         cores: list[list[gs.Variable]] = [[] for _ in outputs]
+        rows: list[list[Any]] = [[] for _ in outputs]
+        early = self._cropped_early(bounds) if regional and self.targets is None else {}
+        inside = {name for names in early.values() for name in names}
         for k, bound in enumerate(bounds):
-            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1, k)
+            suffixes = [
+                f"core_{k}" if at == 0 else f"core_{k}_of_{at}" for at in range(len(outputs))
+            ]
+            crops = {
+                edge.name: (bound.cores[at], suffixes[at])
+                for at, edge in enumerate(outputs)
+                if edge.name in early
+            }
+            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1, k, crops)
             for at, (edge, y) in enumerate(zip(outputs, made, strict=True)):
-                suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"
-                cores[at].append(self._cut(y, edge.axis, bound.cores[at], suffix).variable)
+                core = y
+                if edge.name not in crops and edge.name not in inside:
+                    core = self._cut(y, edge.axis, bound.cores[at], suffixes[at])
+                cores[at].append(core.variable)
+                rows[at].append(core.dims[edge.axis])
         for at, edge in enumerate(outputs):
+            if self.targets is None and regional:
+                parts = tuple(str(core.name) for core in cores[at])
+                like = self._whole(edge.name).like
+                self.fragment.joins.append(Join(edge.name, edge.axis, parts, tuple(rows[at]), like))
             join = partial(add_concat, self.fragment, cores[at], edge.axis)
             self._finish(at, partial(join, like=self._whole(edge.name).like))
+
+    def _cropped_early(self, bounds: list[Bounds]) -> dict[str, set[str]]:
+        """Return outputs that are cropped as soon as they are made, and what is made of the cores.
+
+        What reads them in the region computes each row from that row alone, and makes nothing but
+        the same rows: a statistic of a layer. The window is then not kept for the crop.
+        """
+        region, found = self.region, dict[str, set[str]]()
+        spans = {
+            edge.name: [bound.cores[at] for bound in bounds]
+            for at, edge in enumerate(region.outputs)
+        }
+        for edge in region.outputs:
+            made, fits = {edge.name}, True
+            for node, link in zip(self.nodes, region.links, strict=True):
+                read = [node.input[i] for i, _ in link.carriers]
+                if made.isdisjoint(read):
+                    continue
+                same = isinstance(link.row_map, Pointwise) and not link.constants
+                fits = fits and same and made.issuperset(read)
+                made.update(name for name in node.output if name)
+            made.discard(edge.name)
+            ends = made & spans.keys()
+            if fits and ends and all(spans[name] == spans[edge.name] for name in ends):
+                found[edge.name] = made
+        inner = {name for names in found.values() for name in names}
+        return {name: made for name, made in found.items() if name not in inner}
 
     def _finish(self, at: int, join: Callable[..., gs.Variable]) -> None:
         """Join cores to output ``at``; at run time its height is stated behind that."""

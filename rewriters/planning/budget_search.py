@@ -14,6 +14,7 @@ from typing import TypeAlias
 from rewriters.planning.effort import LOOKED_FOR, PROVEN
 from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
 from rewriters.planning.shortest_path import least_peak
+from rewriters.planning.stage_graph import StageGraph
 from rewriters.planning.stages import RegionChoice
 from rewriters.planning.weighed_plans import WeighedPlans
 from rewriters.regions.tiled_region import ORDERS, RegionPlan
@@ -43,6 +44,7 @@ def search_budgets(weighed: WeighedPlans, reserve: float) -> None:
     """
     first: list[list[EvaluatedPlan]] = []
     effort, forms = weighed.effort, weighed.searched_forms
+    _hand_over(weighed, reserve)
     for regions in _coarse_to_fine(weighed, reserve):
         if effort.left <= reserve:
             break
@@ -55,6 +57,27 @@ def search_budgets(weighed: WeighedPlans, reserve: float) -> None:
         else:
             form, order = _did_best(first, forms)
             weighed.weigh(regions, form, (order,))
+
+
+def _hand_over(weighed: WeighedPlans, reserve: float) -> None:
+    """Weigh plans that hand strips over, all regions in as many patches as the limits leave.
+
+    What is handed over is counted as if all of it came about, which it does not: so each way of
+    doing it is weighed, and not the one alone that seems best. In the order of the file, which
+    keeps strips and what is made of them together.
+    """
+    alike = 1 << (weighed.limits.splits.bit_length() - 1)
+    seen = set[tuple[RegionChoice, ...]]()
+    for graph in weighed.candidates.stage_graphs if alike > 1 else ():
+        if not graph.in_strips or weighed.effort.left <= reserve:
+            continue
+        for key, regions in list(_at(weighed, inf, graph, alike).items())[:1]:
+            if key in seen or not key:
+                continue
+            seen.add(key)
+            for form in weighed.searched_forms:
+                if weighed.effort.left > reserve:
+                    weighed.weigh(regions, form, ORDERS[:1])
 
 
 def _did_best(first: Sequence[Sequence[EvaluatedPlan]], forms: Sequence[str]) -> tuple[str, str]:
@@ -73,7 +96,8 @@ def _coarse_to_fine(weighed: WeighedPlans, reserve: float) -> Iterator[tuple[Reg
     usual = replace(weighed.limits, recompute=_USUAL)
     graphs = weighed.candidates.stage_graphs
     least = [plan.peak for graph in graphs if (plan := least_peak(graph, usual))]
-    low, high = max(1, min(least, default=0)), max(1, weighed.candidates.plain_peak)
+    low = max(1, min(least, default=0))
+    high = max(1, weighed.candidates.plain_peak)
     seen: set[tuple[RegionChoice, ...]] = {()}
 
     def new(plans: _Found) -> Iterator[tuple[RegionPlan, ...]]:
@@ -101,15 +125,30 @@ def _coarse_to_fine(weighed: WeighedPlans, reserve: float) -> Iterator[tuple[Reg
             between += (middle, found, high, higher), (low, lower, middle, found)
 
 
-def _at(weighed: WeighedPlans, budget: float) -> _Found:
+def _at(
+    weighed: WeighedPlans,
+    budget: float,
+    graph: StageGraph | None = None,
+    alike: int | None = None,
+) -> _Found:
     """Return what the search finds for a budget: no regions where the model keeps it as it is.
 
     Empty where no plan keeps the budget, which is another thing.
+
+    Args:
+        weighed: Has the candidates.
+        budget: Most bytes alive at once.
+        graph: Where to search, None for everywhere.
+        alike: Patches of every region, None for the fewest that do.
     """
+    limits = replace(weighed.limits, budget=budget, alike=alike)
     plans, candidates = {}, weighed.candidates
     # What shrinking windows save is counted too high where branches join.
     for shrinks in (True, False):
-        regions = candidates.choose(replace(weighed.limits, budget=budget, shrinks=shrinks))
+        regions = candidates.choose(
+            replace(limits, shrinks=shrinks),
+            None if graph is None else [graph],
+        )
         weighed.effort.spend(LOOKED_FOR * candidates.looked_at + PROVEN * candidates.proved)
         candidates.looked_at = candidates.proved = 0
         if regions is not None:

@@ -60,17 +60,20 @@ class Candidates:
         """The most bytes alive where nothing is cut, as the search counts them."""
         return max(self.stage_graphs[0].live_bytes, default=0)
 
-    def choose(self, limits: Limits) -> tuple[RegionPlan, ...] | None:
+    def choose(
+        self, limits: Limits, graphs: Sequence[StageGraph] | None = None
+    ) -> tuple[RegionPlan, ...] | None:
         """Return the proven regions of the plan of least work under a budget.
 
         Args:
             limits: What to keep.
+            graphs: Where to search, None for everywhere.
 
         Returns:
             The plan of least work over all orders of the nodes; None where no order keeps the
             limits.
         """
-        found = [self._choose(graph, limits) for graph in self.stage_graphs]
+        found = [self._choose(graph, limits) for graph in graphs or self.stage_graphs]
         best = min(
             (entry for entry in found if entry is not None),
             key=lambda entry: entry[0].cost,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from rewriters.emission.emit import emit
 from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment, fold
+from rewriters.emission.handing_over import hand_over
 from rewriters.emission.names import NameScheme
 from rewriters.emission.splice import arrange
 from rewriters.memory.executed import ExecutedNode
@@ -135,8 +136,14 @@ def ordered(
         if fragment is None:
             return None
         fragments[entry.place] = fragment
+    cut = {at for fragment in fragments.values() for at in fragment.covers}
+    # What nothing is cut of keeps its own nodes.
+    fragments |= {at: own for at, own in facts.originals.items() if cut.isdisjoint(own.covers)}
     fragments |= _folded(facts, fragments)
-    return arrange(facts.index, fragments, run_rank)
+    order = arrange(facts.index, fragments, run_rank)
+    if order is None or not facts.statistics.entries:
+        return order
+    return hand_over(order, facts.index)
 
 
 def _folded(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:

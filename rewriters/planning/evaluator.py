@@ -224,7 +224,11 @@ def recompute_of(
         None where not even assumed sizes are known.
     """
     work = facts.work
+    own = {id(each) for each in facts.originals.values()}
     after = sum(work[item] for item in arrangement if isinstance(item, int))
+    # What keeps its own nodes does the work of those that are not written.
+    kept = (item for item in arrangement if isinstance(item, Fragment) and id(item) in own)
+    after += sum(work[at] for item in kept for at in item.covers)
     for entry in emitted:
         share = entry.recompute(facts, assume=True)
         if share is None:

@@ -252,7 +252,7 @@ class _GrowingRegion:
         self.walked += len(outputs)
         common, free = self.connection.step, None
         # The most rows per step, as a fraction: compared without making one of each.
-        most, per, output_bytes, largest, broadest = 0, 1, 0, 0, 0
+        most, per, output_bytes, largest, joined, broadest = 0, 1, 0, 0, 0, 0
         for number in outputs:
             tensor, valid = self._tensors[number], self._valid[number]
             step = tensor.step // common
@@ -265,9 +265,13 @@ class _GrowingRegion:
                 most, per = tensor.rows, step
             output_bytes += tensor.size
             largest = max(largest, tensor.size)
+            if not tensor.in_strips:
+                joined = max(joined, tensor.size)
             if not tensor.untileable:
                 broadest = max(broadest, tensor.elements)
         shared = gcd(most, per)
+        read = [self._tensors[number] for number in self._windows]
+        dying = sum(t.bytes for t in read if t.in_strips and t.last_use < end)
         return CandidateRegion(
             begin=self._begin,
             end=end,
@@ -278,6 +282,8 @@ class _GrowingRegion:
             inputs=self._input_bytes,
             outputs=output_bytes,
             largest=largest,
+            joined=joined,
+            dying=dying,
             free=free,
             rows=most // shared,
             step=per // shared,

@@ -13,6 +13,9 @@ from functools import cached_property
 
 import onnx
 
+from rewriters.emission.fragment import Fragment, own_nodes
+from rewriters.emission.names import NameScheme
+from rewriters.emission.splice import arrange
 from rewriters.graph.check import check
 from rewriters.graph.constant_folding import Constants, infer_by_value
 from rewriters.graph.facts import CertainFacts
@@ -20,6 +23,7 @@ from rewriters.graph.fixed_shapes import fix_shapes, nominal_shapes
 from rewriters.graph.model import opset_of
 from rewriters.graph.nodes import captured, node_label, node_labels
 from rewriters.graph.shapes import Shapes
+from rewriters.graph.statistics import NO_STATISTICS, Statistic, Statistics
 from rewriters.graph.use_def import Index, index
 from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.peak import Peak, peak
@@ -43,6 +47,8 @@ class ModelFacts:
         inputs: Inputs of the graph that are no weights.
         bytes: Bytes of every activation, None where unknown.
         slim: The model without its weights.
+        statistics: What looks at the whole image and is written in two here.
+        own_sizing: Shapes of the model's own tensors, where anything is.
     """
 
     certain: CertainFacts
@@ -53,6 +59,8 @@ class ModelFacts:
     inputs: tuple[str, ...]
     bytes: Mapping[str, int | None]
     slim: onnx.ModelProto
+    statistics: Statistics = NO_STATISTICS
+    own_sizing: Shapes | None = None
 
     @property
     def index(self) -> Index:
@@ -63,6 +71,41 @@ class ModelFacts:
     def assumes(self) -> bool:
         """Whether sizes had to be assumed."""
         return self.sizing is not self.certain.shapes
+
+    @cached_property
+    def statistic_of(self) -> dict[int, Statistic]:
+        """The statistic that a node is part of, by position."""
+        pairs = zip(self.statistics.entries, self.statistics.places, strict=True)
+        return {at: entry for entry, place in pairs for at in place}
+
+    def own_label(self, at: int) -> str:
+        """Return what a node, or the one that it was written for, is called in the model."""
+        entry = self.statistic_of.get(at)
+        return self.labels[at] if entry is None else entry.label
+
+    @cached_property
+    def rows_of_statistics(self) -> frozenset[str]:
+        """What statistics make of each row."""
+        return frozenset(entry.rows for entry in self.statistics.entries)
+
+    @cached_property
+    def originals(self) -> dict[int, Fragment]:
+        """The model's own nodes in place of each statistic, by the position they would stand at."""
+        names = NameScheme.avoiding(self.index.names)
+        sizing = self.own_sizing or self.sizing
+        return {
+            place[-1]: own_nodes(entry.originals, entry.output, place, sizing, names)
+            for entry, place in zip(self.statistics.entries, self.statistics.places, strict=True)
+        }
+
+    @cached_property
+    def uncut(self) -> Sequence[int | Fragment]:
+        """The model as it is: its own nodes, nothing of it cut."""
+        if not self.statistics.entries:
+            return range(len(self.certain.graph.node))
+        order = arrange(self.index, self.originals)
+        assert order is not None  # it is the order of the file
+        return order
 
     @cached_property
     def work(self) -> list[float]:

@@ -80,6 +80,11 @@ _ENGINE = _Cause(
 
 _WHOLE = "no patches reach through it: run the model on a smaller image"
 
+_STATISTIC = (
+    "give a memory budget, or max_recompute=2.5: what stands before it is run a second time behind "
+    "it, and not kept"
+)
+
 _ADVICE: Mapping[str, str] = {UNREACHED: "only layers around Convs and pools are cut"}
 
 _EXCLUDED = _Cause("what was excluded", "excluded", "leave out exclude=, or widen include=")
@@ -113,7 +118,7 @@ def reasons_of(
         tensor = _tensor(facts, name)
         cause, positions = looked.cause(tensor)
         held[cause] += size
-        names = [facts.labels[at] for at in positions] if cause is not _INTERFACE else [tensor]
+        names = [facts.own_label(at) for at in positions] if cause is not _INTERFACE else [tensor]
         nodes[cause].update(dict.fromkeys(names))
     rest = peak.bytes - sum(held.values())
     if rest > _NOTABLE * peak.bytes:
@@ -134,8 +139,8 @@ def unknown_sizes(facts: ModelFacts) -> Reason:
     count = len(facts.unsized)
     words = f"sizes unknown: {count} tensors" if count else "sizes unknown inside a Loop or If"
     if first is not None:
-        words += f", from the {index.graph.node[first].op_type} {facts.labels[first]!r} on"
-    names = tuple(facts.labels[at] for at in sorted(set(makers)))
+        words += f", from the {index.graph.node[first].op_type} {facts.own_label(first)!r} on"
+    names = tuple(facts.own_label(at) for at in sorted(set(makers)))
     advice = "export the model with constant sizes, or simplify it (onnxslim, onnxsim)"
     if facts.assumed:
         # Those that are assumed did not help.
@@ -203,6 +208,9 @@ class _Looked:
             barriers = [at for at in waits if self._is_barrier(at) and self._bytes(at)]
         if barriers:
             worst = max(barriers, key=lambda at: (self._bytes(at), -at))
+            entry = self.facts.statistic_of.get(worst)
+            if entry is not None:
+                return _Cause(entry.kind, "barrier", _STATISTIC), [worst]
             name, at = self.names.of(worst)
             return _Cause(name, "barrier", _ADVICE.get(name, _WHOLE)), [at]
         return self._no_gain(), [maker]

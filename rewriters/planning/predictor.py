@@ -201,8 +201,7 @@ class MemoryPredictor:
     ) -> list[Peak]:
         """Return the predicted peak on each engine, as `predict`."""
         with uncollected():
-            count = len(self.facts.slim.graph.node)
-            model = self.model(range(count) if order is None else order)
+            model = self.model(self.facts.uncut if order is None else order)
             found = [ENGINES[engine] for engine in engines]
             return model.peaks([sharing(engine) for engine in found] if self.folds else found)
 

@@ -38,9 +38,11 @@ class RegionTable:
 
     Args:
         regions: The regions.
+        in_strips: They hand over in strips what can be.
     """
 
-    def __init__(self, regions: Sequence[CandidateRegion]) -> None:
+    def __init__(self, regions: Sequence[CandidateRegion], *, in_strips: bool) -> None:
+        self._in_strips = in_strips
         found = sorted(regions, key=lambda region: region.end)
         # Products of these are taken: of more than 64 bits in numbers of any size.
         most = max((max(r.inside, r.elements, r.free) * r.rows for r in found), default=0)
@@ -67,13 +69,18 @@ class RegionTable:
         """Return the region between two places."""
         return self._all.at(self._at[begin, end])
 
+    def peak(self, begin: int, end: int, splits: int) -> int:
+        """Return the bytes alive at once in the region between two places."""
+        return int(self.one(begin, end).peak(splits, in_strips=self._in_strips))
+
     def forbid(self, begin: int, end: int) -> None:
         """Have no more of the region between two places."""
         self._allowed[self._at[begin, end]] = False
 
     def _peak(self, splits: int) -> Figure:
         if splits not in self._peaks:
-            self._peaks[splits] = self._all.peak(np.minimum(splits, self._all.free))
+            fewest = np.minimum(splits, self._all.free)
+            self._peaks[splits] = self._all.peak(fewest, in_strips=self._in_strips)
         return self._peaks[splits]
 
     def _widest(self, splits: int) -> Figure:
@@ -82,9 +89,14 @@ class RegionTable:
             self._elements[splits] = self._all.of_window(self._all.elements, fewest)
         return self._elements[splits]
 
-    def hops(self, limits: Limits) -> Hops:
-        """Return the regions that keep the limits, each in the fewest patches that do."""
-        tried = patch_counts(limits.splits)
+    def hops(self, limits: Limits, alike: int | None = None) -> Hops:
+        """Return the regions that keep the limits, each in the fewest patches that do.
+
+        Args:
+            limits: The limits.
+            alike: All in so many patches, or as many as there can be; None for fewest.
+        """
+        tried = patch_counts(limits.splits) if alike is None else (alike,)
         if not tried or not len(self):
             return Hops([], [], [], [])
         budget = limits.budget if limits.budget < _MOST_WHOLE else inf

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import NamedTuple
 
 from rewriters.planning.schedule import Entry, Schedule
@@ -21,6 +22,7 @@ from rewriters.planning.stages import Plan
 __all__ = [
     "PeakHolder",
     "Rematerialisation",
+    "across_barriers",
     "overhead_without",
     "peak_holders",
     "rematerialisations",
@@ -29,6 +31,9 @@ __all__ = [
 
 # Tensors that are tried each time.
 _MOST_HOLDERS = 4
+
+# Tensors so many times smaller than the largest are rematerialised across barriers, too.
+_SHARES = (1, 4, 16)
 
 # A tensor so many times smaller than the one that is rematerialised from it is kept instead.
 _SMALLER = 4
@@ -101,7 +106,7 @@ def _peak_place(graph: StageGraph, plan: Plan) -> int | None:
     peaks = dict(enumerate(graph.live_bytes))
     for begin, end, splits in plan.spans:
         peaks.update(dict.fromkeys(range(begin, end), 0))
-        peaks[begin] = int(graph.regions.one(begin, end).peak(splits))
+        peaks[begin] = graph.regions.peak(begin, end, splits)
     return max(peaks, key=lambda place: peaks[place], default=None)
 
 
@@ -124,6 +129,74 @@ def rematerialisations(
             if order is not None and order not in seen:
                 seen.append(order)
                 yield wanted, order
+
+
+def across_barriers(base: Schedule) -> Iterator[tuple[dict[int, Rematerialisation], list[Entry]]]:
+    """Yield passes: what is read before and after a barrier is made again behind it, not kept.
+
+    A statistic reads a tensor whole and what is normalised reads it again, when the statistic is
+    there. Either it is kept in between, or the layers that make it run a second time. Of a chain
+    of such tensors every other one is kept, so that no layer runs more than twice. First the large
+    ones alone, then smaller ones too.
+
+    Args:
+        base: The schedule before any node is repeated.
+
+    Yields:
+        Tensors that are rematerialised, and the order of the nodes.
+    """
+    barriers = list(accumulate(int(node.link is None) for node in base.nodes))
+    holders = dict[int, int]()
+    for number, tensor in enumerate(base.tensors):
+        if tensor.made_at < 0 or not tensor.bytes or base.nodes[tensor.made_at].link is None:
+            continue
+        users = base.users.get(number, ())
+        later = [at for at in users if barriers[at] > barriers[users[0]]]
+        # What is read behind a further barrier as well would have to be kept for that.
+        if later and barriers[later[0]] == barriers[users[-1]]:
+            holders[number] = later[0]
+    largest = max((base.tensors[number].bytes for number in holders), default=0)
+    seen: list[list[Entry]] = []
+    for share in _SHARES:
+        chosen = dict[int, Rematerialisation]()
+        for number, use in holders.items():
+            if base.tensors[number].bytes * share < largest:
+                continue
+            made_of = _made_of(base, number, use, chosen)
+            if made_of is not None:
+                chosen[number] = Rematerialisation(use, keeps=False)
+        order = _order(base, chosen) if chosen else None
+        if order is not None and order not in seen:
+            seen.append(order)
+            yield chosen, order
+
+
+def _made_of(
+    base: Schedule, number: int, use: int, chosen: Mapping[int, Rematerialisation]
+) -> set[int] | None:
+    """Return the nodes that make a tensor of what is alive at a place; None if that is too far.
+
+    Args:
+        base: The schedule before any node is repeated.
+        number: The tensor.
+        use: The place.
+        chosen: Tensors that are not there any more, as they are rematerialised themselves.
+    """
+    needed, pending = set[int](), [number]
+    while pending:
+        at = pending.pop()
+        tensor = base.tensors[at]
+        if tensor.made_at < 0 or tensor.made_at in needed:
+            continue
+        if at != number and at in chosen:
+            return None
+        if at != number and tensor.last_use >= use:
+            continue
+        if base.nodes[tensor.made_at].link is None:
+            return None
+        needed.add(tensor.made_at)
+        pending.extend(base.nodes[tensor.made_at].carried)
+    return needed
 
 
 def _order(base: Schedule, chosen: Mapping[int, Rematerialisation]) -> list[Entry] | None:

@@ -45,6 +45,7 @@ class Tensor:
     size: int = 0
     elements: int = 0
     untileable: bool = False
+    in_strips: bool = False
 
 
 @dataclass(slots=True)

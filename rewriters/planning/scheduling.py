@@ -41,9 +41,11 @@ def make_schedule(
     _share(facts.certain.graph.node, nodes, tensors, engine.in_place)
     _step(nodes, tensors)
     whole = {n for node in nodes if node.link is None for n in (*node.reads, *node.makes)}
+    shared = {number for node in nodes for number in node.whole}
     for number, tensor in enumerate(tensors):
         outside = tensor.made_at < 0 or tensor.last_use >= len(nodes)
         tensor.untileable = outside or number in whole
+        tensor.in_strips = not tensor.untileable and number not in shared
     return Schedule(nodes, tensors, _live(len(nodes), tensors))
 
 
@@ -153,12 +155,16 @@ class _Layout:
 
 
 def _folded(facts: ModelFacts, position: int, carried: Sequence[int]) -> int:
-    """Return the convolution's result that a node scales or shifts alone, -1 if it is none such.
+    """Return what a region has to make together with the node, -1 if there is nothing.
 
-    Engines scale the weights in its place, which rounds otherwise than the two nodes do.
+    The convolution's result that it alone scales or shifts: engines scale the weights in its place,
+    which rounds otherwise than the two nodes do. And the first part of a statistic of each row,
+    which must leave a patch as one tensor.
     """
     graph, index = facts.certain.graph, facts.index
     node = graph.node[position]
+    if node.op_type == "Concat" and node.output[0] in facts.rows_of_statistics:
+        return carried[0] if carried else -1
     if len(carried) != 1 or node.op_type not in FOLDED["Conv"]:
         return -1
     name = node.input[0]

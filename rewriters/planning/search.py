@@ -19,7 +19,7 @@ Related work: MCUNetV2 (arXiv:2110.15352) patches the head of a network; TVM's E
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewriters.memory.targets import ENGINES
 from rewriters.operators.record import RowLocal
@@ -28,6 +28,7 @@ from rewriters.planning.orders import run_orders
 from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.rematerialisation import (
     Rematerialisation,
+    across_barriers,
     overhead_without,
     peak_holders,
     rematerialisations,
@@ -35,7 +36,7 @@ from rewriters.planning.rematerialisation import (
 from rewriters.planning.schedule import Entry, Schedule
 from rewriters.planning.scheduling import make_schedule
 from rewriters.planning.shortest_path import least_peak
-from rewriters.planning.stage_graph import StageGraph, live_bytes, stage_graph
+from rewriters.planning.stage_graph import StageGraph, live_bytes, stage_graphs_of
 from rewriters.planning.stages import USUAL, Limits, Plan
 
 __all__ = ["stage_graphs"]
@@ -49,6 +50,12 @@ _WALKED_IN_ALL = 2_000_000
 _MOST_REMATERIALISED = 6
 
 _WORTH = 0.97
+
+# Orders of the nodes in which strips are handed over.
+_IN_STRIPS = ("engine", "runs")
+
+# Most work with whole passes run again.
+_PASSES = 2.5
 
 
 def stage_graphs(
@@ -79,13 +86,23 @@ def stage_graphs(
         node.position: max(0, alive.get(node.position, 0) - counted)
         for node, counted in zip(base.nodes, live_bytes(base, {}), strict=True)
     }
-    found = [search.stages(each, overhead, name) for name, each in schedules.items()]
+    found = [
+        graph
+        for name, each in schedules.items()
+        for graph in search.stages(each, overhead, name)
+        if not graph.in_strips or name in _IN_STRIPS
+    ]
     yield from found
     usual = Limits(recompute=USUAL)
-    plans = [(plan, graph) for graph in found if (plan := least_peak(graph, usual)) is not None]
-    if plans:
-        plan, graph = min(plans, key=lambda entry: entry[0].peak)
-        yield from search.rematerialised(graph, plan, overhead, usual)
+    for in_strips in (False, True):
+        plans = [
+            (plan, graph)
+            for graph in found
+            if graph.in_strips == in_strips and (plan := least_peak(graph, usual)) is not None
+        ]
+        if plans:
+            plan, graph = min(plans, key=lambda entry: entry[0].peak)
+            yield from search.rematerialised(graph, plan, overhead, usual)
 
 
 @dataclass
@@ -114,10 +131,13 @@ class _Search:
 
     def stages(
         self, schedule: Schedule, engine_overhead: Mapping[int, int], order: str
-    ) -> StageGraph:
-        """Find all stages of a schedule, as `stage_graph`."""
-        found = stage_graph(schedule, engine_overhead, order, self._tell)
-        self.walked += found.walked
+    ) -> list[StageGraph]:
+        """Find all stages of a schedule, as `stage_graphs_of`."""
+        hands_over = bool(self.facts.statistics.entries)
+        found = list(
+            stage_graphs_of(schedule, engine_overhead, order, self._tell, hands_over=hands_over)
+        )
+        self.walked += found[0].walked
         return found
 
     def _tell(self, here: int) -> None:
@@ -135,12 +155,39 @@ class _Search:
             limits: What plans keep.
         """
         base, chosen = graph.schedule, dict[int, Rematerialisation]()
+        yield from self._greedily(graph, plan, chosen, engine_overhead, limits, base)
+        if not graph.in_strips:
+            return
+        passes, best = replace(limits, recompute=_PASSES), None
+        for wanted, order in across_barriers(base):
+            if self.walked >= _WALKED_IN_ALL:
+                return
+            overhead = overhead_without(base, wanted, engine_overhead)
+            tried = self.stages(self.schedule(order), overhead, graph.order)[-1]
+            lower = least_peak(tried, passes)
+            if lower is not None:
+                yield tried
+                if best is None or lower.peak < best[1].peak:
+                    best = tried, lower, wanted
+        if best is not None:
+            yield from self._greedily(*best, engine_overhead, passes, base)
+
+    def _greedily(
+        self,
+        graph: StageGraph,
+        plan: Plan,
+        chosen: Mapping[int, Rematerialisation],
+        engine_overhead: Mapping[int, int],
+        limits: Limits,
+        base: Schedule,
+    ) -> Iterator[StageGraph]:
         for _ in range(_MOST_REMATERIALISED):
             for wanted, order in rematerialisations(base, chosen, peak_holders(graph, plan, base)):
                 if self.walked >= _WALKED_IN_ALL:
                     return
                 overhead = overhead_without(base, wanted, engine_overhead)
-                tried = self.stages(self.schedule(order), overhead, graph.order)
+                both = self.stages(self.schedule(order), overhead, graph.order)
+                tried = both[graph.in_strips]
                 lower = least_peak(tried, limits)
                 if lower is not None and lower.peak < _WORTH * plan.peak:
                     chosen, graph, plan = wanted, tried, lower

@@ -11,7 +11,7 @@ from dataclasses import replace
 from math import inf
 
 from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import Limits, Plan, RegionChoice, Span
+from rewriters.planning.stages import Limits, Plan, RegionChoice, Span, patch_counts
 
 __all__ = ["cheapest_plan", "least_peak"]
 
@@ -23,11 +23,22 @@ _NONE = -1, -1, 0, 0.0
 def cheapest_plan(graph: StageGraph, limits: Limits) -> Plan | None:
     """Return the plan of least extra work that keeps the limits, None if there is none.
 
-    The limit on recompute is checked on the result: less work is not to be had.
+    The limit on recompute is checked on the result: less work is not to be had. Regions that hand
+    strips over are all in the same number of patches, the fewest that keep the budget: a window
+    then lies on few strips, and all are of a size, so that one takes the place of another: powers
+    of two, which divide most heights.
     """
+    if not graph.in_strips or limits.alike is not None:
+        return _cheapest(graph, limits, limits.alike)
+    counts = [count for count in patch_counts(limits.splits) if count & (count - 1) == 0]
+    plans = (_cheapest(graph, limits, count) for count in counts)
+    return next((plan for plan in plans if plan is not None), None)
+
+
+def _cheapest(graph: StageGraph, limits: Limits, alike: int | None) -> Plan | None:
     # The least cost up to every place, and the stage that ends there: its begin, its patches.
     best, begins, splits = [0.0], [-1], [0]
-    hops = zip(*graph.regions.hops(limits), strict=True)
+    hops = zip(*graph.regions.hops(limits, alike), strict=True)
     begin, end, patches, cost = next(hops, _NONE)
     for place, fits in enumerate(graph.uncut(limits)):
         least, first, fewest = (best[place], place, 1) if fits else (inf, -1, 0)
@@ -59,7 +70,7 @@ def _plan(graph: StageGraph, cost: float, spans: Sequence[Span], *, shrinks: boo
         region = graph.regions.one(begin, end)
         repeated = sum(n.work for n in graph.schedule.nodes[begin:end] if n.rematerialised)
         extra += float(region.extra(splits, shrinks=shrinks)) + repeated
-        peak = max(peak, int(region.peak(splits)))
+        peak = max(peak, graph.regions.peak(begin, end, splits))
         covered.update(range(begin, end))
         choices.append(_choice(graph, begin, end, splits))
     uncut = [alive for at, alive in enumerate(graph.live_bytes) if at not in covered]

@@ -6,13 +6,16 @@ can be told alone:
 
     as it is     live before + what the node makes
     P patches    live before + all outputs + max(window x most live inside, largest output)
+    in strips    live before + grown + max(window x most live inside, largest joined)
 
-(While the patches run, their cores pile up; then they are joined, each output beside its cores.)
+While the patches run, their cores pile up; then they are joined, each output beside its cores. What
+regions alone read can stay in strips: those that nobody reads any more are set free one by one as
+the outputs grow, and ``grown`` is by how much more these are in the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
@@ -22,7 +25,11 @@ from rewriters.planning.region_table import RegionTable
 from rewriters.planning.schedule import Schedule
 from rewriters.planning.stages import Limits
 
-__all__ = ["StageGraph", "live_bytes", "stage_graph"]
+__all__ = ["StageGraph", "live_bytes", "stage_graphs_of"]
+
+
+# A tensor so many times smaller than the peak is as well put together.
+_SMALL = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +42,7 @@ class StageGraph:
         regions: The regions there are.
         live_bytes: Bytes alive while each node runs as it is.
         walked: Tensors that were walked past to find the regions.
+        in_strips: Regions hand over in strips what can be: nobody else may make or read it.
     """
 
     schedule: Schedule
@@ -42,6 +50,7 @@ class StageGraph:
     regions: RegionTable
     live_bytes: list[int]
     walked: int
+    in_strips: bool = False
     # Per limit on elements `live_bytes`, None of a node that must be cut.
     _uncut: dict[int | None, list[int | None]] = field(default_factory=dict)
 
@@ -49,6 +58,15 @@ class StageGraph:
     def size(self) -> int:
         """Places and stages that a plan is looked for at."""
         return len(self.schedule.nodes) + len(self.regions)
+
+    @cached_property
+    def _strips(self) -> frozenset[int]:
+        """Tensors that regions alone may make and read; small ones do not matter."""
+        if not self.in_strips:
+            return frozenset()
+        least = max(self.live_bytes, default=0) // _SMALL
+        tensors = enumerate(self.schedule.tensors)
+        return frozenset(n for n, t in tensors if t.in_strips and t.bytes > least)
 
     @cached_property
     def work(self) -> float:
@@ -90,21 +108,28 @@ class StageGraph:
         if limits.elements not in self._uncut:
             most, tensors = limits.elements or inf, self.schedule.tensors
             wide = {n for n, t in enumerate(tensors) if t.elements > most and not t.untileable}
+            strips = self._strips
             self._uncut[limits.elements] = [
-                None if node.rematerialised or not wide.isdisjoint(node.makes) else alive
+                None
+                if node.rematerialised
+                or not wide.isdisjoint(node.makes)
+                or not strips.isdisjoint((*node.makes, *node.reads))
+                else alive
                 for alive, node in zip(self.live_bytes, self.schedule.nodes, strict=True)
             ]
         budget = limits.budget
         return [alive is not None and alive <= budget for alive in self._uncut[limits.elements]]
 
 
-def stage_graph(
+def stage_graphs_of(
     schedule: Schedule,
     engine_overhead: Mapping[int, int],
     order: str,
     progress: Callable[[int], None],
-) -> StageGraph:
-    """Find all stages of a schedule.
+    *,
+    hands_over: bool,
+) -> Iterator[StageGraph]:
+    """Yield all stages of a schedule: what regions make put together, then handed over in strips.
 
     Args:
         schedule: The nodes in order.
@@ -112,10 +137,14 @@ def stage_graph(
             counted here: what it copies and lays out anew.
         order: Name of the order of the nodes.
         progress: Called with the tensors walked past so far from time to time.
+        hands_over: Yield the second.
     """
     found = candidate_regions(schedule, progress)
-    alive = live_bytes(schedule, engine_overhead)
-    return StageGraph(schedule, order, RegionTable(found.regions), alive, found.walked)
+    for in_strips in (False, True) if hands_over else (False,):
+        # What an engine lays out anew beside a node are whole tensors: of strips there are none.
+        alive = live_bytes(schedule, {} if in_strips else engine_overhead)
+        table = RegionTable(found.regions, in_strips=in_strips)
+        yield StageGraph(schedule, order, table, alive, found.walked, in_strips)
 
 
 def live_bytes(schedule: Schedule, engine_overhead: Mapping[int, int]) -> list[int]:
@@ -123,7 +152,7 @@ def live_bytes(schedule: Schedule, engine_overhead: Mapping[int, int]) -> list[i
 
     Args:
         schedule: The nodes in order.
-        engine_overhead: As of `stage_graph`.
+        engine_overhead: As of `stage_graphs_of`.
     """
     found = []
     for place, node in enumerate(schedule.nodes):

@@ -50,6 +50,7 @@ class Limits:
         elements: Most elements of a tensor, None for any number.
         shrinks: Windows may shrink: their work is counted so.
         more: More patches than that may be taken where so few gain nothing.
+        alike: Patches of every region that hands strips over; None for the fewest that do.
     """
 
     budget: float = inf
@@ -58,6 +59,7 @@ class Limits:
     elements: int | None = None
     shrinks: bool = False
     more: bool = False
+    alike: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +89,8 @@ class CandidateRegion(NamedTuple):
         inputs: Bytes of its inputs.
         outputs: Bytes of its outputs.
         largest: Bytes of its largest output.
+        joined: Bytes of its largest output that is put together where others are handed over.
+        dying: Bytes of inputs that may come in strips and that nobody reads any more.
         free: Steps its outputs leave free, `tiling.patches.free_steps`.
         rows: Rows of the output of most steps.
         step: Its rows per step.
@@ -103,6 +107,8 @@ class CandidateRegion(NamedTuple):
     inputs: Figure
     outputs: Figure
     largest: Figure
+    joined: Figure
+    dying: Figure
     free: Figure
     rows: Figure
     step: Figure
@@ -117,10 +123,19 @@ class CandidateRegion(NamedTuple):
         """Return what a window has of so many bytes or elements, rounded up."""
         return -(-whole * self.window(splits) // self.rows)
 
-    def peak(self, splits: Figure) -> Figure:
-        """Return the bytes alive at once: whole ones, so that a plan keeps its own peak."""
+    def peak(self, splits: Figure, *, in_strips: bool) -> Figure:
+        """Return the bytes alive at once: whole ones, so that a plan keeps its own peak.
+
+        Args:
+            splits: Patches.
+            in_strips: What can be handed over in strips is.
+        """
         inside = self.of_window(self.inside, splits)
-        return self.before + self.outputs + np.maximum(inside, self.largest)
+        if not in_strips:
+            return self.before + self.outputs + np.maximum(inside, self.largest)
+        # Strips are set free one by one while the outputs grow.
+        grown = self.outputs - self.dying
+        return self.before + np.maximum(inside + np.maximum(grown, 0), grown + self.joined)
 
     def extra(self, splits: Figure, *, shrinks: bool) -> Figure:
         """Return the extra work: rows computed again."""

@@ -582,12 +582,78 @@ _GROWTH: tuple[tuple[int, Callable[[Graph], bool]], ...] = (
 _WHEEL = tuple(grow for weight, grow in _GROWTH for _ in range(weight))
 
 
-def random_graph(draw: Draw, *, most: int = 8) -> Graph:
+def _instance_norm(g: Graph) -> bool:
+    x = g.pick()
+    scale, bias = g.weight(x.channels), g.weight(x.channels)
+    inputs = [x.name, scale, bias]
+    g.add("InstanceNormalization", inputs, x.channels, x.rows, x.columns, epsilon=0.01)
+    return True
+
+
+def _group_norm(g: Graph) -> bool:
+    """As exporters write it; scale and shift may be missing, or of another kind."""
+    x = g.pick()
+    groups = g.one_of(*(n for n in range(1, x.channels + 1) if x.channels % n == 0))
+    ones, zeros = g.const(np.ones(groups), np.float32), g.weight(groups)
+    (name,) = g.node("Reshape", [x.name, g.const([0, groups, -1])])
+    (name,) = g.node("InstanceNormalization", [name, ones, zeros], epsilon=0.01)
+    shape = g.node("Shape", [x.name])[0] if g.draw(0, 1) else g.const(g.shape(x))
+    (name,) = g.node("Reshape", [name, shape])
+    if g.draw(0, 2):
+        (name,) = g.node("Mul", [name, g.weight(x.channels, 1, 1)])
+    size = (1, x.channels, 1, 1) if g.draw(0, 3) else ()
+    g.add("Add", [name, g.weight(*size)], x.channels, x.rows, x.columns)
+    return True
+
+
+def _spelled_norm(g: Graph) -> bool:
+    x = g.pick()
+    axes = g.one_of([2, 3], [-1, -2], [1, 2, 3])
+    (mean,) = g.node("ReduceMean", [x.name], axes=axes)
+    (off,) = g.node("Sub", [x.name, mean])
+    (squared,) = g.node("Mul", [off, off])
+    (variance,) = g.node("ReduceMean", [squared], axes=axes)
+    (moved,) = g.node("Add", [variance, g.const(0.01, np.float32)])
+    (root,) = g.node("Sqrt", [moved])
+    g.add("Div", [off, root], x.channels, x.rows, x.columns)
+    return True
+
+
+def _reduced_gate(g: Graph) -> bool:
+    """Weigh channels by a reduction of the image; some keep the axes, some do not."""
+    x = g.pick()
+    op = g.one_of("Mean", "Max", "Min", "L1", "L2", "SumSquare", "LogSumExp", "Sum")
+    keeps = g.draw(0, 1)
+    if op == "Sum":
+        (name,) = g.node("ReduceSum", [x.name, g.const([2, 3])], keepdims=keeps)
+    else:
+        (name,) = g.node(f"Reduce{op}", [x.name], axes=[2, 3], keepdims=keeps)
+    if not keeps:
+        (name,) = g.node("Unsqueeze", [name, g.const([2, 3])])
+    (name,) = g.node("Mul", [name, g.const(0.01, np.float32)])
+    (name,) = g.node("Tanh", [name])
+    g.add(g.one_of("Mul", "Add"), [x.name, name], x.channels, x.rows, x.columns)
+    return True
+
+
+def _global_max(g: Graph) -> bool:
+    x = g.pick()
+    (name,) = g.node("GlobalMaxPool", [x.name])
+    (name,) = g.node("Sigmoid", [name])
+    g.add("Mul", [x.name, name], x.channels, x.rows, x.columns)
+    return True
+
+
+_STATISTICS = (_instance_norm, _group_norm, _group_norm, _spelled_norm, _reduced_gate, _global_max)
+
+
+def random_graph(draw: Draw, *, most: int = 8, statistics: bool = False) -> Graph:
     """Return a random graph.
 
     Args:
         draw: Returns a whole number between two, both included.
         most: Steps of growth.
+        statistics: Every third step or so looks at the whole image.
     """
     rng = np.random.default_rng(draw(0, 1 << 30))
     axis = ("height", "height", "width")[draw(0, 2)]
@@ -598,6 +664,8 @@ def random_graph(draw: Draw, *, most: int = 8) -> Graph:
         _residual(graph)
     for _ in range(draw(1, most)):
         grow = _WHEEL[draw(0, len(_WHEEL) - 1)]
+        if statistics and draw(0, 2) == 0:
+            grow = _STATISTICS[draw(0, len(_STATISTICS) - 1)]
         if grow(graph):
             graph.kinds.append(grow.__name__[1:])
     return graph
