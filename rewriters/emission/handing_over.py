@@ -116,7 +116,10 @@ def _apart(item: Fragment, sources: frozenset[str]) -> tuple[Fragment, dict[str,
         # Nodes that a window is made of stand before it, and serve it alone.
         parts = {source: list[onnx.NodeProto]() for source in sources}
         rest, pending = list[onnx.NodeProto](), list[onnx.NodeProto]()
-        pieces = {name for node in nodes for name in node.output if "/strip_" in name}
+        stems = {item.name(window.suffix) for window in item.windows}
+        pieces = {
+            name for node in nodes for name in node.output if name.rpartition("/strip_")[0] in stems
+        }
         for node in nodes:
             name = node.output[0] if node.output else ""
             if name in pieces:
@@ -126,6 +129,7 @@ def _apart(item: Fragment, sources: frozenset[str]) -> tuple[Fragment, dict[str,
             there.extend(pending)
             there.append(node)
             pending.clear()
+        rest.extend(pending)
         windows = {
             source: item.rewritten(
                 own,

@@ -32,6 +32,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count as count_from
 from math import prod
 from typing import Any
 
@@ -60,6 +61,9 @@ _IN_TWO: Mapping[str, tuple[str, str]] = {
     "ReduceLogSumExp": ("ReduceLogSumExp", "ReduceLogSumExp"),
     "ReduceLogSum": ("ReduceSum", "ReduceLogSum"),
 }
+
+# Of these the two are the same for integers, too.
+_WHOLE_NUMBERS = frozenset("ReduceSum ReduceMax ReduceMin ReduceProd".split())
 
 _POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
 
@@ -169,6 +173,7 @@ class _Graph:
     facts: CertainFacts
     axes: Mapping[str, int]
     word: str
+    taken: set[str] = field(default_factory=set)
 
     @property
     def index(self) -> Index:
@@ -187,7 +192,12 @@ class _Graph:
         return users[0] if len(users) == 1 and name not in self.index.outputs else None
 
     def new(self, position: int) -> _Nodes:
-        return _Nodes(f"{node_label(self.node(position))}/{self.word}", self.facts.opset)
+        label = node_label(self.node(position))
+        # Two nodes may have one name, or one the name that another's output has.
+        free = (label if number == 1 else f"{label}_{number}" for number in count_from(1))
+        base = next(name for name in free if name not in self.taken)
+        self.taken.add(base)
+        return _Nodes(f"{base}/{self.word}", self.facts.opset)
 
     def reduced_axes(self, node: onnx.NodeProto) -> tuple[int, ...] | None:
         """Return the axes that a reduction is over, None if it is not known."""
@@ -289,6 +299,11 @@ def _grouped(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | Non
     if whole is None or inner is None or len(whole) < 4 or len(inner) != 3:
         return None
     groups, channels = inner[1], whole[1]
+    if whole[0] is None:
+        # Of a batch that is not known the target must say that it stays.
+        target = found.facts.constants.numbers(found.node(first).input[1])
+        if not target or target[0] != 0 or attributes(found.node(first)).get("allowzero", 0):
+            return None
     same = back == whole and None not in whole
     if not same and not _restores(found, found.node(last), x, channels):
         return None
@@ -485,6 +500,9 @@ def _reduction(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | N
     if all(dims[at] == 1 for at in others):
         return None
     kind = shapes.elements.get(x, 0)
+    # Of integers a mean or a root of each row would be rounded.
+    if kind not in _FLOATS and (not kind or op not in _WHOLE_NUMBERS):
+        return None
     single = kind in _HALF and op not in ("ReduceMax", "ReduceMin")
     new = found.new(position)
     image = new.add("Cast", [x], "single", to=int(TensorProto.FLOAT)) if single else x
