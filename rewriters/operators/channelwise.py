@@ -1,4 +1,4 @@
-"""Over another dimension than the tiled one: Softmax, Concat, reductions, MatMul."""
+"""Over another dimension than the tiled one: Softmax, Concat, reductions."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import optional, same_rows
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["REDUCTIONS", "along", "matmul", "normalize", "reduce"]
+__all__ = ["REDUCTIONS", "along", "normalize", "reduce"]
 
 
 def along(record: Record, axis: int) -> RowLocal | str:
@@ -15,10 +15,11 @@ def along(record: Record, axis: int) -> RowLocal | str:
     if shape is None:
         return "its input's rank is unknown"
     op, rank = record.op_type, len(shape)
-    defaults = {"Softmax": -1, "LogSoftmax": -1, "Hardmax": -1}
-    if op in defaults and record.opset < 13:
-        return f"before opset 13 {op} flattens its input"
+    flattens = op in ("Softmax", "LogSoftmax", "Hardmax") and record.opset < 13
+    defaults = dict.fromkeys(("Softmax", "LogSoftmax", "Hardmax"), 1 if flattens else -1)
     at = record.attributes.get("axis", defaults.get(op, 0)) % rank
+    if flattens and at < rank - 1:
+        return f"before opset 13 {op} flattens its input"
     match op:
         case "Concat":
             if at == axis:
@@ -82,19 +83,6 @@ def normalize(record: Record, axis: int) -> RowLocal | str:
         at = axis - (len(shape) - len(scale))
         if at >= 0 and scale[at] != 1:
             return "its scale is not the same in all rows"
-    return same_rows(axis)
-
-
-def matmul(record: Record, axis: int) -> RowLocal | str:
-    """MatMul whose second factor all rows share."""
-    a, b = record.shape(0), record.shape(1)
-    if a is None or b is None or len(b) < 2 or len(a) < len(b):
-        return "its factors are not an image and a matrix"
-    if axis >= len(a) - 1:
-        return "the tiled axis is its second factor's"
-    at = axis - (len(a) - len(b))
-    if axis < len(a) - 2 and at >= 0 and b[at] != 1:
-        return "both factors have the tiled axis"
     return same_rows(axis)
 
 

@@ -15,7 +15,7 @@
     along         Softmax, Concat, Split, Gather, ArgMax ...       Pointwise   along the tiled axis
     reduce        ReduceMean, ReduceSum ...                        Pointwise   over the tiled axis
     normalize     LayerNormalization, RMSNormalization             Pointwise   over the tiled axis
-    matmul        MatMul, the second factor shared                 Pointwise   over the tiled axis
+    matmul, gemm, einsum   rows or columns of a matrix product     Pointwise   over the tiled axis
     transpose, squeeze, unsqueeze, reshape, expand, tile           Pointwise   rows not kept apart
 
 An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
@@ -29,11 +29,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rewriters.operators.channelwise import REDUCTIONS, along, matmul, normalize, reduce
+from rewriters.operators.channelwise import REDUCTIONS, along, normalize, reduce
 from rewriters.operators.convolution import sliding, transposed
 from rewriters.operators.elementwise import BROADCAST, broadcast, first_alone, quantize
 from rewriters.operators.layout import expand, reshape, squeeze, tile, transpose, unsqueeze
 from rewriters.operators.pooling import pool
+from rewriters.operators.products import einsum, gemm, matmul
 from rewriters.operators.resampling import resize, to_depth, to_space
 from rewriters.operators.rules import Entry
 from rewriters.operators.slicing import pad, slice_rows
@@ -58,6 +59,8 @@ TABLE: Mapping[str, Entry] = {
     "Pad": pad,
     "Slice": slice_rows,
     "MatMul": matmul,
+    "Gemm": gemm,
+    "Einsum": einsum,
     "Transpose": transpose,
     "Squeeze": squeeze,
     "Unsqueeze": unsqueeze,

@@ -13,7 +13,7 @@ __all__ = ["UNREACHED", "BarrierNames"]
 
 
 # What is said of a node that nobody asked whether it is row-local.
-UNREACHED = "layers that no Conv or pool leads to"
+UNREACHED = "layers that no Conv, pool or attention leads to"
 
 # Operators that move or view elements: what they stand around says what they are for.
 _LAYOUT = frozenset("Reshape Transpose Flatten Squeeze Unsqueeze Identity Cast Expand".split())

@@ -85,7 +85,7 @@ _STATISTIC = (
     "it, and not kept"
 )
 
-_ADVICE: Mapping[str, str] = {UNREACHED: "only layers around Convs and pools are cut"}
+_ADVICE: Mapping[str, str] = {UNREACHED: "only layers around Convs, pools and attention are cut"}
 
 _EXCLUDED = _Cause("what was excluded", "excluded", "leave out exclude=, or widen include=")
 

@@ -2,7 +2,8 @@
 
 Convolutions and pools say where an image's rows are; from there the tiled axis is followed through
 the graph in both directions, as far as the table of operators knows the way: through a Transpose it
-becomes another dimension, at a barrier it ends.
+becomes another dimension, at a barrier it ends. Attention that no such way leads to has rows of its
+own: its queries (`regions.attention`).
 """
 
 from __future__ import annotations
@@ -12,8 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewriters.graph.facts import CertainFacts, record_of
+from rewriters.operators.products import PRODUCTS
 from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.table import BARRIERS, SPATIAL, TABLE
+from rewriters.regions.attention import KEYS, is_weighed, products, queries
 
 __all__ = ["AXES", "Locality", "find_locality", "tiled_axes", "tiled_axis"]
 
@@ -24,6 +27,8 @@ AXES = {"width": 1, "height": 2, "depth": 3}
 _RANKLESS = "the rank of its output is unknown"
 
 _UNKNOWN = "the table of operators does not have it"
+
+_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,7 @@ def tiled_axes(facts: CertainFacts, axis_name: str | int) -> dict[str, int]:
         axes.update((node.input[i], axis) for i, axis in link.carriers)
         axes.update(dict.fromkeys(node.output, link.axis))
     for node in graph.node:
-        if node.op_type in SPATIAL and node.domain in ("", "ai.onnx"):
+        if node.op_type in SPATIAL and node.domain in _DOMAINS:
             shape = facts.shapes.dims.get(node.input[0])
             axis = None if shape is None else tiled_axis(axis_name, len(shape))
             if axis is not None:
@@ -73,15 +78,57 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
         facts: The model.
         axis_name: "height", "width", "depth" or a dimension of the tensor.
     """
-    graph, index, shapes = facts.graph, facts.index, facts.shapes
-    links: dict[int, RowLocal] = {}
-    reasons: dict[int, str] = {}
-    records: dict[int, Record] = {}
-    queue: deque[int] = deque()
+    walk = _Walk(facts)
+    for position, node in enumerate(facts.graph.node):
+        if node.op_type in SPATIAL and node.domain in _DOMAINS:
+            shape = facts.shapes.dims.get(node.input[0])
+            axis = None if shape is None else tiled_axis(axis_name, len(shape))
+            if axis is None:
+                continue
+            if not walk.assign(position, axis) and node.op_type not in TABLE:
+                # A barrier still says where the axes of what it reads are.
+                producer = facts.index.producer.get(node.input[0])
+                if producer is not None:
+                    walk.assign(producer, axis)
+    walk.run()
+    walk.keep_axes()
+    for position in products(facts):
+        if position not in walk.links:
+            axis = queries(facts, walk.ask, position)
+            if axis is not None:
+                walk.assign(position, axis)
+                walk.run()
+    return Locality(walk.links, walk.reasons)
 
-    def ask(position: int, axis: int) -> RowLocal | str:
+
+class _Walk:
+    """The tiled axis as it is followed through a graph.
+
+    Args:
+        facts: The model.
+
+    Attributes:
+        links: Nodes that are row-local, by position.
+        reasons: Why others are not.
+    """
+
+    def __init__(self, facts: CertainFacts) -> None:
+        self.links: dict[int, RowLocal] = {}
+        self.reasons: dict[int, str] = {}
+        self._facts = facts
+        self._records: dict[int, Record] = {}
+        self._queue: deque[int] = deque()
+        # Products that could be read in another way as well: taken where no better way was found,
+        # columns of the second factor first.
+        self._later: tuple[list[tuple[int, RowLocal]], ...] = ([], [])
+        # The tiled axis of each tensor, once it may be no other.
+        self._axes: dict[str, int] | None = None
+
+    def ask(self, position: int, axis: int) -> RowLocal | str:
+        """Return a node's rows if a dimension of its output is the tiled axis, or why not."""
+        graph, index, shapes = self._facts.graph, self._facts.index, self._facts.shapes
         node = graph.node[position]
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in _DOMAINS:
             return f"it is of the domain {node.domain}"
         if node.op_type not in TABLE:
             return BARRIERS.get(node.op_type, _UNKNOWN)
@@ -90,57 +137,110 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
         read = [n for n in node.output if n in index.users or n in index.outputs]
         if any(len(shapes.dims.get(name, ())) <= axis for name in read):
             return _RANKLESS
-        if position not in records:
-            records[position] = record_of(facts, position)
-        return TABLE[node.op_type](records[position], axis)
+        if position not in self._records:
+            self._records[position] = record_of(self._facts, position)
+        return TABLE[node.op_type](self._records[position], axis)
 
-    def assign(position: int, axis: int) -> bool:
-        if position in links:
+    def assign(self, position: int, axis: int) -> bool:
+        """Let a dimension of a node's output be the tiled axis; tell whether it is row-local so."""
+        if position in self.links:
             return True
-        found = ask(position, axis)
+        found = self.ask(position, axis)
+        if isinstance(found, RowLocal) and self._facts.graph.node[position].op_type in PRODUCTS:
+            rank = self._rank_of_product(position, found)
+            if isinstance(rank, int):
+                self._later[rank].append((position, found))
+                return False
+            found = rank
+        if isinstance(found, RowLocal) and not self._keeps_axes(position, found):
+            found = "it is cut along another dimension on its other side"
         if isinstance(found, str):
-            reasons.setdefault(position, found)
+            self.reasons.setdefault(position, found)
             return False
-        links[position] = found
-        reasons.pop(position, None)
-        queue.append(position)
+        self._take(position, found)
         return True
 
-    def follow(position: int, name: str, axis: int) -> None:
+    def run(self) -> None:
+        """Follow the tiled axis from every node that was assigned, as far as it goes."""
+        while True:
+            if self._queue:
+                self._spread(self._queue.popleft())
+                continue
+            waiting = next((later for later in self._later if later), None)
+            if waiting is None:
+                return
+            position, link = waiting.pop(0)
+            if position not in self.links and self._keeps_axes(position, link):
+                self._take(position, link)
+
+    def keep_axes(self) -> None:
+        """Let no tensor have another tiled axis from here on than it has so far."""
+        self._axes = {}
+        for position, link in self.links.items():
+            self._axes.update(self._edges(position, link))
+
+    def _take(self, position: int, link: RowLocal) -> None:
+        self.links[position] = link
+        self.reasons.pop(position, None)
+        self._queue.append(position)
+        if self._axes is not None:
+            self._axes.update(self._edges(position, link))
+
+    def _edges(self, position: int, link: RowLocal) -> dict[str, int]:
+        """Return the tiled axis of what a node reads along it and makes."""
+        node, constants = self._facts.graph.node[position], self._facts.index.constants
+        made = {name: link.axis for name in node.output if name}
+        read = {node.input[i]: axis for i, axis in link.carriers}
+        return made | {name: axis for name, axis in read.items() if name not in constants}
+
+    def _keeps_axes(self, position: int, link: RowLocal) -> bool:
+        axes = self._axes
+        if axes is None:
+            return True
+        edges = self._edges(position, link)
+        return all(axes.get(name, axis) == axis for name, axis in edges.items())
+
+    def _rank_of_product(self, position: int, link: RowLocal) -> RowLocal | str | int:
+        """Return a product's link where it is to be read so, how much later to try, or why not."""
+        node, constants = self._facts.graph.node[position], self._facts.index.constants
+        carried = {i for i, _ in link.carriers}
+        if all(node.input[i] in constants for i in carried):
+            return "the tiled axis is that of its weights"
+        others = {name for i, name in enumerate(node.input[:2]) if i not in carried}
+        weighed = not others <= constants and is_weighed(
+            self._facts, self.ask, node.output[0], link.axis
+        )
+        if 0 in carried:
+            return 1 if weighed else link
+        return KEYS if weighed else 0
+
+    def _spread(self, position: int) -> None:
+        graph, index = self._facts.graph, self._facts.index
+        node, link = graph.node[position], self.links[position]
+        for i, axis in link.carriers:
+            producer = index.producer.get(node.input[i])
+            if producer is not None and producer not in self.links:
+                self.assign(producer, axis)
+        for name in node.output:
+            for user in index.users.get(name, ()):
+                if user not in self.links:
+                    self._follow(user, name, link.axis)
+
+    def _follow(self, position: int, name: str, axis: int) -> None:
         """Look for the output dimension whose rows come from this input's dimension."""
-        node = graph.node[position]
+        node, shapes = self._facts.graph.node[position], self._facts.shapes
         # Where the rank is unknown it is asked once, for the reason why not.
         rank = len(shapes.dims.get(node.output[0]) or (0,) * (axis + 1)) if node.output else 0
         for at in sorted(range(rank), key=lambda at: (at != axis, at)):
-            found = ask(position, at)
+            found = self.ask(position, at)
             if isinstance(found, str):
-                reasons.setdefault(position, found)
+                # Of a product that has not this dimension it is of no interest why not another.
+                if at == axis or node.op_type not in PRODUCTS:
+                    self.reasons.setdefault(position, found)
                 if found in (_UNKNOWN, BARRIERS.get(node.op_type)):
                     return
             elif any(node.input[i] == name and a == axis for i, a in found.carriers):
-                assign(position, at)
+                self.assign(position, at)
                 return
-
-    for position, node in enumerate(graph.node):
-        if node.op_type in SPATIAL and node.domain in ("", "ai.onnx"):
-            shape = shapes.dims.get(node.input[0])
-            axis = None if shape is None else tiled_axis(axis_name, len(shape))
-            if axis is None:
-                continue
-            if not assign(position, axis) and node.op_type not in TABLE:
-                # A barrier still says where the axes of what it reads are.
-                producer = index.producer.get(node.input[0])
-                if producer is not None:
-                    assign(producer, axis)
-    while queue:
-        position = queue.popleft()
-        node, link = graph.node[position], links[position]
-        for i, axis in link.carriers:
-            producer = index.producer.get(node.input[i])
-            if producer is not None and producer not in links:
-                assign(producer, axis)
-        for name in node.output:
-            for user in index.users.get(name, ()):
-                if user not in links:
-                    follow(user, name, link.axis)
-    return Locality(links, reasons)
+        if node.op_type in PRODUCTS:
+            self.reasons.setdefault(position, "it sums products over the tiled axis")

@@ -20,6 +20,7 @@ from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, I
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotInRuntime
 
 from rewriters.operators.table import BARRIERS, TABLE
+from rewriters.regions.attention import KEYS
 from tests.support.random_graphs import Graph
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import noise, operators, run
@@ -379,6 +380,33 @@ def _normalise(op: str, axis: int, *sizes: int) -> Between:
     return between
 
 
+def _second(op: str, first: Any, *more: Any, **attrs: Any) -> Between:
+    """Return a product whose second factor the image is."""
+
+    def between(g: Graph, x: str) -> str:
+        inputs = [_input(g, x, first), x, *(_input(g, x, given) for given in more)]
+        return g.node(op, inputs, **attrs)[0]
+
+    return between
+
+
+def _flat(then: Between, turned: bool = False, turned_back: bool = False) -> Between:
+    """Run a node on the image as a matrix, a pixel a row, or a column where it is turned."""
+
+    def between(g: Graph, x: str) -> str:
+        (x,) = g.node("Transpose", [x], perm=[0, 2, 3, 1])
+        (x,) = g.node("Reshape", [x, g.const([_ROWS * _COLUMNS, 4])])
+        if turned:
+            (x,) = g.node("Transpose", [x], perm=[1, 0])
+        y = then(g, x)
+        if turned_back:
+            (y,) = g.node("Transpose", [y], perm=[1, 0])
+        (y,) = g.node("Reshape", [y, g.const([1, _ROWS, _COLUMNS, 4])])
+        return g.node("Transpose", [y], perm=[0, 3, 1, 2])[0]
+
+    return between
+
+
 def _cast_like(g: Graph, x: str) -> str:
     (y,) = g.node("CastLike", [x, g.const([1], np.int32)])
     return _cast(g, y, _FLOAT)
@@ -594,7 +622,12 @@ SPELLINGS: Mapping[str, Sequence[Spelling]] = {
     ],
     "DequantizeLinear": [_at(_quantise(0.05), 10)],
     **{
-        op: [_at(_op(op, axis=1), 13), _at(_op(op), 13), _at(_moved([0, 2, 3, 1], _op(op)), 13)]
+        op: [
+            _at(_op(op, axis=1), 13),
+            _at(_op(op), 13),
+            _at(_moved([0, 2, 3, 1], _op(op)), 13),
+            _at(_op(op, axis=3), 9, 12),
+        ]
         for op in ("Softmax", "LogSoftmax", "Hardmax")
     },
     "Concat": [
@@ -621,6 +654,23 @@ SPELLINGS: Mapping[str, Sequence[Spelling]] = {
         _at(_op("MatMul", noise(1, 1, _COLUMNS, 5))),
         _at(_op("MatMul", noise(1, 4, _COLUMNS, 5))),
         _at(_moved([0, 2, 1, 3], _op("MatMul", noise(_COLUMNS, 5)))),
+        _at(_moved([0, 1, 3, 2], _second("MatMul", noise(_COLUMNS, _COLUMNS)))),
+        _at(_moved([0, 1, 3, 2], _second("MatMul", noise(1, 4, _COLUMNS, _COLUMNS)))),
+        _at(_moved([0, 2, 3, 1], _op("MatMul", noise(1, _ROWS, 4, 4)))),
+    ],
+    "Gemm": [
+        _at(_flat(_op("Gemm", noise(4, 4), noise(4), alpha=0.5, beta=2.0))),
+        _at(_flat(_op("Gemm", noise(4, 4), noise(_ROWS * _COLUMNS, 1), transB=1))),
+        _at(_flat(_op("Gemm", noise(4, 4), transA=1), turned=True), 11),
+        _at(_flat(_second("Gemm", noise(4, 4), noise(4, 1)), turned=True, turned_back=True)),
+        _at(_flat(_second("Gemm", noise(4, 4), noise(1), transB=1), turned_back=True)),
+    ],
+    "Einsum": [
+        _at(_op("Einsum", noise(4, 4), equation="nchw,cd->ndhw"), 12),
+        _at(_op("Einsum", noise(_ROWS, 4, 4), equation="n c h w, h c d -> n d h w"), 12),
+        _at(_second("Einsum", noise(4, 4), equation="dc,Nchw->Ndhw"), 12),
+        _at(_op("Einsum", "x", equation="nchw,nchw->nchw"), 12),
+        _at(_moved([0, 2, 1, 3], _op("Einsum", noise(1, 1, 4, 5), equation="nhcw,nhck->nhck")), 12),
     ],
     "Transpose": [_at(_moved([0, 3, 2, 1], _op("Relu"))), _at(_moved([2, 0, 3, 1], _op("Relu")))],
     "Squeeze": [_at(_there_and_back), _at(_squeeze_all)],
@@ -769,14 +819,12 @@ def _roi(g: Graph, x: str) -> str:
     return g.node("Resize", [x, roi, scales], **attrs)[0]
 
 
-def _both_factors(g: Graph, x: str) -> str:
-    (wide,) = g.node("Transpose", [x], perm=[0, 1, 3, 2])
-    return g.node("MatMul", [x, g.node("MatMul", [wide, g.weight(_ROWS, _COLUMNS)])[0]])[0]
-
-
-def _batched(g: Graph, x: str) -> str:
-    """Another matrix for each row."""
-    return _moved([0, 2, 3, 1], _op("MatMul", noise(1, _ROWS, 4, 4)))(g, x)
+def _keys_alone(g: Graph, x: str) -> str:
+    """One query, made of the whole image: each row is weighed against all others."""
+    (query,) = g.node("ReduceMax", [x], axes=[2], keepdims=1)
+    (keys,) = g.node("Transpose", [x], perm=[0, 1, 3, 2])
+    (weights,) = g.node("Softmax", g.node("MatMul", [query, keys]), axis=-1)
+    return g.node("Add", [x, g.node("MatMul", [weights, x])[0]])[0]
 
 
 def _blocks(g: Graph, x: str) -> str:
@@ -863,11 +911,16 @@ REFUSALS: Mapping[str, tuple[Between, int]] = {
         17,
     ),
     "it takes rows apart or puts them together": (_reshaped(1, 4, 9, 16), 17),
-    "the tiled axis is its second factor's": (
+    "it sums products over the tiled axis": (
         _moved([0, 1, 3, 2], _op("MatMul", noise(_ROWS, _ROWS))),
         17,
     ),
-    "both factors have the tiled axis": (_batched, 17),
+    KEYS: (_keys_alone, 17),
+    "its equation leaves letters open": (_op("Einsum", noise(4, 4), equation="nchw,cd"), 17),
+    "it takes a diagonal along the tiled axis": (
+        _op("Einsum", noise(_ROWS, _ROWS), equation="nchw,hh->nchw"),
+        17,
+    ),
     "its output is asked to be larger than the kernel can fill": (
         _op("ConvTranspose", noise(4, 3, 3, 3), strides=[2, 1], output_shape=[60, 6]),
         17,

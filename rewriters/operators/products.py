@@ -1,0 +1,79 @@
+"""Matrix products: MatMul, Gemm, Einsum.
+
+    y[.., i, j] = sum over k of a[.., i, k] * b[.., k, j]
+
+Rows ``i`` of the product are those of its first factor, columns ``j`` those of its second one; the
+other factor is read whole. So attention's products are row-local in the queries: of the scores
+``q k^T`` these are the rows, or the columns where they are written ``k q^T``.
+"""
+
+from __future__ import annotations
+
+from rewriters.operators.record import Record, RowLocal
+from rewriters.tiling.row_maps import Pointwise
+
+__all__ = ["PRODUCTS", "einsum", "gemm", "matmul"]
+
+
+def matmul(record: Record, axis: int) -> RowLocal | str:
+    """MatMul: rows of one factor, columns of the other, or what both have in front of these."""
+    a, b = record.shape(0), record.shape(1)
+    if a is None or b is None or min(len(a), len(b)) < 2:
+        return "its factors are not an image and a matrix"
+    rank = max(len(a), len(b))
+    if axis == rank - 2:
+        return RowLocal(Pointwise(), ((0, len(a) - 2),), axis)
+    if axis == rank - 1:
+        return RowLocal(Pointwise(), ((1, len(b) - 1),), axis)
+    carriers = []
+    for index, shape in enumerate((a, b)):
+        at = axis - (rank - len(shape))
+        if at >= 0 and shape[at] != 1:
+            carriers.append((index, at))
+    if not carriers:
+        return "none of its factors has the tiled axis"
+    if len(carriers) > 1 and any((a, b)[index][at] is None for index, at in carriers):
+        return "both factors have the tiled axis, of unknown size"
+    return RowLocal(Pointwise(), tuple(carriers), axis)
+
+
+def gemm(record: Record, axis: int) -> RowLocal | str:
+    """Gemm: a matrix product, either factor transposed, and what is added to it."""
+    factor, flag = ((0, "transA"), (1, "transB"))[axis]
+    carriers = [(factor, axis ^ int(bool(record.attributes.get(flag, 0))))]
+    if record.given(2):
+        added = record.shape(2)
+        if added is None:
+            return "the rank of what it adds is unknown"
+        at = axis - (2 - len(added))
+        if at >= 0 and added[at] != 1:
+            carriers.append((2, at))
+    return RowLocal(Pointwise(), tuple(carriers), axis)
+
+
+def einsum(record: Record, axis: int) -> RowLocal | str:
+    """Einsum: a letter of the result, and who has it."""
+    equation = "".join(record.attributes.get("equation", "").split())
+    given, arrow, made = equation.partition("->")
+    terms = given.split(",")
+    if not arrow or "." in equation:
+        return "its equation leaves letters open"
+    if len(terms) != len(record.shapes) or axis >= len(made):
+        return "its equation does not fit its inputs"
+    letter = made[axis]
+    if made.count(letter) > 1 or any(term.count(letter) > 1 for term in terms):
+        return "it takes a diagonal along the tiled axis"
+    carriers = []
+    for index, term in enumerate(terms):
+        shape = record.shape(index)
+        if shape is None or len(shape) != len(term):
+            return "the rank of an operand is unknown"
+        # One row stands for as many as the others have.
+        if letter in term and shape[term.index(letter)] != 1:
+            carriers.append((index, term.index(letter)))
+    if not carriers:
+        return "none of its operands has the tiled axis"
+    return RowLocal(Pointwise(), tuple(carriers), axis)
+
+
+PRODUCTS = ("MatMul", "Gemm", "Einsum")
