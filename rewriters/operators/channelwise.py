@@ -6,7 +6,11 @@ from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import optional, same_rows
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["REDUCTIONS", "along", "normalize", "reduce"]
+__all__ = ["JOINED", "REDUCTIONS", "along", "normalize", "reduce"]
+
+
+# Of a Concat: where its result is cut, its operands are not cut in the same places.
+JOINED = "it concatenates along the tiled axis"
 
 
 def along(record: Record, axis: int) -> RowLocal | str:
@@ -23,7 +27,7 @@ def along(record: Record, axis: int) -> RowLocal | str:
     match op:
         case "Concat":
             if at == axis:
-                return "it concatenates along the tiled axis"
+                return JOINED
             return same_rows(axis, *range(len(record.shapes)))
         case "Gather":
             indices = record.shape(1)

@@ -1,4 +1,4 @@
-"""Matrix products: MatMul, Gemm, Einsum.
+"""Matrix products: MatMul, Gemm, Einsum, and those that Attention makes inside.
 
     y[.., i, j] = sum over k of a[.., i, k] * b[.., k, j]
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from rewriters.operators.record import Record, RowLocal
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["PRODUCTS", "einsum", "gemm", "matmul"]
+__all__ = ["PRODUCTS", "attend", "einsum", "gemm", "matmul"]
 
 
 def matmul(record: Record, axis: int) -> RowLocal | str:
@@ -73,6 +73,37 @@ def einsum(record: Record, axis: int) -> RowLocal | str:
             carriers.append((index, term.index(letter)))
     if not carriers:
         return "none of its operands has the tiled axis"
+    return RowLocal(Pointwise(), tuple(carriers), axis)
+
+
+def attend(record: Record, axis: int) -> RowLocal | str:
+    """Attention as one node: queries, with all keys and values; or images, each with its own."""
+    if any(record.used[1:]):
+        return "an output besides the first is used"
+    if record.attributes.get("is_causal", 0):
+        return "its mask is counted from the first query on"
+    if any(record.given(index) for index in (4, 5, 6)):
+        return "how many of its keys count is known at run time alone"
+    factors = [record.shape(index) for index in range(3)]
+    mask = record.shape(3) if record.given(3) else ()
+    if mask is None or any(shape is None for shape in factors):
+        return "the rank of an operand is unknown"
+    # Heads are a dimension of their own, or part of the channels.
+    ranks = {len(shape or ()) for shape in factors}
+    if ranks not in ({3}, {4}):
+        return "its queries, keys and values are spelled differently"
+    rank = ranks.pop()
+    if axis == rank - 2:
+        carriers, masked = [(0, axis)], len(mask) - 2
+    elif axis == 0:
+        images = {shape[0] for shape in factors if shape is not None}
+        if len(images) > 1 or None in images:
+            return "its factors have different numbers of images"
+        carriers, masked = [(0, 0), (1, 0), (2, 0)], len(mask) - 4
+    else:
+        return "the tiled axis is that of its heads or channels"
+    if masked >= 0 and mask[masked] != 1:
+        carriers.append((3, masked))
     return RowLocal(Pointwise(), tuple(carriers), axis)
 
 

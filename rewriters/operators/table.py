@@ -16,6 +16,7 @@
     reduce        ReduceMean, ReduceSum ...                        Pointwise   over the tiled axis
     normalize     LayerNormalization, RMSNormalization             Pointwise   over the tiled axis
     matmul, gemm, einsum   rows or columns of a matrix product     Pointwise   over the tiled axis
+    attend        Attention: queries, or images                    Pointwise   causal, keys kept
     transpose, squeeze, unsqueeze, reshape, expand, tile           Pointwise   rows not kept apart
 
 An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
@@ -34,7 +35,7 @@ from rewriters.operators.convolution import sliding, transposed
 from rewriters.operators.elementwise import BROADCAST, broadcast, first_alone, quantize
 from rewriters.operators.layout import expand, reshape, squeeze, tile, transpose, unsqueeze
 from rewriters.operators.pooling import pool
-from rewriters.operators.products import einsum, gemm, matmul
+from rewriters.operators.products import attend, einsum, gemm, matmul
 from rewriters.operators.resampling import resize, to_depth, to_space
 from rewriters.operators.rules import Entry
 from rewriters.operators.slicing import pad, slice_rows
@@ -61,6 +62,7 @@ TABLE: Mapping[str, Entry] = {
     "MatMul": matmul,
     "Gemm": gemm,
     "Einsum": einsum,
+    "Attention": attend,
     "Transpose": transpose,
     "Squeeze": squeeze,
     "Unsqueeze": unsqueeze,

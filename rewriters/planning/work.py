@@ -3,7 +3,7 @@
 Good enough to weigh plans against each other: convolutions and matrix products by their definition,
 everything else by what it reads and writes.
 
-Source: ONNX operator definitions of Conv, ConvTranspose and MatMul.
+Source: ONNX operator definitions of Conv, ConvTranspose, MatMul and Attention.
 """
 
 from __future__ import annotations
@@ -49,4 +49,8 @@ def node_work(node: onnx.NodeProto, shapes: Shapes) -> float:
     elif node.op_type in ("MatMul", "Gemm") and node.input:
         dims = shapes.dims.get(node.input[0])
         products = made * ((dims[-1] or 1) if dims else 1)
+    elif node.op_type == "Attention" and len(node.input) > 1:
+        dims = shapes.dims.get(node.input[1])
+        # Scores, and what they weigh: each query meets each key twice.
+        products = 2 * made * ((dims[-2] or 1) if dims and len(dims) > 2 else 1)
     return max(float(products), COPY * (made + read))

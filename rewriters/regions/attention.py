@@ -40,11 +40,11 @@ _FAR = 32
 
 
 def products(facts: CertainFacts) -> Iterator[int]:
-    """Yield the positions of the products of two activations."""
+    """Yield the positions of the products of two activations, and of what has them inside."""
     constants = facts.index.constants
     for position, node in enumerate(facts.graph.node):
         if (
-            node.op_type in PRODUCTS
+            node.op_type in (*PRODUCTS, "Attention")
             and node.domain in ("", "ai.onnx")
             and len(node.input) > 1
             and not any(name in constants for name in node.input[:2])
@@ -58,10 +58,12 @@ def queries(facts: CertainFacts, ask: Ask, position: int) -> int | None:
     Args:
         facts: The model.
         ask: The table of operators.
-        position: A product of two activations.
+        position: One of `products`.
     """
     made = facts.graph.node[position].output[0]
     sizes = facts.shapes.dims.get(made, ())
+    if facts.graph.node[position].op_type == "Attention":
+        return len(sizes) - 2 if len(sizes) > 2 else None
     factor = dict[int, int]()
     for at in range(len(sizes)):
         found = ask(position, at)

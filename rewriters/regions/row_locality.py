@@ -2,8 +2,9 @@
 
 Convolutions and pools say where an image's rows are; from there the tiled axis is followed through
 the graph in both directions, as far as the table of operators knows the way: through a Transpose it
-becomes another dimension, at a barrier it ends. Attention that no such way leads to has rows of its
-own: its queries (`regions.attention`).
+becomes another dimension, at a barrier it ends. Behind a Concat along it (a class token, a roll of
+windows) it begins anew. Attention that no such way leads to has rows of its own: its queries
+(`regions.attention`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewriters.graph.facts import CertainFacts, record_of
+from rewriters.operators.channelwise import JOINED
 from rewriters.operators.products import PRODUCTS
 from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.table import BARRIERS, SPATIAL, TABLE
@@ -27,6 +29,12 @@ AXES = {"width": 1, "height": 2, "depth": 3}
 _RANKLESS = "the rank of its output is unknown"
 
 _UNKNOWN = "the table of operators does not have it"
+
+# What is said of operators that read some of their inputs whole, as a rule.
+_WHOLE = {
+    **dict.fromkeys(PRODUCTS, "it sums products over the tiled axis"),
+    "Attention": KEYS,
+}
 
 _DOMAINS = ("", "ai.onnx")
 
@@ -92,12 +100,13 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
                     walk.assign(producer, axis)
     walk.run()
     walk.keep_axes()
+    walk.run_on()
     for position in products(facts):
         if position not in walk.links:
             axis = queries(facts, walk.ask, position)
             if axis is not None:
                 walk.assign(position, axis)
-                walk.run()
+                walk.run_on()
     return Locality(walk.links, walk.reasons)
 
 
@@ -121,6 +130,8 @@ class _Walk:
         # Products that could be read in another way as well: taken where no better way was found,
         # columns of the second factor first.
         self._later: tuple[list[tuple[int, RowLocal]], ...] = ([], [])
+        # Tensors that are put together along the tiled axis, which is their own as well.
+        self._joined: list[tuple[str, int]] = []
         # The tiled axis of each tensor, once it may be no other.
         self._axes: dict[str, int] | None = None
 
@@ -173,6 +184,13 @@ class _Walk:
             if position not in self.links and self._keeps_axes(position, link):
                 self._take(position, link)
 
+    def run_on(self) -> None:
+        """Follow the tiled axis, and on from where tensors are put together along it."""
+        self.run()
+        while self._joined:
+            self._to_users(*self._joined.pop(0))
+            self.run()
+
     def keep_axes(self) -> None:
         """Let no tensor have another tiled axis from here on than it has so far."""
         self._axes = {}
@@ -215,16 +233,19 @@ class _Walk:
         return KEYS if weighed else 0
 
     def _spread(self, position: int) -> None:
-        graph, index = self._facts.graph, self._facts.index
-        node, link = graph.node[position], self.links[position]
+        index, link = self._facts.index, self.links[position]
+        node = self._facts.graph.node[position]
         for i, axis in link.carriers:
             producer = index.producer.get(node.input[i])
             if producer is not None and producer not in self.links:
                 self.assign(producer, axis)
         for name in node.output:
-            for user in index.users.get(name, ()):
-                if user not in self.links:
-                    self._follow(user, name, link.axis)
+            self._to_users(name, link.axis)
+
+    def _to_users(self, name: str, axis: int) -> None:
+        for user in self._facts.index.users.get(name, ()):
+            if user not in self.links:
+                self._follow(user, name, axis)
 
     def _follow(self, position: int, name: str, axis: int) -> None:
         """Look for the output dimension whose rows come from this input's dimension."""
@@ -235,12 +256,15 @@ class _Walk:
             found = self.ask(position, at)
             if isinstance(found, str):
                 # Of a product that has not this dimension it is of no interest why not another.
-                if at == axis or node.op_type not in PRODUCTS:
+                if at == axis or node.op_type not in _WHOLE:
                     self.reasons.setdefault(position, found)
+                if found == JOINED and at == axis:
+                    self._joined.append((node.output[0], axis))
+                    return
                 if found in (_UNKNOWN, BARRIERS.get(node.op_type)):
                     return
             elif any(node.input[i] == name and a == axis for i, a in found.carriers):
                 self.assign(position, at)
                 return
-        if node.op_type in PRODUCTS:
-            self.reasons.setdefault(position, "it sums products over the tiled axis")
+        if node.op_type in _WHOLE:
+            self.reasons.setdefault(position, _WHOLE[node.op_type])

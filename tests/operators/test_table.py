@@ -23,7 +23,7 @@ from rewriters.operators.table import BARRIERS, TABLE
 from rewriters.regions.attention import KEYS
 from tests.support.random_graphs import Graph
 from tests.support.regions_by_hand import tile_all
-from tests.support.small_models import noise, operators, run
+from tests.support.small_models import Array, noise, operators, run
 from tests.support.tiers import slow
 
 # A node between the Convs: gets the graph and the first Conv's output, [1, 4, 24, 6] of float32,
@@ -407,6 +407,19 @@ def _flat(then: Between, turned: bool = False, turned_back: bool = False) -> Bet
     return between
 
 
+def _of_tokens(*more: Array) -> Between:
+    """Let rows be tokens, of four heads in the channels, and attend."""
+
+    def between(g: Graph, x: str) -> str:
+        (x,) = g.node("Transpose", [x], perm=[0, 2, 1, 3])
+        (x,) = g.node("Reshape", [x, g.const([1, _ROWS, 4 * _COLUMNS])])
+        y = _op("Attention", *more, q_num_heads=4, kv_num_heads=4)(g, x)
+        (y,) = g.node("Reshape", [y, g.const([1, _ROWS, 4, _COLUMNS])])
+        return g.node("Transpose", [y], perm=[0, 2, 1, 3])[0]
+
+    return between
+
+
 def _cast_like(g: Graph, x: str) -> str:
     (y,) = g.node("CastLike", [x, g.const([1], np.int32)])
     return _cast(g, y, _FLOAT)
@@ -672,6 +685,26 @@ SPELLINGS: Mapping[str, Sequence[Spelling]] = {
         _at(_op("Einsum", "x", equation="nchw,nchw->nchw"), 12),
         _at(_moved([0, 2, 1, 3], _op("Einsum", noise(1, 1, 4, 5), equation="nhcw,nhck->nhck")), 12),
     ],
+    "Attention": [
+        _at(_op("Attention", noise(1, 4, 9, _COLUMNS), noise(1, 4, 9, _COLUMNS)), 23),
+        _at(
+            _op("Attention", noise(1, 2, 9, 6), noise(1, 2, 9, 6), noise(_ROWS, 9), softcap=2.0), 23
+        ),
+        _at(
+            _op(
+                "Attention", noise(1, 4, 9, 6), noise(1, 4, 9, 6), noise(_ROWS, 9) > -0.5, scale=0.9
+            ),
+            23,
+        ),
+        _at(_of_tokens(noise(1, 9, 24), noise(1, 9, 24), noise(1, 1, _ROWS, 9)), 23),
+        _at(
+            _moved(
+                [2, 0, 1, 3],
+                _op("Attention", noise(_ROWS, 1, 7, 6), noise(_ROWS, 1, 7, 6), noise(24, 1, 4, 7)),
+            ),
+            23,
+        ),
+    ],
     "Transpose": [_at(_moved([0, 3, 2, 1], _op("Relu"))), _at(_moved([2, 0, 3, 1], _op("Relu")))],
     "Squeeze": [_at(_there_and_back), _at(_squeeze_all)],
     "Unsqueeze": [_at(_there_and_back)],
@@ -827,6 +860,14 @@ def _keys_alone(g: Graph, x: str) -> str:
     return g.node("Add", [x, g.node("MatMul", [weights, x])[0]])[0]
 
 
+def _cached_keys(g: Graph, x: str) -> str:
+    """Keys and values of an earlier run stand before its own."""
+    inputs = [x, *(g.weight(1, 4, 9, 6) for _ in range(2)), ""]
+    y, *more = g.node("Attention", [*inputs, *(g.weight(1, 4, 5, 6) for _ in range(2))], 3)
+    g.unread.update(more)
+    return y
+
+
 def _blocks(g: Graph, x: str) -> str:
     scale = g.const(np.full((1, 4, _ROWS, 1), 0.05), np.float32)
     (q,) = g.node("QuantizeLinear", [x, scale], axis=3, block_size=6, output_dtype=3)
@@ -916,6 +957,15 @@ REFUSALS: Mapping[str, tuple[Between, int]] = {
         17,
     ),
     KEYS: (_keys_alone, 17),
+    "its mask is counted from the first query on": (
+        _op("Attention", noise(1, 4, 24, 6), noise(1, 4, 24, 6), is_causal=1),
+        23,
+    ),
+    "the tiled axis is that of its heads or channels": (
+        _moved([0, 2, 1, 3], _op("Attention", noise(1, 24, 9, 6), noise(1, 24, 9, 6))),
+        23,
+    ),
+    "how many of its keys count is known at run time alone": (_cached_keys, 23),
     "its equation leaves letters open": (_op("Einsum", noise(4, 4), equation="nchw,cd"), 17),
     "it takes a diagonal along the tiled axis": (
         _op("Einsum", noise(_ROWS, _ROWS), equation="nchw,hh->nchw"),

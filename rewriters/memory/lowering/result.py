@@ -98,10 +98,22 @@ def _workspace(graph: Graph, node: Node) -> int:
             len(made) - 1,
         ):
             return 2 * prod(made) * graph.bits.get(node.makes[0], 0) // 8  # type: ignore[arg-type]
+        case "Attention":
+            return _scores(graph, node, source)
         case "LRN":
             return 3 * prod(made) * graph.bits.get(node.makes[0], 0) // 8  # type: ignore[arg-type]
         case _:
             return 0
+
+
+def _scores(graph: Graph, node: Node, source: Shape) -> int:
+    """Return the bytes of the scores of all queries and keys, which the kernel makes at once."""
+    keys = graph.dims.get(node.reads[1]) if len(node.reads) > 1 else None
+    if keys is None or None in keys or len(keys) != len(source) or len(source) < 3:
+        return 0
+    heads = source[1] if len(source) > 3 else node.attributes.get("q_num_heads", 1)
+    sizes = (source[0], heads, source[-2], keys[-2])
+    return prod(size or 0 for size in sizes) * graph.bits.get(node.makes[0], 0) // 8
 
 
 def _columns(graph: Graph, node: Node, source: Shape, made: Shape) -> int:
