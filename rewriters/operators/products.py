@@ -76,12 +76,21 @@ def einsum(record: Record, axis: int) -> RowLocal | str:
     return RowLocal(Pointwise(), tuple(carriers), axis)
 
 
+# What Attention's queries are one like another with.
+_PLAIN = frozenset(
+    "scale softcap q_num_heads kv_num_heads softmax_precision qk_matmul_output_mode".split()
+)
+
+# Where it counts queries, and with which value it does not.
+_COUNTED = {"is_causal": 0, "left_window_size": -1, "right_window_size": -1}
+
+
 def attend(record: Record, axis: int) -> RowLocal | str:
     """Attention as one node: queries, with all keys and values; or images, each with its own."""
     if any(record.used[1:]):
         return "an output besides the first is used"
-    if record.attributes.get("is_causal", 0):
-        return "its mask is counted from the first query on"
+    if not record.attributes.keys() <= {*_PLAIN, *_COUNTED}:
+        return "it has an attribute that is not known"
     if any(record.given(index) for index in (4, 5, 6)):
         return "how many of its keys count is known at run time alone"
     factors = [record.shape(index) for index in range(3)]
@@ -94,6 +103,8 @@ def attend(record: Record, axis: int) -> RowLocal | str:
         return "its queries, keys and values are spelled differently"
     rank = ranks.pop()
     if axis == rank - 2:
+        if any(record.attributes.get(name, none) != none for name, none in _COUNTED.items()):
+            return "its mask is counted from the first query on"
         carriers, masked = [(0, axis)], len(mask) - 2
     elif axis == 0:
         images = {shape[0] for shape in factors if shape is not None}

@@ -7,6 +7,7 @@ where attention itself says what is cut.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -15,10 +16,14 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import pytest
+from onnx.backend.test.loader import load_model_tests
+from onnx.reference import ReferenceEvaluator
 
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.operators import table
+from rewriters.operators.products import attend
+from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import same_rows
 from rewriters.options import Options
 from rewriters.planning.model_facts import analyse
@@ -349,6 +354,48 @@ def test_one_node(attention: _Attention, form: str, splits: int, image: bool) ->
     cut = tile_all(made, splits, form)
     assert "Attention" in cut.operators
     _same(made, cut.model)
+
+
+def test_onnx_cases() -> None:
+    """ONNX's own cases of Attention, as one node and written out: their own outputs, or refused."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # all node cases compute their outputs at once
+        cases = [c for c in load_model_tests(kind="node") if c.name.startswith("test_attention")]
+    cut_at_all, wrong = 0, []
+    for case in cases:
+        assert case.model is not None
+        assert case.data_sets
+        made, (inputs, outputs) = case.model, case.data_sets[0]
+        made.ir_version = min(made.ir_version, 11)
+        feeds = dict(zip((value.name for value in made.graph.input), inputs, strict=True))
+        cut = tile_all(made, 2)
+        if not cut.plans:
+            continue
+        cut_at_all += 1
+        found: Any = ReferenceEvaluator(cut.model).run(None, feeds)
+        for got, expected in zip(found, outputs, strict=True):
+            # The tolerance of ONNX's own backend tests; half precision has fewer places.
+            small = 2e-3 if np.asarray(expected).dtype == np.float16 else 1e-6
+            if not np.allclose(got, expected, rtol=1e-3, atol=small, equal_nan=True):
+                wrong.append(case.name)
+    assert not wrong
+    assert cut_at_all > len(cases) / 2
+
+
+def test_attributes_of_one_node() -> None:
+    """What counts queries is refused where these are cut, not where images are; the unknown is."""
+    shapes = ((6, 2, 8, 4),) * 3
+
+    def asked(axis: int, **given: int) -> RowLocal | str:
+        return attend(Record("Attention", 25, given, shapes), axis)
+
+    assert isinstance(asked(2, left_window_size=-1, is_causal=0), RowLocal)
+    for given in ({"is_causal": 1}, {"left_window_size": 2}, {"right_window_size": 0}):
+        assert asked(2, **given) == "its mask is counted from the first query on"
+        found = asked(0, **given)
+        assert isinstance(found, RowLocal)
+        assert found.carriers == ((0, 0), (1, 0), (2, 0))
+    assert asked(2, dilation=2) == "it has an attribute that is not known"
 
 
 @pytest.mark.parametrize("attention", [_one_node, _one_node_with_heads])
