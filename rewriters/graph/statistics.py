@@ -23,6 +23,7 @@ precision is reduced in float32. Groups are merged from their channels in the sa
     Reshape [N, G, -1], InstanceNormalization, Reshape back    whose sizes are unknown
     GroupNormalization
     GlobalAveragePool, GlobalMaxPool
+    AveragePool, MaxPool whose kernel is the image             with padding, Indices
     Reduce* over the tiled axis and others                     over the tiled axis alone
 
 What is not cut in the end gets its own nodes back (`Statistic.originals`).
@@ -65,7 +66,13 @@ _IN_TWO: Mapping[str, tuple[str, str]] = {
 # Of these the two are the same for integers, too.
 _WHOLE_NUMBERS = frozenset("ReduceSum ReduceMax ReduceMin ReduceProd".split())
 
-_POOLS = {"GlobalAveragePool": "ReduceMean", "GlobalMaxPool": "ReduceMax"}
+_POOLS = {
+    "GlobalAveragePool": "ReduceMean",
+    "GlobalMaxPool": "ReduceMax",
+    # Where their kernel is the whole image.
+    "AveragePool": "ReduceMean",
+    "MaxPool": "ReduceMax",
+}
 
 _OPERATORS = frozenset({"InstanceNormalization", "GroupNormalization", *_POOLS, *_IN_TWO})
 
@@ -485,6 +492,8 @@ def _reduction(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | N
     if dims is None or axis is None:
         return None
     if node.op_type in _POOLS:
+        if not _is_whole(found, node, dims):
+            return None
         op, over = _POOLS[node.op_type], tuple(range(2, len(dims)))
         keeps = True
     else:
@@ -515,6 +524,22 @@ def _reduction(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | N
     if single:
         new.add("Cast", [whole], "half", y, to=kind)
     return [position], new
+
+
+def _is_whole(found: _Graph, node: onnx.NodeProto, dims: Sequence[int | None]) -> bool:
+    """Tell whether a pool is over the whole image, each element once."""
+    if node.op_type.startswith("Global"):
+        return True
+    given = attributes(node)
+    plain = {"auto_pad": ("NOTSET", "VALID", ""), "ceil_mode": (0,), "storage_order": (0,)}
+    if any(given.get(name, values[0]) not in values for name, values in plain.items()):
+        return False
+    if any(given.get("pads", ())) or any(step != 1 for step in given.get("dilations", ())):
+        return False
+    read = [
+        name for name in node.output if name in found.index.users or name in found.index.outputs
+    ]
+    return list(given.get("kernel_shape", ())) == list(dims[2:]) and read == [node.output[0]]
 
 
 @dataclass(frozen=True)

@@ -177,3 +177,37 @@ def test_a_variance_without_the_rows_means_is_caught(monkeypatch: pytest.MonkeyP
         return right(self, op, inputs, suffix, output, **given)
 
     _breaks(monkeypatch, statistics._Nodes, "add", wrong)
+
+
+@pytest.mark.parametrize(
+    ("op", "attrs", "found"),
+    [
+        ("AveragePool", {"kernel_shape": [48, 40]}, True),
+        ("AveragePool", {"kernel_shape": [48, 40], "strides": [48, 40]}, True),
+        ("AveragePool", {"kernel_shape": [48, 40], "auto_pad": "VALID"}, True),
+        ("MaxPool", {"kernel_shape": [48, 40]}, True),
+        ("AveragePool", {"kernel_shape": [48, 39]}, False),
+        ("AveragePool", {"kernel_shape": [48, 40], "pads": [1, 0, 0, 0]}, False),
+        ("AveragePool", {"kernel_shape": [48, 40], "auto_pad": "SAME_UPPER"}, False),
+        ("MaxPool", {"kernel_shape": [24, 20], "dilations": [2, 2]}, False),
+        ("AveragePool", {"kernel_shape": [48, 40], "pads": [0, 0, 1, 0], "ceil_mode": 1}, False),
+    ],
+)
+def test_pools_over_the_whole_image(op: str, attrs: dict[str, Any], found: bool) -> None:
+    """A pool whose kernel is the image is a global one, and nothing else is."""
+    nodes = [
+        node("Conv", "x w", "h", name="first", pads=[1] * 4),
+        node(op, "h", "p", name="pool", **attrs),
+        node("ReduceMax", "p", "g", axes=[2, 3]) if not found else node("Identity", "p", "g"),
+        node("Sigmoid", "g", "s"),
+        node("Mul", "h s", "m"),
+        node("Conv", "m v", "y", name="last", pads=[1] * 4),
+    ]
+    weights = {"w": noise(16, 3, 3, 3) / 5, "v": noise(3, 16, 3, 3) / 12}
+    made = model(nodes, {"x": (1, 3, 48, 40)}, {"y": (1, 3, 48, 40)}, weights)
+    facts = look_at(Loaded(copy_of(made), None), Options()).facts
+    kinds = [entry.kind for entry in facts.statistics.entries if entry.label == "pool"]
+    assert kinds == (["global pooling"] if found else [])
+    outcome = _rewrite(made, splits=6, max_recompute=3.0)
+    assert bool(outcome.rewritten) or not found
+    assert_same(made, outcome.model, {"x": noise(1, 3, 48, 40)})

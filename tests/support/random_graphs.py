@@ -499,8 +499,11 @@ def _shuffle(g: Graph) -> bool:
 
 def _squeeze_excite(g: Graph) -> bool:
     x = g.pick()
-    if g.draw(0, 1):
+    kind = g.draw(0, 2)
+    if kind == 0:
         (name,) = g.node("GlobalAveragePool", [x.name])
+    elif kind == 1:
+        (name,) = g.node("AveragePool", [x.name], kernel_shape=g.both(x.rows, x.columns))
     else:
         (name,) = g.node("ReduceMean", [x.name], axes=[2, 3], keepdims=1)
     (name,) = g.node("Conv", [name, g.weight(x.channels, x.channels, 1, 1)])
