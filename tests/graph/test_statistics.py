@@ -597,3 +597,20 @@ def test_groups_of_a_free_batch(grouped: Sequence[int], right: bool) -> None:
     changed = copy_of(made)
     write_in_two(changed.graph, found)
     assert_same(made, changed, {"x": 3 + noise(2, 4, 6, 5)})
+
+
+@pytest.mark.xfail(strict=True, reason="a Shape with an attribute is taken for another")
+def test_a_shape_that_says_where_it_starts() -> None:
+    """PyTorch's newer exporter writes the default, ``start=0``, at sizes that are free."""
+    nodes, weights = _exported(2)
+    nodes[2].attribute.append(onnx.helper.make_attribute("start", 0))
+    made = _model((nodes, weights), ("N", 4, "H", "W"), opset=18)
+    assert len(_found(made, {"x": 2})) == 1
+
+
+def test_a_shape_of_some_dimensions_is_another() -> None:
+    """What is put back to a part of a shape is not put back."""
+    nodes, weights = _exported(2)
+    nodes[2].attribute.append(onnx.helper.make_attribute("start", 1))
+    made = _model((nodes, weights), ("N", 4, "H", "W"), opset=18)
+    assert _found(made, {"x": 2}) == []
