@@ -167,6 +167,19 @@ class Fragment:
                 whole.update(node.input)
         return frozenset(whole)
 
+    @cached_property
+    def read_strips(self) -> frozenset[str]:
+        """Strips that it makes and that its own nodes read on, besides putting them together."""
+        parts = {part for join in self.joins for part in join.parts}
+        whole = {join.name for join in self.joins}
+        read = {
+            name
+            for node in self.export()[0]
+            if not node.output or node.output[0] not in whole
+            for name in node.input
+        }
+        return frozenset(parts & read)
+
     def rewritten(
         self,
         nodes: Sequence[onnx.NodeProto],

@@ -9,7 +9,8 @@ reads it does so in windows; what the graph returns, or a node that is not cut r
 
 Passes over the same tensor read the same windows. Runtimes take equal nodes of equal inputs for
 one and keep its result for all of them, so that nothing would be made again. So each further
-Slice of the same rows is written in another way: bounds counted from the end, the axis too.
+Slice of the same rows is written in another way: bounds counted from the end, the axis too. A window
+of whole strips alone has none: there one of them is cut, all its rows, in the next way.
 """
 
 from __future__ import annotations
@@ -70,6 +71,12 @@ def hand_over(order: Sequence[int | Fragment], index: Index) -> list[int | Fragm
             continue
         given = {w.source: handed[w.source] for w in item.windows if w.source in handed}
         kept = frozenset(join.name for join in item.joins if join.name in handed)
+        # Who makes a strip and reads it on reads it as a window of the whole strip does.
+        for join in item.joins:
+            if join.name in kept and not item.read_strips.isdisjoint(join.parts):
+                for part, rows in zip(join.parts, join.rows, strict=True):
+                    if part in item.read_strips:
+                        seen[part, 0, rows] = 1
         again = _again(item, given, seen)
         result.append(_changed(item, kept, given, again) if kept or given or again else item)
     return _windows_first(result, handed)
@@ -268,15 +275,22 @@ class _Window:
         if len(pieces) == 1:
             self._cut(*pieces[0], window.suffix, window.name)
             return
-        parts = []
+        parts, again = [], self._again_whole(pieces)
         for number, (strip, begin, end) in enumerate(pieces):
             name = strip.name
-            if (begin, end) != (0, strip.end - strip.begin):
+            if (begin, end) != (0, strip.end - strip.begin) or number == again:
                 suffix = f"{window.suffix}/strip_{number}"
                 name = self._cut(strip, begin, end, suffix, self.item.name(suffix))
             parts.append(name)
         self._add("Concat", parts, window.suffix, window.name, window.end - window.begin)
         self.nodes[-1].attribute.append(onnx.helper.make_attribute("axis", window.axis))
+
+    def _again_whole(self, pieces: Sequence[tuple[Strip, int, int]]) -> int | None:
+        """Return which strip to cut, of whole ones that were all read whole before."""
+        counts = [self.again.get((strip.name, begin, end), 0) for strip, begin, end in pieces]
+        if any((b, e) != (0, s.end - s.begin) for s, b, e in pieces) or 0 in counts:
+            return None
+        return min(range(len(pieces)), key=lambda at: (pieces[at][2], at))
 
     def _cut(self, strip: Strip, begin: int, end: int, suffix: str, made: str) -> str:
         window, opset = self.window, self.item.opset

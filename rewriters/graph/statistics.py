@@ -326,7 +326,9 @@ def _restores(found: _Graph, node: onnx.NodeProto, x: str, channels: int | None)
     if maker is None or not channels:
         return False
     shape = found.node(maker)
-    return shape.op_type == "Shape" and shape.input[0] == x and not shape.attribute
+    part = attributes(shape)
+    whole = part.get("start", 0) == 0 and "end" not in part
+    return shape.op_type == "Shape" and shape.input[0] == x and whole
 
 
 def _group(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | None:

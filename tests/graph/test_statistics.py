@@ -599,7 +599,6 @@ def test_groups_of_a_free_batch(grouped: Sequence[int], right: bool) -> None:
     assert_same(made, changed, {"x": 3 + noise(2, 4, 6, 5)})
 
 
-@pytest.mark.xfail(strict=True, reason="a Shape with an attribute is taken for another")
 def test_a_shape_that_says_where_it_starts() -> None:
     """PyTorch's newer exporter writes the default, ``start=0``, at sizes that are free."""
     nodes, weights = _exported(2)
