@@ -29,7 +29,8 @@ class Rewritten:
     """A region that was cut.
 
     Attributes:
-        nodes: Labels of its nodes.
+        nodes: Labels of the model's nodes that it has; what is cut in several regions, as a
+            normalisation may be, is in each.
         op_type: Operator of its convolution, "region" if it has several.
         form: One of `emission.forms`.
         axis: The tiled axis.

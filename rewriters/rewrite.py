@@ -219,7 +219,7 @@ def _describe(entry: EmittedRegion, subject: _Subject, decided: Decision) -> Rew
     convs = [at for at in region.nodes if labels[at] in sizes]
     one = len(convs) == 1 and entry.form in SINGLE_FORMS
     return Rewritten(
-        nodes=tuple(labels[position] for position in region.nodes),
+        nodes=tuple(dict.fromkeys(facts.own_label(position) for position in region.nodes)),
         op_type=graph.node[convs[0]].op_type if one else "region",
         form=entry.form,
         axis=region.outputs[0].axis,

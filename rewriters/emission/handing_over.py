@@ -9,8 +9,8 @@ reads it does so in windows; what the graph returns, or a node that is not cut r
 
 Passes over the same tensor read the same windows. Runtimes take equal nodes of equal inputs for
 one and keep its result for all of them, so that nothing would be made again. So each further
-Slice of the same rows is written in another way: bounds counted from the end, the axis too. A window
-of whole strips alone has none: there one of them is cut, all its rows, in the next way.
+Slice of the same rows is written in another way: bounds counted from the end, the axis too. A
+window of whole strips alone has none: there one of them is cut, all its rows, in the next way.
 """
 
 from __future__ import annotations

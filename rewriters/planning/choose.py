@@ -169,12 +169,15 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
     """Return the plan that ranks first without a budget, None if none gains.
 
     What counts is what the process needs: in an arena more patches may have as much in use as fewer
-    have, and touch less of it. Only where nothing touches less, what is in use.
+    have, and touch less of it. Only where nothing touches less, what is in use. A plan gains that
+    saves memory by a larger factor than it takes longer by.
     """
     fitting = _fitting(weighed, limits, plain)
     compiled = weighed.evaluator.compiled
     for figure in (_touched, _need):
-        gaining = [p for p in fitting if figure(p.peak) < GAIN * figure(plain)]
+        gaining = [
+            p for p in fitting if figure(p.peak) * max(p.figures.time, 1 / GAIN) < figure(plain)
+        ]
         if gaining:
             # Of equals the first, which takes the least time.
             return min(

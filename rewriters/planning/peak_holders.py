@@ -192,9 +192,21 @@ class _Looked:
         self.refused = refused
         self.order = order
         self.run_rank = {at: rank for rank, at in enumerate(order)}
+        statistics = facts.statistics
+        # Tensors that are there where a statistic is as the model spells it, not cut.
+        self.inside = {
+            name: place[0]
+            for entry, place in zip(statistics.entries, statistics.places, strict=True)
+            for node in entry.originals
+            for name in node.output
+            if name not in facts.index.producer
+        }
 
     def cause(self, name: str) -> tuple[_Cause, list[int]]:
         """Return why a tensor that is alive at the peak is whole, and the nodes it is about."""
+        if name in self.inside:
+            at = self.inside[name]
+            return _Cause(self.facts.statistic_of[at].kind, "barrier", _STATISTIC), [at]
         maker = self.index.producer.get(name)
         users = list(dict.fromkeys(self.index.users.get(name, ())))
         if maker is None or name in self.index.outputs:

@@ -38,14 +38,16 @@ from tests.support.small_models import (
 SIDE = 64
 
 
-def _group_norm(at: str, x: str, weights: dict[str, Array]) -> list[onnx.NodeProto]:
+def _group_norm(
+    at: str, x: str, weights: dict[str, Array], sides: tuple[int, ...]
+) -> list[onnx.NodeProto]:
     """Make GroupNorm as exporters write it before opset 21, and SiLU."""
     weights |= {
         f"{at}grouped": np.array([0, 4, -1]),
         f"{at}one": np.ones(4, np.float32),
         f"{at}zero": np.zeros(4, np.float32),
-        f"{at}scale": noise(32, 1, seed=7),
-        f"{at}whole": np.array([1, 32, SIDE * SIDE]),
+        f"{at}scale": noise(32, *(1 for _ in sides), seed=7),
+        f"{at}whole": np.array([1, 32, *sides]),
     }
     return [
         node("Reshape", f"{x} {at}grouped", f"{at}r", name=f"{at}group"),
@@ -57,26 +59,27 @@ def _group_norm(at: str, x: str, weights: dict[str, Array]) -> list[onnx.NodePro
     ]
 
 
-def vae_decoder() -> onnx.ModelProto:
-    """Make two residual blocks of an audio VAE's decoder: GroupNorm, SiLU, Conv, twice each.
+def vae_decoder(sides: tuple[int, ...] = (SIDE * SIDE,), blocks: int = 2) -> onnx.ModelProto:
+    """Make residual blocks of a VAE's decoder: GroupNorm, SiLU, Conv, twice each.
 
-    Of a signal of one axis a statistic is nothing that each row has a part of.
+    Of a signal of one axis, as audio is, a statistic is nothing that each row has a part of.
     """
-    weights = {"w0": noise(32, 4, 3), "wy": noise(3, 32, 3)}
-    nodes = [node("Conv", "x w0", "h", name="conv_in", pads=[1] * 2)]
+    kernel, pads = (3,) * len(sides), [1] * 2 * len(sides)
+    weights = {"w0": noise(32, 4, *kernel), "wy": noise(3, 32, *kernel)}
+    nodes = [node("Conv", "x w0", "h", name="conv_in", pads=pads)]
     x = "h"
-    for k in range(2):
+    for k in range(blocks):
         before = x
         for j in range(2):
             at = f"block{k}.{j}."
-            nodes += _group_norm(at, x, weights)
-            weights[f"{at}w"] = noise(32, 32, 3, seed=j) / 9
-            nodes.append(node("Conv", f"{at}y {at}w", f"{at}c", name=f"{at}conv", pads=[1] * 2))
+            nodes += _group_norm(at, x, weights, sides)
+            weights[f"{at}w"] = noise(32, 32, *kernel, seed=j) / 9
+            nodes.append(node("Conv", f"{at}y {at}w", f"{at}c", name=f"{at}conv", pads=pads))
             x = f"{at}c"
         nodes.append(node("Add", f"{x} {before}", f"sum{k}", name=f"add{k}"))
         x = f"sum{k}"
-    nodes.append(node("Conv", f"{x} wy", "y", name="conv_out", pads=[1] * 2))
-    return model(nodes, {"x": (1, 4, SIDE * SIDE)}, {"y": (1, 3, SIDE * SIDE)}, weights)
+    nodes.append(node("Conv", f"{x} wy", "y", name="conv_out", pads=pads))
+    return model(nodes, {"x": (1, 4, *sides)}, {"y": (1, 3, *sides)}, weights)
 
 
 def transformer() -> onnx.ModelProto:
@@ -186,6 +189,27 @@ def test_statistics_hold_what_stands_around_them() -> None:
     assert set(found.nodes) <= {f"block{k}.{j}.norm" for k in range(2) for j in range(2)}
 
 
+@pytest.mark.parametrize("splits", [2, 3])
+def test_what_saves_less_than_it_costs_is_left(splits: int) -> None:
+    """Few patches of a deep network that normalises: a little memory for a lot of time."""
+    made = vae_decoder((SIDE, SIDE), blocks=6)
+    outcome = _cut(made, splits=splits)
+    assert not outcome.rewritten
+    assert all(plan.time * plan.peak >= outcome.before.need for plan in outcome.weighed)
+    assert [reason.reason for reason in outcome.reasons] == ["GroupNorm statistics"]
+    assert {node.name for node in outcome.model.graph.node} == {n.name for n in made.graph.node}
+
+
+def test_regions_and_causes_have_the_names_of_the_model() -> None:
+    """What is written in two to be cut is called in reports what it is called in the model."""
+    made = vae_decoder((SIDE, SIDE), blocks=1)
+    outcome = _cut(made, splits=16, max_recompute=3.0)
+    names = {node.name for node in made.graph.node}
+    assert len(outcome.rewritten) > 2
+    assert {name for cut in outcome.rewritten for name in cut.nodes} <= names
+    assert any("block0.0.norm" in cut.nodes for cut in outcome.rewritten)
+
+
 def test_attention_is_named_where_it_is_not_cut() -> None:
     """Kept from being cut, the scores are held by what the user excluded; else they are cut."""
     assert _cut(transformer()).rewritten
@@ -224,7 +248,7 @@ def test_the_table_names_causes_and_ends_in_what_to_do(tmp_path: Path) -> None:
     data = json.loads(report.read_text())
     (held, *_) = data["peak_activation_bytes"]["held_by"]
     assert held["code"] == "barrier"
-    assert held["bytes"] > 2**20
+    assert held["bytes"] >= 2**20
     assert {each["code"] for each in data["refused"]} == {"no-gain"}
     assert all("GroupNorm statistics hold" in each["reason"] for each in data["refused"])
 
