@@ -34,6 +34,9 @@ __all__ = ["ChosenRegions", "choose_regions", "pareto", "rank", "unbeaten"]
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
 
+# Without a budget: share of the memory that has to be saved for twice the time.
+_WORTH = 0.1
+
 
 @dataclass(frozen=True)
 class ChosenRegions:
@@ -169,14 +172,17 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
     """Return the plan that ranks first without a budget, None if none gains.
 
     What counts is what the process needs: in an arena more patches may have as much in use as fewer
-    have, and touch less of it. Only where nothing touches less, what is in use. A plan gains that
-    saves memory by a larger factor than it takes longer by.
+    have, and touch less of it. Only where nothing touches less, what is in use. A plan that takes
+    much longer has to save some memory for it.
     """
     fitting = _fitting(weighed, limits, plain)
     compiled = weighed.evaluator.compiled
     for figure in (_touched, _need):
         gaining = [
-            p for p in fitting if figure(p.peak) * max(p.figures.time, 1 / GAIN) < figure(plain)
+            plan
+            for plan in fitting
+            if figure(plan.peak) < GAIN * figure(plain)
+            and 1 - figure(plan.peak) / figure(plain) >= _WORTH * (plan.figures.time - 1)
         ]
         if gaining:
             # Of equals the first, which takes the least time.
