@@ -13,10 +13,22 @@ from rewriters.emission.fragment import Fragment
 from rewriters.emission.opset_nodes import add_split
 from rewriters.regions.region import Edge
 from rewriters.regions.tiled_region import RegionPlan
+from rewriters.tiling.network import Network
 from rewriters.tiling.patches import Extent, core, free_steps, place_windows
 from rewriters.tiling.proof import window_slack
 
-__all__ = ["Bounds", "Span", "Targets", "run_time_bounds", "static_bounds"]
+__all__ = [
+    "Bounds",
+    "RunTimeNumber",
+    "Span",
+    "SymbolicExtent",
+    "Targets",
+    "maximum",
+    "minimum",
+    "rows_of",
+    "run_time_bounds",
+    "static_bounds",
+]
 
 
 # More rows than any tensor has, and far from overflow when added to.
@@ -65,6 +77,10 @@ class RunTimeNumber:
         self.fragment = fragment
         self.tensor = tensor
 
+    def inside(self, body: Fragment) -> RunTimeNumber:
+        """Return the same number as a node of a body reads it."""
+        return RunTimeNumber(body, body.outer(str(self.tensor.name)))
+
     def _other(self, other: Any) -> gs.Tensor:
         if isinstance(other, RunTimeNumber):
             return other.tensor
@@ -79,6 +95,9 @@ class RunTimeNumber:
 
     def __sub__(self, other: Any) -> RunTimeNumber:
         return self._emit("Sub", self.tensor, self._other(other))
+
+    def __rsub__(self, other: Any) -> RunTimeNumber:
+        return self._emit("Sub", self._other(other), self.tensor)
 
     def __mul__(self, other: Any) -> RunTimeNumber:
         if isinstance(other, int) and other == 1:
@@ -103,11 +122,13 @@ class RunTimeNumber:
         return self._emit("Where", self._emit("Less", self.tensor, there).tensor, *pair)
 
 
-def _minimum(a: RunTimeNumber, b: Any) -> RunTimeNumber:
+def minimum(a: RunTimeNumber, b: Any) -> RunTimeNumber:
+    """Return the smaller of two numbers, elementwise."""
     return a.below(b, smaller=True)
 
 
-def _maximum(a: RunTimeNumber, b: Any) -> RunTimeNumber:
+def maximum(a: RunTimeNumber, b: Any) -> RunTimeNumber:
+    """Return the larger of two numbers, elementwise."""
     return a.below(b, smaller=False)
 
 
@@ -121,31 +142,17 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     height = RunTimeNumber(
         fragment, fragment.add("Gather", [shape, axis], "bounds/rows", attrs={"axis": 0})
     )
-    makers = {number: link for link in network.links for number in link.makes}
     rows: dict[int, Any] = {network.inputs[0]: height}
-
-    def rows_of(number: int) -> Any:
-        pending = [number]
-        while pending:
-            link = makers[pending[-1]] if pending[-1] not in rows else None
-            if link is None:
-                pending.pop()
-            elif link.reads[0] in rows:
-                rows.update(dict.fromkeys(link.makes, link.row_map.rows_out(rows[link.reads[0]])))
-            else:
-                pending.append(link.reads[0])
-        return rows[number]
-
     outs: list[Any] = [
-        SymbolicExtent(rows_of(number), extent)
+        SymbolicExtent(rows_of(network, number, rows), extent)
         for number, extent in zip(network.outputs, plan.extents, strict=True)
     ]
     k = np.arange(count)
-    free = reduce(_minimum, (free_steps(out, _maximum) for out in outs))
+    free = reduce(minimum, (free_steps(out, maximum) for out in outs))
     placed = place_windows(free, count, k)
     begin = placed.shifts * step[network.inputs[0]]
     # The second is never the smaller one; it is there for its bound (`tiling.proof.window_slack`).
-    window = _minimum(
+    window = minimum(
         height - placed.trim * step[network.inputs[0]],
         placed.stride * step[network.inputs[0]] + window_slack(network),
     )
@@ -156,7 +163,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
             placed,
             first=(k > 0).astype(np.int64),
             last=np.where(k == count - 1, _BEYOND, 0),
-            minimum=_minimum,
+            minimum=minimum,
         )
         down = placed.shifts * out.step
         name = "core" if number == 0 else f"core_of_{number}"
@@ -172,6 +179,27 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
         ),
     )
     return bounds, targets
+
+
+def rows_of(network: Network, number: int, rows: dict[int, Any]) -> Any:
+    """Return the rows of a tensor of a region.
+
+    Args:
+        network: The region.
+        number: The tensor.
+        rows: Rows of its inputs, as numbers of any kind; what is worked out is added.
+    """
+    makers = {number: link for link in network.links for number in link.makes}
+    pending = [number]
+    while pending:
+        link = makers[pending[-1]] if pending[-1] not in rows else None
+        if link is None:
+            pending.pop()
+        elif link.reads[0] in rows:
+            rows.update(dict.fromkeys(link.makes, link.row_map.rows_out(rows[link.reads[0]])))
+        else:
+            pending.append(link.reads[0])
+    return rows[number]
 
 
 def _columns(
@@ -199,6 +227,8 @@ def _target(
 class SymbolicExtent:
     """An `Extent` whose rows are a tensor."""
 
-    def __init__(self, rows: RunTimeNumber, extent: Extent) -> None:
+    def __init__(self, rows: RunTimeNumber, extent: Extent | SymbolicExtent) -> None:
         self.rows = rows
-        self.step, self.top, self.tail = extent.step, extent.top, extent.tail
+        self.step: int = extent.step
+        self.top: int = extent.top
+        self.tail: int = extent.tail

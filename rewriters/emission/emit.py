@@ -26,11 +26,14 @@ window's outputs to their cores. Nodes are cloned with their attributes as they 
 padding included unless windows shrink, and share their weights. Slices that would take everything
 are left out.
 
-At a height known at run time alone, the bounds of all Slices come from `tiling.patches`, read
-this time on tensors: the same formulas that are proven on integers. TensorRT plans memory for the
-largest size a tensor can have, and takes a Slice between computed bounds, and a Concat of such, for
-as tall as the whole, or for the sum. So a Reshape behind each of them, which moves nothing, states
-the height as a formula whose bound it can see.
+`rounds`, where the height is known at run time alone: patches of a fixed height, as many as there
+are (`emission.rounds`).
+
+In all of them the bounds of Slices at such a height come from `tiling.patches`, read this time on
+tensors: the same formulas that are proven on integers. TensorRT plans memory for the largest size a
+tensor can have, and takes a Slice between computed bounds, and a Concat of such, for as tall as the
+whole, or for the sum. So behind each of them in the other forms a Reshape, which moves nothing,
+states the height as a formula whose bound it can see.
 """
 
 from __future__ import annotations
@@ -41,6 +44,7 @@ from rewriters.emission.bounds import run_time_bounds, static_bounds
 from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
+from rewriters.emission.rounds import RoundsWriter
 from rewriters.emission.writer import PatchWriter
 from rewriters.graph.shapes import Shapes
 from rewriters.regions.tiled_region import RegionPlan
@@ -73,6 +77,9 @@ def emit(
     """
     makes = tuple(edge.name for edge in plan.region.outputs)
     fragment = Fragment(base, opset, names, covers=plan.region.nodes, makes=makes)
+    if plan.stride is not None:
+        RoundsWriter(fragment, plan, graph, shapes, None).write()
+        return fragment
     if plan.tiling is None:
         bounds, targets = run_time_bounds(fragment, plan)
     else:

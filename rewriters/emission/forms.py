@@ -19,9 +19,10 @@ class Form:
     Attributes:
         regional: It takes whole regions of layers; else convolutions one by one.
         stacked: Windows are stacked in one tensor; else each patch has its own nodes.
-        loop: Stacked windows are run by the body of a Loop, one at a time.
+        loop: Windows are run by the body of a Loop, one at a time.
+        grows: There are as many patches as an image needs, of a fixed height.
         shrinks: Windows go without the rows that later nodes do not need.
-        falls_back: The form it is the same as where nothing can shrink.
+        falls_back: The form that is taken where it would be the same, or cannot be done.
         time: Time over that of the same patches unrolled, under a runtime and of a compiler.
         saves: Share of a plainer form's memory that it must not be above, under the same two.
     """
@@ -30,6 +31,7 @@ class Form:
     stacked: bool = False
     loop: bool = False
     shrinks: bool = False
+    grows: bool = False
     falls_back: str = ""
     time: tuple[float, float] = (1.0, 1.0)
     saves: tuple[float, float] = (1.0, 1.0)
@@ -44,6 +46,15 @@ FORMS: Mapping[str, Form] = {
     # are its body's own (`emission.bodies`). What TensorRT would take is not measured: there a loop
     # has to save a quarter.
     "loop": Form(regional=True, stacked=True, loop=True, time=(1.03, 1.4), saves=(GAIN**2, 0.75)),
+    # It keeps its bound at every size, which the others do at the size they were made for alone.
+    "rounds": Form(
+        regional=True,
+        loop=True,
+        grows=True,
+        falls_back="shrinking",
+        time=(1.03, 1.4),
+        saves=(1.25, 1),
+    ),
 }
 SINGLE_FORMS = tuple(name for name, form in FORMS.items() if not form.regional)
 REGIONAL_FORMS = tuple(name for name, form in FORMS.items() if form.regional)

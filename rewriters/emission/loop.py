@@ -1,4 +1,4 @@
-"""A Loop of a fixed number of rounds, its body a fragment of its own."""
+"""A Loop, its body a fragment of its own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import onnx_graphsurgeon as gs
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import Like
 
-__all__ = ["Result", "add_loop"]
+__all__ = ["Result", "add_collecting_loop", "add_loop"]
 
 
 class Result(NamedTuple):
@@ -30,6 +30,22 @@ class _State(NamedTuple):
     after: str
     kind: int
     dims: list[int]
+
+    def info(self, name: str) -> onnx.ValueInfoProto:
+        """Return its type under a name."""
+        return onnx.helper.make_tensor_value_info(name, self.kind, self.dims)
+
+
+class _Pieces(NamedTuple):
+    """What rounds have made so far, as a sequence: its names before and after, element type."""
+
+    before: str
+    after: str
+    kind: int
+
+    def info(self, name: str) -> onnx.ValueInfoProto:
+        """Return its type under a name."""
+        return onnx.helper.make_tensor_sequence_value_info(name, self.kind, None)
 
 
 def add_loop(
@@ -73,28 +89,71 @@ def add_loop(
     return outputs
 
 
+def add_collecting_loop(
+    fragment: Fragment,
+    body: Fragment,
+    step: gs.Variable,
+    count: gs.Variable,
+    results: Sequence[Result],
+) -> list[gs.Variable]:
+    """Add a Loop that collects what its rounds make, of whatever sizes; opset 13 or later.
+
+    Args:
+        fragment: The fragment.
+        body: Nodes of one round; it may read any tensor of the surrounding graph.
+        step: What the body reads the number of the round from.
+        count: Rounds, at least one.
+        results: What a round makes.
+
+    Returns:
+        Per result the sequence of all rounds' tensors.
+    """
+    pieces = [
+        _Pieces(f"pieces_{at}", f"more_pieces_{at}", result.kind)
+        for at, result in enumerate(results)
+    ]
+    empty = []
+    for at, (each, result) in enumerate(zip(pieces, results, strict=True)):
+        before = body.outer(f"{body.base}/{each.before}")
+        after = gs.Variable(f"{body.base}/{each.after}")
+        body.place("SequenceInsert", [before, result.tensor], [after], each.after)
+        attrs = {"dtype": result.kind}
+        empty.append(fragment.add("SequenceEmpty", [], f"no_pieces_{at}", attrs=attrs))
+    going = _State("going", "still_going", onnx.TensorProto.BOOL, [])
+    graph = _graph(body, step, [going, *pieces], [])
+    outputs = [gs.Variable(fragment.name(f"loop/{at}")) for at in range(len(results))]
+    inputs: list[gs.Tensor] = [count, gs.Variable(""), *empty]
+    fragment.place("Loop", inputs, outputs, "loop", body=(graph, body))
+    return outputs
+
+
 def _graph(
-    body: Fragment, step: gs.Variable, states: Sequence[_State], results: Sequence[Result]
+    body: Fragment,
+    step: gs.Variable,
+    states: Sequence[_State | _Pieces],
+    results: Sequence[Result],
 ) -> onnx.GraphProto:
     """Return a body as a graph: the number of the round and states in, states and results out."""
     nodes = list(body.export()[0])
+    made = {name for node in nodes for name in node.output}
     befores = [f"{body.base}/{state.before}" for state in states]
     afters = [f"{body.base}/{state.after}" for state in states]
     # Made here, not passed on: TensorRT knows no condition where none is given.
     true = onnx.helper.make_tensor("going", onnx.TensorProto.BOOL, [], [True])
     nodes.append(onnx.helper.make_node("Constant", [], [afters[0]], value=true))
     for before, after in zip(befores[1:], afters[1:], strict=True):
-        nodes.append(onnx.helper.make_node("Identity", [before], [after], name=after))
+        if after not in made:
+            nodes.append(onnx.helper.make_node("Identity", [before], [after], name=after))
     info = onnx.helper.make_tensor_value_info
     return onnx.helper.make_graph(
         nodes,
         body.base,
         [
             info(step.name, onnx.TensorProto.INT64, []),
-            *(info(n, s.kind, s.dims) for n, s in zip(befores, states, strict=True)),
+            *(state.info(name) for name, state in zip(befores, states, strict=True)),
         ],
         [
-            *(info(n, s.kind, s.dims) for n, s in zip(afters, states, strict=True)),
+            *(state.info(name) for name, state in zip(afters, states, strict=True)),
             *(info(result.tensor.name, result.kind, result.dims) for result in results),
         ],
     )

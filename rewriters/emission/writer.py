@@ -29,11 +29,11 @@ from rewriters.tiling.network import Link, padding_dropped
 from rewriters.tiling.patches import Patch
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["PatchWriter"]
+__all__ = ["PatchWriter", "WindowTensor"]
 
 
 @dataclass(frozen=True, slots=True)
-class _Tensor:
+class WindowTensor:
     """A tensor of the region in a window: where it is and, if known, its shape."""
 
     variable: gs.Variable
@@ -42,9 +42,11 @@ class _Tensor:
 
     @property
     def like(self) -> Like:
+        """Shape and element type."""
         return self.dims, self.kind
 
-    def resized(self, axis: int, size: int | None) -> _Tensor:
+    def resized(self, axis: int, size: int | None) -> WindowTensor:
+        """Return the same with another size along an axis."""
         return replace(self, dims=(*self.dims[:axis], size, *self.dims[axis + 1 :]))
 
 
@@ -66,31 +68,30 @@ class PatchWriter:
         self.shapes = shapes
         self.nodes = [graph.node[position] for position in plan.region.nodes]
 
-    def _whole(self, name: str) -> _Tensor:
+    def _whole(self, name: str) -> WindowTensor:
         dims: Shape | None = self.shapes.dims.get(name)
         rank = self.region.rank
         if dims is None or (rank and len(dims) != rank):
             dims = (None,) * rank
-        return _Tensor(self.fragment.outer(name), dims, self.shapes.elements.get(name, 0))
+        return WindowTensor(self.fragment.outer(name), dims, self.shapes.elements.get(name, 0))
 
-    def _cut(self, x: _Tensor, axis: int, bounds: Span, suffix: str) -> _Tensor:
+    def _cut(
+        self, x: WindowTensor, axis: int, bounds: Span, suffix: str, into: Fragment | None = None
+    ) -> WindowTensor:
         """Slice one axis; nothing is emitted where static bounds take all of it."""
+        into = into or self.fragment
         begin, end = bounds
         if isinstance(begin, int) and isinstance(end, int):
             if begin == 0 and end == x.dims[axis]:
                 return x
             cut = x.resized(axis, end - begin)
-            variable = add_slice(
-                self.fragment, x.variable, [axis], [begin], [end], suffix, like=cut.like
-            )
+            variable = add_slice(into, x.variable, [axis], [begin], [end], suffix, like=cut.like)
         else:
             cut = x.resized(axis, None)
-            variable = add_slice(
-                self.fragment, x.variable, [axis], begin, end, suffix, like=cut.like
-            )
+            variable = add_slice(into, x.variable, [axis], begin, end, suffix, like=cut.like)
         return replace(cut, variable=variable)
 
-    def _windows(self, bound: Bounds, k: int) -> dict[Edge, _Tensor]:
+    def _windows(self, bound: Bounds, k: int) -> dict[Edge, WindowTensor]:
         windows = {}
         for at, (edge, span) in enumerate(zip(self.region.inputs, bound.windows, strict=True)):
             suffix = f"window_{k}" if at == 0 else f"window_{k}_of_{at}"
@@ -125,12 +126,12 @@ class PatchWriter:
     def _clones(
         self,
         into: Fragment,
-        tensors: dict[Edge, _Tensor],
+        tensors: dict[Edge, WindowTensor],
         suffix: str,
         batch: int,
         patch: int,
         crops: Mapping[str, tuple[Span, str]] | None = None,
-    ) -> list[_Tensor]:
+    ) -> list[WindowTensor]:
         """Clone the region's nodes on a patch's window (or ``batch`` stacked ones).
 
         Args:
@@ -148,7 +149,7 @@ class PatchWriter:
         cropped: dict[Edge, int | None] = {}
         plan, counts = self.plan, _Counter()
         at = None if plan.tiling is None else plan.tiling.patches[patch]
-        wanted: dict[str, _Tensor] = {}
+        wanted: dict[str, WindowTensor] = {}
         for node, link, entry in zip(
             self.nodes, self.region.links, self.region.network.links, strict=True
         ):
@@ -190,7 +191,7 @@ class PatchWriter:
             for (name, y), variable in zip(made, variables, strict=True):
                 wanted[name] = replace(y, variable=variable)
                 if name in crops:
-                    wanted[name] = self._cut(wanted[name], link.axis, *crops[name])
+                    wanted[name] = self._cut(wanted[name], link.axis, *crops[name], into)
                     cropped[Edge(name, link.axis)] = wanted[name].dims[link.axis]
                 tensors[Edge(name, link.axis)] = wanted[name]
         return [wanted[edge.name] for edge in self.region.outputs]
@@ -328,7 +329,7 @@ class PatchWriter:
         )
         return add_squeeze(self.fragment, joined, 0, suffix, output=output)
 
-    def _unstack(self, y: _Tensor, count: int, suffix: str) -> _Tensor:
+    def _unstack(self, y: WindowTensor, count: int, suffix: str) -> WindowTensor:
         """Reshape [P*N, C, ...] to [P, N, C, ...]."""
         images, *rest = y.dims
         dims = (count, images // count if images else images, *rest)
@@ -340,7 +341,7 @@ class PatchWriter:
             variable = self._unstack_free(y, whole, suffix)
         return replace(whole, variable=variable)
 
-    def _unstack_free(self, y: _Tensor, whole: _Tensor, suffix: str) -> gs.Variable:
+    def _unstack_free(self, y: WindowTensor, whole: WindowTensor, suffix: str) -> gs.Variable:
         """The same where several sizes are unknown, or one is 0: right without elements, too.
 
         There no -1 can be worked out, and a 0 in Reshape's shape copies the size in the same
@@ -361,7 +362,7 @@ class PatchWriter:
         first = add_unsqueeze(fragment, y.variable, 0, f"{suffix}/first", like=like)
         return add_reshape(fragment, first, target, suffix, like=whole.like)
 
-    def _loop(self, stacks: Mapping[Edge, _Tensor], count: int) -> list[_Tensor]:
+    def _loop(self, stacks: Mapping[Edge, WindowTensor], count: int) -> list[WindowTensor]:
         """Emit a Loop whose body takes one window of each stack; return [P, N, C, ...]."""
         fragment = self.fragment
         body = Fragment(
@@ -390,7 +391,7 @@ class PatchWriter:
         )
         return [replace(y, variable=v) for y, v in zip(stacked, variables, strict=True)]
 
-    def _core(self, stacked: _Tensor, axis: int, k: int, span: Span, at: int) -> gs.Variable:
+    def _core(self, stacked: WindowTensor, axis: int, k: int, span: Span, at: int) -> gs.Variable:
         """Slice patch ``k`` and its core out of [P, N, C, ...]."""
         begin, end = span
         suffix = f"core_{k}" if at == 0 else f"core_{k}_of_{at}"

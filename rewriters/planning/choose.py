@@ -8,12 +8,14 @@ all plans, so that more plans to choose from are never worse.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
 from rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
+from rewriters.emission.rounds import OLDEST_OPSET
 from rewriters.memory.peak import Peak
+from rewriters.memory.targets import ENGINES
 from rewriters.planning.candidates import Candidates, candidates_of
 from rewriters.planning.emitted_region import EmittedRegion
 from rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, original_of, pareto_front
@@ -82,7 +84,7 @@ def choose_regions(
         predictor: Predicts the model's memory.
         limits: What to keep; without a budget the peak is made as low as the others allow.
         axis: The axis to cut.
-        form: "fused", "shrinking", "loop", or "auto".
+        form: "fused", "shrinking", "loop", "rounds" or "auto".
         engine: A key of `memory.targets.ENGINES`.
         kept: Positions of nodes to leave as they are.
         progress: Called with (what, done, total) from time to time.
@@ -93,8 +95,9 @@ def choose_regions(
     progress("searching", 0, 1)
     plain = predictor.predict(None, engine)
     found = candidates_of(predictor, axis, kept, engine, progress)
-    forms = REGIONAL_FORMS if form == "auto" else (form,)
-    weighed = WeighedPlans(predictor, found, engine, limits.elements, forms)
+    weighed = WeighedPlans(
+        predictor, found, engine, limits.elements, _forms(predictor.facts, found, form, engine)
+    )
     taken = None
     fits = plain.need <= limits.budget < inf and not weighed.too_large
     if not fits:
@@ -122,6 +125,25 @@ def choose_regions(
         links=found.links.keys(),
         reasons=found.reasons,
     )
+
+
+def _forms(facts: ModelFacts, found: Candidates, form: str, engine: str) -> Sequence[str]:
+    """Return the forms to weigh plans in.
+
+    Where the tiled axis is of any size, patches that are a share of it grow with it; those of a
+    fixed height keep their bound. A compiler takes no sequences.
+    """
+    if form != "auto":
+        return (form,)
+    fixed = [name for name in REGIONAL_FORMS if not FORMS[name].grows]
+    if ENGINES[engine].lowering.compiler or facts.certain.opset < OLDEST_OPSET:
+        return fixed
+    graph, dims = facts.certain.graph, facts.certain.shapes.dims
+    for at, link in found.links.items():
+        made = dims.get(graph.node[at].output[0], ())
+        if len(made) > link.axis and made[link.axis] is None:
+            return [name for name in REGIONAL_FORMS if FORMS[name].grows]
+    return fixed
 
 
 def _unprovable(facts: ModelFacts, found: Candidates) -> tuple[Refusal, ...]:

@@ -14,11 +14,13 @@ from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment, fold
 from rewriters.emission.handing_over import hand_over
 from rewriters.emission.names import NameScheme
+from rewriters.emission.rounds import OLDEST_OPSET
 from rewriters.emission.splice import arrange
 from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.peak import Peak, peak
 from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.predictor import MemoryPredictor
+from rewriters.regions.refusal import Refusal
 from rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["EmittedRegion", "emit_region", "ordered", "predict", "predict_all"]
@@ -96,6 +98,13 @@ def emit_region(
         base: What new names derive from.
     """
     certain = facts.certain
+    sized = _at_assumed_sizes(plan, facts)
+    if FORMS[form].grows:
+        grown = _in_rounds(plan, sized, facts)
+        if grown is None:
+            form = FORMS[form].falls_back
+        else:
+            plan, sized = grown
     if FORMS[form].shrinks:
         plan = plan.shrunk()
         # Windows of a height known at run time alone are uniform.
@@ -103,13 +112,42 @@ def emit_region(
     fragment = emit(plan, form, certain.graph, certain.shapes, certain.opset, names, base)
     if not facts.assumes and plan.tiling is not None:
         return EmittedRegion(plan, form, fragment, fragment)
-    sized = plan_region(plan.region, facts.sizing, plan.splits, certain.opset)
-    if not isinstance(sized, RegionPlan) or sized.tiling is None:
+    if sized is None:
         return EmittedRegion(plan, form, fragment, None)
     if plan.shrinking is not None:
         sized = sized.shrunk()
     assumed = emit(sized, form, certain.graph, facts.sizing, certain.opset, names, base)
     return EmittedRegion(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
+
+
+def _at_assumed_sizes(plan: RegionPlan, facts: ModelFacts) -> RegionPlan | None:
+    """Return a plan at the sizes that are assumed, None where it cannot be made at them."""
+    if not facts.assumes and plan.tiling is not None:
+        return plan
+    sized = plan_region(plan.region, facts.sizing, plan.splits, facts.certain.opset)
+    return sized if isinstance(sized, RegionPlan) and sized.tiling is not None else None
+
+
+def _in_rounds(
+    plan: RegionPlan, sized: RegionPlan | None, facts: ModelFacts
+) -> tuple[RegionPlan, RegionPlan] | None:
+    """Return a plan of as many patches as an image needs, and the same at assumed sizes.
+
+    A patch is as high as one of those that the assumed height is cut into. None where the height
+    is known, or no such plan can be proven or written.
+    """
+    if plan.tiling is not None or sized is None or facts.certain.opset < OLDEST_OPSET:
+        return None
+    if not all(facts.certain.shapes.elements.get(edge.name) for edge in plan.region.outputs):
+        return None
+    stride = plan.stride or sized.own_stride()
+    if stride is None:
+        return None
+    found = plan.in_rounds(stride), sized.in_rounds(stride)
+    grown, counted = found
+    if isinstance(grown, Refusal) or isinstance(counted, Refusal):
+        return None
+    return grown, counted
 
 
 def ordered(

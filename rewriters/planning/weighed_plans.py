@@ -65,15 +65,15 @@ class WeighedPlans:
     ) -> EvaluatedPlan | None:
         """Take up a plan in a form and the best of some orders; None if it cannot be done.
 
-        Where no window can shrink, the plainer form is taken. A plan that was weighed in that form
-        stays in the order that it has.
+        Where no window can shrink, or no height is free, the plainer form is taken. A plan that was
+        weighed in that form stays in the order that it has.
         """
         if self.evaluator.cost_of(regions) > self.effort.whole:
             return None
         with uncollected():
             emitted = self.evaluator.emitted(regions, form)
             plainer = FORMS[form].falls_back
-            if plainer in self.forms and not _shrinks(emitted):
+            if plainer in self.forms and not _differs(emitted):
                 return self.weigh(regions, plainer, orders)
             key = choices_of(regions), form
             if key not in self._plans:
@@ -115,10 +115,13 @@ class WeighedPlans:
         same = [
             form
             for form, emitted in found.items()
-            if FORMS[form].falls_back in found and not _shrinks(emitted)
+            if FORMS[form].falls_back in found and not _differs(emitted)
         ]
         return {form: emitted for form, emitted in found.items() if form not in same}
 
 
-def _shrinks(emitted: Sequence[EmittedRegion]) -> bool:
-    return any(entry.plan.shrinking is not None for entry in emitted)
+def _differs(emitted: Sequence[EmittedRegion]) -> bool:
+    """Tell whether a form that falls back did not for all regions."""
+    return any(
+        entry.plan.shrinking is not None or entry.plan.stride is not None for entry in emitted
+    )

@@ -10,7 +10,7 @@ from rewriters.operators.record import ROWS
 from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import Region
 from rewriters.tiling import network as networks
-from rewriters.tiling import proof, proof_any_height
+from rewriters.tiling import proof, proof_any_height, rounds
 from rewriters.tiling.patches import (
     Extent,
     Patch,
@@ -29,7 +29,7 @@ __all__ = ["ORDERS", "RegionPlan", "plan_region"]
 ORDERS = ("file", "engine", "late", "runs")
 
 # Patches times heights to prove where the height is unknown: a second or so.
-_MOST_EFFORT = 200_000
+_MOST_EFFORT = 400_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +47,8 @@ class RegionPlan:
         notes: What the user should know.
         heights: Rows of every tensor of the region; empty if known at run time alone.
         shrinking: Rows that tensors go without at interior edges, None in uniform windows.
+        stride: Steps that each patch has of its own where there are as many patches as an image
+            needs (`tiling.rounds`); None where there are ``splits``.
     """
 
     region: Region
@@ -59,6 +61,12 @@ class RegionPlan:
     notes: tuple[str, ...] = ()
     heights: tuple[int, ...] = ()
     shrinking: networks.Shrinking | None = None
+    stride: int | None = None
+
+    @property
+    def patch_rows(self) -> int | None:
+        """Rows of the first output that each patch has of its own, None where that is no number."""
+        return None if self.stride is None else self.stride * self.extents[0].step
 
     @property
     def shares(self) -> tuple[float, ...] | None:
@@ -103,6 +111,8 @@ class RegionPlan:
             replace(extent, rows=whole[number])
             for number, extent in zip(network.outputs, self.extents, strict=True)
         ]
+        if self.stride is not None:
+            return outs[0].rows, rounds.tile_rounds(outs, self.stride).seams()
         free = min(free_steps(out, max) for out in outs)
         first, begins = outs[0], []
         for k in range(1, self.splits):
@@ -121,6 +131,33 @@ class RegionPlan:
         if found is None or proof.prove(network, self.rows, self.tiling, found) is not None:
             return self
         return replace(self, shrinking=found)
+
+    def own_stride(self) -> int | None:
+        """Return the steps that each patch has of its own; None if every window is the whole."""
+        if self.tiling is None or not self.tiling.trim:
+            return None
+        free: int = min(free_steps(extent, max) for extent in self.extents)
+        return free - self.tiling.trim
+
+    def in_rounds(self, stride: int) -> RegionPlan | Refusal:
+        """Return the same with as many patches as an image needs, proven.
+
+        Args:
+            stride: Steps that each patch has of its own.
+        """
+        network, label = self.region.network, self.region.label
+        if self.tiling is not None:
+            assert self.rows is not None
+            tiling = rounds.tile_rounds(self.extents, stride)
+            reason = proof.prove(network, self.rows, tiling)
+        elif rounds.effort(network, stride) > _MOST_EFFORT:
+            tiling, reason = None, "its patches are too tall to prove every height"
+        else:
+            tiling, reason = None, rounds.prove_rounds(network, stride)
+        if reason is not None:
+            return Refusal(label, reason, "not-provable")
+        splits = self.splits if tiling is None else len(tiling.patches)
+        return replace(self, splits=splits, tiling=tiling, shrinking=None, stride=stride)
 
 
 def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:

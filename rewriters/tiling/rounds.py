@@ -1,0 +1,146 @@
+"""Patches of a fixed height, as many as an image needs: rounds of a Loop.
+
+Where the height is known when the model runs alone, patches that are a share of it
+(`tiling.patches.place_windows`) grow with it. Here each patch has ``stride`` steps of its own,
+whatever the height, and their number comes from it. With ``M`` steps that the outputs leave free:
+
+    trim     m   = max(M - stride, 0)              the window is m steps shorter than the whole
+    rounds   n   = ceil(m / stride) + 1
+    shift    i_k = min(k * stride, m)              the last window ends where the whole does
+
+Neighbours are at most ``stride = M - m`` steps apart, so the cores of `tiling.patches.core` lie
+inside the right rows as they do there; only the last one is lower than the others. Below the height
+of a patch ``m`` is 0: one round, on the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+from rewriters.tiling.network import FAR, ONE_ROW, Network, first_height, heights, steps
+from rewriters.tiling.patches import Extent, Patch, Placement, Rows, Tiling, core, free_steps
+from rewriters.tiling.proof import extents, prove, reach
+
+__all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
+
+# More rows than any tensor has, and far from overflow when added to.
+_BEYOND = 1 << 40
+
+
+def rounds_of(free: Any, stride: int, maximum: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
+    """Return the trim and the number of rounds.
+
+    The arithmetic of this module means the same on integers and on tensors, as that of
+    `tiling.patches` does.
+
+    Args:
+        free: `free_steps` of the region's output, the least where there are several.
+        stride: Steps each patch has of its own, at least 1.
+        maximum: The larger of two numbers.
+    """
+    trim = maximum(free - stride, 0)
+    return trim, (trim + (stride - 1)) // stride + 1
+
+
+def place_round(
+    trim: Any, stride: int, index: Any, minimum: Callable[[Any, Any], Any]
+) -> Placement:
+    """Return where the window of round ``index`` starts, and that of the one after it."""
+    shift = minimum(index * stride, trim)
+    return Placement(stride, trim, shift, minimum(shift + stride, trim))
+
+
+def round_cores(
+    outs: Sequence[Any], placed: Placement, minimum: Callable[[Any, Any], Any]
+) -> list[tuple[Any, Any]]:
+    """Return where each output's rows of a round begin and end.
+
+    Args:
+        outs: `Extent`, or objects with its four fields as other kinds of number.
+        placed: `place_round`.
+        minimum: The smaller of two numbers.
+    """
+    # The first round alone starts at the top, the last one alone as far down as windows go.
+    first = minimum(placed.shifts, 1)
+    last = minimum(placed.trim - placed.shifts, 1) * -_BEYOND + _BEYOND
+    return [core(out, placed, first=first, last=last, minimum=minimum) for out in outs]
+
+
+def tile_rounds(outs: Sequence[Extent], stride: int) -> Tiling:
+    """Return the patches at a known height.
+
+    Args:
+        outs: The region's outputs.
+        stride: Steps each patch has of its own.
+    """
+    free = min(free_steps(out, max) for out in outs)
+    trim, count = rounds_of(free, stride, max)
+    patches = []
+    for k in range(count):
+        placed = place_round(trim, stride, k, min)
+        cores = tuple(Rows(*bounds) for bounds in round_cores(outs, placed, min))
+        patches.append(Patch(placed.shifts, cores))
+    return Tiling(trim, tuple(patches))
+
+
+@lru_cache(maxsize=4096)
+def prove_rounds(network: Network, stride: int) -> str | None:
+    """Prove the rounds of a region of one input at every height.
+
+    That the cores lie inside the right rows follows from the bounds above at every height. What is
+    left to chance is small images, where the edges of windows meet, and this code: so every height
+    is proven from the first one up to where there is an interior window, and every remainder by a
+    step has come round with each number of rows that the last patch may be lower by.
+
+    Returns:
+        None if every core is right at every height, else the first height that is not, and why.
+    """
+    step = steps(network)
+    if isinstance(step, str):
+        return step
+    try:
+        worst = extents(network, None, first_height(network))
+    except ValueError as error:
+        return str(error)
+    if any(extent.top >= FAR for extent in worst):
+        return "its windows leave no right row"
+    for rows in _heights(network, worst, stride):
+        whole = heights(network, (rows,))
+        if whole == ONE_ROW:
+            return f"at {rows} rows: {whole}"
+        if isinstance(whole, str):
+            # Not even the model as it is runs at this height.
+            continue
+        here = [
+            Extent(whole[tensor], extent.step, extent.top, extent.tail)
+            for tensor, extent in zip(network.outputs, worst, strict=True)
+        ]
+        reason = prove(network, (rows,), tile_rounds(here, stride))
+        if reason is not None:
+            return f"at {rows} rows: {reason}"
+    return None
+
+
+def effort(network: Network, stride: int) -> int:
+    """Return about how many operators `prove_rounds` would look at."""
+    step = steps(network)
+    if isinstance(step, str):
+        return 0
+    source = step[network.inputs[0]]
+    # A window is walked once for each kind of edge that it has.
+    return 4 * len(network.links) * ((_STRIDES * stride + 2) * source + 2 * reach(network))
+
+
+# Heights to prove, beyond the reach, in strides: a first, an interior and a last window.
+_STRIDES = 3
+
+
+def _heights(network: Network, worst: Sequence[Extent], stride: int) -> range:
+    step = steps(network)
+    assert not isinstance(step, str)
+    edges = 2 + max((extent.top + extent.tail) // extent.step for extent in worst)
+    first = first_height(network)
+    more = (_STRIDES * stride + edges) * step[network.inputs[0]] + reach(network)
+    return range(first, first + more)
