@@ -122,8 +122,9 @@ def add_collecting_loop(
     going = _State("going", "still_going", onnx.TensorProto.BOOL, [])
     graph = _graph(body, step, [going, *pieces], [])
     outputs = [gs.Variable(fragment.name(f"loop/{at}")) for at in range(len(results))]
-    inputs: list[gs.Tensor] = [count, gs.Variable(""), *empty]
-    fragment.place("Loop", inputs, outputs, "loop", body=(graph, body))
+    true = np.asarray(True)
+    going_on = gs.Constant(fragment.names.shared(true), true)
+    fragment.place("Loop", [count, going_on, *empty], outputs, "loop", body=(graph, body))
     return outputs
 
 

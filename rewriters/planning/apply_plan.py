@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+from rewriters.emission.forms import FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.errors import OptionError
 from rewriters.planning.candidates import row_local
@@ -60,6 +62,8 @@ def apply_plan(
         )
         if not isinstance(plan, RegionPlan):
             raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
+        if FORMS[entry["form"]].grows and plan.tiling is None and entry.get("patch_rows"):
+            plan = replace(plan, stride=max(1, entry["patch_rows"] // plan.extents[0].step))
         base = labels[nodes[0]] if len(nodes) == 1 else label
         emitted.append(emit_region(plan, entry["form"], facts, names, base))
     return tuple(emitted), run_rank

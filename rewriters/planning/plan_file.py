@@ -46,6 +46,8 @@ def plan_data(
         if plan.tiling is not None:
             entry["trim"] = plan.tiling.trim
             entry["seams"] = list(plan.tiling.seams())
+        if plan.stride is not None:
+            entry["patch_rows"] = plan.patch_rows
         regions.append(entry)
     return {
         "version": _VERSION,
@@ -57,7 +59,9 @@ def plan_data(
 
 
 def read_plan(text: str) -> dict[str, Any]:
-    """Read a plan; only what is needed to apply it again: nodes, outputs, form and splits.
+    """Read a plan; only what is needed to apply it again.
+
+    That are a region's nodes, outputs, form, splits and the rows of a patch.
 
     Raises:
         OptionError: It is no plan.
@@ -89,4 +93,7 @@ def read_plan(text: str) -> dict[str, Any]:
             raise OptionError(
                 f"plan=: region {number}: form must be one of {', '.join(FORMS)}, splits 2 or more"
             )
+        rows = entry.get("patch_rows")
+        if rows is not None and (type(rows) is not int or rows < 1):
+            raise OptionError(f"plan=: region {number}: patch_rows must be 1 or more")
     return {"version": _VERSION, "axis": axis, "order": order, "regions": regions}
