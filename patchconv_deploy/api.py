@@ -248,10 +248,12 @@ def rewrite(
             without a budget or ``max_tensor_elements``, else any.
         form: How to cut: "fused" (whole regions of layers, one patch after the other), "shrinking"
             (the same with less recompute, layers of a patch of many heights), "loop" (an ONNX
-            Loop), "batch" and "sequential" (single convolutions: windows stacked in the batch
-            dimension, or one after the other), or "auto": regions, or, where convolutions are named
-            by ``include`` or ``min_elements``, single ones. `OptionError` for any other, and for
-            single convolutions beside a budget or ``max_recompute``.
+            Loop), "rounds" (where the height is free, a Loop of as many patches of a fixed height
+            as an image needs; not for "tensorrt"), "batch" and "sequential" (single convolutions:
+            windows stacked in the batch dimension, or one after the other), or "auto": regions, or,
+            where convolutions are named by ``include`` or ``min_elements``, single ones.
+            `OptionError` for any other, and for single convolutions beside a budget or
+            ``max_recompute``.
         target: The engine that memory is predicted for: "onnxruntime" (at the session options that
             the report recommends), "onnxruntime-default" (at its own defaults), "triton" (at the
             options that a Triton server can be told) or "tensorrt". `OptionError` for any other.
@@ -577,9 +579,9 @@ def convert_model(
             `BudgetError` if no plan keeps it.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
             without a budget or ``max_tensor_elements``, else any.
-        form: How to cut: "fused", "shrinking", "loop", "batch", "sequential" or "auto", as for
-            `rewrite`. `OptionError` for any other, and for single convolutions beside a budget or
-            ``max_recompute``.
+        form: How to cut: "fused", "shrinking", "loop", "rounds", "batch", "sequential" or "auto",
+            as for `rewrite`. `OptionError` for any other, and for single convolutions beside a
+            budget or ``max_recompute``.
         target: The engine that memory is predicted for: "onnxruntime", "onnxruntime-default",
             "triton" or "tensorrt", as for `rewrite`. `OptionError` for any other.
         max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1

@@ -149,15 +149,17 @@ _DECLARED = (
     Declared(
         name="form",
         flags=("--form",),
-        help="fused, shrinking, loop: whole regions; batch, sequential: single Convs. auto: "
-        "regions, or the Convs that are named by --include or --min-elements.",
+        help="fused, shrinking, loop, rounds: whole regions; batch, sequential: single Convs. "
+        "auto: regions, or the Convs that are named by --include or --min-elements.",
         meaning="`fused`: a region's patches one after the other; `shrinking`: the same, every "
         "layer without the rows that later layers do not need, about half the recompute; `loop`: "
-        "an ONNX Loop, a graph of constant size; `batch`, `sequential`: single Convs, windows "
-        "stacked in the batch dimension or one Conv per patch; `auto` (default): with a budget the "
-        "least time that fits, else the least memory, of forms that are within 2 % of each other "
-        "the plainest (for TensorRT a loop where it saves a quarter); single Convs if they are "
-        "named",
+        "an ONNX Loop, a graph of constant size; `rounds`: where the height is free, a Loop of as "
+        "many patches of a fixed height as an image needs, so that the bound holds at every size "
+        "(ONNX Runtime, opset 13 and later; else as `shrinking`); `batch`, `sequential`: single "
+        "Convs, windows stacked in the batch dimension or one Conv per patch; `auto` (default): "
+        "where the height is free `rounds`, else with a budget the least time that fits, without "
+        "one the least memory, of forms that are within 2 % of each other the plainest (for "
+        "TensorRT a loop where it saves a quarter); single Convs if they are named",
         python=_REWRITES,
         reported="form",
         default="auto",

@@ -9,7 +9,7 @@ from typing import Any
 
 from rewriters.emission.forms import FORMS, SINGLE_FORMS
 from rewriters.errors import OptionError
-from rewriters.memory.targets import TARGETS
+from rewriters.memory.targets import ENGINES, TARGETS
 from rewriters.planning.stages import Limits
 from rewriters.regions.row_locality import AXES
 from rewriters.regions.selection import Selection
@@ -38,8 +38,8 @@ class Options:
     Attributes:
         splits: Patches per region, at least 1; with a budget: at most so many. None: 4, or as many
             as the budget asks for.
-        form: "batch" and "sequential" cut convolutions one by one, "fused", "shrinking" and
-            "loop" whole regions; "auto" chooses among the last three.
+        form: "batch" and "sequential" cut convolutions one by one, "fused", "shrinking",
+            "loop" and "rounds" whole regions; "auto" chooses among these.
         axis: "height", "width", "depth", a dimension of the tensor (2 or above), or "auto": of
             height and width the one that serves better; height for convolutions one by one.
         selection: Which convolutions.
@@ -143,6 +143,11 @@ class Options:
             raise OptionError(f"max_tensor_elements={self.max_tensor_elements}: must be 1 or more")
         if self.target not in TARGETS:
             raise OptionError(f"target={self.target!r}: must be {' or '.join(TARGETS)}")
+        compiled = ENGINES[TARGETS[self.target].engine].lowering.compiler
+        if compiled and self.form in FORMS and FORMS[self.form].grows:
+            raise OptionError(
+                f"form={self.form!r}: TensorRT takes no sequences of tensors; use form='auto'"
+            )
         if self.form in SINGLE_FORMS and (self.memory_budget or self.max_recompute):
             raise OptionError(
                 f"form={self.form!r} cuts convolutions one by one, which meets no budget; "

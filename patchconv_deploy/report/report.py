@@ -174,6 +174,7 @@ def _region_json(region: Rewritten) -> dict[str, Any]:
         "bytes": region.size.bytes,
         "region_peak_bytes": dict(region.peak_by_form),
         "notes": list(region.notes),
+        **({} if region.plan.stride is None else {"patch_rows": region.plan.patch_rows}),
     }
 
 

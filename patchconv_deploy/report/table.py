@@ -202,12 +202,17 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
             str(len(region.nodes)),
             "run time" if region.recompute is None else f"{region.recompute:.2f}x",
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
-            f"{region.form} x{region.splits}",
+            _patches(region),
         )
     console.print(table)
     for region in outcome.rewritten:
         for note in region.notes:
             console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
+
+
+def _patches(region: Rewritten) -> str:
+    rows = region.plan.patch_rows
+    return f"{region.form} x{region.splits}" if rows is None else f"{region.form} of {rows} rows"
 
 
 def _print_table(outcome: Outcome, console: Console) -> None:

