@@ -111,7 +111,7 @@ def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
 
 
 @exports(dynamo="mobilenet")
-@forms
+@pytest.mark.parametrize("form", [*FORMS, "rounds"])
 def test_dynamic(exported: Export, name: str, exporter: str, form: str) -> None:
     """Symbols in the file: cut once, right at two sizes and two batches."""
     network = NETWORKS[name]

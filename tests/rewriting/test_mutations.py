@@ -173,7 +173,7 @@ def test_a_sparse_weight_is_a_weight(form: str) -> None:
     np.testing.assert_allclose(after, before, rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("form", ["batch", "sequential", "fused", "shrinking", "loop"])
+@pytest.mark.parametrize("form", ["batch", "sequential", "fused", "shrinking", "loop", "rounds"])
 @pytest.mark.parametrize("free", [False, True])
 def test_stale_shapes_in_the_file_are_not_written_again(form: str, free: bool) -> None:
     """Shapes that are declared are claims: ONNX Runtime refuses wrong ones beside new nodes."""
