@@ -23,7 +23,7 @@ from rewriters.graph.nodes import captured
 from rewriters.graph.shapes import Shapes
 from rewriters.operators.record import RowLocal
 from rewriters.regions.refusal import Refusal
-from rewriters.tiling.network import Link, Network, heights, steps
+from rewriters.tiling.network import Link, Network, heights, steps, tallest_first
 
 __all__ = ["Edge", "Region", "make_region"]
 
@@ -130,10 +130,18 @@ def make_region(
         entries.append(Link(link.row_map, tuple(reads), tuple(makes), link.removable_padding))
     outputs = tuple(numbers[made[name]] for name in made if name in wanted)
     network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
+    if len(inputs) == 1 and _is_free(facts.shapes, next(iter(numbers))):
+        network = tallest_first(network)
     region = Region(
         ordered, label, tuple(numbers), network, tuple(links[at] for at in ordered), rank
     )
     return _fitting(facts, region) or region
+
+
+def _is_free(shapes: Shapes, edge: Edge) -> bool:
+    """Tell whether the rows of a tensor are known when the model runs alone."""
+    dims = shapes.dims.get(edge.name)
+    return dims is None or len(dims) <= edge.axis or dims[edge.axis] is None
 
 
 def _fitting(facts: CertainFacts, region: Region) -> Refusal | None:

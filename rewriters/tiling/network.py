@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from math import gcd, lcm
 from typing import NamedTuple
@@ -25,8 +25,10 @@ __all__ = [
     "Shrinking",
     "first_height",
     "heights",
+    "heights_of_one_row",
     "padding_dropped",
     "steps",
+    "tallest_first",
     "valid_rows",
     "walk",
 ]
@@ -165,6 +167,62 @@ def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
         for tensor in link.makes:
             found[tensor] = after
     return misfit or tuple(found)
+
+
+def heights_of_one_row(network: Network, rows: int) -> tuple[int, ...] | None:
+    """Return the rows of every tensor where one row may be joined with a taller tensor.
+
+    It is repeated then, as broadcasting has it. Where operands do not broadcast the model does not
+    run at this height.
+
+    Args:
+        network: A region of one input.
+        rows: Rows of it.
+
+    Returns:
+        None where the rows of what is joined are not those of the first operand.
+    """
+    found = [0] * network.tensors
+    found[network.inputs[0]] = rows
+    for link in network.links:
+        first = found[link.reads[0]]
+        if any(found[tensor] > first for tensor in link.reads):
+            return None
+        for tensor in link.makes:
+            found[tensor] = link.row_map.rows_out(first)
+    return tuple(found)
+
+
+# Heights at which a tensor of one row is looked for.
+_LOW = 64
+
+
+def tallest_first(network: Network) -> Network:
+    """Return the same with the operand first that is the tallest where another has one row.
+
+    Args:
+        network: A region of one input.
+    """
+    if all(len({*link.reads}) < 2 for link in network.links):
+        return network
+    links = list(network.links)
+    first = first_height(network)
+    for rows in range(first, first + _LOW):
+        found = [0] * network.tensors
+        found[network.inputs[0]] = rows
+        low = False
+        for at, link in enumerate(links):
+            most = max(found[tensor] for tensor in link.reads)
+            if found[link.reads[0]] == 1 < most:
+                tallest = next(tensor for tensor in link.reads if found[tensor] == most)
+                rest = [tensor for tensor in link.reads if tensor != tallest]
+                links[at] = link._replace(reads=(tallest, *rest))
+            low = low or any(found[tensor] == 1 for tensor in link.reads)
+            for tensor in link.makes:
+                found[tensor] = link.row_map.rows_out(most)
+        if not low:
+            break
+    return replace(network, links=tuple(links))
 
 
 def valid_rows(

@@ -22,6 +22,7 @@ from functools import lru_cache
 
 from rewriters.tiling.network import (
     FAR,
+    ONE_ROW,
     TALL,
     Network,
     Shrinking,
@@ -32,7 +33,7 @@ from rewriters.tiling.network import (
 )
 from rewriters.tiling.patches import Extent, Rows, Tiling, covers
 
-__all__ = ["extents", "heights_to_walk", "prove", "reach", "window_slack"]
+__all__ = ["extents", "heights_to_walk", "prove", "prove_one_row", "reach", "window_slack"]
 
 
 def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tuple[Extent, ...]:
@@ -90,6 +91,25 @@ def fitting_extents(found: tuple[int, ...] | str) -> tuple[int, ...]:
     return found
 
 
+def prove_one_row(network: Network, tiling: Tiling, whole: Sequence[int]) -> str | None:
+    """Prove a tiling where one row is joined with a taller tensor: every window is the whole.
+
+    Args:
+        network: The region.
+        tiling: The patches.
+        whole: Rows of every tensor (`tiling.network.heights_of_one_row`).
+
+    Returns:
+        None if every core is right, else the reason it is not.
+    """
+    if tiling.trim or any(patch.shift for patch in tiling.patches):
+        return ONE_ROW
+    for k, tensor in enumerate(network.outputs):
+        if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
+            return "the cores do not cover the output exactly once"
+    return None
+
+
 def prove(
     network: Network, rows: Sequence[int], tiling: Tiling, shrinking: Shrinking | None = None
 ) -> str | None:
@@ -117,6 +137,8 @@ def prove(
     for patch in tiling.patches:
         if not 0 <= patch.shift <= tiling.trim:
             return "a window reaches beyond the tensor"
+        if tiling.trim == 0 and min(whole) > 0:
+            continue  # the window is the whole, and computed as that is
         kind = (patch.shift == 0, patch.shift == tiling.trim)
         if kind not in walked:
             walked[kind] = walk(

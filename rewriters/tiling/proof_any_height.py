@@ -4,9 +4,24 @@ from __future__ import annotations
 
 from functools import lru_cache
 
-from rewriters.tiling.network import FAR, ONE_ROW, Network, first_height, heights, steps
+from rewriters.tiling.network import (
+    FAR,
+    ONE_ROW,
+    Network,
+    first_height,
+    heights,
+    heights_of_one_row,
+    steps,
+)
 from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, place_windows
-from rewriters.tiling.proof import extents, heights_to_walk, prove, reach, window_slack
+from rewriters.tiling.proof import (
+    extents,
+    heights_to_walk,
+    prove,
+    prove_one_row,
+    reach,
+    window_slack,
+)
 
 __all__ = ["effort", "prove_every_height"]
 
@@ -37,8 +52,10 @@ def prove_every_height(network: Network, splits: int) -> str | None:
     source = network.inputs[0]
     for rows in heights_to_walk(network, worst, splits):
         whole = heights(network, (rows,))
-        if whole == ONE_ROW:
+        joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
+        if whole == ONE_ROW and joined is None:
             return f"at {rows} rows: {whole}"
+        whole = joined or whole
         if isinstance(whole, str):
             # Not even the model as it is runs at this height.
             continue
@@ -59,7 +76,11 @@ def prove_every_height(network: Network, splits: int) -> str | None:
         placed = place_windows(free, splits, 0)
         if placed.stride * step[source] + slack < rows - placed.trim * step[source]:
             return f"at {rows} rows: a window is taller than it is declared to be"
-        reason = prove(network, (rows,), Tiling(placed.trim, tuple(patches)))
+        tiling = Tiling(placed.trim, tuple(patches))
+        if joined is not None:
+            reason = prove_one_row(network, tiling, joined)
+        else:
+            reason = prove(network, (rows,), tiling)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None

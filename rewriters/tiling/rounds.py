@@ -19,9 +19,17 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from rewriters.tiling.network import FAR, ONE_ROW, Network, first_height, heights, steps
+from rewriters.tiling.network import (
+    FAR,
+    ONE_ROW,
+    Network,
+    first_height,
+    heights,
+    heights_of_one_row,
+    steps,
+)
 from rewriters.tiling.patches import Extent, Patch, Placement, Rows, Tiling, core, free_steps
-from rewriters.tiling.proof import extents, prove, reach
+from rewriters.tiling.proof import extents, prove, prove_one_row, reach
 
 __all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
 
@@ -108,8 +116,10 @@ def prove_rounds(network: Network, stride: int) -> str | None:
         return "its windows leave no right row"
     for rows in _heights(network, worst, stride):
         whole = heights(network, (rows,))
-        if whole == ONE_ROW:
+        joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
+        if whole == ONE_ROW and joined is None:
             return f"at {rows} rows: {whole}"
+        whole = joined or whole
         if isinstance(whole, str):
             # Not even the model as it is runs at this height.
             continue
@@ -117,7 +127,11 @@ def prove_rounds(network: Network, stride: int) -> str | None:
             Extent(whole[tensor], extent.step, extent.top, extent.tail)
             for tensor, extent in zip(network.outputs, worst, strict=True)
         ]
-        reason = prove(network, (rows,), tile_rounds(here, stride))
+        tiling = tile_rounds(here, stride)
+        if joined is not None:
+            reason = prove_one_row(network, tiling, joined)
+        else:
+            reason = prove(network, (rows,), tiling)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None

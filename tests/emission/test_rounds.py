@@ -121,6 +121,56 @@ def test_odd_heights_and_one_row() -> None:
         assert_same(made, outcome.model, {"x": noise(batch, 3, 30, 9)}, REL)
 
 
+def _joined_at_one_row() -> onnx.ModelProto:
+    """At one row the lower scale is doubled to two, to which the skip's one row is repeated."""
+    nodes = [
+        node("Conv", "x a", "p", name="in", pads=[1] * 4),
+        node("Conv", "p b", "q", name="low", pads=[1] * 4, strides=[2, 2]),
+        node("Resize", "q _ s", "u", name="up", coordinate_transformation_mode="asymmetric"),
+        node("Add", "p u", "v", name="skip"),
+        node("Conv", "v c", "y", name="out", pads=[1] * 4),
+    ]
+    weights = {"a": noise(8, 3, 3, 3), "b": noise(8, 8, 3, 3) / 9, "c": noise(2, 8, 3, 3) / 9}
+    weights["s"] = np.array([1, 1, 2, 2], np.float32)
+    return model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, weights)
+
+
+def _reflected(mode: str) -> onnx.ModelProto:
+    """Padding made of more rows than the smallest images have."""
+    nodes = [
+        node("Pad", "x wide", "p", name="pad", mode=mode),
+        node("Conv", "p a", "q", name="first"),
+        node("Relu", "q", "r", name="relu"),
+        node("Pad", "r narrow", "s", name="pad_again", mode=mode),
+        node("Conv", "s b", "y", name="second"),
+    ]
+    weights = {"a": noise(16, 3, 9, 9) / 9, "b": noise(3, 16, 3, 3) / 9}
+    weights |= {
+        "wide": np.array([0, 0, 4, 4, 0, 0, 4, 4]),
+        "narrow": np.array([0, 0, 1, 1, 0, 0, 1, 1]),
+    }
+    return model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, weights)
+
+
+@pytest.mark.parametrize("form", ["rounds", "fused"])
+@pytest.mark.parametrize("made", [_joined_at_one_row(), _reflected("reflect"), _reflected("edge")])
+def test_small_images_are_one_window(made: onnx.ModelProto, form: str) -> None:
+    """Rows that are repeated or padded otherwise at a low height hinder no patches at others."""
+    outcome = _cut(made, form=form, splits=4)
+    assert [cut.form for cut in outcome.rewritten] == [form]
+    assert outcome.after.bytes < 0.5 * outcome.before.bytes
+    ran = 0
+    for height in (*range(1, 40), 64, 97, 130):
+        strip = _strip(made, height)
+        try:
+            run(made, strip)
+        except Exception:  # noqa: BLE001 - the model itself does not run at this height
+            continue
+        ran += 1
+        assert_same(made, outcome.model, strip, REL)
+    assert ran > 20
+
+
 def test_along_the_width() -> None:
     """The same where the width is cut."""
     made = _unet()

@@ -23,7 +23,7 @@ from rewriters.regions.refusal import Refusal
 from rewriters.regions.region import make_region
 from rewriters.regions.row_locality import find_locality
 from rewriters.rewrite import rewrite_model
-from rewriters.tiling.network import Link, Network
+from rewriters.tiling.network import Link, Network, tallest_first
 from rewriters.tiling.proof_any_height import prove_every_height
 from rewriters.tiling.row_maps import Pointwise, Sliding, Transposed
 from tests.support.regions_by_hand import tile_all
@@ -430,9 +430,10 @@ def test_free_heights_that_do_not_fit() -> None:
         (0,),
         (3,),
     )
-    # 3 rows: 1 and 2, which a runtime adds by repeating the one.
+    # 3 rows: 1 and 2, which a runtime adds by repeating the one: the sum has not the first's rows.
     reason = prove_every_height(rounded_apart, 3)
     assert reason == "at 3 rows: it joins a tensor of one row with a taller one"
+    assert prove_every_height(tallest_first(rounded_apart), 3) is None
     never = Network(
         3,
         (Link(Sliding(3, 1), (0,), (1,)), Link(Pointwise(), (0, 1), (2,))),
