@@ -162,6 +162,10 @@ class Constants:
                 self._known[name] = found
         return self._known[name]
 
+    def learn(self, name: str, array: np.ndarray[Any, Any]) -> None:
+        """Take a value that was worked out elsewhere."""
+        self._known[name] = array
+
     def _evaluate(self, name: str, depth: int) -> np.ndarray[Any, Any] | None:
         if name in self._tensors:
             return _array(self._tensors[name])

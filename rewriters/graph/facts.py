@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import onnx
 
 from rewriters.graph.constant_folding import Constants
+from rewriters.graph.free_sizes import NO_SIZES, FreeSizes, follow_sizes
 from rewriters.graph.nodes import attributes
 from rewriters.graph.shapes import Shapes
 from rewriters.graph.use_def import Index
@@ -26,17 +28,24 @@ class CertainFacts:
         opset: Version of the default domain.
         shapes: Known shapes; assumed sizes are not in it.
         constants: Values of small constants.
+        free: Sizes of tensors in terms of the model's free sizes.
     """
 
     index: Index
     opset: int
     shapes: Shapes
     constants: Constants
+    free: FreeSizes = NO_SIZES
 
     @property
     def graph(self) -> onnx.GraphProto:
         """The main graph."""
         return self.index.graph
+
+    def followed(self) -> CertainFacts:
+        """Return the same with sizes and constants that follow from the model's free sizes."""
+        free = follow_sizes(self.graph, self.shapes, self.constants, partial(record_of, self))
+        return replace(self, shapes=free.certain(self.shapes), free=free)
 
 
 def record_of(facts: CertainFacts, position: int) -> Record:

@@ -178,7 +178,10 @@ def candidates_of(
         for at, node in enumerate(certain.graph.node)
         if at not in locality.links
         and at not in constant
-        and all(certain.constants.array(name) is not None for name in node.output if name)
+        and (
+            all(certain.constants.array(name) is not None for name in node.output if name)
+            or certain.free.shape_of(node) is not None
+        )
     }
     links = row_local(facts, locality.links, kept)
 

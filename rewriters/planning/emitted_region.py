@@ -15,6 +15,7 @@ from rewriters.emission.fragment import Fragment, fold
 from rewriters.emission.handing_over import hand_over
 from rewriters.emission.names import NameScheme
 from rewriters.emission.rounds import OLDEST_OPSET
+from rewriters.emission.size_nodes import work_out
 from rewriters.emission.splice import arrange
 from rewriters.memory.executed import ExecutedNode
 from rewriters.memory.peak import Peak, peak
@@ -197,8 +198,12 @@ def _folded(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, F
                     if node.op_type != "Shape" or user in fragments:
                         continue
                     value = certain.constants.array(node.output[0])
+                    sizes = certain.free.shape_of(node)
                     if value is not None:
                         found[user] = fold(user, node, value, fragment)
+                    elif sizes is not None:
+                        places = certain.free.places
+                        found[user] = work_out(user, node, sizes, places, fragment)
     return found
 
 

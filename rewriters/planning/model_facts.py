@@ -164,8 +164,12 @@ def analyse(
     inputs = tuple(v.name for v in model.graph.input if v.name not in found.constants)
     activations = [*inputs, *(name for node in executed for name in node.makes)]
     sizes = {name: sizing.bytes(name) for name in activations if name not in found.constants}
+    certain = CertainFacts(found, opset_of(model), sure, Constants(slim, found, sure))
+    if any(None in dims for dims in sure.dims.values()):
+        certain = certain.followed()
+        sizing = certain.shapes if sizing is sure else sizing
     return ModelFacts(
-        CertainFacts(found, opset_of(model), sure, Constants(slim, found, sure)),
+        certain,
         sizing,
         assumed,
         node_labels(model.graph),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
 from weakref import WeakKeyDictionary
 
 import onnx
+import onnx.numpy_helper
 
 from rewriters.emission.bodies import Movable, own_constants
 from rewriters.emission.fragment import Fragment
@@ -85,6 +86,16 @@ class MemoryPredictor:
     def _movable(self) -> Movable:
         return Movable(self.facts.index, self.facts.slim.ir_version)
 
+    def _worked_out(self, names: Collection[str]) -> dict[str, onnx.TensorProto]:
+        """Return what the graph works out of sizes, which shapes in bodies may be made of."""
+        constants = self.facts.certain.constants
+        arrays = {name: constants.array(name) for name in names}
+        return {
+            name: onnx.numpy_helper.from_array(array, name)
+            for name, array in arrays.items()
+            if array is not None
+        }
+
     def _part(self, fragment: Fragment, own: frozenset[str] = frozenset()) -> _Part:
         """Return a fragment as it is read, whatever else is in the graph.
 
@@ -105,6 +116,8 @@ class MemoryPredictor:
                 {**{name: sizing.elements.get(name, 0) for name in outer}, **elements},
             )
             known = {**self._known, **constants}
+            if fragment.loops:
+                known |= self._worked_out(fragment.reads - known.keys())
             parts[own] = _Part(
                 [read_node(node, around, known, own=own) for node in nodes],
                 dims,

@@ -1,0 +1,305 @@
+"""Sizes of tensors in terms of the model's free sizes, and what the graph works out from them.
+
+A model whose height is free computes sizes inside: half of it, up to a multiple of 8, the size of
+another tensor. Each is followed here as a function of one free size (`tiling.sizes`), in one walk
+over the nodes. Along a dimension whose rows the table of operators knows, a node's rows are those
+of its row map; nothing else is said of an operator here, but for the few that make sizes. What is
+no function of one free size stays unknown.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import onnx
+
+from rewriters.graph.constant_folding import Constants
+from rewriters.graph.nodes import attributes
+from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
+from rewriters.operators.record import Record, RowLocal
+from rewriters.operators.table import SPATIAL, TABLE
+from rewriters.tiling.sizes import Size
+
+__all__ = ["NO_SIZES", "FreeSizes", "follow_sizes"]
+
+
+Dims = tuple[Size | None, ...]
+
+# A value: its elements in order, and whether it is one number without dimensions.
+Value = tuple[Dims, bool]
+
+_MOST_ELEMENTS = 64
+
+_DOMAINS = ("", "ai.onnx")
+
+# What works on each image of a batch for itself.
+_IMAGES = SPATIAL | {"BatchNormalization"}
+
+_ZERO = Size.number(0)
+
+
+@dataclass(frozen=True, slots=True)
+class FreeSizes:
+    """What is known of free sizes.
+
+    Attributes:
+        dims: Shape of a tensor, None for a size that is no function of one free size.
+        values: Elements of small tensors of sizes, likewise.
+        places: An input of the model and a dimension of it, for each free size.
+    """
+
+    dims: Mapping[str, Dims]
+    values: Mapping[str, Dims]
+    places: Mapping[str, tuple[str, int]]
+
+    def certain(self, shapes: Shapes) -> Shapes:
+        """Return shapes with what turns out to be the same at every size."""
+        dims = dict(shapes.dims)
+        for name, sizes in self.dims.items():
+            known = tuple(None if size is None else size.constant for size in sizes)
+            if name not in shapes.doubtful and known != dims.get(name, known):
+                dims[name] = known
+        return replace(shapes, dims=dims)
+
+    def shape_of(self, node: onnx.NodeProto) -> tuple[Size, ...] | None:
+        """Return what a Shape makes; None if not all of it is known, or for another node."""
+        if node.op_type != "Shape" or node.domain not in _DOMAINS:
+            return None
+        sizes = self.values.get(node.output[0], (None,))
+        known = tuple(size for size in sizes if size is not None)
+        return known if len(known) == len(sizes) else None
+
+    def size(self, name: str, axis: int) -> Size | None:
+        """Return a tensor's size along a dimension, None if it is not known."""
+        dims = self.dims.get(name)
+        return None if dims is None or axis >= len(dims) else dims[axis]
+
+
+NO_SIZES = FreeSizes({}, {}, {})
+
+
+def follow_sizes(
+    graph: onnx.GraphProto,
+    shapes: Shapes,
+    constants: Constants,
+    record: Callable[[int], Record],
+) -> FreeSizes:
+    """Follow the free sizes of a graph's inputs through its nodes.
+
+    Args:
+        graph: The main graph, in order.
+        shapes: What is certain.
+        constants: Its constants.
+        record: What the table of operators may know of a node, by position.
+    """
+    walk = _Walk(shapes, constants)
+    for value in graph.input:
+        walk.read(value)
+    for at, node in enumerate(graph.node):
+        if node.domain in _DOMAINS and node.output:
+            walk.follow(node, at, record)
+    values = {name: value for name, (value, _) in walk.values.items()}
+    return FreeSizes(walk.dims, values, walk.places)
+
+
+class _Walk:
+    def __init__(self, shapes: Shapes, constants: Constants) -> None:
+        self.dims: dict[str, Dims] = {}
+        self.values: dict[str, Value] = {}
+        self.places: dict[str, tuple[str, int]] = {}
+        self._shapes = shapes
+        self._constants = constants
+
+    def read(self, value: onnx.ValueInfoProto) -> None:
+        """Take a free size of an input as a symbol of its own, or as the one that it names."""
+        if not has_shape(value):
+            return
+        found = []
+        for at, dim in enumerate(value.type.tensor_type.shape.dim):
+            size = known_size(dim)
+            named = not dim.HasField("dim_value") and dim.dim_param not in ANONYMOUS
+            symbol = dim.dim_param if named else f"{value.name}[{at}]"
+            if size is None:
+                self.places.setdefault(symbol, (value.name, at))
+            found.append(Size.free(symbol) if size is None else Size.number(size))
+        self.dims[value.name] = tuple(found)
+
+    def follow(self, node: onnx.NodeProto, at: int, record: Callable[[int], Record]) -> None:
+        """Find the sizes of what a node makes, and what it makes if that is sizes."""
+        value = _value(node, self)
+        if value is not None and len(value[0]) <= _MOST_ELEMENTS:
+            self._take(node.output[0], value)
+        for name in node.output:
+            known = self._shapes.dims.get(name) if name else None
+            if known is None:
+                continue
+            found = [None if size is None else Size.number(size) for size in known]
+            for axis, size in enumerate(known):
+                if size is None and name not in self._shapes.doubtful:
+                    found[axis] = self._along(node, at, axis, record)
+            self.dims[name] = tuple(found)
+
+    def _take(self, name: str, value: Value) -> None:
+        self.values[name] = value
+        numbers = _numbers(value)
+        if numbers is not None and self._constants.array(name) is None:
+            kind = self._shapes.elements.get(name, onnx.TensorProto.INT64)
+            made = np.array(numbers, onnx.helper.tensor_dtype_to_np_dtype(kind))
+            self._constants.learn(name, made.reshape(() if value[1] else (-1,)))
+
+    def value(self, name: str) -> Value | None:
+        """Return a small tensor's elements, as far as they are known."""
+        if name in self.values:
+            return self.values[name]
+        array = self._constants.array(name) if name else None
+        if array is None or array.size > _MOST_ELEMENTS or array.ndim > 1:
+            return None
+        numbers = array.reshape(-1).tolist()
+        if any(
+            isinstance(number, bool | str | bytes) or number != int(number) for number in numbers
+        ):
+            return None
+        return tuple(Size.number(int(number)) for number in numbers), array.ndim == 0
+
+    def _along(
+        self, node: onnx.NodeProto, at: int, axis: int, record: Callable[[int], Record]
+    ) -> Size | None:
+        if axis == 0 and node.op_type in _IMAGES:
+            dims = self.dims.get(node.input[0])
+            return None if dims is None else dims[0]
+        if node.op_type == "Reshape" or (node.op_type == "Resize" and len(node.input) > 3):
+            return self._stated(node, axis)
+        if node.op_type not in TABLE:
+            return None
+        link = TABLE[node.op_type](record(at), axis)
+        if not isinstance(link, RowLocal):
+            return None
+        read = []
+        for index, dimension in link.carriers:
+            dims = self.dims.get(node.input[index])
+            size = None if dims is None else dims[dimension]
+            if size is None:
+                return None
+            read.append(size)
+        most = next((s for s in read if all(s.is_never_below(other) for other in read)), None)
+        # Where it is below 1 the model does not run, and nothing is wrong that is said of it.
+        if most is None:
+            return None
+        try:
+            made: Size | None = link.row_map.rows_out(most)
+        except TypeError:  # somewhere on the way it is no function of one size
+            return None
+        return made
+
+    def _stated(self, node: onnx.NodeProto, axis: int) -> Size | None:
+        """Return a size that is given as such."""
+        value = self.value(node.input[3 if node.op_type == "Resize" else 1])
+        if value is None or axis >= len(value[0]):
+            return None
+        size = value[0][axis]
+        if size is None:
+            return None
+        if node.op_type == "Resize" or size.is_never_below(Size.number(1)):
+            return size
+        dims = self.dims.get(node.input[0])
+        copied = size.constant == 0 and not attributes(node).get("allowzero", 0)
+        return dims[axis] if copied and dims is not None and axis < len(dims) else None
+
+
+def _value(node: onnx.NodeProto, walk: _Walk) -> Value | None:
+    """Return what a node makes, if that is a few whole numbers."""
+    values = attributes(node)
+    match node.op_type:
+        case "Shape":
+            dims = walk.dims.get(node.input[0])
+            return (
+                None if dims is None else (dims[values.get("start", 0) : values.get("end")], False)
+            )
+        case "Identity" | "Cast" | "Floor" | "Ceil":
+            # Whole numbers below 2^24 are exact in every type that sizes are cast to.
+            return walk.value(node.input[0])
+        case "Squeeze" | "Unsqueeze" | "Reshape":
+            value = walk.value(node.input[0])
+            if value is None:
+                return None
+            return value[0], node.op_type == "Squeeze" and len(value[0]) == 1
+        case "Concat":
+            parts = [walk.value(name) for name in node.input]
+            if all(part is None for part in parts) or any(part is None for part in parts):
+                return None
+            return tuple(size for part in parts if part for size in part[0]), False
+        case "Gather":
+            return _gathered(walk.value(node.input[0]), walk.value(node.input[1]))
+        case "Slice":
+            return _sliced(node, walk)
+        case "Add" | "Sub" | "Mul" | "Div" | "Mod" if len(node.input) == 2:
+            pair = [walk.value(name) for name in node.input]
+            if pair[0] is None or pair[1] is None:
+                return None
+            return _calculated(node.op_type, pair[0], pair[1])
+    return None
+
+
+def _numbers(value: Value | None) -> list[int] | None:
+    """Return a value that is known as whole as numbers."""
+    found = [] if value is None else [None if s is None else s.constant for s in value[0]]
+    known = [number for number in found if number is not None]
+    return known if value is not None and len(known) == len(found) else None
+
+
+def _gathered(data: Value | None, indices: Value | None) -> Value | None:
+    at = _numbers(indices)
+    if data is None or indices is None or at is None or data[1]:
+        return None
+    if any(not -len(data[0]) <= index < len(data[0]) for index in at):
+        return None
+    return tuple(data[0][index] for index in at), indices[1]
+
+
+def _sliced(node: onnx.NodeProto, walk: _Walk) -> Value | None:
+    data = walk.value(node.input[0])
+    if data is None or data[1]:
+        return None
+    if len(node.input) > 2:
+        bounds = [_numbers(walk.value(name)) if name else [0] for name in node.input[1:]]
+    else:
+        values = attributes(node)
+        bounds = [list(values.get("starts", ())), list(values.get("ends", ()))]
+    if any(bound is None or len(bound) != 1 for bound in bounds):
+        return None
+    start, end, _, step = [each[0] for each in bounds if each] + [0, 1][len(bounds) - 2 :]
+    return (data[0][start:end:step], False) if step else None
+
+
+def _calculated(op: str, a: Value, b: Value) -> Value | None:
+    count = max(len(a[0]), len(b[0]))
+    if {len(a[0]), len(b[0])} - {1, count}:
+        return None
+    left: Sequence[Size | None] = a[0] * count if len(a[0]) == 1 else a[0]
+    right: Sequence[Size | None] = b[0] * count if len(b[0]) == 1 else b[0]
+    made = tuple(
+        None if x is None or y is None else _number(op, x, y)
+        for x, y in zip(left, right, strict=True)
+    )
+    return made, a[1] and b[1]
+
+
+def _number(op: str, a: Size, b: Size) -> Size | None:
+    by: Any = b.constant
+    match op:
+        case "Add":
+            return a + b
+        case "Sub":
+            return a - b
+        case "Mul":
+            if by is not None:
+                scaled: Size = a * by
+                return scaled
+            return None if a.constant is None else b * a.constant
+        case "Div" | "Mod" if by and by > 0 and a.is_never_below(_ZERO):
+            made: Size | None = a // by if op == "Div" else a % by
+            return made
+    return None
