@@ -49,9 +49,9 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Shapes to state at run time: of the input's windows and of each output."""
+    """Shapes to state at run time: of each input's windows and of each output."""
 
-    window: gs.Variable
+    windows: tuple[gs.Variable, ...]
     outputs: tuple[gs.Variable, ...]
 
 
@@ -136,13 +136,8 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     """Return the same where rows are known when the model runs, with the nodes that work it out."""
     region, step, count = plan.region, plan.steps, plan.splits
     network = region.network
-    (source,) = region.inputs
-    shape = fragment.add("Shape", [fragment.outer(source.name)], "bounds/shape")
-    axis = fragment.ints([source.axis])
-    height = RunTimeNumber(
-        fragment, fragment.add("Gather", [shape, axis], "bounds/rows", attrs={"axis": 0})
-    )
-    rows: dict[int, Any] = {network.inputs[0]: height}
+    heights = [_height(fragment, edge, at) for at, edge in enumerate(region.inputs)]
+    rows: dict[int, Any] = dict(zip(network.inputs, heights, strict=True))
     outs: list[Any] = [
         SymbolicExtent(rows_of(network, number, rows), extent)
         for number, extent in zip(network.outputs, plan.extents, strict=True)
@@ -150,13 +145,17 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     k = np.arange(count)
     free = reduce(minimum, (free_steps(out, maximum) for out in outs))
     placed = place_windows(free, count, k)
-    begin = placed.shifts * step[network.inputs[0]]
-    # The second is never the smaller one; it is there for its bound (`tiling.proof.window_slack`).
-    window = minimum(
-        height - placed.trim * step[network.inputs[0]],
-        placed.stride * step[network.inputs[0]] + window_slack(network),
-    )
-    spans = [_columns(fragment, begin, begin + window, count, "window")]
+    windows, spans = [], []
+    for at, (number, height) in enumerate(zip(network.inputs, heights, strict=True)):
+        begin = placed.shifts * step[number]
+        # The second is never the smaller one: it is there for its bound (`window_slack`).
+        window = minimum(
+            height - placed.trim * step[number],
+            placed.stride * step[number] + window_slack(network, at),
+        )
+        windows.append(window)
+        name = "window" if at == 0 else f"window_of_{at}"
+        spans.append(_columns(fragment, begin, begin + window, count, name))
     for number, out in enumerate(outs):
         begins, ends = core(
             out,
@@ -168,17 +167,34 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
         down = placed.shifts * out.step
         name = "core" if number == 0 else f"core_of_{number}"
         spans.append(_columns(fragment, begins - down, ends - down, count, name))
-    bounds = [Bounds((window,), tuple(cores)) for window, *cores in zip(*spans, strict=True)]
+    inputs = len(heights)
+    bounds = [
+        Bounds(tuple(each[:inputs]), tuple(each[inputs:])) for each in zip(*spans, strict=True)
+    ]
     targets = Targets(
-        _target(fragment, source, plan.ranks[0], window, "window"),
+        tuple(
+            _target(fragment, edge, rank, window, "window" if at == 0 else f"window_of_{at}")
+            for at, (edge, rank, window) in enumerate(
+                zip(region.inputs, plan.ranks[:inputs], windows, strict=True)
+            )
+        ),
         tuple(
             _target(fragment, edge, rank, out.rows, "output" if at == 0 else f"output_{at}")
             for at, (edge, rank, out) in enumerate(
-                zip(region.outputs, plan.ranks[1:], outs, strict=True)
+                zip(region.outputs, plan.ranks[inputs:], outs, strict=True)
             )
         ),
     )
     return bounds, targets
+
+
+def _height(fragment: Fragment, edge: Edge, at: int) -> RunTimeNumber:
+    """Write the rows of an input."""
+    of = "" if at == 0 else f"_of_{at}"
+    shape = fragment.add("Shape", [fragment.outer(edge.name)], f"bounds/shape{of}")
+    axis = fragment.ints([edge.axis])
+    rows = fragment.add("Gather", [shape, axis], f"bounds/rows{of}", attrs={"axis": 0})
+    return RunTimeNumber(fragment, rows)
 
 
 def rows_of(network: Network, number: int, rows: dict[int, Any]) -> Any:

@@ -115,7 +115,7 @@ class PatchWriter:
                 stated = add_reshape(
                     self.fragment,
                     window.variable,
-                    self.targets.window,
+                    self.targets.windows[at],
                     f"{suffix}/stated",
                     like=window.like,
                 )

@@ -12,8 +12,8 @@ Matching is pure: it reads the graph and answers with a frozen `Region` or a `Re
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import onnx
@@ -24,6 +24,7 @@ from rewriters.graph.shapes import Shapes
 from rewriters.operators.record import RowLocal
 from rewriters.regions.refusal import Refusal
 from rewriters.tiling.network import Link, Network, heights, steps, tallest_first
+from rewriters.tiling.sizes import Size
 
 __all__ = ["Edge", "Region", "make_region"]
 
@@ -130,12 +131,24 @@ def make_region(
         entries.append(Link(link.row_map, tuple(reads), tuple(makes), link.removable_padding))
     outputs = tuple(numbers[made[name]] for name in made if name in wanted)
     network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
-    if len(inputs) == 1 and _is_free(facts.shapes, next(iter(numbers))):
-        network = tallest_first(network)
+    edges = tuple(numbers)
+    if any(_is_free(facts.shapes, edges[number]) for number in inputs):
+        if len(inputs) > 1:
+            network = replace(network, sizes=_sizes(facts, [edges[n] for n in inputs]))
+        if len(inputs) == 1 or network.sizes:
+            network = tallest_first(network)
     region = Region(
         ordered, label, tuple(numbers), network, tuple(links[at] for at in ordered), rank
     )
     return _fitting(facts, region) or region
+
+
+def _sizes(facts: CertainFacts, inputs: Sequence[Edge]) -> tuple[Size, ...]:
+    """Return the rows of several inputs as functions of one height; none if they are not."""
+    sizes = [facts.free.size(edge.name, edge.axis) for edge in inputs]
+    known = tuple(size for size in sizes if size is not None and size.symbol and size.slope > 0)
+    one = len({size.symbol for size in known}) == 1
+    return known if one and len(known) == len(sizes) else ()
 
 
 def _is_free(shapes: Shapes, edge: Edge) -> bool:
@@ -163,9 +176,11 @@ def _fitting(facts: CertainFacts, region: Region) -> Refusal | None:
         )
     rows = region.rows(shapes)
     if rows is None:
-        if len(region.inputs) > 1:
+        if len(region.inputs) > 1 and not region.network.sizes:
             reason = "its inputs' sizes along the tiled axis are unknown; fix them with shapes="
             return Refusal(label, reason, "size-unknown")
+        if region.network.advance(found) is None:
+            return Refusal(label, "its inputs advance differently", "not-provable")
         return None
     whole = heights(region.network, rows)
     if isinstance(whole, str):

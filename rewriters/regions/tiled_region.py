@@ -42,7 +42,7 @@ class RegionPlan:
         rows: Rows of each input, None if known at run time alone.
         steps: Rows per step of every tensor of the region.
         extents: Per output its rows (meaningless if unknown), step, wrong rows of interior windows.
-        ranks: Dimensions of the first input, then of each output.
+        ranks: Dimensions of each input, then of each output.
         tiling: Windows and cores; None if worked out at run time.
         notes: What the user should know.
         heights: Rows of every tensor of the region; empty if known at run time alone.
@@ -175,7 +175,7 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
     step = networks.steps(network)
     if isinstance(step, str):
         return Refusal(label, step, "not-provable")
-    edges = (region.inputs[0], *region.outputs)
+    edges = (*region.inputs, *region.outputs)
     ranks = tuple(region.rank or len(shapes.dims.get(edge.name, ())) for edge in edges)
     rows = region.rows(shapes)
     if rows is None:
@@ -207,9 +207,7 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
 def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | None:
     """Prove a region at every height; return why that cannot be done."""
     label, network = region.label, region.network
-    if len(network.inputs) > 1 or any(
-        ROWS in numbers for link in region.links for numbers in link.constants.values()
-    ):
+    if any(ROWS in numbers for link in region.links for numbers in link.constants.values()):
         reason = "it holds sizes that are known at run time alone; fix them with shapes="
         return Refusal(label, reason, "size-unknown")
     if proof_any_height.effort(network, splits) > _MOST_EFFORT:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from rewriters.tiling.patches import Rows
 from rewriters.tiling.row_maps import RowMap, dropped
+from rewriters.tiling.sizes import Size
 
 __all__ = [
     "FAR",
@@ -67,12 +68,39 @@ class Network:
         links: Operators, each after those that make what it reads.
         inputs: Tensors that no operator makes.
         outputs: Tensors that are wanted.
+        sizes: Rows of each input where they are known when the model runs alone and there are
+            several: functions of the model's own height. One input's are its own.
     """
 
     tensors: int
     links: tuple[Link, ...]
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
+    sizes: tuple[Size, ...] = ()
+
+    def rows_at(self, height: int) -> tuple[int, ...]:
+        """Return the rows of each input at a height of the model, or of its one input."""
+        return tuple(size.at(height) for size in self.sizes) if self.sizes else (height,)
+
+    def advance(self, step: Sequence[int]) -> tuple[int, int] | None:
+        """Return after which height all inputs are whole steps taller, and how many steps.
+
+        Args:
+            step: Its `steps`.
+
+        Returns:
+            None where they do not advance alike.
+        """
+        if not self.sizes:
+            return step[self.inputs[0]], 1
+        rows = [step[number] for number in self.inputs]
+        pairs = list(zip(self.sizes, rows, strict=True))
+        if any(size.slope < 1 for size in self.sizes):
+            return None
+        height = lcm(*(size.period for size in self.sizes))
+        height *= lcm(*(r // gcd(r, size.slope * (height // size.period)) for size, r in pairs))
+        found = {size.slope * (height // size.period) // r for size, r in pairs}
+        return (height, found.pop()) if len(found) == 1 else None
 
     @classmethod
     def chain(cls, row_maps: Sequence[RowMap]) -> Network:
@@ -169,6 +197,14 @@ def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     return misfit or tuple(found)
 
 
+def _given(network: Network, height: int) -> list[int]:
+    """Return the rows of every tensor, of inputs those at a height, of the others 0."""
+    found = [0] * network.tensors
+    for tensor, rows in zip(network.inputs, network.rows_at(height), strict=True):
+        found[tensor] = rows
+    return found
+
+
 def heights_of_one_row(network: Network, rows: int) -> tuple[int, ...] | None:
     """Return the rows of every tensor where one row may be joined with a taller tensor.
 
@@ -176,14 +212,13 @@ def heights_of_one_row(network: Network, rows: int) -> tuple[int, ...] | None:
     run at this height.
 
     Args:
-        network: A region of one input.
-        rows: Rows of it.
+        network: The region.
+        rows: Its height (`Network.rows_at`).
 
     Returns:
         None where the rows of what is joined are not those of the first operand.
     """
-    found = [0] * network.tensors
-    found[network.inputs[0]] = rows
+    found = _given(network, rows)
     for link in network.links:
         first = found[link.reads[0]]
         if any(found[tensor] > first for tensor in link.reads):
@@ -201,15 +236,14 @@ def tallest_first(network: Network) -> Network:
     """Return the same with the operand first that is the tallest where another has one row.
 
     Args:
-        network: A region of one input.
+        network: The region.
     """
     if all(len({*link.reads}) < 2 for link in network.links):
         return network
     links = list(network.links)
     first = first_height(network)
     for rows in range(first, first + _LOW):
-        found = [0] * network.tensors
-        found[network.inputs[0]] = rows
+        found = _given(network, rows)
         low = False
         for at, link in enumerate(links):
             most = max(found[tensor] for tensor in link.reads)
@@ -337,8 +371,7 @@ def first_height(network: Network) -> int:
 
 def _has_rows(network: Network, rows: int) -> bool:
     # Not by `heights`: where tensors fit each other does not grow with the height.
-    found = [0] * network.tensors
-    found[network.inputs[0]] = rows
+    found = _given(network, rows)
     for link in network.links:
         for tensor in link.makes:
             found[tensor] = link.row_map.rows_out(min(found[n] for n in link.reads))

@@ -33,7 +33,15 @@ from rewriters.tiling.network import (
 )
 from rewriters.tiling.patches import Extent, Rows, Tiling, covers
 
-__all__ = ["extents", "heights_to_walk", "prove", "prove_one_row", "reach", "window_slack"]
+__all__ = [
+    "extents",
+    "heights_to_walk",
+    "period",
+    "prove",
+    "prove_one_row",
+    "reach",
+    "window_slack",
+]
 
 
 def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tuple[Extent, ...]:
@@ -44,18 +52,23 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
 
     Args:
         network: The region; its steps and heights must fit.
-        rows: Rows of each whole input; None where unknown, then the region has one input.
+        rows: Rows of each whole input; None where unknown.
         height: Stands in for the input's rows in the result's ``rows`` where those are unknown.
     """
     step = fitting_extents(steps(network))
+    turns = 1
     if rows is None:
-        given: list[tuple[int, ...]] = [(p,) for p in range(step[network.inputs[0]])]
+        found = network.advance(step)
+        if found is None:
+            raise ValueError("its inputs advance differently")
+        period, turns = found
+        given = [network.rows_at(p) for p in range(period)]
     else:
         given = [tuple(rows)]
     worst = [(-1, -1)] * len(network.outputs)
     for sizes in given:
         tall = [
-            size + (TALL + 2) * step[tensor]
+            size + (TALL + 2) * turns * step[tensor]
             for size, tensor in zip(sizes, network.inputs, strict=True)
         ]
         whole = heights(network, tall)
@@ -74,7 +87,7 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     if min(worst) < (0, 0):
         raise ValueError("there is no height at which its tensors fit")
     if rows is None:
-        fitting = (heights(network, (height + k,)) for k in range(len(given) + 1))
+        fitting = (heights(network, network.rows_at(height + k)) for k in range(len(given) + 1))
         whole = next((found for found in fitting if not isinstance(found, str)), "nothing fits")
     else:
         whole = heights(network, rows)
@@ -159,8 +172,8 @@ def prove(
 
 
 @lru_cache(maxsize=4096)
-def window_slack(network: Network) -> int:
-    """Return the most input rows a window has beyond its patch's own steps, at any height.
+def window_slack(network: Network, at: int = 0) -> int:
+    """Return the most rows of an input a window has beyond its patch's own steps, at any height.
 
     A window has ``H - trim*r`` rows, which are ``stride*r`` (see `tiling.patches.Placement`) and
     ``H - free*r``. The latter depends on the height's remainder by the step alone once a step is
@@ -170,29 +183,36 @@ def window_slack(network: Network) -> int:
     worst = extents(network, None, first_height(network))
     most = 0
     for rows in heights_to_walk(network, worst, 2):
-        whole = heights(network, (rows,))
+        whole = heights(network, network.rows_at(rows))
         if isinstance(whole, str):
             continue
         free = min(
             max(0, whole[tensor] - extent.top - extent.tail) // extent.step
             for tensor, extent in zip(network.outputs, worst, strict=True)
         )
-        most = max(most, rows - free * step[network.inputs[0]])
+        most = max(most, whole[network.inputs[at]] - free * step[network.inputs[at]])
     return most
 
 
 def heights_to_walk(network: Network, worst: Sequence[Extent], splits: int) -> Iterator[int]:
     """Yield every height at which something new can happen; see `prove_every_height`."""
-    step = fitting_extents(steps(network))
     rounds = 2 * splits + 2 + max((e.top + e.tail) // e.step for e in worst)
     first = first_height(network)
-    yield from range(first, first + step[network.inputs[0]] * rounds + reach(network))
+    yield from range(first, first + period(network) * rounds + reach(network))
+
+
+def period(network: Network) -> int:
+    """Return after which height it repeats, in whole steps (`Network.advance`)."""
+    found = network.advance(fitting_extents(steps(network)))
+    if found is None:
+        raise ValueError("its inputs advance differently")
+    return found[0]
 
 
 def reach(network: Network) -> int:
-    """Return about how many input rows an output row needs, by the sum of all operators."""
+    """Return about how much height an output row needs, by the sum of all operators."""
     step = fitting_extents(steps(network))
-    source = step[network.inputs[0]]
+    source = period(network)
     total = 0
     for link in network.links:
         needs = link.row_map.needs(Rows(0, 1), TALL)

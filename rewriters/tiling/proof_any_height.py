@@ -17,6 +17,7 @@ from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_ste
 from rewriters.tiling.proof import (
     extents,
     heights_to_walk,
+    period,
     prove,
     prove_one_row,
     reach,
@@ -28,7 +29,7 @@ __all__ = ["effort", "prove_every_height"]
 
 @lru_cache(maxsize=4096)
 def prove_every_height(network: Network, splits: int) -> str | None:
-    """Prove the run-time placement of the windows of a region of one input whose height is unknown.
+    """Prove the run-time placement of the windows of a region whose height is unknown.
 
     That neighbours are never too far apart is shown for all heights in `tiling.patches`, and
     no wrong row depends on the height but through its remainder by the step (`extents`). What is
@@ -48,10 +49,9 @@ def prove_every_height(network: Network, splits: int) -> str | None:
         return str(error)
     if any(extent.top >= FAR for extent in worst):
         return "its windows leave no right row"
-    slack = window_slack(network)
-    source = network.inputs[0]
+    slack = [window_slack(network, at) for at in range(len(network.inputs))]
     for rows in heights_to_walk(network, worst, splits):
-        whole = heights(network, (rows,))
+        whole = heights(network, network.rows_at(rows))
         joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
         if whole == ONE_ROW and joined is None:
             return f"at {rows} rows: {whole}"
@@ -74,13 +74,16 @@ def prove_every_height(network: Network, splits: int) -> str | None:
                 cores.append(Rows(begin, max(begin, end)))
             patches.append(Patch(placed.shifts, tuple(cores)))
         placed = place_windows(free, splits, 0)
-        if placed.stride * step[source] + slack < rows - placed.trim * step[source]:
+        if any(
+            placed.stride * step[tensor] + more < whole[tensor] - placed.trim * step[tensor]
+            for tensor, more in zip(network.inputs, slack, strict=True)
+        ):
             return f"at {rows} rows: a window is taller than it is declared to be"
         tiling = Tiling(placed.trim, tuple(patches))
         if joined is not None:
             reason = prove_one_row(network, tiling, joined)
         else:
-            reason = prove(network, (rows,), tiling)
+            reason = prove(network, network.rows_at(rows), tiling)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None
@@ -91,5 +94,8 @@ def effort(network: Network, splits: int) -> int:
     step = steps(network)
     if isinstance(step, str):
         return 0
-    rounds = 2 * splits + 2 * reach(network) // step[network.inputs[0]] + 2
-    return len(network.links) * splits * step[network.inputs[0]] * rounds
+    if network.advance(step) is None:
+        return 0
+    turn = period(network)
+    rounds = 2 * splits + 2 * reach(network) // turn + 2
+    return len(network.links) * splits * turn * rounds

@@ -29,7 +29,7 @@ from rewriters.tiling.network import (
     steps,
 )
 from rewriters.tiling.patches import Extent, Patch, Placement, Rows, Tiling, core, free_steps
-from rewriters.tiling.proof import extents, prove, prove_one_row, reach
+from rewriters.tiling.proof import extents, period, prove, prove_one_row, reach
 
 __all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
 
@@ -95,7 +95,7 @@ def tile_rounds(outs: Sequence[Extent], stride: int) -> Tiling:
 
 @lru_cache(maxsize=4096)
 def prove_rounds(network: Network, stride: int) -> str | None:
-    """Prove the rounds of a region of one input at every height.
+    """Prove the rounds of a region at every height.
 
     That the cores lie inside the right rows follows from the bounds above at every height. What is
     left to chance is small images, where the edges of windows meet, and this code: so every height
@@ -115,7 +115,7 @@ def prove_rounds(network: Network, stride: int) -> str | None:
     if any(extent.top >= FAR for extent in worst):
         return "its windows leave no right row"
     for rows in _heights(network, worst, stride):
-        whole = heights(network, (rows,))
+        whole = heights(network, network.rows_at(rows))
         joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
         if whole == ONE_ROW and joined is None:
             return f"at {rows} rows: {whole}"
@@ -131,7 +131,7 @@ def prove_rounds(network: Network, stride: int) -> str | None:
         if joined is not None:
             reason = prove_one_row(network, tiling, joined)
         else:
-            reason = prove(network, (rows,), tiling)
+            reason = prove(network, network.rows_at(rows), tiling)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None
@@ -142,7 +142,9 @@ def effort(network: Network, stride: int) -> int:
     step = steps(network)
     if isinstance(step, str):
         return 0
-    source = step[network.inputs[0]]
+    if network.advance(step) is None:
+        return 0
+    source = period(network)
     # A window is walked once for each kind of edge that it has.
     return 4 * len(network.links) * ((_STRIDES * stride + 2) * source + 2 * reach(network))
 
@@ -152,9 +154,7 @@ _STRIDES = 3
 
 
 def _heights(network: Network, worst: Sequence[Extent], stride: int) -> range:
-    step = steps(network)
-    assert not isinstance(step, str)
     edges = 2 + max((extent.top + extent.tail) // extent.step for extent in worst)
     first = first_height(network)
-    more = (_STRIDES * stride + edges) * step[network.inputs[0]] + reach(network)
+    more = (_STRIDES * stride + edges) * period(network) + reach(network)
     return range(first, first + more)
