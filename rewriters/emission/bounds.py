@@ -49,10 +49,17 @@ class Bounds:
 
 @dataclass(frozen=True, slots=True)
 class Targets:
-    """Shapes to state at run time: of each input's windows and of each output."""
+    """Shapes to state at run time: of each input's windows and of each output.
+
+    Attributes:
+        windows: Of the inputs' windows.
+        outputs: Of the outputs.
+        trim: Steps that windows are shorter by than the whole.
+    """
 
     windows: tuple[gs.Variable, ...]
     outputs: tuple[gs.Variable, ...]
+    trim: RunTimeNumber
 
 
 def static_bounds(plan: RegionPlan) -> list[Bounds]:
@@ -79,6 +86,8 @@ class RunTimeNumber:
 
     def inside(self, body: Fragment) -> RunTimeNumber:
         """Return the same number as a node of a body reads it."""
+        if body is self.fragment:
+            return self
         return RunTimeNumber(body, body.outer(str(self.tensor.name)))
 
     def _other(self, other: Any) -> gs.Tensor:
@@ -184,6 +193,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
                 zip(region.outputs, plan.ranks[inputs:], outs, strict=True)
             )
         ),
+        placed.trim,
     )
     return bounds, targets
 

@@ -100,6 +100,7 @@ class RoundsWriter(PatchWriter):
         ]
         free = reduce(minimum, (free_steps(out, maximum) for out in outs))
         trim, count = rounds_of(free, plan.stride, maximum)
+        self.trim = trim
         spans = [
             height - trim * plan.steps[n] for height, n in zip(heights, network.inputs, strict=True)
         ]

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.bounds import Bounds, Span, Targets
+from rewriters.emission.bounds import Bounds, RunTimeNumber, Span, Targets
 from rewriters.emission.fragment import Fragment, Join, Window
 from rewriters.emission.loop import Result, add_loop
 from rewriters.emission.names import Like
@@ -66,6 +67,9 @@ class PatchWriter:
         self.plan = plan
         self.region = plan.region
         self.shapes = shapes
+        # Steps that windows are shorter by, where that is known when the model runs.
+        self.trim: RunTimeNumber | None = None if targets is None else targets.trim
+        self._shortened: dict[tuple[int, str, int], gs.Tensor] = {}
         self.nodes = [graph.node[position] for position in plan.region.nodes]
 
     def _whole(self, name: str) -> WindowTensor:
@@ -177,6 +181,7 @@ class PatchWriter:
                 i: into.ints([local if number is ROWS else number for number in numbers])
                 for i, numbers in link.constants.items()
             }
+            replaced.update(self._less_rows(into, node, link, entry, [y for _, y in made]))
             attributes, padding = self._less_padding(link, entry, at)
             replaced.update({i: into.ints(numbers) for i, numbers in padding.items()})
             for i, axis in link.carriers:
@@ -195,6 +200,35 @@ class PatchWriter:
                     cropped[Edge(name, link.axis)] = wanted[name].dims[link.axis]
                 tensors[Edge(name, link.axis)] = wanted[name]
         return [wanted[edge.name] for edge in self.region.outputs]
+
+    def _less_rows(
+        self,
+        into: Fragment,
+        node: onnx.NodeProto,
+        link: RowLocal,
+        entry: Link,
+        made: Sequence[WindowTensor],
+    ) -> dict[int, gs.Tensor]:
+        """Return inputs, by index, that hold the output's rows, with those in a window."""
+        found: dict[int, gs.Tensor] = {}
+        for i, (at, count) in link.absolute.items():
+            dims = made[0].dims
+            if self.plan.tiling is not None and None not in dims and count == len(dims):
+                found[i] = into.ints(dims)
+                continue
+            key = (id(into), node.output[0], i)
+            if key not in self._shortened:
+                step = self.plan.steps[entry.makes[0]]
+                here = np.array([int(each == at) for each in range(count)]) * step
+                if self.plan.tiling is not None:
+                    less: gs.Tensor = into.ints(here * self.plan.tiling.trim)
+                else:
+                    assert self.trim is not None
+                    less = (self.trim.inside(into) * here).tensor
+                name = f"bounds/rows_of_{len(self._shortened)}"
+                self._shortened[key] = into.add("Sub", [into.outer(node.input[i]), less], name)
+            found[i] = self._shortened[key]
+        return found
 
     def _less_padding(
         self, link: RowLocal, entry: Link, patch: Patch | None

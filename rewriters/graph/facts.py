@@ -60,6 +60,9 @@ def record_of(facts: CertainFacts, position: int) -> Record:
         values=_Values(facts.constants, node.input),
         used=tuple(name in index.users or name in index.outputs for name in node.output),
         absent=frozenset(i for i, name in enumerate(node.input) if not name),
+        free=tuple(facts.free.dims.get(name, ()) for name in node.input),
+        free_output=facts.free.dims.get(node.output[0], ()) if node.output else (),
+        stated=tuple(facts.free.values.get(name) for name in node.input),
     )
 
 

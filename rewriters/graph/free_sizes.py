@@ -19,9 +19,9 @@ import onnx
 from rewriters.graph.constant_folding import Constants
 from rewriters.graph.nodes import attributes
 from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
-from rewriters.operators.record import Record, RowLocal
+from rewriters.operators.record import Record, RowLocal, Shape
 from rewriters.operators.table import SPATIAL, TABLE
-from rewriters.tiling.sizes import Size
+from rewriters.tiling.sizes import Size, left_over, ratio
 
 __all__ = ["NO_SIZES", "FreeSizes", "follow_sizes"]
 
@@ -38,6 +38,11 @@ _DOMAINS = ("", "ai.onnx")
 # What works on each image of a batch for itself.
 _IMAGES = SPATIAL | {"BatchNormalization"}
 
+# The output has the first input's rank.
+_SAME_RANK = frozenset(
+    "Transpose Slice Pad Concat Resize Relu LeakyRelu Sigmoid Clip Tanh PRelu Softmax Cast".split()
+)
+
 _ZERO = Size.number(0)
 
 
@@ -49,20 +54,22 @@ class FreeSizes:
         dims: Shape of a tensor, None for a size that is no function of one free size.
         values: Elements of small tensors of sizes, likewise.
         places: An input of the model and a dimension of it, for each free size.
+        elements: Element types that nothing else tells.
     """
 
     dims: Mapping[str, Dims]
     values: Mapping[str, Dims]
     places: Mapping[str, tuple[str, int]]
+    elements: Mapping[str, int]
 
     def certain(self, shapes: Shapes) -> Shapes:
         """Return shapes with what turns out to be the same at every size."""
-        dims = dict(shapes.dims)
+        dims, elements = dict(shapes.dims), {**self.elements, **shapes.elements}
         for name, sizes in self.dims.items():
             known = tuple(None if size is None else size.constant for size in sizes)
-            if name not in shapes.doubtful and known != dims.get(name, known):
+            if name not in shapes.doubtful and known != dims.get(name):
                 dims[name] = known
-        return replace(shapes, dims=dims)
+        return replace(shapes, dims=dims, elements=elements)
 
     def shape_of(self, node: onnx.NodeProto) -> tuple[Size, ...] | None:
         """Return what a Shape makes; None if not all of it is known, or for another node."""
@@ -78,7 +85,7 @@ class FreeSizes:
         return None if dims is None or axis >= len(dims) else dims[axis]
 
 
-NO_SIZES = FreeSizes({}, {}, {})
+NO_SIZES = FreeSizes({}, {}, {}, {})
 
 
 def follow_sizes(
@@ -102,7 +109,7 @@ def follow_sizes(
         if node.domain in _DOMAINS and node.output:
             walk.follow(node, at, record)
     values = {name: value for name, (value, _) in walk.values.items()}
-    return FreeSizes(walk.dims, values, walk.places)
+    return FreeSizes(walk.dims, values, walk.places, walk.elements)
 
 
 class _Walk:
@@ -110,6 +117,7 @@ class _Walk:
         self.dims: dict[str, Dims] = {}
         self.values: dict[str, Value] = {}
         self.places: dict[str, tuple[str, int]] = {}
+        self.elements: dict[str, int] = {}
         self._shapes = shapes
         self._constants = constants
 
@@ -135,7 +143,13 @@ class _Walk:
         for name in node.output:
             known = self._shapes.dims.get(name) if name else None
             if known is None:
+                known = self._unranked(node, name)
+            if known is None:
                 continue
+            if name not in self._shapes.elements and node.op_type != "Cast":
+                first = node.input[0]
+                kind = self._shapes.elements.get(first, self.elements.get(first))
+                self.elements.update({} if kind is None else {name: kind})
             found = [None if size is None else Size.number(size) for size in known]
             for axis, size in enumerate(known):
                 if size is None and name not in self._shapes.doubtful:
@@ -149,6 +163,17 @@ class _Walk:
             kind = self._shapes.elements.get(name, onnx.TensorProto.INT64)
             made = np.array(numbers, onnx.helper.tensor_dtype_to_np_dtype(kind))
             self._constants.learn(name, made.reshape(() if value[1] else (-1,)))
+
+    def _unranked(self, node: onnx.NodeProto, name: str) -> tuple[None, ...] | None:
+        """Return a shape of unknown sizes where the rank follows from what is known here."""
+        if name != node.output[0] or name in self._shapes.doubtful:
+            return None
+        if node.op_type == "Reshape":
+            value = self.value(node.input[1])
+            return None if value is None else (None,) * len(value[0])
+        read = self.dims.get(node.input[0]) if node.input else None
+        same = node.op_type in _IMAGES or node.op_type in _SAME_RANK
+        return (None,) * len(read) if same and read is not None else None
 
     def value(self, name: str) -> Value | None:
         """Return a small tensor's elements, as far as they are known."""
@@ -170,11 +195,18 @@ class _Walk:
         if axis == 0 and node.op_type in _IMAGES:
             dims = self.dims.get(node.input[0])
             return None if dims is None else dims[0]
+        if axis == 1 and node.op_type == "Conv":
+            weight = self._shapes.dims.get(node.input[1])
+            count = weight[0] if weight else None
+            return None if count is None else Size.number(count)
         if node.op_type == "Reshape" or (node.op_type == "Resize" and len(node.input) > 3):
             return self._stated(node, axis)
         if node.op_type not in TABLE:
             return None
-        link = TABLE[node.op_type](record(at), axis)
+        known = record(at)
+        if None in known.shapes or None in known.outputs:
+            known = self._ranked(node, known)
+        link = TABLE[node.op_type](known, axis)
         if not isinstance(link, RowLocal):
             return None
         read = []
@@ -194,6 +226,20 @@ class _Walk:
             return None
         return made
 
+    def _ranked(self, node: onnx.NodeProto, record: Record) -> Record:
+        """Return a record with the shapes that were found here."""
+
+        def shape(name: str, known: Shape | None) -> Shape | None:
+            found = self.dims.get(name)
+            if known is not None or found is None:
+                return known
+            return tuple(None if size is None else size.constant for size in found)
+
+        reads = zip(node.input, record.shapes, strict=True)
+        makes = zip(node.output, record.outputs, strict=True)
+        made = tuple(known or shape(name, self._unranked(node, name)) for name, known in makes)
+        return replace(record, shapes=tuple(shape(*pair) for pair in reads), outputs=made)
+
     def _stated(self, node: onnx.NodeProto, axis: int) -> Size | None:
         """Return a size that is given as such."""
         value = self.value(node.input[3 if node.op_type == "Resize" else 1])
@@ -202,9 +248,17 @@ class _Walk:
         size = value[0][axis]
         if size is None:
             return None
-        if node.op_type == "Resize" or size.is_never_below(Size.number(1)):
+        # A 0 would copy a size; where a size is 0 that grows, there is nothing to reshape into it.
+        if (
+            node.op_type == "Resize"
+            or (size.slope and size.is_never_below(_ZERO))
+            or (size.is_never_below(Size.number(1)))
+        ):
             return size
         dims = self.dims.get(node.input[0])
+        if size.constant == -1 and dims is not None:
+            others = [self._stated(node, other) for other in range(len(value[0])) if other != axis]
+            return left_over(dims, others)
         copied = size.constant == 0 and not attributes(node).get("allowzero", 0)
         return dims[axis] if copied and dims is not None and axis < len(dims) else None
 
@@ -299,6 +353,8 @@ def _number(op: str, a: Size, b: Size) -> Size | None:
                 scaled: Size = a * by
                 return scaled
             return None if a.constant is None else b * a.constant
+        case "Div" if by is None and (times := ratio(a, b)) is not None:
+            return Size.number(int(times)) if times.denominator == 1 else None
         case "Div" | "Mod" if by and by > 0 and a.is_never_below(_ZERO):
             made: Size | None = a // by if op == "Div" else a % by
             return made

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-from rewriters.operators.record import Record, RowLocal
+from rewriters.operators.record import FreeShape, Record, RowLocal
 from rewriters.operators.rules import optional, same_rows, whole_sizes
 from rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
+from rewriters.tiling.sizes import Size, left_over
 
 __all__ = ["expand", "reshape", "squeeze", "tile", "transpose", "unsqueeze"]
 
@@ -52,7 +53,7 @@ def reshape(record: Record, axis: int) -> RowLocal | str:
     """The same numbers under other dimensions, where rows stay apart."""
     x, y = whole_sizes(record.shape(0)), whole_sizes(record.output)
     if x is None or y is None:
-        return "it reshapes a tensor of unknown size"
+        return _reshape_free(record, axis)
     if y[axis] < 2:
         return "its output is one row"
     for at, rows in enumerate(x):
@@ -73,6 +74,45 @@ def reshape(record: Record, axis: int) -> RowLocal | str:
             row_map = Sliding(apart, apart)
             return RowLocal(row_map, ((0, at),), axis, constants={1: target})
     return "it takes rows apart or puts them together"
+
+
+def _reshape_free(record: Record, axis: int) -> RowLocal | str:
+    """The same where sizes are known when the model runs alone, as functions of a free size."""
+    unknown = "it reshapes a tensor of unknown size"
+    x = record.free[0] if record.free else ()
+    y, target = record.free_output, record.stated[1] if len(record.stated) > 1 else None
+    rows = y[axis] if axis < len(y) else None
+    if rows is None or not rows.symbol:
+        return unknown
+    given = None if target is None or axis >= len(target) else target[axis]
+    constants = record.value(1)
+    if given == rows:
+        absolute = {1: (axis, len(y))}
+    elif constants is not None and constants[axis] == -1:
+        absolute = {}
+    else:
+        return unknown
+    one = Size.number(1)
+    for at, size in enumerate(x):
+        if size is None or left_over(x[:at], y[:axis]) != one:
+            continue
+        if size == rows:
+            return RowLocal(Pointwise(), ((0, at),), axis, absolute=absolute)
+        together = _number(x, at + 1)
+        if together and rows == size * together:
+            row_map: RowMap = Transposed(together, together)
+            return RowLocal(row_map, ((0, at),), axis, absolute=absolute)
+        apart = _number(y, axis + 1)
+        # Where it does not divide the model does not run.
+        if apart and rows == size // apart:
+            return RowLocal(Sliding(apart, apart), ((0, at),), axis, absolute=absolute)
+    return "it takes rows apart or puts them together"
+
+
+def _number(sizes: FreeShape, at: int) -> int | None:
+    """Return a size that is the same whatever the model's are."""
+    size = sizes[at] if at < len(sizes) else None
+    return None if size is None else size.constant
 
 
 def expand(record: Record, axis: int) -> RowLocal | str:

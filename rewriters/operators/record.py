@@ -13,12 +13,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from rewriters.tiling.row_maps import RowMap, removable_padding
+from rewriters.tiling.sizes import Size
 
 __all__ = [
     "CONVOLUTIONS",
     "FOLDED",
     "ROWS",
     "Convolution",
+    "FreeShape",
     "Pads",
     "Record",
     "RowLocal",
@@ -29,6 +31,8 @@ __all__ = [
 
 
 Shape = tuple[int | None, ...]
+
+FreeShape = tuple[Size | None, ...]
 
 # Stands, in a constant, for the rows the node's output has in a window.
 ROWS = None
@@ -76,6 +80,9 @@ class Record:
         values: Numbers of each input that is a small constant, else None.
         used: Whether anybody reads the output, for each.
         absent: Optional inputs that are left out.
+        free: Shape of each input in terms of the model's free sizes, as far as that is known.
+        free_output: The same of the first output.
+        stated: Elements of each input that are sizes, likewise; None where they are none.
     """
 
     op_type: str
@@ -86,6 +93,9 @@ class Record:
     values: Sequence[tuple[Any, ...] | None] = ()
     used: tuple[bool, ...] = (True,)
     absent: frozenset[int] = frozenset()
+    free: tuple[FreeShape, ...] = ()
+    free_output: FreeShape = ()
+    stated: tuple[FreeShape | None, ...] = ()
 
     def shape(self, index: int) -> Shape | None:
         """Return the shape of an input, None if it is absent or of unknown rank."""
@@ -145,6 +155,8 @@ class RowLocal:
         attributes: Attributes to replace so that the node holds no absolute size; None drops one.
         constants: Integer inputs to replace for the same reason, by index; `ROWS` stands for the
             rows of the output in a window.
+        absolute: Integer inputs that hold the whole output's rows, known when the model runs
+            alone: by index which element that is, and of how many. In a window it is less.
         pads: Its padding, where it may go without some (`tiling.row_maps.removable_padding`).
     """
 
@@ -153,6 +165,7 @@ class RowLocal:
     axis: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[int, tuple[int | None, ...]] = field(default_factory=dict)
+    absolute: Mapping[int, tuple[int, int]] = field(default_factory=dict)
     pads: Pads | None = None
 
     @property

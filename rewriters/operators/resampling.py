@@ -9,6 +9,7 @@ from math import ceil, floor
 from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import local_sizes, resize_axes
 from rewriters.tiling.row_maps import Periodic, Sliding, Transposed
+from rewriters.tiling.sizes import ratio
 
 __all__ = ["resize", "to_depth", "to_space"]
 
@@ -93,11 +94,28 @@ def resize(record: Record, axis: int) -> RowLocal | str:
         ((0, axis),),
         axis,
         constants=local_sizes(record, axis),
+        absolute=_absolute(record, axis),
     )
+
+
+def _absolute(record: Record, axis: int) -> dict[int, tuple[int, int]]:
+    axes = resize_axes(record)
+    if record.op_type != "Resize" or record.opset < 11 or not record.given(3):
+        return {}
+    return {} if record.value(3) or axis not in axes else {3: (axes.index(axis), len(axes))}
 
 
 def _is_power_of_two(number: int) -> bool:
     return number & (number - 1) == 0
+
+
+def _free_factor(record: Record, axis: int) -> Fraction | None:
+    """Return the factor to a size that is a function of the input's own; None if it varies."""
+    x, y = record.free[0] if record.free else (), record.free_output
+    if len(x) != len(y) or axis >= len(x):
+        return None
+    before, after = x[axis], y[axis]
+    return None if before is None or after is None else ratio(after, before)
 
 
 def _factor(
@@ -112,7 +130,10 @@ def _factor(
         if record.attributes.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return "keep_aspect_ratio_policy makes sizes that depend on the whole"
         if sizes is None or not known:
-            return "its sizes are known at run time alone"
+            free = _free_factor(record, axis)
+            if free is None:
+                return "its sizes are known at run time alone"
+            factor = free
     else:
         scales = record.attributes.get("scales") or record.value(1 if old else 2)
         if not scales:

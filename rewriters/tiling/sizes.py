@@ -11,10 +11,12 @@ what holds at every size is decided, not tried.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from math import gcd, lcm
+from fractions import Fraction
+from math import gcd, lcm, prod
 
-__all__ = ["Size"]
+__all__ = ["Size", "left_over", "ratio"]
 
 
 # Longer periods are not of interest: a step of a region has no more rows.
@@ -100,6 +102,38 @@ class Size:
         # A period begins at 0, which is no size.
         first = (*less.values[1:], less.at(less.period))
         return min(first) >= 0
+
+
+def ratio(a: Size, b: Size) -> Fraction | None:
+    """Return what one size is times another at every size, None if that is no number."""
+    if a.symbol != b.symbol or not b.slope:
+        return None
+    found = Fraction(a.slope * b.period, b.slope * a.period)
+    return found if a * found.denominator == b * found.numerator else None
+
+
+def left_over(whole: Sequence[Size | None], parts: Sequence[Size | None]) -> Size | None:
+    """Return the product of some sizes over that of others, None if it is no size that is known.
+
+    Sizes are taken away in pairs that are equal: what is left of the first may be one size and
+    numbers, of the second numbers.
+    """
+    if None in whole or None in parts:
+        return None
+    rest = [size for size in whole if size is not None]
+    number = 1
+    for part in parts:
+        if part in rest:
+            rest.remove(part)
+        elif part is not None and part.constant:
+            number *= part.constant
+        else:
+            return None
+    times = prod(size.constant for size in rest if size.constant is not None)
+    free = [size for size in rest if size.constant is None]
+    if len(free) > 1 or times % number:
+        return None
+    return free[0] * (times // number) if free else Size.number(times // number)
 
 
 def _combined(a: Size, b: Size | int, sign: int) -> Size | None:
