@@ -1,8 +1,9 @@
 """Export real architectures, with random seeded weights, as ONNX files for tests and benchmarks.
 
-Networks are available by name: ``vae_decoder``, ``unet``, ``rrdbnet``, ``srvgg`` and ``mobilenet``.
-Their defaults are small; width and depth are options, so that the published proportions are one
-option away (``export("vae_decoder", path, base=128, groups=32)`` has the shape of SDXL's decoder).
+Networks are available by name (`tools.models.architectures.ARCHITECTURES`), of images, volumes and
+tokens. Their defaults are small; width and depth are options, so that the published proportions are
+one option away (``export("vae_decoder", path, base=128, groups=32)`` has the shape of SDXL's
+decoder).
 
 No weights are downloaded. Random ones are scaled layer by layer on a random input (see
 ``_initialise``) so that every layer contributes visibly to the output: a network whose output
@@ -118,8 +119,9 @@ def export(
 ) -> Path:
     """Write the named network as one ONNX file and return its path.
 
-    The model has one input, ``input`` (NxCxHxW), and one output, ``output``. ``size`` is the
-    input's height and width (a latent's for ``vae_decoder``); the batch is 1. With ``dynamic``,
+    The model has one input, ``input`` (NxCxHxW, or as the network's class says), and one output,
+    ``output``. ``size`` is the input's height and width (a latent's for ``vae_decoder``; depth
+    before them for a volume, the number of tokens); the batch is 1. With ``dynamic``,
     batch, height and width are symbols instead. Without ``fold`` BatchNormalization stays in the
     file. ``arch_options`` go to the network's class.
     """
@@ -135,12 +137,16 @@ def export(
     size = size or architecture.size
     model = build(name, **arch_options)
     multiple = architecture.multiple(model)
-    if size[0] % multiple or size[1] % multiple:
+    if len(size) != len(architecture.size):
+        raise ValueError(f"{name} needs {len(architecture.size)} sizes, not {size}")
+    if any(each % multiple for each in size):
         raise ValueError(f"{name} needs height and width in multiples of {multiple}, not {size}")
+    if dynamic and len(size) != 2:
+        raise ValueError(f"{name} is exported at a fixed size alone: it takes no images")
 
     path = Path(path)
     # A batch of 1 would be taken as a constant by torch.export.
-    example = example_input(name, size=size, batch=2 if dynamic else 1)
+    example = example_input(name, size=size, batch=2 if dynamic else 1, **arch_options)
     if dtype == "float16":
         model, example = model.half(), example.half()
     with quiet():
@@ -174,10 +180,10 @@ def _parse_size(
 ) -> Size | None:
     if value is None:
         return None
-    height, _, width = value.lower().partition("x")
-    if not (height.isdecimal() and width.isdecimal()):
+    sizes = value.lower().split("x")
+    if not all(each.isdecimal() for each in sizes):
         raise click.BadParameter(f"{value!r} is not of the form HxW")
-    return int(height), int(width)
+    return tuple(map(int, sizes))
 
 
 def _parse_options(
@@ -202,7 +208,9 @@ def _parse_options(
     "--exporter", type=click.Choice(list(DEFAULT_OPSET)), default="torchscript", show_default=True
 )
 @click.option("--dynamic", is_flag=True, help="Symbolic batch, height and width.")
-@click.option("--size", metavar="HxW", callback=_parse_size, help="Input height and width.")
+@click.option(
+    "--size", metavar="HxW", callback=_parse_size, help="Input height and width, or DxHxW."
+)
 @click.option(
     "--dtype", type=click.Choice(["float32", "float16"]), default="float32", show_default=True
 )

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from tools.models.blocks import Upsample
 from tools.models.layers import aim
-from tools.models.vae_decoder import Upsample
 
 __all__ = ["SRVGG", "RRDBNet"]
 
