@@ -1,0 +1,1 @@
+"""Networks that `tools.benchmark_regions` measures, and the table it prints."""
