@@ -29,7 +29,7 @@ from tools.models.layers import INPUT_NAME, OUTPUT_NAME, Size
 from tools.models.quantise import quantize_qdq
 from tools.models.quiet import quiet
 
-__all__ = ["export"]
+__all__ = ["export", "export_module"]
 
 
 Exporter = Literal["torchscript", "dynamo"]
@@ -156,6 +156,14 @@ def export(
             _export_dynamo(model, example, path, opset, dynamic, fold, multiple)
     _finish(path, opset)
     return path
+
+
+def export_module(module: nn.Module, example: Tensor, path: Path) -> None:
+    """Write any module of one input and one output as one ONNX file, at the example's size."""
+    opset = DEFAULT_OPSET["torchscript"]
+    with quiet():
+        _export_torchscript(module, example, path, opset, dynamic=False, fold=True)
+    _finish(path, opset)
 
 
 def _finish(path: Path, opset: int) -> None:
