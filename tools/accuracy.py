@@ -279,8 +279,8 @@ def main(only: tuple[str, ...], seeds: int, bound: float, json_file: Path | None
         for name in only or CASES:
             print(f"{name} ...", file=sys.stderr, flush=True)
             rows += compare(name, seeds, Path(folder))
-    if json_file is not None:
-        json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
+            if json_file is not None:
+                json_file.write_text(json.dumps([asdict(row) for row in rows], indent=2) + "\n")
     print(markdown(rows, bound))
     good = [row for row in rows if row.good(bound)]
     print(f"\n{len(good)} of {len(rows)} within {bound:g} times the original's own error")
