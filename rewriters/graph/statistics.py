@@ -37,6 +37,7 @@ from itertools import count as count_from
 from math import prod
 from typing import Any
 
+import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
@@ -289,7 +290,7 @@ def _instance(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | No
     dims = found.shapes.dims.get(node.input[0])
     if dims is None or len(dims) < 4 or dims[1] is None:
         return None
-    return _normalised(found, position, node.input[0], dims[1], position, [position], opened=True)
+    return _normalised(found, position, node.input[0], dims[1], position, [position])
 
 
 def _grouped(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | None:
@@ -317,7 +318,7 @@ def _grouped(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | Non
     if not groups or not channels or channels % groups or inner[0] != whole[0]:
         return None
     covered = [first, position, last]
-    return _normalised(found, position, x, groups, last, covered, opened=True)
+    return _normalised(found, position, x, groups, last, covered)
 
 
 def _restores(found: _Graph, node: onnx.NodeProto, x: str, channels: int | None) -> bool:
@@ -337,7 +338,7 @@ def _group(found: _Graph, position: int) -> tuple[Sequence[int], _Nodes] | None:
     groups = attributes(node).get("num_groups")
     if dims is None or len(dims) < 4 or not dims[1] or not groups or dims[1] % groups:
         return None
-    return _normalised(found, position, node.input[0], groups, position, [position], opened=False)
+    return _normalised(found, position, node.input[0], groups, position, [position])
 
 
 def _normalised(
@@ -347,8 +348,6 @@ def _normalised(
     groups: int,
     last: int,
     covered: Sequence[int],
-    *,
-    opened: bool,
 ) -> tuple[Sequence[int], _Nodes] | None:
     """Write a normalisation over the image.
 
@@ -359,8 +358,10 @@ def _normalised(
         groups: Channels are normalised together in so many groups.
         last: Position of the node that makes the result.
         covered: Positions of all nodes it consists of.
-        opened: The result is ``x * scale + shift``, brackets opened as runtimes do for
-            InstanceNormalization; else ``(x - mean) * scale + bias``.
+
+    The result is ``(x - mean) * scale + bias``, not ``x * scale + shift``, whose two large numbers
+    cancel where the mean is large. With ``centre = mean - bias / scale`` it is
+    ``(x - centre) * scale``, one operation less, where no scale is zero.
     """
     shapes, node = found.shapes, found.node(position)
     dims = shapes.dims[x]
@@ -425,8 +426,7 @@ def _normalised(
     size = groups if affine[0] == (groups,) else channels
     scale = new.add("Div", [factor(node.input[1], size, "gain"), root], "scale")
     shift = factor(node.input[2], size, "bias")
-    if opened:
-        shift = new.add("Sub", [shift, new.add("Mul", [mean, scale], "moved")], "shift")
+    gains = [node.input[1]]
     result = found.node(last).output[0]
     for op in ("Mul", "Add"):
         follower = _channelwise(found, result, op, channels)
@@ -436,6 +436,7 @@ def _normalised(
         given = new.reshape(name, [1, groups, each, 1], f"{op.lower()}_by_group")
         if op == "Mul":
             scale = new.add("Mul", [scale, given], "scale_further")
+            gains.append(name)
         shift = new.add(op, [shift, given], f"shift_further_{op.lower()}")
         covered.append(at)
         result = found.node(at).output[0]
@@ -447,21 +448,30 @@ def _normalised(
             name = new.add("Expand", [name, full], f"{what}/each")
         return new.reshape(name, [0, channels, *ones], f"{what}/channels")
 
+    divides = all(_is_large(found.facts.constants.array(name)) for name in gains)
+    if divides:
+        mean = new.add("Sub", [mean, new.add("Div", [shift, scale], "bias_before")], "centre")
     # Both as one tensor, so that neither is used before the other is there.
-    first = spread(scale, "scale")
-    second = spread(shift, "shift") if opened else spread(mean, "mean")
-    both = new.add("Concat", [first, second], "affine", axis=1)
-    first, second = new.halves(both, channels, "applied", ("scale", "shift"))
-    if opened:
-        scaled = new.add("Mul", [image, first], "scaled")
-    else:
-        scaled = new.add("Mul", [new.add("Sub", [image, second], "centred"), first], "scaled")
-        second = spread(shift, "bias")
+    parts = [spread(scale, "scale"), spread(mean, "centre")]
+    both = new.add("Concat", parts, "affine", axis=1)
+    first, second = new.halves(both, channels, "applied", ("scale", "centre"))
+    op, parts = "Mul", [new.add("Sub", [image, second], "centred"), first]
+    if not divides:
+        op, parts = "Add", [new.add("Mul", parts, "scaled"), spread(shift, "bias")]
     if single:
-        new.add("Cast", [new.add("Add", [scaled, second], "y")], "half", result, to=kind)
+        new.add("Cast", [new.add(op, parts, "y")], "half", result, to=kind)
     else:
-        new.add("Add", [scaled, second], "y", result)
+        new.add(op, parts, "y", result)
     return covered, new
+
+
+# What is divided by factors of at least so much does not overflow.
+_LARGE = 1e-9
+
+
+def _is_large(factors: np.ndarray[Any, Any] | None) -> bool:
+    """Tell whether factors are known and none of them is near zero."""
+    return factors is not None and bool(np.all(np.abs(factors.astype(np.float64)) >= _LARGE))
 
 
 def _merged(new: _Nodes, means: str, variances: str) -> tuple[str, str]:

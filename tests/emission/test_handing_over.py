@@ -95,7 +95,7 @@ def _plan(
         outputs = [f"{scope}{rows[-1]}"]
         if chained and k:
             first, outputs = [f"add{k - 1}", *first], [f"s{k - 1}", *outputs]
-        second = [f"up{k}", f"norm{k}/{word}/scaled", f"norm{k}/{word}/y", f"relu{k}", f"down{k}"]
+        second = [f"up{k}", f"norm{k}/{word}/centred", f"norm{k}/{word}/y", f"relu{k}", f"down{k}"]
         last = k == count - 1
         if last or not chained:
             second.append(f"add{k}")
