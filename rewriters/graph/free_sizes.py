@@ -71,11 +71,17 @@ class FreeSizes:
                 dims[name] = known
         return replace(shapes, dims=dims, elements=elements)
 
+    def makes_sizes(self, node: onnx.NodeProto) -> bool:
+        """Tell whether a node makes sizes, all of which are known."""
+        return node.domain in _DOMAINS and all(
+            name in self.values and None not in self.values[name] for name in node.output
+        )
+
     def shape_of(self, node: onnx.NodeProto) -> tuple[Size, ...] | None:
         """Return what a Shape makes; None if not all of it is known, or for another node."""
-        if node.op_type != "Shape" or node.domain not in _DOMAINS:
+        if node.op_type != "Shape" or not self.makes_sizes(node):
             return None
-        sizes = self.values.get(node.output[0], (None,))
+        sizes = self.values[node.output[0]]
         known = tuple(size for size in sizes if size is not None)
         return known if len(known) == len(sizes) else None
 

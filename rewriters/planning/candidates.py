@@ -180,7 +180,7 @@ def candidates_of(
         and at not in constant
         and (
             all(certain.constants.array(name) is not None for name in node.output if name)
-            or certain.free.shape_of(node) is not None
+            or certain.free.makes_sizes(node)
         )
     }
     links = row_local(facts, locality.links, kept)

@@ -1,0 +1,267 @@
+"""Networks that work out sizes from a free height are cut, and equal to the original at each."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+
+from rewriters.graph.model import Loaded
+from rewriters.options import Options
+from rewriters.outcome import Outcome
+from rewriters.rewrite import rewrite_model
+from tests.support.small_models import Array, assert_same, copy_of, model, node, noise, run
+
+REL = 2e-6
+
+_HEIGHTS = (*range(1, 36), 64, 97, 130)
+
+
+def _ints(*values: int) -> Array:
+    return np.array(values, np.int64)
+
+
+_NUMBERS = {
+    "zero": _ints(0),
+    "one": _ints(1),
+    "two": _ints(2),
+    "four": _ints(4),
+    "rows_at": np.array(2, np.int64),
+    "columns_at": np.array(3, np.int64),
+    "channels_at": _ints(1),
+    "twice": np.array(2, np.float32),
+    "halves": np.array([1, 1, 2, 2], np.float32),
+}
+
+
+def _network(
+    nodes: list[onnx.NodeProto], inner: int, end: int, inputs: dict[str, Any] | None = None
+) -> onnx.ModelProto:
+    """Return a Conv to 16 channels, "a", some nodes that make "t", and two more Convs."""
+    made = [
+        node("Conv", "x wa", "p", name="first", pads=[1] * 4),
+        node("Relu", "p", "a", name="relu"),
+        *nodes,
+        node("Conv", "t wb", "q", name="second", pads=[1] * 4),
+        node("Relu", "q", "r", name="relu_again"),
+        node("Conv", "r wc", "y", name="third", pads=[1] * 4),
+    ]
+    weights = {
+        **_NUMBERS,
+        "wa": noise(16, 3, 3, 3) / 3,
+        "wb": noise(end, inner, 3, 3) / 9,
+        "wc": noise(3, end, 3, 3) / 9,
+        "wd": noise(16, 16, 3, 3) / 9,
+    }
+    given = inputs or {"x": ("N", 3, "H", "W")}
+    return model(made, given, {"y": (None,) * 4}, weights)
+
+
+def _doubled(way: str) -> onnx.ModelProto:
+    """Resize to twice the size, worked out in floats."""
+    nodes = [
+        node("Shape", "a", "shape"),
+        node("Slice", "shape zero two zero", "front"),
+        node("Gather", "shape rows_at", "h"),
+        node("Gather", "shape columns_at", "w"),
+    ]
+    for each in "hw":
+        nodes += [
+            node("Cast", each, f"{each}_float", to=onnx.TensorProto.FLOAT),
+            node("Mul", f"{each}_float twice", f"{each}_twice"),
+            node("Floor", f"{each}_twice", f"{each}_floor"),
+            node("Cast", f"{each}_floor", f"{each}_size", to=onnx.TensorProto.INT64),
+            node("Unsqueeze", f"{each}_size zero", f"{each}_one"),
+        ]
+    nodes += [
+        node("Concat", "front h_one w_one", "sizes", axis=0),
+        node("Resize", "a _ _ sizes", "t", name="up", mode=way),
+    ]
+    return _network(nodes, 16, 8)
+
+
+def _shuffled() -> onnx.ModelProto:
+    """Channels in another order, by views."""
+    nodes = [
+        node("Shape", "a", "shape"),
+        node("Slice", "shape two four zero", "rows"),
+        node("Concat", "apart rows", "five", axis=0),
+        node("Reshape", "a five", "v", name="view"),
+        node("Transpose", "v", "u", name="swap", perm=[0, 2, 1, 3, 4]),
+        node("Concat", "together rows", "dims", axis=0),
+        node("Reshape", "u dims", "t", name="view_back"),
+    ]
+    made = _network(nodes, 16, 16)
+    for name, value in {"apart": _ints(-1, 4, 4), "together": _ints(-1, 16)}.items():
+        made.graph.initializer.append(onnx.numpy_helper.from_array(value, name))
+    return made
+
+
+def _halves_of_channels() -> onnx.ModelProto:
+    """Channels in two halves, whose bounds are worked out."""
+    nodes = [
+        node("Shape", "a", "shape"),
+        node("Gather", "shape channels_at", "c"),
+        node("Add", "c one", "above"),
+        node("Div", "above two", "half"),
+        node("Mul", "half two", "whole"),
+        node("Slice", "a zero half one", "u", name="front"),
+        node("Slice", "a half whole one", "v", name="back"),
+        node("Mul", "u v", "t", name="gate"),
+    ]
+    return _network(nodes, 8, 8)
+
+
+def _unfolded() -> onnx.ModelProto:
+    """Blocks of two by two pixels as channels, by views of sizes that are worked out."""
+    nodes = [
+        node("Shape", "a", "shape"),
+        node("Gather", "shape zero", "n"),
+        node("Gather", "shape two", "h"),
+        node("Gather", "shape three", "w"),
+        node("Div", "h two", "low"),
+        node("Div", "w two", "narrow"),
+        node("Concat", "n sixteen low two narrow two", "six", axis=0),
+        node("Reshape", "a six", "v", name="view"),
+        node("Transpose", "v", "u", name="swap", perm=[0, 1, 3, 5, 2, 4]),
+        node("Concat", "n many low narrow", "dims", axis=0),
+        node("Reshape", "u dims", "t", name="view_back"),
+    ]
+    made = _network(nodes, 64, 64)
+    for name, number in {"three": 3, "sixteen": 16, "many": 64}.items():
+        made.graph.initializer.append(onnx.numpy_helper.from_array(_ints(number), name))
+    return made
+
+
+def _skips() -> onnx.ModelProto:
+    """Two scales that are kept for the end: regions of several inputs."""
+    nodes = [
+        node("Conv", "a wd", "low", name="low", pads=[1] * 4, strides=[2, 2]),
+        node("Conv", "low wd", "lower", name="lower", pads=[1] * 4, strides=[2, 2]),
+        node("GlobalAveragePool", "lower", "g", name="pool"),
+        node("Mul", "lower g", "gated", name="gate"),
+        node("Resize", "gated _ halves", "u", name="up", mode="nearest"),
+        node("Concat", "low u", "s", name="skip", axis=1),
+        node("Conv", "s we", "v", name="mixed", pads=[1] * 4),
+        node("Resize", "v _ halves", "w", name="up_again", mode="linear"),
+        node("Add", "a w", "t", name="skip_again"),
+    ]
+    made = _network(nodes, 16, 8)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(noise(16, 32, 3, 3) / 9, "we"))
+    return made
+
+
+def _two_inputs(second: str) -> onnx.ModelProto:
+    """An image and a mask, and the features of one beside the other."""
+    nodes = [
+        node("Conv", "mask wm", "m", name="of_mask", pads=[1] * 4),
+        node("Concat", "a m", "t", name="both", axis=1),
+    ]
+    made = _network(nodes, 32, 8, {"x": ("N", 3, "H", "W"), "mask": ("N", 1, second, "W")})
+    made.graph.initializer.append(onnx.numpy_helper.from_array(noise(16, 1, 3, 3) / 3, "wm"))
+    return made
+
+
+def _cut(made: onnx.ModelProto, **options: Any) -> Outcome:
+    return rewrite_model(
+        Loaded(copy_of(made), None), Options(**{"splits": 4, "max_recompute": 50.0, **options})
+    )
+
+
+def _strip(made: onnx.ModelProto, height: int) -> dict[str, Array]:
+    """Return inputs of a height, two images 12 columns wide."""
+    found = {}
+    for value in made.graph.input:
+        dims = [dim.dim_value for dim in value.type.tensor_type.shape.dim]
+        found[value.name] = noise(2, dims[1], height, 12, seed=height)
+    return found
+
+
+@pytest.mark.parametrize("form", ["rounds", "fused"])
+@pytest.mark.parametrize(
+    ("made", "inside", "share"),
+    [
+        (_doubled("nearest"), "up", 0.65),
+        (_doubled("linear"), "up", 0.65),
+        (_shuffled(), "view", 0.6),
+        (_halves_of_channels(), "front", 0.6),
+        (_unfolded(), "view", 0.8),
+        (_skips(), "skip_again", 0.8),
+        (_two_inputs("H"), "both", 0.7),
+    ],
+    ids=["nearest", "linear", "shuffled", "halves", "unfolded", "skips", "two inputs"],
+)
+def test_every_height(made: onnx.ModelProto, inside: str, share: float, form: str) -> None:
+    """Wherever the original runs, from one row up."""
+    outcome = _cut(made, form=form)
+    assert {cut.form for cut in outcome.rewritten} == {form}
+    assert inside in {name for cut in outcome.rewritten for name in cut.nodes}
+    assert outcome.after.bytes < share * outcome.before.bytes
+    onnx.checker.check_model(outcome.model, full_check=True)
+    ran = 0
+    for height in _HEIGHTS:
+        strip = _strip(made, height)
+        try:
+            run(made, strip)
+        except Exception:  # noqa: BLE001 - the model itself does not run at this height
+            continue
+        ran += 1
+        assert_same(made, outcome.model, strip, REL)
+    assert ran > 8
+
+
+def _reason(made: onnx.ModelProto, name: str) -> str:
+    """Return why a node is in no region, empty if it is in one."""
+    from rewriters.prepare import look_at
+    from rewriters.regions.row_locality import find_locality
+
+    facts = look_at(Loaded(copy_of(made), None), Options()).facts.certain
+    at = next(at for at, each in enumerate(facts.graph.node) if each.name == name)
+    locality = find_locality(facts, "height")
+    return "" if at in locality.links else locality.reasons[at]
+
+
+def test_a_factor_that_varies_is_refused() -> None:
+    """Up to the size of a tensor that was halved: at odd heights that is not twice."""
+    nodes = [
+        node("MaxPool", "a", "low", name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", "low wd", "lower", name="low", pads=[1] * 4),
+        node("Shape", "a", "sizes"),
+        node("Resize", "lower _ _ sizes", "u", name="up"),
+        node("Add", "a u", "t", name="skip"),
+    ]
+    assert "known at run time" in _reason(_network(nodes, 16, 8), "up")
+    # To a height that was rounded up to an even one it is.
+    even = [
+        node("Conv", "a wd", "low", name="low", pads=[1] * 4, strides=[2, 2]),
+        node("Resize", "low _ halves", "even", name="up_first", mode="nearest"),
+        node("Conv", "low wd", "lower", name="lower", pads=[1] * 4),
+        node("Shape", "even", "sizes"),
+        node("Resize", "lower _ _ sizes", "u", name="up"),
+        node("Add", "even u", "t", name="skip"),
+    ]
+    assert not _reason(_network(even, 16, 8), "up")
+
+
+def test_rows_that_are_mixed_are_refused() -> None:
+    """Rows and columns as one dimension, and back as the transposed image."""
+    nodes = [
+        node("Shape", "a", "shape"),
+        node("Slice", "shape zero two zero", "front"),
+        node("Gather", "shape two", "h"),
+        node("Gather", "shape three", "w"),
+        node("Concat", "front w h", "dims", axis=0),
+        node("Reshape", "a dims", "t", name="view"),
+    ]
+    made = _network(nodes, 16, 8)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(_ints(3), "three"))
+    assert _reason(made, "view")
+
+
+def test_heights_that_may_differ_are_refused() -> None:
+    """Of two inputs whose heights are not said to be the same no region is made."""
+    outcome = _cut(_two_inputs("H2"))
+    assert "both" not in {name for cut in outcome.rewritten for name in cut.nodes}
+    assert any("sizes along the tiled axis are unknown" in each.reason for each in outcome.refused)
