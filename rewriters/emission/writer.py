@@ -211,15 +211,19 @@ class PatchWriter:
     ) -> dict[int, gs.Tensor]:
         """Return inputs, by index, that hold the output's rows, with those in a window."""
         found: dict[int, gs.Tensor] = {}
-        for i, (at, count) in link.absolute.items():
+        for i, given in link.absolute.items():
             dims = made[0].dims
-            if self.plan.tiling is not None and None not in dims and count == len(dims):
+            if self.plan.tiling is not None and given.begin is None and None not in dims:
                 found[i] = into.ints(dims)
+                continue
+            rows = dims[link.axis]
+            if self.plan.tiling is not None and given.count == 1 and rows is not None:
+                found[i] = into.ints([rows + (given.begin or 0)])
                 continue
             key = (id(into), node.output[0], i)
             if key not in self._shortened:
                 step = self.plan.steps[entry.makes[0]]
-                here = np.array([int(each == at) for each in range(count)]) * step
+                here = np.array([int(each == given.at) for each in range(given.count)]) * step
                 if self.plan.tiling is not None:
                     less: gs.Tensor = into.ints(here * self.plan.tiling.trim)
                 else:

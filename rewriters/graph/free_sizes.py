@@ -212,17 +212,21 @@ class _Walk:
         known = record(at)
         if None in known.shapes or None in known.outputs:
             known = self._ranked(node, known)
+        if node.op_type == "Slice":
+            stated = [self.values.get(name, ((), False))[0] or None for name in node.input]
+            read = tuple(self.dims.get(name, ()) for name in node.input)
+            known = replace(known, free=read, stated=tuple(stated))
         link = TABLE[node.op_type](known, axis)
         if not isinstance(link, RowLocal):
             return None
-        read = []
+        rows = []
         for index, dimension in link.carriers:
             dims = self.dims.get(node.input[index])
             size = None if dims is None else dims[dimension]
             if size is None:
                 return None
-            read.append(size)
-        most = next((s for s in read if all(s.is_never_below(other) for other in read)), None)
+            rows.append(size)
+        most = next((s for s in rows if all(s.is_never_below(other) for other in rows)), None)
         # Where it is below 1 the model does not run, and nothing is wrong that is said of it.
         if most is None:
             return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
-from rewriters.operators.record import FreeShape, Record, RowLocal
+from rewriters.operators.record import Absolute, FreeShape, Record, RowLocal
 from rewriters.operators.rules import optional, same_rows, whole_sizes
 from rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
 from rewriters.tiling.sizes import Size, left_over
@@ -87,7 +87,7 @@ def _reshape_free(record: Record, axis: int) -> RowLocal | str:
     given = None if target is None or axis >= len(target) else target[axis]
     constants = record.value(1)
     if given == rows:
-        absolute = {1: (axis, len(y))}
+        absolute = {1: Absolute(axis, len(y))}
     elif constants is not None and constants[axis] == -1:
         absolute = {}
     else:

@@ -19,6 +19,7 @@ __all__ = [
     "CONVOLUTIONS",
     "FOLDED",
     "ROWS",
+    "Absolute",
     "Convolution",
     "FreeShape",
     "Pads",
@@ -144,6 +145,21 @@ class Pads:
 
 
 @dataclass(frozen=True, slots=True)
+class Absolute:
+    """Which element of an input is the output's rows.
+
+    Attributes:
+        at: The element.
+        count: Elements of the input.
+        begin: What it is more than the output's rows; None if all elements are the output's shape.
+    """
+
+    at: int
+    count: int
+    begin: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class RowLocal:
     """A node's rows along the tiled axis.
 
@@ -156,7 +172,7 @@ class RowLocal:
         constants: Integer inputs to replace for the same reason, by index; `ROWS` stands for the
             rows of the output in a window.
         absolute: Integer inputs that hold the whole output's rows, known when the model runs
-            alone: by index which element that is, and of how many. In a window it is less.
+            alone, or one past the last of them: in a window it is less. By index.
         pads: Its padding, where it may go without some (`tiling.row_maps.removable_padding`).
     """
 
@@ -165,7 +181,7 @@ class RowLocal:
     axis: int
     attributes: Mapping[str, Any] = field(default_factory=dict)
     constants: Mapping[int, tuple[int | None, ...]] = field(default_factory=dict)
-    absolute: Mapping[int, tuple[int, int]] = field(default_factory=dict)
+    absolute: Mapping[int, Absolute] = field(default_factory=dict)
     pads: Pads | None = None
 
     @property

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import ceil, floor
 
-from rewriters.operators.record import Record, RowLocal
+from rewriters.operators.record import Absolute, Record, RowLocal
 from rewriters.operators.rules import local_sizes, resize_axes
 from rewriters.tiling.row_maps import Periodic, Sliding, Transposed
 from rewriters.tiling.sizes import ratio
@@ -98,11 +98,14 @@ def resize(record: Record, axis: int) -> RowLocal | str:
     )
 
 
-def _absolute(record: Record, axis: int) -> dict[int, tuple[int, int]]:
+def _absolute(record: Record, axis: int) -> dict[int, Absolute]:
     axes = resize_axes(record)
     if record.op_type != "Resize" or record.opset < 11 or not record.given(3):
         return {}
-    return {} if record.value(3) or axis not in axes else {3: (axes.index(axis), len(axes))}
+    if record.value(3) or axis not in axes:
+        return {}
+    whole = axes == tuple(range(len(record.output or ())))
+    return {3: Absolute(axes.index(axis), len(axes), None if whole else 0)}
 
 
 def _is_power_of_two(number: int) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewriters.operators.record import Pads, Record, RowLocal
+from rewriters.operators.record import Absolute, Pads, Record, RowLocal
 from rewriters.operators.rules import FAR, optional, same_rows, with_number
 from rewriters.tiling.row_maps import Padding, Sliding
 
@@ -57,7 +57,7 @@ def slice_rows(record: Record, axis: int) -> RowLocal | str:
     starts = record.value(1) if inputs else record.attributes.get("starts")
     ends = record.value(2) if inputs else record.attributes.get("ends")
     if starts is None or ends is None:
-        return "its bounds are known at run time alone"
+        return _slice_to_size(record, axis, starts)
     count = len(starts)
     axes = optional(record, 3, "axes", tuple(range(count)))
     strides = optional(record, 4, "", (1,) * count)
@@ -88,3 +88,34 @@ def slice_rows(record: Record, axis: int) -> RowLocal | str:
         return RowLocal(row_map, ((0, axis),), axis, attributes=replaced)
     constants = {1: starts, 2: ends, 3: axes, 4: strides}
     return RowLocal(row_map, ((0, axis),), axis, constants=constants)
+
+
+def _slice_to_size(record: Record, axis: int, starts: Sequence[int] | None) -> RowLocal | str:
+    """Slice down to a row that is worked out, as many rows from the end at every size."""
+    unknown = "its bounds are known at run time alone"
+    stated = record.stated[2] if len(record.stated) > 2 else None
+    x, rank = record.free[0] if record.free else (), len(record.shape(0) or ())
+    if starts is None or stated is None or len(stated) != len(starts):
+        return unknown
+    axes = optional(record, 3, "axes", tuple(range(len(starts))))
+    strides = optional(record, 4, "", (1,) * len(starts))
+    if axes is None or strides is None:
+        return unknown
+    axes = tuple(at % rank for at in axes)
+    if axis not in axes:
+        return same_rows(axis)
+    at = axes.index(axis)
+    rows, end = x[axis] if axis < len(x) else None, stated[at]
+    less = None if rows is None or end is None else end - rows
+    below = None if less is None else less.constant
+    if below is None or below > 0 or end is None or not end.slope:
+        return unknown
+    if starts[at] < 0 or strides[at] != 1:
+        return unknown
+    count = len(starts)
+    return RowLocal(
+        Sliding(1, 1, -starts[at], below),
+        ((0, axis),),
+        axis,
+        absolute={2: Absolute(at, count, starts[at])},
+    )

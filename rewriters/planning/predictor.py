@@ -6,8 +6,10 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import onnx
 import onnx.numpy_helper
 
@@ -88,13 +90,27 @@ class MemoryPredictor:
 
     def _worked_out(self, names: Collection[str]) -> dict[str, onnx.TensorProto]:
         """Return what the graph works out of sizes, which shapes in bodies may be made of."""
-        constants = self.facts.certain.constants
-        arrays = {name: constants.array(name) for name in names}
+        arrays = {name: self._at_assumed_sizes(name) for name in names}
         return {
             name: onnx.numpy_helper.from_array(array, name)
             for name, array in arrays.items()
             if array is not None
         }
+
+    def _at_assumed_sizes(self, name: str) -> np.ndarray[Any, Any] | None:
+        certain, dims = self.facts.certain, self.facts.sizing.dims
+        free = certain.free
+        array, sizes = certain.constants.array(name), free.values.get(name)
+        if array is not None or sizes is None:
+            return array
+        found = []
+        for size in sizes:
+            read, axis = free.places[size.symbol] if size and size.symbol else ("", 0)
+            assumed = dims[read][axis] if read in dims else 0
+            if size is None or assumed is None:
+                return None
+            found.append(size.at(assumed))
+        return np.array(found, np.int64).reshape(() if dims.get(name) == () else (-1,))
 
     def _part(self, fragment: Fragment, own: frozenset[str] = frozenset()) -> _Part:
         """Return a fragment as it is read, whatever else is in the graph.

@@ -135,6 +135,27 @@ def _unfolded() -> onnx.ModelProto:
     return made
 
 
+def _cropped(*, odd: bool = False) -> onnx.ModelProto:
+    """The middle of a skip, as large as what two Convs without padding have left of it."""
+    nodes = [
+        node("Conv", "a wd", "b", name="smaller", pads=[0] * 4),
+        node("Shape", "b" if not odd else "low", "dims"),
+        node("Gather", "dims two", "rows"),
+        node("Gather", "dims three", "columns"),
+        node("Add", "rows one", "end"),
+        node("Add", "columns one", "right"),
+        node("Slice", "a one end two", "tall", name="crop_rows"),
+        node("Slice", "tall one right three", "c", name="crop_columns"),
+        node("Concat", "b c", "t", name="both", axis=1),
+    ]
+    if odd:
+        pool = node("MaxPool", "b", "low", name="pool", kernel_shape=[2, 2], strides=[2, 2])
+        nodes.insert(1, pool)
+    made = _network(nodes, 32, 8)
+    made.graph.initializer.append(onnx.numpy_helper.from_array(_ints(3), "three"))
+    return made
+
+
 def _skips() -> onnx.ModelProto:
     """Two scales that are kept for the end: regions of several inputs."""
     nodes = [
@@ -188,10 +209,11 @@ def _strip(made: onnx.ModelProto, height: int) -> dict[str, Array]:
         (_shuffled(), "view", 0.6),
         (_halves_of_channels(), "front", 0.6),
         (_unfolded(), "view", 0.8),
+        (_cropped(), "both", 0.8),
         (_skips(), "skip_again", 0.8),
         (_two_inputs("H"), "both", 0.7),
     ],
-    ids=["nearest", "linear", "shuffled", "halves", "unfolded", "skips", "two inputs"],
+    ids=["nearest", "linear", "shuffled", "halves", "unfolded", "cropped", "skips", "two inputs"],
 )
 def test_every_height(made: onnx.ModelProto, inside: str, share: float, form: str) -> None:
     """Wherever the original runs, from one row up."""
@@ -243,6 +265,12 @@ def test_a_factor_that_varies_is_refused() -> None:
         node("Add", "even u", "t", name="skip"),
     ]
     assert not _reason(_network(even, 16, 8), "up")
+
+
+def test_a_crop_by_a_share_is_refused() -> None:
+    """Half of the rows are not so many from the end at every height."""
+    assert not _reason(_cropped(), "crop_rows")
+    assert "known at run time" in _reason(_cropped(odd=True), "crop_rows")
 
 
 def test_rows_that_are_mixed_are_refused() -> None:
