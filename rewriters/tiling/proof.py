@@ -18,6 +18,7 @@ Walking assumes the worst: a row that reads the padding at an interior edge of a
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 from rewriters.tiling.network import (
@@ -34,6 +35,7 @@ from rewriters.tiling.network import (
 from rewriters.tiling.patches import Extent, Rows, Tiling, covers
 
 __all__ = [
+    "Windows",
     "extents",
     "heights_to_walk",
     "period",
@@ -123,8 +125,28 @@ def prove_one_row(network: Network, tiling: Tiling, whole: Sequence[int]) -> str
     return None
 
 
+@dataclass
+class Windows:
+    """Windows of a region that were walked, for proofs at many heights.
+
+    A window shifted by whole steps is the same window: which of its rows are right depends on its
+    height and on which of its edges are true borders, not on the image around it.
+
+    Attributes:
+        steps: Rows per step of every tensor.
+        walked: What `walk` said, by the rows of the inputs and the edges.
+    """
+
+    steps: tuple[int, ...] | str
+    walked: dict[tuple[bool, bool, tuple[int, ...]], list[Rows] | str] = field(default_factory=dict)
+
+
 def prove(
-    network: Network, rows: Sequence[int], tiling: Tiling, shrinking: Shrinking | None = None
+    network: Network,
+    rows: Sequence[int],
+    tiling: Tiling,
+    shrinking: Shrinking | None = None,
+    windows: Windows | None = None,
 ) -> str | None:
     """Prove a tiling of a region of known height.
 
@@ -133,11 +155,13 @@ def prove(
         rows: Rows of each whole input.
         tiling: The patches; empty cores are allowed.
         shrinking: Rows that tensors go without at interior edges.
+        windows: Windows of the same region, and no shrinking ones, that were walked before.
 
     Returns:
         None if every core is right, else the reason it is not.
     """
-    step, whole = steps(network), heights(network, rows)
+    windows = windows or Windows(steps(network))
+    step, whole = windows.steps, heights(network, rows)
     if isinstance(step, str):
         return step
     if isinstance(whole, str):
@@ -145,19 +169,18 @@ def prove(
     for k, tensor in enumerate(network.outputs):
         if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
             return "the cores do not cover the output exactly once"
-    # A window's valid rows, counted in the window, depend on which of its edges are true borders.
-    walked: dict[tuple[bool, bool], list[Rows] | str] = {}
+    local = tuple(whole[tensor] - tiling.trim * step[tensor] for tensor in network.inputs)
     for patch in tiling.patches:
         if not 0 <= patch.shift <= tiling.trim:
             return "a window reaches beyond the tensor"
         if tiling.trim == 0 and min(whole) > 0:
             continue  # the window is the whole, and computed as that is
-        kind = (patch.shift == 0, patch.shift == tiling.trim)
-        if kind not in walked:
-            walked[kind] = walk(
+        kind = (patch.shift == 0, patch.shift == tiling.trim, local)
+        if kind not in windows.walked:
+            windows.walked[kind] = walk(
                 network, step, whole, shift=patch.shift, trim=tiling.trim, shrinking=shrinking
             )
-        found = walked[kind]
+        found = windows.walked[kind]
         if isinstance(found, str):
             return found
         for tensor, owned in zip(network.outputs, patch.cores, strict=True):

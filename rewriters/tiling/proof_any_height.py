@@ -15,6 +15,7 @@ from rewriters.tiling.network import (
 )
 from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, place_windows
 from rewriters.tiling.proof import (
+    Windows,
     extents,
     heights_to_walk,
     period,
@@ -50,6 +51,7 @@ def prove_every_height(network: Network, splits: int) -> str | None:
     if any(extent.top >= FAR for extent in worst):
         return "its windows leave no right row"
     slack = [window_slack(network, at) for at in range(len(network.inputs))]
+    windows = Windows(step)
     for rows in heights_to_walk(network, worst, splits):
         whole = heights(network, network.rows_at(rows))
         joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
@@ -83,7 +85,7 @@ def prove_every_height(network: Network, splits: int) -> str | None:
         if joined is not None:
             reason = prove_one_row(network, tiling, joined)
         else:
-            reason = prove(network, network.rows_at(rows), tiling)
+            reason = prove(network, network.rows_at(rows), tiling, windows=windows)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None

@@ -29,7 +29,7 @@ from rewriters.tiling.network import (
     steps,
 )
 from rewriters.tiling.patches import Extent, Patch, Placement, Rows, Tiling, core, free_steps
-from rewriters.tiling.proof import extents, period, prove, prove_one_row, reach
+from rewriters.tiling.proof import Windows, extents, period, prove, prove_one_row, reach
 
 __all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
 
@@ -114,6 +114,7 @@ def prove_rounds(network: Network, stride: int) -> str | None:
         return str(error)
     if any(extent.top >= FAR for extent in worst):
         return "its windows leave no right row"
+    windows = Windows(step)
     for rows in _heights(network, worst, stride):
         whole = heights(network, network.rows_at(rows))
         joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
@@ -131,7 +132,7 @@ def prove_rounds(network: Network, stride: int) -> str | None:
         if joined is not None:
             reason = prove_one_row(network, tiling, joined)
         else:
-            reason = prove(network, network.rows_at(rows), tiling)
+            reason = prove(network, network.rows_at(rows), tiling, windows=windows)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None
