@@ -204,6 +204,7 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
             plan
             for plan in fitting
             if figure(plan.peak) < GAIN * figure(plain)
+            and plan.peak.need <= plain.need
             and 1 - figure(plan.peak) / figure(plain) >= _WORTH * (plan.figures.time - 1)
         ]
         if gaining:
