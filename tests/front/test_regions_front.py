@@ -489,7 +489,7 @@ def test_what_is_pooled_whole_is_made_again_for_its_later_users() -> None:
     made = _squeezed()
     outcome = _rewrite(made, splits=8)
     first, second = outcome.rewritten
-    assert first.nodes == ("widen", "pool/statistic/rows")
+    assert first.nodes == ("widen", "pool")
     assert second.nodes == ("widen", "scale", "add", "narrow")
     whole = 4 * 32 * DIMS[2] * DIMS[3]
     assert outcome.after.bytes < 0.5 * whole
