@@ -35,6 +35,25 @@ _MOST_ELEMENTS = 64
 
 _DOMAINS = ("", "ai.onnx")
 
+_REALS = frozenset(
+    {
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+        onnx.TensorProto.FLOAT16,
+        onnx.TensorProto.BFLOAT16,
+    }
+)
+
+# Types in which sizes are exact: below 2^24 whole numbers are in all of them.
+_EXACT = frozenset(
+    {
+        onnx.TensorProto.INT32,
+        onnx.TensorProto.INT64,
+        onnx.TensorProto.FLOAT,
+        onnx.TensorProto.DOUBLE,
+    }
+)
+
 # What works on each image of a batch for itself.
 _IMAGES = SPATIAL | {"BatchNormalization"}
 
@@ -124,6 +143,9 @@ class _Walk:
         self.values: dict[str, Value] = {}
         self.places: dict[str, tuple[str, int]] = {}
         self.elements: dict[str, int] = {}
+        # Quotients of reals that are no whole number at every size: what is divided, and by what.
+        self.quotients: dict[str, tuple[tuple[Size, int], ...]] = {}
+        self._reals: set[str] = set()
         self._shapes = shapes
         self._constants = constants
 
@@ -143,6 +165,8 @@ class _Walk:
 
     def follow(self, node: onnx.NodeProto, at: int, record: Callable[[int], Record]) -> None:
         """Find the sizes of what a node makes, and what it makes if that is sizes."""
+        if self._makes_reals(node):
+            self._reals.add(node.output[0])
         value = _value(node, self)
         if value is not None and len(value[0]) <= _MOST_ELEMENTS:
             self._take(node.output[0], value)
@@ -152,7 +176,7 @@ class _Walk:
                 known = self._unranked(node, name)
             if known is None:
                 continue
-            if name not in self._shapes.elements and node.op_type != "Cast":
+            if name not in self._shapes.elements and node.op_type in _IMAGES | _SAME_RANK:
                 first = node.input[0]
                 kind = self._shapes.elements.get(first, self.elements.get(first))
                 self.elements.update({} if kind is None else {name: kind})
@@ -162,11 +186,23 @@ class _Walk:
                     found[axis] = self._along(node, at, axis, record)
             self.dims[name] = tuple(found)
 
+    def _makes_reals(self, node: onnx.NodeProto) -> bool:
+        if node.op_type == "Cast":
+            return attributes(node).get("to") in _REALS
+        return any(self.is_real(name) for name in node.input if name)
+
+    def is_real(self, name: str) -> bool:
+        """Tell whether a tensor is of floating point."""
+        array = self._constants.array(name)
+        return name in self._reals if array is None else array.dtype.kind == "f"
+
     def _take(self, name: str, value: Value) -> None:
         self.values[name] = value
         numbers = _numbers(value)
-        if numbers is not None and self._constants.array(name) is None:
-            kind = self._shapes.elements.get(name, onnx.TensorProto.INT64)
+        kind = self._shapes.elements.get(name)
+        if kind is None and not self.is_real(name):
+            kind = onnx.TensorProto.INT64
+        if numbers is not None and kind is not None and self._constants.array(name) is None:
             made = np.array(numbers, onnx.helper.tensor_dtype_to_np_dtype(kind))
             self._constants.learn(name, made.reshape(() if value[1] else (-1,)))
 
@@ -189,9 +225,7 @@ class _Walk:
         if array is None or array.size > _MOST_ELEMENTS or array.ndim > 1:
             return None
         numbers = array.reshape(-1).tolist()
-        if any(
-            isinstance(number, bool | str | bytes) or number != int(number) for number in numbers
-        ):
+        if not all(type(number) is int or _is_whole(number) for number in numbers):
             return None
         return tuple(Size.number(int(number)) for number in numbers), array.ndim == 0
 
@@ -252,6 +286,9 @@ class _Walk:
 
     def _stated(self, node: onnx.NodeProto, axis: int) -> Size | None:
         """Return a size that is given as such."""
+        policy = attributes(node)
+        if "axes" in policy or policy.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+            return None
         value = self.value(node.input[3 if node.op_type == "Resize" else 1])
         if value is None or axis >= len(value[0]):
             return None
@@ -282,17 +319,17 @@ def _value(node: onnx.NodeProto, walk: _Walk) -> Value | None:
             return (
                 None if dims is None else (dims[values.get("start", 0) : values.get("end")], False)
             )
-        case "Identity" | "Cast" | "Floor" | "Ceil":
-            # Whole numbers below 2^24 are exact in every type that sizes are cast to.
+        case "Identity":
             return walk.value(node.input[0])
+        case "Cast" if values.get("to") not in _EXACT:
+            return None
+        case "Cast" | "Floor" | "Ceil":
+            return _rounded(node, walk)
         case "Squeeze" | "Unsqueeze" | "Reshape":
-            value = walk.value(node.input[0])
-            if value is None:
-                return None
-            return value[0], node.op_type == "Squeeze" and len(value[0]) == 1
+            return _reshaped(node, walk)
         case "Concat":
             parts = [walk.value(name) for name in node.input]
-            if all(part is None for part in parts) or any(part is None for part in parts):
+            if any(part is None or part[1] for part in parts):
                 return None
             return tuple(size for part in parts if part for size in part[0]), False
         case "Gather":
@@ -303,8 +340,64 @@ def _value(node: onnx.NodeProto, walk: _Walk) -> Value | None:
             pair = [walk.value(name) for name in node.input]
             if pair[0] is None or pair[1] is None:
                 return None
+            if node.op_type in ("Div", "Mod") and any(walk.is_real(name) for name in node.input):
+                return _divided(node, walk, pair[0], pair[1])
             return _calculated(node.op_type, pair[0], pair[1])
     return None
+
+
+def _is_whole(number: Any) -> bool:
+    return isinstance(number, float) and number.is_integer()
+
+
+def _rounded(node: onnx.NodeProto, walk: _Walk) -> Value | None:
+    """Return sizes in another type, or quotients rounded; whole numbers are what they are."""
+    name = node.input[0]
+    value = walk.value(name)
+    quotients = walk.quotients.get(name)
+    if value is not None or quotients is None:
+        return value
+    if node.op_type == "Cast" and attributes(node).get("to") in _REALS:
+        walk.quotients[node.output[0]] = quotients
+        return None
+    # A Cast to whole numbers truncates, which is down: nothing here is below 0.
+    up = int(node.op_type == "Ceil")
+    made: list[Size | None] = []
+    for size, by in quotients:
+        above = size + (by - 1) * up
+        made.append(None if above is None else above // by)
+    return tuple(made), False
+
+
+def _divided(node: onnx.NodeProto, walk: _Walk, a: Value, b: Value) -> Value | None:
+    """Return a quotient of reals that is whole at every size; note another one."""
+    made = _calculated("Div", a, b)
+    rest = _calculated("Mod", a, b)
+    if node.op_type == "Mod" or made is None or rest is None or a[1]:
+        return None
+    numbers = _numbers(rest)
+    if numbers is not None and not any(numbers):
+        return made
+    by = [None if size is None else size.constant for size in b[0]]
+    by = by * len(a[0]) if len(by) == 1 else by
+    pairs = [(x, y) for x, y in zip(a[0], by, strict=False) if x is not None and y and y > 0]
+    if len(pairs) == len(a[0]) == len(made[0]) and all(x.is_never_below(_ZERO) for x, _ in pairs):
+        walk.quotients[node.output[0]] = tuple(pairs)
+    return None
+
+
+def _reshaped(node: onnx.NodeProto, walk: _Walk) -> Value | None:
+    """Return the same elements, as a vector or as one number."""
+    value = walk.value(node.input[0])
+    if value is None:
+        return None
+    if node.op_type == "Reshape":
+        target = _numbers(walk.value(node.input[1]))
+        return None if target is None or len(target) > 1 else (value[0], not target)
+    if node.op_type == "Unsqueeze":
+        # Of a vector it would make a matrix.
+        return (value[0], False) if value[1] else None
+    return (value[0], True) if len(value[0]) == 1 else None
 
 
 def _numbers(value: Value | None) -> list[int] | None:

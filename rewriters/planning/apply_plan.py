@@ -9,6 +9,7 @@ from typing import Any
 from rewriters.emission.forms import FORMS
 from rewriters.emission.names import NameScheme
 from rewriters.errors import OptionError
+from rewriters.memory.targets import ENGINES
 from rewriters.planning.candidates import row_local
 from rewriters.planning.emitted_region import EmittedRegion, emit_region
 from rewriters.planning.orders import run_rank_of
@@ -62,8 +63,16 @@ def apply_plan(
         )
         if not isinstance(plan, RegionPlan):
             raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
+        if FORMS[entry["form"]].grows and ENGINES[engine].lowering.compiler:
+            raise OptionError("plan=: TensorRT takes no rounds; plan for it with target='tensorrt'")
         if FORMS[entry["form"]].grows and plan.tiling is None and entry.get("patch_rows"):
             plan = replace(plan, stride=max(1, entry["patch_rows"] // plan.extents[0].step))
         base = labels[nodes[0]] if len(nodes) == 1 else label
-        emitted.append(emit_region(plan, entry["form"], facts, names, base))
+        cut = emit_region(plan, entry["form"], facts, names, base)
+        if plan.stride is not None and cut.plan.stride is None:
+            raise OptionError(
+                f"plan=: the region of {label!r} cannot be cut into patches of "
+                f"{plan.patch_rows} rows at any height; leave patch_rows out"
+            )
+        emitted.append(cut)
     return tuple(emitted), run_rank

@@ -131,7 +131,7 @@ def _forms(facts: ModelFacts, found: Candidates, form: str, engine: str) -> Sequ
     """Return the forms to weigh plans in.
 
     Where the tiled axis is of any size, patches that are a share of it grow with it; those of a
-    fixed height keep their bound. A compiler takes no sequences.
+    fixed height keep their bound, and no other form is weighed. A compiler takes no sequences.
     """
     if form != "auto":
         return (form,)
@@ -290,7 +290,8 @@ def unbeaten(
         engine: A key of `memory.targets.ENGINES`.
         plain: Predicted peak of the model as it is.
     """
-    weighed = WeighedPlans(predictor, found, engine, limits.elements)
+    forms = _forms(predictor.facts, found, "auto", engine)
+    weighed = WeighedPlans(predictor, found, engine, limits.elements, forms)
     explore(weighed)
     fitting = _fitting(weighed, replace(limits, budget=inf), plain)
     return weighed.evaluator, pareto_front(fitting, plain.need)

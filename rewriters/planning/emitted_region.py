@@ -7,7 +7,7 @@ known, the same at assumed sizes; memory is predicted on the latter.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rewriters.emission.emit import emit
 from rewriters.emission.forms import FORMS
@@ -103,7 +103,7 @@ def emit_region(
     if FORMS[form].grows:
         grown = _in_rounds(plan, sized, facts)
         if grown is None:
-            form = FORMS[form].falls_back
+            plan, form = replace(plan, stride=None), FORMS[form].falls_back
         else:
             plan, sized = grown
     if FORMS[form].shrinks:

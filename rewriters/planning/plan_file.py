@@ -61,7 +61,7 @@ def plan_data(
 def read_plan(text: str) -> dict[str, Any]:
     """Read a plan; only what is needed to apply it again.
 
-    That are a region's nodes, outputs, form, splits and the rows of a patch.
+    Those are a region's nodes, outputs, form, splits and the rows of a patch.
 
     Raises:
         OptionError: It is no plan.

@@ -139,15 +139,15 @@ def prove_rounds(network: Network, stride: int) -> str | None:
 
 
 def effort(network: Network, stride: int) -> int:
-    """Return about how many operators `prove_rounds` would look at."""
+    """Return about how many operators and patches `prove_rounds` would look at."""
     step = steps(network)
     if isinstance(step, str):
         return 0
     if network.advance(step) is None:
         return 0
     source = period(network)
-    # A window is walked once for each kind of edge that it has.
-    return 4 * len(network.links) * ((_STRIDES * stride + 2) * source + 2 * reach(network))
+    count = (_STRIDES * stride + 2) * source + 2 * reach(network)
+    return count * (len(network.links) + count // (stride * source) + 1)
 
 
 # Heights to prove, beyond the reach, in strides: a first, an interior and a last window.

@@ -302,3 +302,19 @@ def test_what_is_said_of_patches_that_grow() -> None:
         assert outcome.rewritten
         found = [each for each in warnings_of(outcome, options, {}) if "upgrade_opset=13" in each]
         assert bool(found) == said
+
+
+def test_a_plan_that_cannot_be_done_is_no_other_plan() -> None:
+    """Rounds at an old opset, of heights that are not proven, or for a compiler: said."""
+    plan = _cut(_chain(), splits=16).plan
+    assert plan is not None
+    cases: list[tuple[onnx.ModelProto, dict[str, Any], str]] = [
+        (_chain(opset=12), {}, "leave patch_rows out"),
+        (_chain(), {"target": "tensorrt"}, "TensorRT takes no rounds"),
+    ]
+    for made, options, said in cases:
+        with pytest.raises(OptionError, match=said):
+            rewrite_model(Loaded(copy_of(made), None), Options(plan=plan, **options))
+    tall = {**plan, "regions": [{**each, "patch_rows": 10**7} for each in plan["regions"]]}
+    with pytest.raises(OptionError, match="leave patch_rows out"):
+        rewrite_model(Loaded(_chain(), None), Options(plan=tall))

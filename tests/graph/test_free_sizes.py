@@ -1,0 +1,159 @@
+"""Sizes that a graph works out: what is followed, and what only looks like it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto
+
+from rewriters.graph.model import Loaded
+from rewriters.options import Options
+from rewriters.prepare import look_at
+from rewriters.rewrite import rewrite_model
+from tests.support.small_models import assert_same, copy_of, model, node, noise, run
+
+FLOAT, INT, HALF = TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT16
+
+# How a height is worked out from ``h``, and what it is of 50.
+WAYS: dict[str, tuple[list[onnx.NodeProto], int | None]] = {
+    "half, of whole numbers": ([node("Div", "h two", "n")], 25),
+    "a third, of whole numbers": ([node("Div", "h three", "n")], 16),
+    "floor of a third": (
+        [
+            node("Cast", "h", "f", to=FLOAT),
+            node("Div", "f real3", "g"),
+            node("Floor", "g", "i"),
+            node("Cast", "i", "n", to=INT),
+        ],
+        16,
+    ),
+    "ceiling of a third": (
+        [
+            node("Cast", "h", "f", to=FLOAT),
+            node("Div", "f real3", "g"),
+            node("Ceil", "g", "i"),
+            node("Cast", "i", "n", to=INT),
+        ],
+        17,
+    ),
+    "a third, cut off": (
+        [
+            node("Cast", "h", "f", to=FLOAT),
+            node("Div", "f real3", "g"),
+            node("Cast", "g", "n", to=INT),
+        ],
+        16,
+    ),
+    "one and a half": (
+        [
+            node("Cast", "h", "f", to=FLOAT),
+            node("Div", "f real2", "g"),
+            node("Mul", "g real3", "i"),
+            node("Cast", "i", "n", to=INT),
+        ],
+        None,
+    ),
+    "through half precision": (
+        [node("Cast", "h", "f", to=HALF), node("Cast", "f", "n", to=INT)],
+        None,
+    ),
+    "through a narrow type": (
+        [node("Cast", "h", "f", to=TensorProto.UINT8), node("Cast", "f", "n", to=INT)],
+        None,
+    ),
+    "out of a matrix": (
+        [
+            node("Shape", "x", "s"),
+            node("Reshape", "s square", "q"),
+            node("Gather", "q one", "column", axis=1),
+            node("Reshape", "column flat", "p"),
+            node("Gather", "p second", "n", axis=0),
+        ],
+        None,
+    ),
+}
+
+
+def _model(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
+    """A Conv, and what it makes resized to a height that is worked out, and a Conv behind it."""
+    nodes = [
+        node("Conv", "x a", "c", name="first", pads=[1] * 4),
+        node("Shape", "x", "shape"),
+        node("Gather", "shape axis", "h", axis=0),
+        *nodes,
+        node("Concat", "front n width", "sizes", axis=0),
+        node("Resize", "c _ _ sizes", "r", name="resize", mode="nearest"),
+        node("Conv", "r b", "y", name="second", pads=[1] * 4),
+    ]
+    weights: dict[str, Any] = {
+        "a": noise(8, 3, 3, 3),
+        "b": noise(2, 8, 3, 3),
+        "axis": np.array([2]),
+        "two": np.array([2]),
+        "three": np.array([3]),
+        "real2": np.array([2], np.float32),
+        "real3": np.array([3], np.float32),
+        "square": np.array([2, 2]),
+        "flat": np.array([-1]),
+        "one": np.array([0]),
+        "second": np.array([1]),
+        "front": np.array([1, 8]),
+        "width": np.array([16]),
+    }
+    read = {name for each in nodes for name in each.input}
+    kept = {name: array for name, array in weights.items() if name in read}
+    return model(nodes, {"x": (1, 3, "H", 16)}, {"y": (None,) * 4}, kept)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_height_that_is_worked_out(way: str) -> None:
+    """It is followed exactly or not at all, and what is cut is right at every height."""
+    nodes, right = WAYS[way]
+    made = _model(nodes)
+    facts = look_at(Loaded(copy_of(made), None), Options()).facts.certain
+    size = facts.free.size("r", 2)
+    assert (None if size is None else size.at(50)) == right
+    outcome = rewrite_model(
+        Loaded(copy_of(made), None), Options(splits=32, max_recompute=30.0, form="rounds")
+    )
+    for height in (6, 7, 8, 9, 50, 61):
+        feeds = {"x": noise(1, 3, height, 16)}
+        if right is not None and size is not None:
+            assert run(made, feeds)["y"].shape[2] == size.at(height)
+        assert_same(made, outcome.model, feeds, 2e-6)
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf, -np.inf, 0.5])
+def test_constants_that_are_no_size(number: float) -> None:
+    """A mask's infinity is no size, and no fault."""
+    made = _model([node("Identity", "h", "n")])
+    made.graph.node.insert(0, node("Add", "x mask", "masked", name="mask"))
+    made.graph.node[1].input[0] = "masked"
+    made.graph.initializer.append(
+        onnx.numpy_helper.from_array(np.array([number], np.float32), "mask")
+    )
+    assert (
+        look_at(Loaded(copy_of(made), None), Options()).facts.certain.free.size("c", 2) is not None
+    )
+
+
+def test_sizes_of_some_axes() -> None:
+    """Resize may be given sizes of some dimensions: they are not the first ones."""
+    made = _model([node("Mul", "h two", "n")])
+    resize = next(each for each in made.graph.node if each.op_type == "Resize")
+    resize.input[3] = "n"
+    resize.attribute.append(onnx.helper.make_attribute("axes", [2]))
+    del made.graph.node[[each.op_type for each in made.graph.node].index("Concat")]
+    for name in ("front", "width"):
+        del made.graph.initializer[[each.name for each in made.graph.initializer].index(name)]
+    made.opset_import[0].version = 18
+    facts = look_at(Loaded(copy_of(made), None), Options()).facts.certain
+    for axis in (0, 1):
+        size = facts.free.size("r", axis)
+        assert size is None or size.constant in (1, 8)
+    outcome = rewrite_model(Loaded(copy_of(made), None), Options(splits=32, max_recompute=30.0))
+    for height in (6, 50):
+        assert_same(made, outcome.model, {"x": noise(1, 3, height, 16)}, 2e-6)
