@@ -189,7 +189,11 @@ class _Walk:
     def _makes_reals(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Cast":
             return attributes(node).get("to") in _REALS
-        return any(self.is_real(name) for name in node.input if name)
+        if node.op_type == "Shape":
+            return False
+        # Others besides the first are counts and places, but for what is calculated.
+        pair = node.op_type in ("Concat", "Add", "Sub", "Mul", "Div", "Mod")
+        return any(self.is_real(name) for name in (node.input if pair else node.input[:1]))
 
     def is_real(self, name: str) -> bool:
         """Tell whether a tensor is of floating point."""
