@@ -14,7 +14,7 @@ from rewriters.emission.opset_nodes import add_split
 from rewriters.regions.region import Edge
 from rewriters.regions.tiled_region import RegionPlan
 from rewriters.tiling.network import Network
-from rewriters.tiling.patches import Extent, core, free_steps, place_windows
+from rewriters.tiling.patches import BEYOND, Extent, core, free_steps, place_windows
 from rewriters.tiling.proof import window_slack
 
 __all__ = [
@@ -30,9 +30,6 @@ __all__ = [
     "static_bounds",
 ]
 
-
-# More rows than any tensor has, and far from overflow when added to.
-_BEYOND = 1 << 40
 
 Bound: TypeAlias = int | Any  # an integer, or a gs.Variable of one
 
@@ -170,7 +167,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
             out,
             placed,
             first=(k > 0).astype(np.int64),
-            last=np.where(k == count - 1, _BEYOND, 0),
+            last=np.where(k == count - 1, BEYOND, 0),
             minimum=minimum,
         )
         down = placed.shifts * out.step

@@ -183,9 +183,7 @@ def steps(network: Network) -> tuple[int, ...] | str:
 
 def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     """Return the rows of every tensor, given those of the inputs; or why they do not fit."""
-    found = [0] * network.tensors
-    for tensor, count in zip(network.inputs, rows, strict=True):
-        found[tensor] = count
+    found = _given(network, rows)
     misfit = ""
     for link in network.links:
         before = {found[tensor] for tensor in link.reads}
@@ -197,11 +195,11 @@ def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
     return misfit or tuple(found)
 
 
-def _given(network: Network, height: int) -> list[int]:
-    """Return the rows of every tensor, of inputs those at a height, of the others 0."""
+def _given(network: Network, rows: Sequence[int]) -> list[int]:
+    """Return the rows of every tensor, of inputs those that are given, of the others 0."""
     found = [0] * network.tensors
-    for tensor, rows in zip(network.inputs, network.rows_at(height), strict=True):
-        found[tensor] = rows
+    for tensor, count in zip(network.inputs, rows, strict=True):
+        found[tensor] = count
     return found
 
 
@@ -218,7 +216,7 @@ def heights_of_one_row(network: Network, rows: int) -> tuple[int, ...] | None:
     Returns:
         None where the rows of what is joined are not those of the first operand.
     """
-    found = _given(network, rows)
+    found = _given(network, network.rows_at(rows))
     for link in network.links:
         first = found[link.reads[0]]
         if any(found[tensor] > first for tensor in link.reads):
@@ -243,7 +241,7 @@ def tallest_first(network: Network) -> Network:
     links = list(network.links)
     first = first_height(network)
     for rows in range(first, first + _LOW):
-        found = _given(network, rows)
+        found = _given(network, network.rows_at(rows))
         low = False
         for at, link in enumerate(links):
             most = max(found[tensor] for tensor in link.reads)
@@ -371,7 +369,7 @@ def first_height(network: Network) -> int:
 
 def _has_rows(network: Network, rows: int) -> bool:
     # Not by `heights`: where tensors fit each other does not grow with the height.
-    found = _given(network, rows)
+    found = _given(network, network.rows_at(rows))
     for link in network.links:
         for tensor in link.makes:
             found[tensor] = link.row_map.rows_out(min(found[n] for n in link.reads))

@@ -27,6 +27,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 __all__ = [
+    "BEYOND",
     "Extent",
     "Patch",
     "Placement",
@@ -38,6 +39,10 @@ __all__ = [
     "place_windows",
     "tile",
 ]
+
+
+# More rows than any tensor has, and far from overflow when added to.
+BEYOND = 1 << 40
 
 
 class Rows(NamedTuple):

@@ -37,6 +37,7 @@ from rewriters.tiling.patches import Extent, Rows, Tiling, covers
 __all__ = [
     "Windows",
     "extents",
+    "fitting",
     "heights_to_walk",
     "period",
     "prove",
@@ -57,14 +58,11 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
         rows: Rows of each whole input; None where unknown.
         height: Stands in for the input's rows in the result's ``rows`` where those are unknown.
     """
-    step = fitting_extents(steps(network))
+    step = fitting(steps(network))
     turns = 1
     if rows is None:
-        found = network.advance(step)
-        if found is None:
-            raise ValueError("its inputs advance differently")
-        period, turns = found
-        given = [network.rows_at(p) for p in range(period)]
+        turn, turns = _advance(network)
+        given = [network.rows_at(p) for p in range(turn)]
     else:
         given = [tuple(rows)]
     worst = [(-1, -1)] * len(network.outputs)
@@ -77,7 +75,7 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
         if isinstance(whole, str) and rows is None:
             # The model itself does not run at such heights.
             continue
-        whole = fitting_extents(whole)
+        whole = fitting(whole)
         # Two steps shorter than the whole and one down: an interior window.
         valid = walk(network, step, whole, shift=1, trim=2)
         for k, tensor in enumerate(network.outputs):
@@ -89,18 +87,19 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     if min(worst) < (0, 0):
         raise ValueError("there is no height at which its tensors fit")
     if rows is None:
-        fitting = (heights(network, network.rows_at(height + k)) for k in range(len(given) + 1))
-        whole = next((found for found in fitting if not isinstance(found, str)), "nothing fits")
+        tried = (heights(network, network.rows_at(height + k)) for k in range(len(given) + 1))
+        whole = next((found for found in tried if not isinstance(found, str)), "nothing fits")
     else:
         whole = heights(network, rows)
-    whole = fitting_extents(whole)
+    whole = fitting(whole)
     return tuple(
         Extent(whole[tensor], step[tensor], top, tail)
         for tensor, (top, tail) in zip(network.outputs, worst, strict=True)
     )
 
 
-def fitting_extents(found: tuple[int, ...] | str) -> tuple[int, ...]:
+def fitting(found: tuple[int, ...] | str) -> tuple[int, ...]:
+    """Return rows, or raise the reason why there are none as a `ValueError`."""
     if isinstance(found, str):
         raise ValueError(found)
     return found
@@ -119,6 +118,10 @@ def prove_one_row(network: Network, tiling: Tiling, whole: Sequence[int]) -> str
     """
     if tiling.trim or any(patch.shift for patch in tiling.patches):
         return ONE_ROW
+    return _uncovered(network, tiling, whole)
+
+
+def _uncovered(network: Network, tiling: Tiling, whole: Sequence[int]) -> str | None:
     for k, tensor in enumerate(network.outputs):
         if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
             return "the cores do not cover the output exactly once"
@@ -166,9 +169,9 @@ def prove(
         return step
     if isinstance(whole, str):
         return whole
-    for k, tensor in enumerate(network.outputs):
-        if not covers([patch.cores[k] for patch in tiling.patches], whole[tensor]):
-            return "the cores do not cover the output exactly once"
+    uncovered = _uncovered(network, tiling, whole)
+    if uncovered is not None:
+        return uncovered
     local = tuple(whole[tensor] - tiling.trim * step[tensor] for tensor in network.inputs)
     for patch in tiling.patches:
         if not 0 <= patch.shift <= tiling.trim:
@@ -202,7 +205,7 @@ def window_slack(network: Network, at: int = 0) -> int:
     ``H - free*r``. The latter depends on the height's remainder by the step alone once a step is
     free; this is its maximum, so ``stride*r + window_slack`` bounds a window from above.
     """
-    step = fitting_extents(steps(network))
+    step = fitting(steps(network))
     worst = extents(network, None, first_height(network))
     most = 0
     for rows in heights_to_walk(network, worst, 2):
@@ -226,15 +229,19 @@ def heights_to_walk(network: Network, worst: Sequence[Extent], splits: int) -> I
 
 def period(network: Network) -> int:
     """Return after which height it repeats, in whole steps (`Network.advance`)."""
-    found = network.advance(fitting_extents(steps(network)))
+    return _advance(network)[0]
+
+
+def _advance(network: Network) -> tuple[int, int]:
+    found = network.advance(fitting(steps(network)))
     if found is None:
         raise ValueError("its inputs advance differently")
-    return found[0]
+    return found
 
 
 def reach(network: Network) -> int:
     """Return about how much height an output row needs, by the sum of all operators."""
-    step = fitting_extents(steps(network))
+    step = fitting(steps(network))
     source = period(network)
     total = 0
     for link in network.links:

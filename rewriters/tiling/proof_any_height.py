@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache, lru_cache
 
 from rewriters.tiling.network import (
     FAR,
@@ -17,6 +18,7 @@ from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_ste
 from rewriters.tiling.proof import (
     Windows,
     extents,
+    fitting,
     heights_to_walk,
     period,
     prove,
@@ -25,7 +27,59 @@ from rewriters.tiling.proof import (
     window_slack,
 )
 
-__all__ = ["effort", "prove_every_height"]
+__all__ = ["effort", "prove_every_height", "prove_heights"]
+
+
+def prove_heights(
+    network: Network,
+    to_walk: Callable[[Sequence[Extent]], Iterable[int]],
+    tile: Callable[[Sequence[Extent], Sequence[int]], Tiling | str],
+) -> str | None:
+    """Prove a region at many heights, each window once.
+
+    Args:
+        network: The region.
+        to_walk: Returns the heights, given the outputs with the wrong rows of any height.
+        tile: Returns the patches at a height, given the outputs and the rows of every tensor; or
+            why there are none.
+
+    Returns:
+        None if every core is right at every height that the model runs at, else the first height
+        that is not, and why.
+    """
+    step = steps(network)
+    if isinstance(step, str):
+        return step
+    try:
+        worst = extents(network, None, first_height(network))
+    except ValueError as error:
+        return str(error)
+    if any(extent.top >= FAR for extent in worst):
+        return "its windows leave no right row"
+    windows = Windows(step)
+    for rows in to_walk(worst):
+        whole = heights(network, network.rows_at(rows))
+        joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
+        if whole == ONE_ROW and joined is None:
+            return f"at {rows} rows: {whole}"
+        whole = joined or whole
+        if isinstance(whole, str):
+            # Not even the model as it is runs at this height.
+            continue
+        here = [
+            Extent(whole[tensor], extent.step, extent.top, extent.tail)
+            for tensor, extent in zip(network.outputs, worst, strict=True)
+        ]
+        tiling = tile(here, whole)
+        if isinstance(tiling, str):
+            reason: str | None = tiling
+        elif joined is not None:
+            reason = prove_one_row(network, tiling, joined)
+        else:
+            reason = prove(network, network.rows_at(rows), tiling, windows=windows)
+        if reason is not None:
+            return f"at {rows} rows: {reason}"
+    return None
 
 
 @lru_cache(maxsize=4096)
@@ -41,63 +95,41 @@ def prove_every_height(network: Network, splits: int) -> str | None:
     Returns:
         None if every core is right at every height, else the first height that is not, and why.
     """
-    step = steps(network)
-    if isinstance(step, str):
-        return step
-    try:
-        worst = extents(network, None, first_height(network))
-    except ValueError as error:
-        return str(error)
-    if any(extent.top >= FAR for extent in worst):
-        return "its windows leave no right row"
-    slack = [window_slack(network, at) for at in range(len(network.inputs))]
-    windows = Windows(step)
-    for rows in heights_to_walk(network, worst, splits):
-        whole = heights(network, network.rows_at(rows))
-        joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
-        if whole == ONE_ROW and joined is None:
-            return f"at {rows} rows: {whole}"
-        whole = joined or whole
-        if isinstance(whole, str):
-            # Not even the model as it is runs at this height.
-            continue
-        here = [
-            Extent(whole[tensor], extent.step, extent.top, extent.tail)
-            for tensor, extent in zip(network.outputs, worst, strict=True)
-        ]
-        free = min(free_steps(extent, max) for extent in here)
+
+    @cache
+    def declared() -> list[tuple[int, int, int]]:
+        """Return each input, its rows per step and the most that its windows have beyond steps."""
+        step = fitting(steps(network))
+        return [(n, step[n], window_slack(network, at)) for at, n in enumerate(network.inputs)]
+
+    def tile(outs: Sequence[Extent], whole: Sequence[int]) -> Tiling | str:
+        free = min(free_steps(extent, max) for extent in outs)
         patches = []
         for k in range(splits):
             placed = place_windows(free, splits, k)
             cores = []
-            for extent in here:
+            for extent in outs:
                 last = extent.rows if k == splits - 1 else 0
                 begin, end = core(extent, placed, first=int(k > 0), last=last, minimum=min)
                 cores.append(Rows(begin, max(begin, end)))
             patches.append(Patch(placed.shifts, tuple(cores)))
         placed = place_windows(free, splits, 0)
         if any(
-            placed.stride * step[tensor] + more < whole[tensor] - placed.trim * step[tensor]
-            for tensor, more in zip(network.inputs, slack, strict=True)
+            placed.stride * step + slack < whole[tensor] - placed.trim * step
+            for tensor, step, slack in declared()
         ):
-            return f"at {rows} rows: a window is taller than it is declared to be"
-        tiling = Tiling(placed.trim, tuple(patches))
-        if joined is not None:
-            reason = prove_one_row(network, tiling, joined)
-        else:
-            reason = prove(network, network.rows_at(rows), tiling, windows=windows)
-        if reason is not None:
-            return f"at {rows} rows: {reason}"
-    return None
+            return "a window is taller than it is declared to be"
+        return Tiling(placed.trim, tuple(patches))
+
+    return prove_heights(network, lambda worst: heights_to_walk(network, worst, splits), tile)
 
 
 def effort(network: Network, splits: int) -> int:
-    """Return about how many operators `prove_every_height` would look at."""
-    step = steps(network)
-    if isinstance(step, str):
-        return 0
-    if network.advance(step) is None:
-        return 0
+    """Return about how many operators `prove_every_height` would look at.
+
+    Raises:
+        ValueError: The region has no steps, or its inputs advance differently.
+    """
     turn = period(network)
     rounds = 2 * splits + 2 * reach(network) // turn + 2
     return len(network.links) * splits * turn * rounds

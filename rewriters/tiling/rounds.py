@@ -19,22 +19,21 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from rewriters.tiling.network import (
-    FAR,
-    ONE_ROW,
-    Network,
-    first_height,
-    heights,
-    heights_of_one_row,
-    steps,
+from rewriters.tiling.network import Network, first_height
+from rewriters.tiling.patches import (
+    BEYOND,
+    Extent,
+    Patch,
+    Placement,
+    Rows,
+    Tiling,
+    core,
+    free_steps,
 )
-from rewriters.tiling.patches import Extent, Patch, Placement, Rows, Tiling, core, free_steps
-from rewriters.tiling.proof import Windows, extents, period, prove, prove_one_row, reach
+from rewriters.tiling.proof import period, reach
+from rewriters.tiling.proof_any_height import prove_heights
 
 __all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
-
-# More rows than any tensor has, and far from overflow when added to.
-_BEYOND = 1 << 40
 
 
 def rounds_of(free: Any, stride: int, maximum: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
@@ -72,7 +71,7 @@ def round_cores(
     """
     # The first round alone starts at the top, the last one alone as far down as windows go.
     first = minimum(placed.shifts, 1)
-    last = minimum(placed.trim - placed.shifts, 1) * -_BEYOND + _BEYOND
+    last = minimum(placed.trim - placed.shifts, 1) * -BEYOND + BEYOND
     return [core(out, placed, first=first, last=last, minimum=minimum) for out in outs]
 
 
@@ -105,46 +104,19 @@ def prove_rounds(network: Network, stride: int) -> str | None:
     Returns:
         None if every core is right at every height, else the first height that is not, and why.
     """
-    step = steps(network)
-    if isinstance(step, str):
-        return step
-    try:
-        worst = extents(network, None, first_height(network))
-    except ValueError as error:
-        return str(error)
-    if any(extent.top >= FAR for extent in worst):
-        return "its windows leave no right row"
-    windows = Windows(step)
-    for rows in _heights(network, worst, stride):
-        whole = heights(network, network.rows_at(rows))
-        joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
-        if whole == ONE_ROW and joined is None:
-            return f"at {rows} rows: {whole}"
-        whole = joined or whole
-        if isinstance(whole, str):
-            # Not even the model as it is runs at this height.
-            continue
-        here = [
-            Extent(whole[tensor], extent.step, extent.top, extent.tail)
-            for tensor, extent in zip(network.outputs, worst, strict=True)
-        ]
-        tiling = tile_rounds(here, stride)
-        if joined is not None:
-            reason = prove_one_row(network, tiling, joined)
-        else:
-            reason = prove(network, network.rows_at(rows), tiling, windows=windows)
-        if reason is not None:
-            return f"at {rows} rows: {reason}"
-    return None
+    return prove_heights(
+        network,
+        lambda worst: _heights(network, worst, stride),
+        lambda outs, _: tile_rounds(outs, stride),
+    )
 
 
 def effort(network: Network, stride: int) -> int:
-    """Return about how many operators and patches `prove_rounds` would look at."""
-    step = steps(network)
-    if isinstance(step, str):
-        return 0
-    if network.advance(step) is None:
-        return 0
+    """Return about how many operators and patches `prove_rounds` would look at.
+
+    Raises:
+        ValueError: The region has no steps, or its inputs advance differently.
+    """
     source = period(network)
     count = (_STRIDES * stride + 2) * source + 2 * reach(network)
     return count * (len(network.links) + count // (stride * source) + 1)
