@@ -10,6 +10,7 @@ import numpy as np
 import onnx_graphsurgeon as gs
 
 from rewriters.emission.fragment import Fragment
+from rewriters.emission.names import of_number
 from rewriters.emission.opset_nodes import add_split
 from rewriters.regions.region import Edge
 from rewriters.regions.tiled_region import RegionPlan
@@ -23,9 +24,9 @@ __all__ = [
     "Span",
     "SymbolicExtent",
     "Targets",
+    "free_heights",
     "maximum",
     "minimum",
-    "rows_of",
     "run_time_bounds",
     "static_bounds",
 ]
@@ -142,14 +143,8 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     """Return the same where rows are known when the model runs, with the nodes that work it out."""
     region, step, count = plan.region, plan.steps, plan.splits
     network = region.network
-    heights = [_height(fragment, edge, at) for at, edge in enumerate(region.inputs)]
-    rows: dict[int, Any] = dict(zip(network.inputs, heights, strict=True))
-    outs: list[Any] = [
-        SymbolicExtent(rows_of(network, number, rows), extent)
-        for number, extent in zip(network.outputs, plan.extents, strict=True)
-    ]
+    heights, outs, free = free_heights(fragment, plan)
     k = np.arange(count)
-    free = reduce(minimum, (free_steps(out, maximum) for out in outs))
     placed = place_windows(free, count, k)
     windows, spans = [], []
     for at, (number, height) in enumerate(zip(network.inputs, heights, strict=True)):
@@ -160,8 +155,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
             placed.stride * step[number] + window_slack(network, at),
         )
         windows.append(window)
-        name = "window" if at == 0 else f"window_of_{at}"
-        spans.append(_columns(fragment, begin, begin + window, count, name))
+        spans.append(_columns(fragment, begin, begin + window, count, of_number("window", at)))
     for number, out in enumerate(outs):
         begins, ends = core(
             out,
@@ -171,7 +165,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
             minimum=minimum,
         )
         down = placed.shifts * out.step
-        name = "core" if number == 0 else f"core_of_{number}"
+        name = of_number("core", number)
         spans.append(_columns(fragment, begins - down, ends - down, count, name))
     inputs = len(heights)
     bounds = [
@@ -179,7 +173,7 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     ]
     targets = Targets(
         tuple(
-            _target(fragment, edge, rank, window, "window" if at == 0 else f"window_of_{at}")
+            _target(fragment, edge, rank, window, of_number("window", at))
             for at, (edge, rank, window) in enumerate(
                 zip(region.inputs, plan.ranks[:inputs], windows, strict=True)
             )
@@ -195,16 +189,37 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
     return bounds, targets
 
 
+def free_heights(
+    fragment: Fragment, plan: RegionPlan
+) -> tuple[list[RunTimeNumber], list[SymbolicExtent], RunTimeNumber]:
+    """Write what free heights come to.
+
+    Args:
+        fragment: Where to.
+        plan: The region.
+
+    Returns:
+        The rows of each input, each output with its rows, and the steps that the outputs leave
+        free.
+    """
+    region, network = plan.region, plan.region.network
+    heights = [_height(fragment, edge, at) for at, edge in enumerate(region.inputs)]
+    rows: dict[int, Any] = dict(zip(network.inputs, heights, strict=True))
+    outs = [
+        SymbolicExtent(_rows_of(network, number, rows), extent)
+        for number, extent in zip(network.outputs, plan.extents, strict=True)
+    ]
+    return heights, outs, reduce(minimum, (free_steps(out, maximum) for out in outs))
+
+
 def _height(fragment: Fragment, edge: Edge, at: int) -> RunTimeNumber:
-    """Write the rows of an input."""
-    of = "" if at == 0 else f"_of_{at}"
-    shape = fragment.add("Shape", [fragment.outer(edge.name)], f"bounds/shape{of}")
-    axis = fragment.ints([edge.axis])
-    rows = fragment.add("Gather", [shape, axis], f"bounds/rows{of}", attrs={"axis": 0})
+    shape = fragment.add("Shape", [fragment.outer(edge.name)], of_number("bounds/shape", at))
+    inputs, attrs = [shape, fragment.ints([edge.axis])], {"axis": 0}
+    rows = fragment.add("Gather", inputs, of_number("bounds/rows", at), attrs=attrs)
     return RunTimeNumber(fragment, rows)
 
 
-def rows_of(network: Network, number: int, rows: dict[int, Any]) -> Any:
+def _rows_of(network: Network, number: int, rows: dict[int, Any]) -> Any:
     """Return the rows of a tensor of a region.
 
     Args:

@@ -45,6 +45,7 @@ from rewriters.emission.forms import FORMS
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.names import NameScheme
 from rewriters.emission.rounds import RoundsWriter
+from rewriters.emission.stacked import StackedWriter
 from rewriters.emission.writer import PatchWriter
 from rewriters.graph.shapes import Shapes
 from rewriters.regions.tiled_region import RegionPlan
@@ -84,9 +85,10 @@ def emit(
         bounds, targets = run_time_bounds(fragment, plan)
     else:
         bounds, targets = static_bounds(plan), None
-    writer = PatchWriter(fragment, plan, graph, shapes, targets)
     if FORMS[form].stacked:
-        writer.stacked(bounds, loop=FORMS[form].loop)
+        stacked = StackedWriter(fragment, plan, graph, shapes, targets)
+        stacked.stacked(bounds, loop=FORMS[form].loop)
     else:
+        writer = PatchWriter(fragment, plan, graph, shapes, targets)
         writer.sequential(bounds, regional=FORMS[form].regional)
     return fragment

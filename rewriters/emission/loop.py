@@ -139,7 +139,7 @@ def _graph(
     made = {name for node in nodes for name in node.output}
     befores = [f"{body.base}/{state.before}" for state in states]
     afters = [f"{body.base}/{state.after}" for state in states]
-    # Made here, not passed on: TensorRT knows no condition where none is given.
+    # Made here, not passed on: where no condition is given TensorRT knows none inside.
     true = onnx.helper.make_tensor("going", onnx.TensorProto.BOOL, [], [True])
     nodes.append(onnx.helper.make_node("Constant", [], [afters[0]], value=true))
     for before, after in zip(befores[1:], afters[1:], strict=True):

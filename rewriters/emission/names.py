@@ -8,11 +8,16 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Like", "NameScheme"]
+__all__ = ["Like", "NameScheme", "of_number"]
 
 
 # Shape and element type of a tensor.
 Like = tuple[tuple[int | None, ...], int]
+
+
+def of_number(what: str, at: int) -> str:
+    """Return the name of something of a region's input or output: the first one needs no number."""
+    return what if at == 0 else f"{what}_of_{at}"
 
 
 @dataclass(frozen=True, slots=True)

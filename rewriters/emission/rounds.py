@@ -13,7 +13,7 @@ Source: ONNX's Loop takes sequences as state from opset 13 on.
 
 from __future__ import annotations
 
-from functools import reduce
+from collections.abc import Sequence
 from typing import Any
 
 import onnx_graphsurgeon as gs
@@ -23,16 +23,16 @@ from rewriters.emission.bounds import (
     RunTimeNumber,
     Span,
     SymbolicExtent,
+    free_heights,
     maximum,
     minimum,
-    rows_of,
     static_bounds,
 )
 from rewriters.emission.fragment import Fragment
 from rewriters.emission.loop import Result, add_collecting_loop, add_loop
-from rewriters.emission.opset_nodes import add_slice, add_squeeze
+from rewriters.emission.names import of_number
+from rewriters.emission.opset_nodes import add_squeeze
 from rewriters.emission.writer import PatchWriter, WindowTensor
-from rewriters.tiling.patches import free_steps
 from rewriters.tiling.rounds import place_round, round_cores, rounds_of
 
 __all__ = ["OLDEST_OPSET", "RoundsWriter"]
@@ -65,7 +65,7 @@ class RoundsWriter(PatchWriter):
                 self._whole(edge.name),
                 edge.axis,
                 span,
-                "window" if at == 0 else f"window_of_{at}",
+                of_number("window", at),
                 body,
             )
             for at, (edge, span) in enumerate(zip(region.inputs, bound.windows, strict=True))
@@ -92,13 +92,7 @@ class RoundsWriter(PatchWriter):
         """Write what a height comes to; return the number of rounds, and a round's rows."""
         fragment, plan, network = self.fragment, self.plan, self.region.network
         assert plan.stride is not None
-        heights = [self._height(at) for at in range(len(network.inputs))]
-        rows: dict[int, Any] = dict(zip(network.inputs, heights, strict=True))
-        outs: list[Any] = [
-            SymbolicExtent(rows_of(network, number, rows), extent)
-            for number, extent in zip(network.outputs, plan.extents, strict=True)
-        ]
-        free = reduce(minimum, (free_steps(out, maximum) for out in outs))
+        heights, outs, free = free_heights(fragment, plan)
         trim, count = rounds_of(free, plan.stride, maximum)
         self.trim = trim
         spans = [
@@ -116,7 +110,9 @@ class RoundsWriter(PatchWriter):
             tuple(windows), self._round_cores(body, outs, placed)
         )
 
-    def _round_cores(self, body: Fragment, outs: list[Any], placed: Any) -> tuple[Span, ...]:
+    def _round_cores(
+        self, body: Fragment, outs: Sequence[SymbolicExtent], placed: Any
+    ) -> tuple[Span, ...]:
         """Write which rows of each output's window a round owns."""
         inside = [SymbolicExtent(out.rows.inside(body), out) for out in outs]
         found: list[Span] = []
@@ -131,14 +127,6 @@ class RoundsWriter(PatchWriter):
             )
         return tuple(found)
 
-    def _height(self, at: int) -> RunTimeNumber:
-        """Write the rows of an input."""
-        fragment, edge = self.fragment, self.region.inputs[at]
-        of = "" if at == 0 else f"_of_{at}"
-        shape = fragment.add("Shape", [fragment.outer(edge.name)], f"bounds/shape{of}")
-        rows = add_slice(fragment, shape, [0], [edge.axis], [edge.axis + 1], f"bounds/rows{of}")
-        return RunTimeNumber(fragment, rows)
-
     def _cores(
         self, body: Fragment, windows: dict[Any, WindowTensor], bound: Bounds
     ) -> list[WindowTensor]:
@@ -146,7 +134,7 @@ class RoundsWriter(PatchWriter):
         outputs = self.region.outputs
         early = self._cropped_early([bound])
         inside = {name for names in early.values() for name in names}
-        suffixes = ["core" if at == 0 else f"core_of_{at}" for at in range(len(outputs))]
+        suffixes = [of_number("core", at) for at in range(len(outputs))]
         crops = {
             edge.name: (bound.cores[at], suffixes[at])
             for at, edge in enumerate(outputs)

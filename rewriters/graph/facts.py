@@ -43,7 +43,10 @@ class CertainFacts:
         return self.index.graph
 
     def followed(self) -> CertainFacts:
-        """Return the same with sizes and constants that follow from the model's free sizes."""
+        """Return the same with what follows from the model's free sizes.
+
+        Constants that are found on the way are learned by those of both.
+        """
         free = follow_sizes(self.graph, self.shapes, self.constants, partial(record_of, self))
         return replace(self, shapes=free.certain(self.shapes), free=free)
 

@@ -351,6 +351,10 @@ def _normalised(
 ) -> tuple[Sequence[int], _Nodes] | None:
     """Write a normalisation over the image.
 
+    The result is ``(x - mean) * scale + bias``, not ``x * scale + shift``, whose two large numbers
+    cancel where the mean is large. With ``centre = mean - bias / scale`` it is
+    ``(x - centre) * scale``, one operation less, where no scale is zero.
+
     Args:
         found: The graph.
         position: Of the node that has the scale, the bias and epsilon.
@@ -358,18 +362,14 @@ def _normalised(
         groups: Channels are normalised together in so many groups.
         last: Position of the node that makes the result.
         covered: Positions of all nodes it consists of.
-
-    The result is ``(x - mean) * scale + bias``, not ``x * scale + shift``, whose two large numbers
-    cancel where the mean is large. With ``centre = mean - bias / scale`` it is
-    ``(x - centre) * scale``, one operation less, where no scale is zero.
     """
     shapes, node = found.shapes, found.node(position)
     dims = shapes.dims[x]
     rank, channels = len(dims), dims[1]
     axis = found.axes.get(x)
-    others = [at for at in range(2, rank) if at != axis]
     kind = shapes.elements.get(x, 0)
-    if axis is None or axis < 2 or not others or channels is None or kind not in _FLOATS:
+    # Of a signal of one axis there is nothing that each row has a part of.
+    if axis is None or axis < 2 or rank < 4 or channels is None or kind not in _FLOATS:
         return None
     if len(node.input) < 3 or not all(node.input[:3]):
         return None
@@ -380,40 +380,8 @@ def _normalised(
     single = kind in _HALF
     own = int(TensorProto.FLOAT) if single else kind
     image = new.add("Cast", [x], "single", to=own) if single else x
-    # Over each row.
-    means = new.reduce("ReduceMean", image, others, "row_means")
-    off = new.add("Sub", [image, means], "off_row_means")
-    # The sum is made without a tensor of squares; of a width known at run time alone the mean is.
-    sizes = [dims[at] for at in others]
-    count = prod(size or 0 for size in sizes) if None not in sizes else 0
-    if count:
-        squares = new.reduce("ReduceSumSquare", off, others, "row_squares")
-    else:
-        squared = new.add("Mul", [off, off], "squared")
-        squares = new.reduce("ReduceMean", squared, others, "row_squares")
-    # One tensor: of two, the second is asked for when all patches have made the first.
-    rows = new.add("Concat", [means, squares], "rows", axis=1)
-    # Over the rows. That of both together comes first, so that no patch is asked for halves.
-    average = new.reduce("ReduceMean", rows, [axis], "over_rows")
-    off = new.add("Sub", [rows, average], "off_average")
-    between = new.reduce(
-        "ReduceMean", new.add("Mul", [off, off], "off_squared"), [axis], "squares_between"
-    )
-    mean, within = new.halves(average, channels, "average", ("mean", "within"))
-    between, _ = new.halves(between, channels, "between", ("rows", "unused"))
-    if count:
-        within = new.add("Div", [within, new.number(count, own, "row_size")], "within_rows")
-    variance = new.add("Add", [within, between], "variance")
-    # Over the channels of a group.
-    each = channels // groups
-    ones = [1] * (rank - 2)
-    if each > 1:
-        mean = new.reshape(mean, [0, groups, each, 1], "means_by_group")
-        variance = new.reshape(variance, [0, groups, each, 1], "variances_by_group")
-        mean, variance = _merged(new, mean, variance)
-    else:
-        mean = new.reshape(mean, [0, groups, 1, 1], "means")
-        variance = new.reshape(variance, [0, groups, 1, 1], "variances")
+    each, ones = channels // groups, [1] * (rank - 2)
+    mean, variance = _moments(new, image, dims, axis, groups, own)
     epsilon = new.number(attributes(node).get("epsilon", 1e-5), own, "epsilon")
     root = new.add("Sqrt", [new.add("Add", [variance, epsilon], "above_zero")], "deviation")
 
@@ -449,19 +417,20 @@ def _normalised(
         return new.reshape(name, [0, channels, *ones], f"{what}/channels")
 
     divides = all(_is_large(found.facts.constants.array(name)) for name in gains)
+    centre = mean
     if divides:
-        mean = new.add("Sub", [mean, new.add("Div", [shift, scale], "bias_before")], "centre")
+        centre = new.add("Sub", [mean, new.add("Div", [shift, scale], "bias_before")], "centre")
     # Both as one tensor, so that neither is used before the other is there.
-    parts = [spread(scale, "scale"), spread(mean, "centre")]
-    both = new.add("Concat", parts, "affine", axis=1)
-    first, second = new.halves(both, channels, "applied", ("scale", "centre"))
-    op, parts = "Mul", [new.add("Sub", [image, second], "centred"), first]
+    affine_parts = [spread(scale, "scale"), spread(centre, "centre")]
+    both = new.add("Concat", affine_parts, "affine", axis=1)
+    scale, centre = new.halves(both, channels, "applied", ("scale", "centre"))
+    op, operands = "Mul", [new.add("Sub", [image, centre], "centred"), scale]
     if not divides:
-        op, parts = "Add", [new.add("Mul", parts, "scaled"), spread(shift, "bias")]
+        op, operands = "Add", [new.add("Mul", operands, "scaled"), spread(shift, "bias")]
     if single:
-        new.add("Cast", [new.add(op, parts, "y")], "half", result, to=kind)
+        new.add("Cast", [new.add(op, operands, "y")], "half", result, to=kind)
     else:
-        new.add(op, parts, "y", result)
+        new.add(op, operands, "y", result)
     return covered, new
 
 
@@ -472,6 +441,61 @@ _LARGE = 1e-9
 def _is_large(factors: np.ndarray[Any, Any] | None) -> bool:
     """Tell whether factors are known and none of them is near zero."""
     return factors is not None and bool(np.all(np.abs(factors.astype(np.float64)) >= _LARGE))
+
+
+def _moments(
+    new: _Nodes, image: str, dims: Sequence[int | None], axis: int, groups: int, own: int
+) -> tuple[str, str]:
+    """Write the means and variances of groups of channels: over each row, the rows, the channels.
+
+    Args:
+        new: Takes the nodes.
+        image: What they are of.
+        dims: Its shape; the number of channels is known.
+        axis: The tiled axis.
+        groups: Channels are taken together in so many groups.
+        own: Its element type.
+
+    Returns:
+        Both, N x groups x 1 x 1.
+    """
+    channels = dims[1]
+    assert channels is not None
+    others = [at for at in range(2, len(dims)) if at != axis]
+    # Over each row.
+    means = new.reduce("ReduceMean", image, others, "row_means")
+    off = new.add("Sub", [image, means], "off_row_means")
+    # The sum is made without a tensor of squares; of a width known at run time alone the mean is.
+    sizes = [dims[at] for at in others]
+    count = prod(size or 0 for size in sizes) if None not in sizes else 0
+    if count:
+        squares = new.reduce("ReduceSumSquare", off, others, "row_squares")
+    else:
+        squared = new.add("Mul", [off, off], "squared")
+        squares = new.reduce("ReduceMean", squared, others, "row_squares")
+    # One tensor: of two, the second is asked for when all patches have made the first.
+    rows = new.add("Concat", [means, squares], "rows", axis=1)
+    # Over the rows. That of both together comes first, so that no patch is asked for halves.
+    average = new.reduce("ReduceMean", rows, [axis], "over_rows")
+    off = new.add("Sub", [rows, average], "off_average")
+    between = new.reduce(
+        "ReduceMean", new.add("Mul", [off, off], "off_squared"), [axis], "squares_between"
+    )
+    mean, within = new.halves(average, channels, "average", ("mean", "within"))
+    between, _ = new.halves(between, channels, "between", ("rows", "unused"))
+    if count:
+        within = new.add("Div", [within, new.number(count, own, "row_size")], "within_rows")
+    variance = new.add("Add", [within, between], "variance")
+    # Over the channels of a group.
+    each = channels // groups
+    if each > 1:
+        mean = new.reshape(mean, [0, groups, each, 1], "means_by_group")
+        variance = new.reshape(variance, [0, groups, each, 1], "variances_by_group")
+        mean, variance = _merged(new, mean, variance)
+    else:
+        mean = new.reshape(mean, [0, groups, 1, 1], "means")
+        variance = new.reshape(variance, [0, groups, 1, 1], "variances")
+    return mean, variance
 
 
 def _merged(new: _Nodes, means: str, variances: str) -> tuple[str, str]:

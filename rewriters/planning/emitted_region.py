@@ -158,7 +158,7 @@ def ordered(
     *,
     sized: bool = False,
 ) -> list[int | Fragment] | None:
-    """Arrange regions in the graph; Shape nodes of tensors that are gone become constants.
+    """Arrange regions in the graph; Shapes of tensors that are gone are made without them.
 
     Args:
         facts: The model.
@@ -178,15 +178,15 @@ def ordered(
     cut = {at for fragment in fragments.values() for at in fragment.covers}
     # What nothing is cut of keeps its own nodes.
     fragments |= {at: own for at, own in facts.originals.items() if cut.isdisjoint(own.covers)}
-    fragments |= _folded(facts, fragments)
+    fragments |= _shapes_of_gone(facts, fragments)
     order = arrange(facts.index, fragments, run_rank)
     if order is None or not facts.statistics.entries:
         return order
     return hand_over(order, facts.index)
 
 
-def _folded(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
-    """Return fragments for Shape nodes that read what will not be there any more."""
+def _shapes_of_gone(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
+    """Return what makes the shapes of tensors that will not be there: constants, or worked out."""
     certain, index = facts.certain, facts.index
     made = {name for fragment in fragments.values() for name in fragment.makes}
     found = {}
