@@ -10,7 +10,6 @@ peak is more than a tenth above the budget, which is of activations: a process h
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 import tempfile
@@ -25,7 +24,7 @@ import onnx
 from engines.ort.options import OrtOptions
 from patchconv_deploy import rewrite
 from patchconv_deploy.measure.run import measure_onnxruntime
-from tools.calibrate_memory import OCR, conv_chain
+from tools.calibrate_memory import conv_chain, ocr_file
 from tools.export_models import export
 
 __all__ = ["CASES", "Case", "markdown", "rows_of"]
@@ -73,11 +72,7 @@ def make(case: str, path: Path) -> None:
         del model.graph.value_info[:]
         onnx.save(model, path)
     elif case == "det":
-        found = importlib.util.find_spec("rapidocr_onnxruntime")
-        if found is None or found.origin is None:
-            raise click.ClickException("pip install --no-deps rapidocr-onnxruntime==1.4.4")
-        models = Path(found.origin).parent / "models"
-        path.write_bytes((models / f"{OCR['ppocr_det']}.onnx").read_bytes())
+        path.write_bytes(ocr_file("ppocr_det").read_bytes())
     elif case == "rrdbnet":
         export(case, path, size=(64, 64), dynamic=True, base=64, growth=32, blocks=2)
     else:

@@ -288,14 +288,23 @@ _REGIONS = {
 }
 
 
+def ocr_file(network: str) -> Path:
+    """Return the file of a network of PP-OCR, a key of `OCR`.
+
+    Raises:
+        click.ClickException: The package that holds it is not installed.
+    """
+    found = importlib.util.find_spec("rapidocr_onnxruntime")
+    if found is None or found.origin is None:
+        raise click.ClickException("pip install --no-deps rapidocr-onnxruntime==1.4.4")
+    return Path(found.origin).parent / "models" / f"{OCR[network]}.onnx"
+
+
 def _original(network: str, size: tuple[int, int], folder: Path) -> onnx.ModelProto:
     if network == "chain":
         return conv_chain(size[0])
     if network in OCR:
-        found = importlib.util.find_spec("rapidocr_onnxruntime")
-        if found is None or found.origin is None:
-            raise click.ClickException("pip install --no-deps rapidocr-onnxruntime==1.4.4")
-        model = onnx.load(Path(found.origin).parent / "models" / f"{OCR[network]}.onnx")
+        model = onnx.load(ocr_file(network))
         fix_shapes(model, {model.graph.input[0].name: (1, 3, *size)})
         return model
     from tools.export_models import export

@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 from torch import Tensor, nn
 from torch.nn import functional
 
 from tools.models.layers import aim
 
-__all__ = ["Downsample", "ResnetBlock", "SelfAttention", "SpatialAttention", "Upsample"]
+__all__ = [
+    "Downsample",
+    "ResnetBlock",
+    "SelfAttention",
+    "SpatialAttention",
+    "Upsample",
+    "middle",
+    "residual_stages",
+]
 
 
 class ResnetBlock(nn.Module):
@@ -29,6 +39,36 @@ class ResnetBlock(nn.Module):
         y = self.conv2(functional.silu(self.norm2(y)))
         result: Tensor = self.shortcut(x) + y
         return result
+
+
+def residual_stages(
+    channels: Sequence[int], resnets: int, groups: int, step: Callable[[int], nn.Module]
+) -> nn.Sequential:
+    """Return residual blocks at several widths, with a step up or down between them.
+
+    Args:
+        channels: The widths; the first blocks read as many channels as they make.
+        resnets: Blocks at each width.
+        groups: Channels are normalised in so many groups.
+        step: Makes what stands between two widths, given the first of them.
+    """
+    layers, width = list[nn.Module](), channels[0]
+    for index, out_width in enumerate(channels):
+        for _ in range(resnets):
+            layers.append(ResnetBlock(width, out_width, groups))
+            width = out_width
+        if index < len(channels) - 1:
+            layers.append(step(width))
+    return nn.Sequential(*layers)
+
+
+def middle(width: int, groups: int) -> nn.Sequential:
+    """Return the narrowest part of an autoencoder: attention between two residual blocks."""
+    return nn.Sequential(
+        ResnetBlock(width, width, groups),
+        SpatialAttention(width, groups),
+        ResnetBlock(width, width, groups),
+    )
 
 
 class SelfAttention(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tools.models.blocks import ResnetBlock, SpatialAttention, Upsample
+from tools.models.blocks import Upsample, middle, residual_stages
 
 __all__ = ["VAEDecoder"]
 
@@ -28,24 +28,12 @@ class VAEDecoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = [base * multiplier for multiplier in multipliers]
-        width = channels[0]
         self.post_quant_conv = nn.Conv2d(latent_channels, latent_channels, 1)
-        self.conv_in = nn.Conv2d(latent_channels, width, 3, padding=1)
-        self.mid = nn.Sequential(
-            ResnetBlock(width, width, groups),
-            SpatialAttention(width, groups),
-            ResnetBlock(width, width, groups),
-        )
-        ups: list[nn.Module] = []
-        for index, out_width in enumerate(channels):
-            for _ in range(resnets):
-                ups.append(ResnetBlock(width, out_width, groups))
-                width = out_width
-            if index < len(channels) - 1:
-                ups.append(Upsample(width))
-        self.up = nn.Sequential(*ups)
-        self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
-        self.conv_out = nn.Conv2d(width, 3, 3, padding=1)
+        self.conv_in = nn.Conv2d(latent_channels, channels[0], 3, padding=1)
+        self.mid = middle(channels[0], groups)
+        self.up = residual_stages(channels, resnets, groups, Upsample)
+        self.norm_out = nn.GroupNorm(groups, channels[-1], eps=1e-6)
+        self.conv_out = nn.Conv2d(channels[-1], 3, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the output for ``x``; the class says their shapes."""

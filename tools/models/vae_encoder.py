@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional
 
-from tools.models.blocks import Downsample, ResnetBlock, SpatialAttention
+from tools.models.blocks import Downsample, middle, residual_stages
 
 __all__ = ["VAEEncoder", "vae_encoder_multiple"]
 
@@ -29,21 +29,10 @@ class VAEEncoder(nn.Module):
     ) -> None:
         super().__init__()
         channels = [base * multiplier for multiplier in multipliers]
-        width = channels[0]
-        self.conv_in = nn.Conv2d(3, width, 3, padding=1)
-        downs: list[nn.Module] = []
-        for index, out_width in enumerate(channels):
-            for _ in range(resnets):
-                downs.append(ResnetBlock(width, out_width, groups))
-                width = out_width
-            if index < len(channels) - 1:
-                downs.append(Downsample(width))
-        self.down = nn.Sequential(*downs)
-        self.mid = nn.Sequential(
-            ResnetBlock(width, width, groups),
-            SpatialAttention(width, groups),
-            ResnetBlock(width, width, groups),
-        )
+        width = channels[-1]
+        self.conv_in = nn.Conv2d(3, channels[0], 3, padding=1)
+        self.down = residual_stages(channels, resnets, groups, Downsample)
+        self.mid = middle(width, groups)
         self.norm_out = nn.GroupNorm(groups, width, eps=1e-6)
         self.conv_out = nn.Conv2d(width, 2 * latent_channels, 3, padding=1)
         self.quant_conv = nn.Conv2d(2 * latent_channels, 2 * latent_channels, 1)

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import click
 import onnx
 
-from tools.calibrate_memory import OCR, conv_chain
+from tools.calibrate_memory import conv_chain, ocr_file
 from tools.export_models import export
 
 __all__ = ["MIB", "NETWORKS", "SETS", "Floor", "Network", "Rewriting", "make"]
@@ -140,7 +138,7 @@ NETWORKS: Mapping[str, Network] = {
         (
             _splits(8, _reached(198, 785, 1.38)),
             _splits(16, _reached(163, 785, 1.53)),
-            # Its 0.94 was noise, as the README says: more work cannot take less time.
+            # README's 0.94 is of a machine that was not quiet: more work takes no less time.
             _budget(170, _reached(152, 785, 1.31)),
         ),
         {},
@@ -257,11 +255,7 @@ def make(network: Network, path: Path) -> Mapping[str, tuple[int, ...]]:
     if network.make == "chain":
         onnx.save(conv_chain(network.size[0]), path)
     elif network.make == "det":
-        found = importlib.util.find_spec("rapidocr_onnxruntime")
-        if found is None or found.origin is None:
-            raise click.ClickException("pip install --no-deps rapidocr-onnxruntime==1.4.4")
-        source = Path(found.origin).parent / "models" / f"{OCR['ppocr_det']}.onnx"
-        path.write_bytes(source.read_bytes())
+        path.write_bytes(ocr_file("ppocr_det").read_bytes())
         shapes["x"] = (1, 3, *network.size)
     else:
         export(network.make, path, size=network.size, **network.options)
