@@ -23,7 +23,7 @@ DETECTOR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 
 COMMANDS = {
     "demo": "rewrite the PP-OCR text detector at 1x3x2048x2048, verify and measure it",
-    "test": "run the tests (a quarter of an hour on 2 cores)",
+    "test": "run the tests (about twenty minutes on 2 cores)",
     "test-slow": "run the slow tier of the tests",
     "lint": "format check, lint, types, layers",
 }
