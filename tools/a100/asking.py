@@ -292,14 +292,18 @@ def _tensorrt_turns(request: Request, timed: Sequence[tuple[Job, str]]) -> list[
 
 
 # How the arena grows, and the layout that convolutions run in, each and both: cutting must not be
-# credited for what they do. On the CPU the runtime's own defaults, and no arena, beside what plans
-# are made for and recommend, which holds less of every model.
+# credited for what they do. Plans are made for sessions without memory reuse and pattern, which
+# they recommend: many regions at the defaults hold more than was planned. On the CPU the runtime's
+# own defaults, and no arena, beside those.
 _CUDA = OrtOptions(provider="cuda")
 _AS_REQUESTED = OrtOptions("cuda", arena_extend_strategy="kSameAsRequested")
+_NO_REUSE = dataclasses.replace(_AS_REQUESTED, memory_pattern=False, memory_reuse=False)
 _CUDA_SETTINGS = {
     "kSameAsRequested": _AS_REQUESTED,
     "prefer_nhwc": OrtOptions("cuda", prefer_nhwc=True),
     "kSameAsRequested, prefer_nhwc": dataclasses.replace(_AS_REQUESTED, prefer_nhwc=True),
+    "kSameAsRequested, no reuse": _NO_REUSE,
+    "kSameAsRequested, no reuse, prefer_nhwc": dataclasses.replace(_NO_REUSE, prefer_nhwc=True),
 }
 _CPU = OrtOptions(memory_pattern=False, memory_reuse=False)
 _CPU_SETTINGS = {"defaults": OrtOptions(), "no arena": dataclasses.replace(_CPU, arena=False)}

@@ -65,10 +65,11 @@ WORDS: Mapping[str, str] = {
     "other settings": "with --sweep. TensorRT: the workspace pool, and inputs and outputs with "
     "the channels last and padded to 8 (hwc8 I/O), which are in no peak; they take turns in being "
     "timed. ONNX Runtime CUDA: the arena that grows as requested (kSameAsRequested), channels last "
-    "(prefer_nhwc), and both. Same setting: over the original under that setting. Its best "
-    "setting: over the least memory, or time, that the original takes under any of them, which is "
-    "what cutting is to be judged by: the rest is what a setting does. The builder's own peak is "
-    "by a recording allocator",
+    "(prefer_nhwc), and both; and both ways of the latter without memory reuse and memory pattern "
+    "(no reuse), which is what plans are made for and recommend. Same setting: over the original "
+    "under that setting. Its best setting: over the least memory, or time, that the original takes "
+    "under any of them, which is what cutting is to be judged by: the rest is what a setting does. "
+    "The builder's own peak is by a recording allocator",
     "pytorch": "allocated, reserved: most of PyTorch's allocator above the input and the weights; "
     "device: used memory through NVML. The published 44.0 GB are the input and output (4 GiB each) "
     "and the matrix that all windows are unfolded into (36 GiB), an inference from the figures: "
@@ -78,14 +79,14 @@ WORDS: Mapping[str, str] = {
     "x original": "over the original of the same model on the same engine, both at the engine's "
     "default options",
     "attention in the decoder": "one head over all positions of the latent; kept whole in float16, "
-    "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. No form cuts them: where "
-    "they are the peak, cutting changes nothing",
+    "its scores are 0.5 GiB at 1024, 8 GiB at 2048 and 128 GiB at 4096. Regions of layers take it "
+    "in blocks of queries; batch and sequential leave it whole",
     "form": "batch, sequential: single Convs of at least half the largest tensor. Of one Conv "
     "alone the input and output are most of what there is: sequential saves what the engine needs "
     "beside them, batch holds all windows stacked as well and can take more than the original; it "
     "is there since it is the published form. fused, shrinking, loop: whole regions of layers, "
-    "chosen for the engine's predicted peak, which is where cutting saves; normalisation over "
-    "space is in none, so of the decoder little can be cut. ONNX Runtime runs every form at its "
+    "chosen for the engine's predicted peak, which is where cutting saves; the decoder's "
+    "normalisation in them as well. ONNX Runtime runs every form at its "
     "default options on a GPU, and on the CPU at those that plans are made for",
     "recompute": "output rows computed over output rows there are, the largest of what was cut",
     PUBLISHED_BY: "GB as printed there, as it is and cut (number of patches not given), at 24 to "
