@@ -18,6 +18,7 @@ from rewriters.planning.model_facts import ModelFacts
 from rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
 from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.stages import Limits
+from rewriters.statistic_costs import StatisticCost, statistic_costs
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
 
@@ -85,6 +86,8 @@ class Inspection:
         reasons: What holds the peak where no region lowers it.
         curve: The model as it is, and plans of ever lower peak and ever more time; none where the
             whole model would be left as it is.
+        statistics: What looks at the whole image and is served all the same, with what it costs;
+            none where the whole model would be left as it is.
     """
 
     peak: Peak
@@ -97,6 +100,7 @@ class Inspection:
     left: str = ""
     reasons: tuple[Reason, ...] = ()
     curve: tuple[Candidate, ...] = ()
+    statistics: tuple[StatisticCost, ...] = ()
 
 
 def inspect_model(
@@ -159,6 +163,7 @@ def inspect_model(
         left=left,
         reasons=reasons,
         curve=curve,
+        statistics=statistic_costs(facts, found.links),
     )
 
 

@@ -90,6 +90,21 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         )
     for name, shape in found.assumed.items():
         console.print(f"  assuming {printable(name)} {shape_text(shape)}")
+    _print_tensors(found, console)
+    _print_barriers(found, console)
+    _print_statistics(found, console)
+    _print_runs(found, console)
+    if found.runs:
+        return
+    if found.left:
+        console.print(f"Nothing would be cut: {in_flags(found.left)}.")
+    elif found.unknown is None:
+        console.print("Nothing would be cut: no region along this axis lowers the peak.")
+        for reason in found.reasons[:_REASONS]:
+            console.print(f"  {in_flags(reason.holds)} {mebibytes(reason.bytes)} MiB of it")
+
+
+def _print_tensors(found: Inspection, console: Console) -> None:
     tensors = plain_table("largest tensors", "shape", "MiB", "made by")
     for tensor in found.tensors[:_SHOWN]:
         tensors.add_row(
@@ -99,6 +114,9 @@ def _print(found: Inspection, target: str, console: Console) -> None:
             printable(tensor.maker),
         )
     console.print(tensors)
+
+
+def _print_barriers(found: Inspection, console: Console) -> None:
     barriers = plain_table("barriers", "operator", "MiB it touches", "why")
     for barrier in found.barriers[:_SHOWN]:
         barriers.add_row(
@@ -109,6 +127,24 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         )
     if found.barriers:
         console.print(barriers)
+
+
+def _print_statistics(found: Inspection, console: Console) -> None:
+    """Say of each statistic what stays in memory for it, or what it is to make that again."""
+    rows = plain_table("statistics", "kind", "of", "kept, MiB", "or made again, x the work")
+    for each in found.statistics[:_SHOWN]:
+        rows.add_row(
+            printable(each.node),
+            each.kind,
+            printable(each.image),
+            mebibytes(each.bytes),
+            f"+{each.share:.2f}" if each.kept else "",
+        )
+    if found.statistics:
+        console.print(rows)
+
+
+def _print_runs(found: Inspection, console: Console) -> None:
     runs = plain_table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
     for run in found.runs[:_SHOWN]:
         ways = list(run.tiled.items())
@@ -121,9 +157,3 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         )
     if found.runs:
         console.print(runs)
-    elif found.left:
-        console.print(f"Nothing would be cut: {in_flags(found.left)}.")
-    elif found.unknown is None:
-        console.print("Nothing would be cut: no region along this axis lowers the peak.")
-        for reason in found.reasons[:_REASONS]:
-            console.print(f"  {in_flags(reason.holds)} {mebibytes(reason.bytes)} MiB of it")

@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from rewriters.emission import handing_over
 from rewriters.emission.forms import REGIONAL_FORMS
 from rewriters.errors import BudgetError
-from rewriters.graph import statistics
+from rewriters.graph import statistic_nodes
 from rewriters.graph.model import Loaded
 from rewriters.options import Options
 from rewriters.outcome import Outcome
@@ -169,14 +169,14 @@ def test_a_strip_cut_a_row_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_variance_without_the_rows_means_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: what the rows' means differ by is left out of the variance."""
-    right = statistics._Nodes.add
+    right = statistic_nodes.NewNodes.add
 
     def wrong(self: Any, op: str, inputs: Any, suffix: str, output: str = "", **given: Any) -> str:
         if suffix == "variance":
             inputs = [inputs[0], inputs[0]]
         return right(self, op, inputs, suffix, output, **given)
 
-    _breaks(monkeypatch, statistics._Nodes, "add", wrong)
+    _breaks(monkeypatch, statistic_nodes.NewNodes, "add", wrong)
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from rewriters.emission import handing_over
-from rewriters.graph import statistics
+from rewriters.graph import statistic_nodes
 from rewriters.graph.model import Loaded
 from rewriters.graph.nodes import bodies
 from rewriters.options import Options
@@ -174,14 +174,14 @@ def _worst(seeds: range) -> float:
 
 def test_a_merge_without_the_rows_means_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the variance is that of the rows alone."""
-    right = statistics._Nodes.add
+    right = statistic_nodes.NewNodes.add
 
     def wrong(self: Any, op: str, inputs: Any, suffix: str, output: str = "", **given: Any) -> str:
         if suffix == "variance":
             op, inputs = "Identity", inputs[:1]
         return right(self, op, inputs, suffix, output, **given)
 
-    monkeypatch.setattr(statistics._Nodes, "add", wrong)
+    monkeypatch.setattr(statistic_nodes.NewNodes, "add", wrong)
     assert _worst(range(5)) > REL
 
 
