@@ -54,6 +54,8 @@ class Options:
         target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
             recommended for the model), "onnxruntime-default" (at its own), "triton" (at those that
             a Triton server can be told: the memory pattern is off, reuse is on), or "tensorrt".
+        patch_rows: Rows of a region's first output that each patch has of its own, where the height
+            is free (`patch_rows`); None for what the search finds.
         plan: What to do, as `planning.plan_file.read_plan` returns it; nothing is searched then.
         fold: Fold what stands behind clones of a convolution once (`emission.conv_folding`).
     """
@@ -70,6 +72,7 @@ class Options:
     max_recompute: float | None = None
     max_tensor_elements: int | None = None
     target: str = "onnxruntime"
+    patch_rows: int | None = None
     plan: Mapping[str, Any] | None = None
     fold: bool = True
 
@@ -110,6 +113,8 @@ class Options:
 
         Who names convolutions and leaves the form open means these convolutions.
         """
+        if self.patch_rows is not None:
+            return True
         named = self.selection.include or self.selection.min_elements is not None
         free = self.memory_budget is None and self.max_tensor_elements is None
         if self.form == "auto":
@@ -156,3 +161,27 @@ class Options:
         low = self.selection.min_elements
         if low is not None and low < 0:
             raise OptionError(f"min_elements={low}: must be 0 or more")
+        if self.patch_rows is not None:
+            self._check_patch_rows(self.patch_rows, compiled=compiled)
+
+    def _check_patch_rows(self, rows: int, *, compiled: bool) -> None:
+        given = f"patch_rows={rows}"
+        if rows < 1:
+            raise OptionError(f"{given}: must be 1 or more")
+        if self.form != "auto" and not FORMS[self.form].grows:
+            raise OptionError(
+                f"{given}: form={self.form!r} has no patches of a fixed height; use form='rounds'"
+            )
+        if compiled:
+            raise OptionError(f"{given}: TensorRT takes no sequences of tensors; use splits=")
+        others = {
+            "splits": self.splits,
+            "memory_budget": self.memory_budget,
+            "max_tensor_elements": self.max_tensor_elements,
+            "plan": self.plan,
+        }
+        for name, other in others.items():
+            if other is not None:
+                raise OptionError(
+                    f"{given} and {name}= each say how large patches are: leave out one of the two"
+                )

@@ -34,6 +34,7 @@ from rewriters.memory.peak import Peak
 from rewriters.memory.targets import TARGETS
 from rewriters.options import Options
 from rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
+from rewriters.patch_rows import check_patch_rows, splits_for, with_patch_rows
 from rewriters.planning.emitted_region import EmittedRegion, ordered, predict, predict_all
 from rewriters.planning.peak_holders import unknown_sizes
 from rewriters.planning.plan_file import METADATA_KEY, plan_data
@@ -100,9 +101,16 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     )
     if already:
         return replace(unchanged, fits=fits)
+    check_patch_rows(facts, options)
     decided = decide(
-        subject.predictor, options, subject.engines[0], before, subject.sizes, progress
+        subject.predictor,
+        splits_for(facts, options),
+        subject.engines[0],
+        before,
+        subject.sizes,
+        progress,
     )
+    decided = with_patch_rows(facts, options, decided)
     unchanged = replace(
         unchanged,
         refused=(*decided.refused, *left_in_bodies(subject.loaded.model)),
