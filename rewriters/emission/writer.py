@@ -227,7 +227,8 @@ class PatchWriter:
                     assert self.trim is not None
                     less = (self.trim.inside(into) * here).tensor
                 name = f"bounds/rows_of_{len(self._shortened)}"
-                self._shortened[key] = into.add("Sub", [into.outer(node.input[i]), less], name)
+                whole, like = into.outer(node.input[i]), ((given.count,), onnx.TensorProto.INT64)
+                self._shortened[key] = into.add("Sub", [whole, less], name, like=like)
             found[i] = self._shortened[key]
         return found
 

@@ -250,7 +250,7 @@ class _Walk:
         known = record(at)
         if None in known.shapes or None in known.outputs:
             known = self._ranked(node, known)
-        if node.op_type == "Slice":
+        if node.op_type in ("Slice", "Pad"):
             stated = [self.values.get(name, ((), False))[0] or None for name in node.input]
             read = tuple(self.dims.get(name, ()) for name in node.input)
             known = replace(known, free=read, stated=tuple(stated))

@@ -390,7 +390,23 @@ def _read_body(
                 name, outer.elements.get(name, 0), [size or "" for size in outer.dims[name]]
             )
             model.graph.input.append(value)
+    _fold_differences(model.graph)
     return read(model.graph, infer(model, estimate=True), opset=opset, own=own)
+
+
+def _fold_differences(graph: onnx.GraphProto) -> None:
+    """Make constants of what a body subtracts of constants: ends of Slices, which inference needs.
+
+    Args:
+        graph: A copy of the body; changed in place.
+    """
+    known = {tensor.name: tensor for tensor in graph.initializer}
+    for node in graph.node:
+        if node.op_type == "Sub" and node.output[0] not in known and known.keys() >= {*node.input}:
+            a, b = (onnx.numpy_helper.to_array(known[name]) for name in node.input)
+            # The node stays: an initializer of its result's name is what inference looks at.
+            known[node.output[0]] = onnx.numpy_helper.from_array(a - b, node.output[0])
+            graph.initializer.add().CopyFrom(known[node.output[0]])
 
 
 def _scanned(

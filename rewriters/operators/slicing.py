@@ -6,9 +6,14 @@ from collections.abc import Sequence
 
 from rewriters.operators.record import Absolute, Pads, Record, RowLocal
 from rewriters.operators.rules import FAR, optional, same_rows, with_number
-from rewriters.tiling.row_maps import Padding, Sliding
+from rewriters.tiling.row_maps import Ending, Padding, Pointwise, RowMap, Sliding
+from rewriters.tiling.sizes import Size, by_remainder
 
 __all__ = ["pad", "slice_rows"]
+
+
+# Steps of a region have at least so many rows.
+_LONGEST_PERIOD = 64
 
 
 def pad(record: Record, axis: int) -> RowLocal | str:
@@ -18,7 +23,8 @@ def pad(record: Record, axis: int) -> RowLocal | str:
         return "its input's rank is unknown"
     rank = len(shape)
     pads = record.attributes.get("pads") or record.attributes.get("paddings") or record.value(1)
-    if pads is None:
+    stated = record.stated[1] if len(record.stated) > 1 else None
+    if pads is None and stated is None:
         return "its padding is known at run time alone"
     axes: Sequence[int] = range(rank)
     if record.given(3):
@@ -29,6 +35,8 @@ def pad(record: Record, axis: int) -> RowLocal | str:
     if axis not in axes:
         return same_rows(axis)
     at = list(axes).index(axis)
+    if pads is None:
+        return _pad_to_multiple(record, axis, at, stated or ())
     begin, end = int(pads[at]), int(pads[len(axes) + at])
     if begin == end == 0:
         return same_rows(axis)
@@ -45,6 +53,38 @@ def pad(record: Record, axis: int) -> RowLocal | str:
         index=None if record.attributes.get("pads") else 1,
     )
     return RowLocal(Padding(begin, end, margin), ((0, axis),), axis, pads=written)
+
+
+def _pad_to_multiple(
+    record: Record, axis: int, at: int, stated: Sequence[Size | None]
+) -> RowLocal | str:
+    """Pad by as many rows below as are missing, which is worked out.
+
+    Args:
+        record: The Pad.
+        axis: The dimension that is the tiled axis.
+        at: Its place among the dimensions that are padded.
+        stated: The padding.
+    """
+    unknown = "its padding is known at run time alone"
+    x, half = record.free[0] if record.free else (), len(stated) // 2
+    rows = x[axis] if axis < len(x) else None
+    if rows is None or at + half >= len(stated):
+        return unknown
+    above, below = stated[at], stated[at + half]
+    begin = None if above is None else above.constant
+    if begin is None or begin < 0 or below is None:
+        return unknown
+    ends = by_remainder(below, rows, _LONGEST_PERIOD)
+    if ends is None or min(ends) < 0:
+        return unknown
+    mode, most = record.attributes.get("mode", "constant"), max(begin, *ends)
+    margins = {"constant": 0, "edge": 1, "reflect": most + 1}
+    if mode not in margins:
+        return f"its mode is {mode!r}"
+    if most == 0:
+        return RowLocal(Pointwise(), ((0, axis),), axis)
+    return RowLocal(Ending(begin, ends, margins[mode]), ((0, axis),), axis)
 
 
 def slice_rows(record: Record, axis: int) -> RowLocal | str:
@@ -107,14 +147,19 @@ def _slice_to_size(record: Record, axis: int, starts: Sequence[int] | None) -> R
     at = axes.index(axis)
     rows, end = x[axis] if axis < len(x) else None, stated[at]
     less = None if rows is None or end is None else end - rows
-    below = None if less is None else less.constant
-    if below is None or below > 0 or end is None or not end.slope:
+    if less is None or rows is None or end is None or not end.slope:
         return unknown
     if starts[at] < 0 or strides[at] != 1:
         return unknown
+    below = by_remainder(less, rows, _LONGEST_PERIOD)
+    if below is None or max(below) > 0:
+        return unknown
     count = len(starts)
+    row_map: RowMap = Sliding(1, 1, -starts[at], below[0])
+    if len(below) > 1:
+        row_map = Ending(-starts[at], below)
     return RowLocal(
-        Sliding(1, 1, -starts[at], below),
+        row_map,
         ((0, axis),),
         axis,
         absolute={2: Absolute(at, count, starts[at])},

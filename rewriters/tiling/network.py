@@ -14,7 +14,7 @@ from math import gcd, lcm
 from typing import NamedTuple
 
 from rewriters.tiling.patches import Rows
-from rewriters.tiling.row_maps import RowMap, dropped
+from rewriters.tiling.row_maps import Ending, RowMap, dropped
 from rewriters.tiling.sizes import Size
 
 __all__ = [
@@ -178,7 +178,14 @@ def steps(network: Network) -> tuple[int, ...] | str:
     whole = lcm(*(ratio.denominator for ratio in ratios.values()))
     rows = [int(ratios[tensor] * whole) for tensor in range(network.tensors)]
     least = gcd(*rows)
-    return tuple(row // least for row in rows)
+    rows = [row // least for row in rows]
+    # What ends by the remainder of its rows ends alike in windows that differ by whole periods.
+    times = 1
+    for link in network.links:
+        if isinstance(link.row_map, Ending):
+            every = len(link.row_map.ends)
+            times = lcm(times, every // gcd(every, rows[link.reads[0]]))
+    return tuple(row * times for row in rows)
 
 
 def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:

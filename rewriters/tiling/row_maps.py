@@ -5,9 +5,10 @@
     Sliding       [a*s - p, (b-1)*s - p + K)                                        (H+p+q-K)//s + 1
     Transposed    [ceil((a + p - K + 1) / s), floor((b - 1 + p) / s) + 1)           s*(H-1)+o+K-p-q
     Padding       [a - p, b - p)                                                    H + p + q
+    Ending        [a - p, b - p)                                                    H + p + q(H)
     Periodic      [low(a), high(b - 1)), read off one period                        H*n//d
 
-s: stride, p and q: begin and end padding (negative: rows cut off), K: the kernel's reach
+s: stride, p and q: begin and end padding (negative: rows cut off; q(H) has a period), K: the reach
 ``dilation * (kernel - 1) + 1``, o: output padding, n/d: the factor rows are resized by. Rows
 outside [0, H) stand for padding at a true border of the image. ``K - 1`` and ``p`` enter with the
 window's own height where SAME padding depends on it.
@@ -28,6 +29,7 @@ from typing import Any, Protocol
 from rewriters.tiling.patches import Rows
 
 __all__ = [
+    "Ending",
     "Padding",
     "Periodic",
     "Pointwise",
@@ -181,6 +183,39 @@ class Padding:
 
     def rows_out(self, rows: Any) -> Any:  # noqa: D102
         return rows + (self.begin + self.end)
+
+    def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
+        return out.shifted(-self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Ending:
+    """Pad or Slice to a row that is worked out: up to a multiple, or down to another tensor's rows.
+
+    How many rows come or go below depends on what is left of the height by a period. Windows differ
+    from the whole by periods, and so end as it does.
+
+    Attributes:
+        begin: Rows added above, negative where they are cut off.
+        ends: The same below, by the remainder of the input's rows; as many as the period has.
+        margin: Rows at a true border that the padding there is made of, cut ones included.
+    """
+
+    begin: int
+    ends: tuple[int, ...]
+    margin: int = 0
+    step_in: int = 1
+    step_out: int = 1
+
+    def rows_out(self, rows: Any) -> Any:  # noqa: D102
+        period = len(self.ends)
+        made = rows + (self.begin + self.ends[0])
+        for rest in range(1, period):
+            more = self.ends[rest] - self.ends[rest - 1]
+            if more:
+                # 1 where so many rows or more are left, else 0.
+                made = made + ((rows + (period - rest)) // period - rows // period) * more
+        return made
 
     def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
         return out.shifted(-self.begin)

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from math import gcd, lcm, prod
 
-__all__ = ["Size", "left_over", "ratio"]
+__all__ = ["Size", "by_remainder", "left_over", "ratio"]
 
 
 # Longer periods are not of interest: a step of a region has no more rows.
@@ -110,6 +110,37 @@ def ratio(a: Size, b: Size) -> Fraction | None:
         return None
     found = Fraction(a.slope * b.period, b.slope * a.period)
     return found if a * found.denominator == b * found.numerator else None
+
+
+def by_remainder(size: Size, of: Size, most: int) -> tuple[int, ...] | None:
+    """Return a size as it follows from what is left of another one by a period.
+
+    Args:
+        size: The size; it comes back to the same values.
+        of: What it may follow from.
+        most: The longest period.
+
+    Returns:
+        Its values by the remainder of the other one, in the least period; None if they do not
+        follow from that, or in no such period.
+    """
+    if size.symbol not in ("", of.symbol) or size.slope or of.slope < 1:
+        return None
+    turn = lcm(size.period, of.period)
+    period = of.over(turn)[0] if turn <= _LONGEST else 0
+    if not 1 <= period <= most:
+        return None
+    found: dict[int, int] = {}
+    for n in range(turn):
+        rest = of.at(n) % period
+        if found.setdefault(rest, size.at(n)) != size.at(n):
+            return None
+    # A remainder that never comes may have any value.
+    values, last = [], next(iter(found.values()))
+    for rest in range(period):
+        last = found.get(rest, last)
+        values.append(last)
+    return _least(of.symbol, 0, values).values
 
 
 def left_over(whole: Sequence[Size | None], parts: Sequence[Size | None]) -> Size | None:
