@@ -7,7 +7,7 @@ written by Paddle for every unknown dimension alike; it is no symbol that two di
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import onnx
@@ -19,6 +19,7 @@ from rewriters.graph.guarded import Refused, infer_shapes
 from rewriters.graph.nodes import attributes
 from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from rewriters.operators.record import Record, Shape, read_convolution
+from rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["infer"]
 
@@ -134,7 +135,50 @@ def _weight_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     return known
 
 
+# ONNX Runtime's own operators of which some outputs have the shape of the first input.
+_LIKE_THE_FIRST: Mapping[str, Collection[int]] = {
+    "GroupNorm": (0,),
+    "SkipGroupNorm": (0, 1),
+    "SkipLayerNormalization": (0, 3),
+    "SkipSimplifiedLayerNormalization": (0, 3),
+}
+
+
+def _with_known_operators(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model in which operators that onnx does not know are some of the same shapes.
+
+    MultiHeadAttention of separate queries q, keys k and values v is shaped as q (k^T v).
+    """
+    if not any(each.domain == CONTRIB_DOMAIN for each in model.graph.node):
+        return model
+    known = onnx.ModelProto()
+    known.CopyFrom(model)
+    del known.graph.node[:]
+    make = onnx.helper.make_node
+    for each in model.graph.node:
+        own = each.domain == CONTRIB_DOMAIN and len(each.input) > 0
+        like = _LIKE_THE_FIRST.get(each.op_type, ()) if own else ()
+        made = [name for at, name in enumerate(each.output) if at in like and name]
+        if made:
+            known.graph.node.extend(make("Identity", [each.input[0]], [name]) for name in made)
+        elif own and each.op_type == "MultiHeadAttention" and _is_separate(each):
+            y = each.output[0]
+            turned, product = f"{y}/keys_turned", f"{y}/keys_by_values"
+            known.graph.node.append(make("Transpose", [each.input[1]], [turned], perm=[0, 2, 1]))
+            known.graph.node.append(make("MatMul", [turned, each.input[2]], [product]))
+            known.graph.node.append(make("MatMul", [each.input[0], product], [y]))
+        else:
+            known.graph.node.append(each)
+    return known
+
+
+def _is_separate(attention: onnx.NodeProto) -> bool:
+    """Tell whether queries, keys and values are given, and one result is asked for."""
+    return len(attention.input) > 2 and all(attention.input[:3]) and len(attention.output) == 1
+
+
 def _infer(model: onnx.ModelProto) -> onnx.ModelProto:
+    model = _with_known_operators(model)
     try:
         return infer_shapes(model)
     except Refused as error:

@@ -16,7 +16,7 @@ from rewriters.graph.nodes import attributes, node_label
 from rewriters.graph.shapes import Shapes
 from rewriters.graph.use_def import Index
 
-__all__ = ["FLOATS", "HALF", "InTwo", "NewNodes", "ReadGraph", "moments"]
+__all__ = ["FLOATS", "HALF", "InTwo", "NewNodes", "ReadGraph", "moments", "moments_by_row"]
 
 
 # Sums of these are made in float32, as runtimes do.
@@ -80,12 +80,14 @@ class NewNodes:
             return self.add("Squeeze", [x, over], suffix, output)
         return self.add("Squeeze", [x], suffix, output, axes=list(axes))
 
-    def halves(self, x: str, size: int, suffix: str, what: tuple[str, str]) -> tuple[str, str]:
-        """Split the second dimension, of twice ``size``, in two."""
+    def halves(
+        self, x: str, size: int, suffix: str, what: tuple[str, str], axis: int = 1
+    ) -> tuple[str, str]:
+        """Split a dimension, of twice ``size``, in two."""
         names = [f"{self.base}/{suffix}_{which}" for which in what]
         name = f"{self.base}/{suffix}"
         inputs = [x, self.ints([size, size], f"{suffix}/sizes")] if self.opset >= 13 else [x]
-        node = helper.make_node("Split", inputs, names, name=name, axis=1)
+        node = helper.make_node("Split", inputs, names, name=name, axis=axis)
         if self.opset < 13:
             node.attribute.append(helper.make_attribute("split", [size, size]))
         self.nodes.append(node)
@@ -130,6 +132,10 @@ class ReadGraph:
         """Return the position of the only node that reads a tensor, None if there are others."""
         users = self.index.users.get(name, ())
         return users[0] if len(users) == 1 and name not in self.index.outputs else None
+
+    def is_read(self, name: str) -> bool:
+        """Tell whether anybody reads a tensor."""
+        return name in self.index.users or name in self.index.outputs
 
     def new(self, position: int, image: str, kind: str) -> NewNodes:
         """Return a place for the new nodes that stand for a node.
@@ -179,6 +185,44 @@ def moments(
     channels = dims[1]
     assert channels is not None
     others = [at for at in range(2, len(dims)) if at != axis]
+    mean, variance = moments_by_row(new, image, dims, axis, others, own)
+    # Over the channels of a group.
+    each = channels // groups
+    if each > 1:
+        mean = new.reshape(mean, [0, groups, each, 1], "means_by_group")
+        variance = new.reshape(variance, [0, groups, each, 1], "variances_by_group")
+        mean, variance = _merged(new, mean, variance)
+    else:
+        mean = new.reshape(mean, [0, groups, 1, 1], "means")
+        variance = new.reshape(variance, [0, groups, 1, 1], "variances")
+    return mean, variance
+
+
+def moments_by_row(
+    new: NewNodes,
+    image: str,
+    dims: Sequence[int | None],
+    axis: int,
+    others: Sequence[int],
+    own: int,
+    join: int = 1,
+) -> tuple[str, str]:
+    """Write means and variances over the tiled axis and others: over each row, then over the rows.
+
+    Args:
+        new: Takes the nodes.
+        image: What they are of.
+        dims: Its shape.
+        axis: The tiled axis.
+        others: The other dimensions that they are taken over.
+        own: Its element type.
+        join: A dimension along which both are put together, of known size once reduced.
+
+    Returns:
+        Both; the dimensions that they are taken over are 1.
+    """
+    joined = 1 if join in others else dims[join]
+    assert joined is not None
     # Over each row.
     means = new.reduce("ReduceMean", image, others, "row_means")
     off = new.add("Sub", [image, means], "off_row_means")
@@ -191,28 +235,18 @@ def moments(
         squared = new.add("Mul", [off, off], "squared")
         squares = new.reduce("ReduceMean", squared, others, "row_squares")
     # One tensor: of two, the second is asked for when all patches have made the first.
-    rows = new.add("Concat", [means, squares], "rows", axis=1)
+    rows = new.add("Concat", [means, squares], "rows", axis=join)
     # Over the rows. That of both together comes first, so that no patch is asked for halves.
     average = new.reduce("ReduceMean", rows, [axis], "over_rows")
     off = new.add("Sub", [rows, average], "off_average")
     between = new.reduce(
         "ReduceMean", new.add("Mul", [off, off], "off_squared"), [axis], "squares_between"
     )
-    mean, within = new.halves(average, channels, "average", ("mean", "within"))
-    between, _ = new.halves(between, channels, "between", ("rows", "unused"))
+    mean, within = new.halves(average, joined, "average", ("mean", "within"), join)
+    between, _ = new.halves(between, joined, "between", ("rows", "unused"), join)
     if count:
         within = new.add("Div", [within, new.number(count, own, "row_size")], "within_rows")
-    variance = new.add("Add", [within, between], "variance")
-    # Over the channels of a group.
-    each = channels // groups
-    if each > 1:
-        mean = new.reshape(mean, [0, groups, each, 1], "means_by_group")
-        variance = new.reshape(variance, [0, groups, each, 1], "variances_by_group")
-        mean, variance = _merged(new, mean, variance)
-    else:
-        mean = new.reshape(mean, [0, groups, 1, 1], "means")
-        variance = new.reshape(variance, [0, groups, 1, 1], "variances")
-    return mean, variance
+    return mean, new.add("Add", [within, between], "variance")
 
 
 def _merged(new: NewNodes, means: str, variances: str) -> tuple[str, str]:

@@ -21,7 +21,8 @@ precision is reduced in float32. Groups are merged from their channels in the sa
     written in two                                             not
     InstanceNormalization, its Mul and Add behind it           of a tensor without another axis
     Reshape [N, G, -1], InstanceNormalization, Reshape back    whose sizes are unknown
-    GroupNormalization
+    GroupNormalization; com.microsoft's, too                   SkipGroupNorm whose sum is read
+    LayerNormalization over the tiled axis                     over the batch or that axis alone
     GlobalAveragePool, GlobalMaxPool
     AveragePool, MaxPool whose kernel is the image             with padding, Indices
     Reduce* over the tiled axis and others                     over the tiled axis alone
@@ -38,9 +39,10 @@ import onnx
 
 from rewriters.graph.facts import CertainFacts
 from rewriters.graph.nodes import node_label
-from rewriters.graph.normalisations import group, grouped, instance
+from rewriters.graph.normalisations import fused_group, group, grouped, instance, layer
 from rewriters.graph.reductions import REDUCTIONS, reduction
 from rewriters.graph.statistic_nodes import InTwo, NewNodes, ReadGraph
+from rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["NO_STATISTICS", "Statistic", "Statistics", "find_statistics", "write_in_two"]
 
@@ -48,8 +50,17 @@ __all__ = ["NO_STATISTICS", "Statistic", "Statistics", "find_statistics", "write
 _SPELLED: Mapping[str, Sequence[Callable[[ReadGraph, int], InTwo | None]]] = {
     "InstanceNormalization": (grouped, instance),
     "GroupNormalization": (group,),
+    "LayerNormalization": (layer,),
     **dict.fromkeys(REDUCTIONS, (reduction,)),
 }
+
+# The same of ONNX Runtime's own operators.
+_CONTRIB: Mapping[str, Sequence[Callable[[ReadGraph, int], InTwo | None]]] = {
+    "GroupNorm": (fused_group,),
+    "SkipGroupNorm": (fused_group,),
+}
+
+_SPELLED_BY_DOMAIN = {"": _SPELLED, "ai.onnx": _SPELLED, CONTRIB_DOMAIN: _CONTRIB}
 
 # What sizes are worked out with.
 _SIZES = frozenset("Shape Gather Concat Unsqueeze Squeeze Slice Cast Constant Mul Div".split())
@@ -90,9 +101,10 @@ def find_statistics(facts: CertainFacts, axes: Mapping[str, int]) -> list[Statis
     found = ReadGraph(facts, axes, _free_word(facts.index.names))
     statistics: list[Statistic] = []
     for position, node in enumerate(facts.graph.node):
-        if node.domain not in ("", "ai.onnx") or not node.input or not node.output:
+        table = _SPELLED_BY_DOMAIN.get(node.domain)
+        if table is None or not node.input or not node.output:
             continue
-        tried = (spelled(found, position) for spelled in _SPELLED.get(node.op_type, ()))
+        tried = (spelled(found, position) for spelled in table.get(node.op_type, ()))
         made = next((each for each in tried if each is not None), None)
         if made is not None:
             statistics.append(_statistic(found, position, *made))

@@ -6,7 +6,7 @@ from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import optional, same_rows
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["JOINED", "REDUCTIONS", "along", "normalize", "reduce"]
+__all__ = ["JOINED", "REDUCTIONS", "add_and_normalize", "along", "normalize", "reduce"]
 
 
 # Of a Concat: where its result is cut, its operands are not cut in the same places.
@@ -88,6 +88,23 @@ def normalize(record: Record, axis: int) -> RowLocal | str:
         if at >= 0 and scale[at] != 1:
             return "its scale is not the same in all rows"
     return same_rows(axis)
+
+
+def add_and_normalize(record: Record, axis: int) -> RowLocal | str:
+    """SkipLayerNormalization and its kin: a sum of two, normalised over the last dimension."""
+    shape, skip = record.shape(0), record.shape(1)
+    if shape is None or skip is None:
+        return "its input's rank is unknown"
+    # Mean and deviation; the sum itself has the rows of what it is made of.
+    if any(record.used[1:3]):
+        return "an output besides the result and the sum is used"
+    if axis == len(shape) - 1:
+        return "it normalises over the tiled axis"
+    at = axis - (len(shape) - len(skip))
+    carriers = [(0, axis)]
+    if at >= 0 and skip[at] != 1:
+        carriers.append((1, at))
+    return RowLocal(Pointwise(), tuple(carriers), axis)
 
 
 REDUCTIONS = (

@@ -12,7 +12,7 @@ from __future__ import annotations
 from rewriters.operators.record import Record, RowLocal
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["PRODUCTS", "attend", "einsum", "gemm", "matmul"]
+__all__ = ["PRODUCTS", "attend", "attend_by_heads", "einsum", "gemm", "matmul"]
 
 
 def matmul(record: Record, axis: int) -> RowLocal | str:
@@ -115,6 +115,52 @@ def attend(record: Record, axis: int) -> RowLocal | str:
         return "the tiled axis is that of its heads or channels"
     if masked >= 0 and mask[masked] != 1:
         carriers.append((3, masked))
+    return RowLocal(Pointwise(), tuple(carriers), axis)
+
+
+# What MultiHeadAttention's queries are one like another with.
+_PLAIN_HEADS = frozenset({"num_heads", "scale", "mask_filter_value"})
+
+
+def attend_by_heads(record: Record, axis: int) -> RowLocal | str:
+    """ONNX Runtime's MultiHeadAttention of separate queries, keys and values, without a past."""
+    if any(record.used[1:]):
+        return "an output besides the first is used"
+    if not record.attributes.keys() <= {*_PLAIN_HEADS, "unidirectional"}:
+        return "it has an attribute that is not known"
+    if any(record.given(index) for index in (6, 7, 8, 9)):
+        return "it reads the keys of runs before"
+    if not (record.given(1) and record.given(2)):
+        return "its queries, keys and values are packed in one"
+    factors = [record.shape(index) for index in range(3)]
+    masks = [record.shape(index) if record.given(index) else () for index in (4, 5)]
+    if None in (*factors, *masks):
+        return "the rank of an operand is unknown"
+    if any(len(shape or ()) != 3 for shape in factors):
+        return "its queries, keys and values are packed in one, or come by heads"
+    padding, added = (mask or () for mask in masks)
+    if axis == 1:
+        if record.attributes.get("unidirectional", 0):
+            return "its mask is counted from the first query on"
+        carriers = [(0, 1)]
+        # Of keys alone it is the same for all queries.
+        if len(padding) == 3:
+            carriers.append((4, 1))
+        if added:
+            carriers.append((5, 2))
+    elif axis == 0:
+        images = {shape[0] for shape in factors if shape is not None}
+        if len(images) > 1 or None in images:
+            return "its factors have different numbers of images"
+        if len(padding) == 1:
+            return "its keys are counted image by image"
+        carriers = [(0, 0), (1, 0), (2, 0)]
+        if padding:
+            carriers.append((4, 0))
+        if added and added[0] != 1:
+            carriers.append((5, 0))
+    else:
+        return "the tiled axis is that of its heads"
     return RowLocal(Pointwise(), tuple(carriers), axis)
 
 

@@ -8,6 +8,7 @@ from rewriters.operators.record import ROWS, Record, RowLocal, Shape
 from rewriters.tiling.row_maps import Pointwise
 
 __all__ = [
+    "CONTRIB_DOMAIN",
     "FAR",
     "Entry",
     "local_sizes",
@@ -19,6 +20,9 @@ __all__ = [
     "with_number",
 ]
 
+
+# The domain of ONNX Runtime's own operators.
+CONTRIB_DOMAIN = "com.microsoft"
 
 Entry = Callable[[Record, int], RowLocal | str]
 

@@ -17,30 +17,39 @@
     normalize     LayerNormalization, RMSNormalization             Pointwise   over the tiled axis
     matmul, gemm, einsum   rows or columns of a matrix product     Pointwise   over the tiled axis
     attend        Attention: queries, or images                    Pointwise   causal, keys kept
+    add_and_normalize   SkipLayerNormalization                     Pointwise   over the tiled axis
+    attend_by_heads     MultiHeadAttention: queries, or images     Pointwise   causal, packed
     transpose, squeeze, unsqueeze, reshape, expand, tile           Pointwise   rows not kept apart
 
 An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
 dimension of which inputs that is. Emission knows no operator: what is not here is not cut.
-`BARRIERS` names operators whose output rows depend on all input rows.
+`BARRIERS` names operators whose output rows depend on all input rows. `CONTRIB` is the same table
+for ONNX Runtime's own operators, of the domain com.microsoft.
 
-Source: the ONNX operator definitions.
+Source: the ONNX operator definitions; ONNX Runtime's (`docs/ContribOperators.md` there).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rewriters.operators.channelwise import REDUCTIONS, along, normalize, reduce
+from rewriters.operators.channelwise import (
+    REDUCTIONS,
+    add_and_normalize,
+    along,
+    normalize,
+    reduce,
+)
 from rewriters.operators.convolution import sliding, transposed
 from rewriters.operators.elementwise import BROADCAST, broadcast, first_alone, quantize
 from rewriters.operators.layout import expand, reshape, squeeze, tile, transpose, unsqueeze
 from rewriters.operators.pooling import pool
-from rewriters.operators.products import attend, einsum, gemm, matmul
+from rewriters.operators.products import attend, attend_by_heads, einsum, gemm, matmul
 from rewriters.operators.resampling import resize, to_depth, to_space
 from rewriters.operators.rules import Entry
 from rewriters.operators.slicing import pad, slice_rows
 
-__all__ = ["BARRIERS", "SPATIAL", "TABLE"]
+__all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE"]
 
 
 TABLE: Mapping[str, Entry] = {
@@ -71,6 +80,12 @@ TABLE: Mapping[str, Entry] = {
     "Tile": tile,
 }
 
+CONTRIB: Mapping[str, Entry] = {
+    "SkipLayerNormalization": add_and_normalize,
+    "SkipSimplifiedLayerNormalization": add_and_normalize,
+    "MultiHeadAttention": attend_by_heads,
+}
+
 # Operators that say where the image's axes are: batch, channels, then one axis per dimension.
 SPATIAL = frozenset(
     {"Conv", "ConvInteger", "QLinearConv", "ConvTranspose", "MaxPool", "AveragePool", "LpPool"}
@@ -83,7 +98,13 @@ BARRIERS: Mapping[str, str] = {
         ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "it pools over the whole image"
     ),
     **dict.fromkeys(
-        ("InstanceNormalization", "GroupNormalization", "MeanVarianceNormalization"),
+        (
+            "InstanceNormalization",
+            "GroupNormalization",
+            "MeanVarianceNormalization",
+            "GroupNorm",
+            "SkipGroupNorm",
+        ),
         "its statistics are taken over the whole image",
     ),
     "MaxUnpool": "its Indices count positions in the whole image",

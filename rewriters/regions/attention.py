@@ -21,6 +21,7 @@ from rewriters.operators.channelwise import REDUCTIONS
 from rewriters.operators.elementwise import BROADCAST
 from rewriters.operators.products import PRODUCTS
 from rewriters.operators.record import RowLocal
+from rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["KEYS", "Ask", "is_weighed", "products", "queries"]
 
@@ -35,6 +36,14 @@ _BETWEEN = frozenset({*BROADCAST, "Reshape", "Transpose", "Squeeze", "Unsqueeze"
 
 _WEIGHING = frozenset({"Softmax", "LogSoftmax", "Hardmax", *REDUCTIONS})
 
+# What has the products and the Softmax inside.
+_INSIDE = frozenset({"Attention", "MultiHeadAttention"})
+
+_PRODUCTS = frozenset(
+    {(domain, op) for domain in ("", "ai.onnx") for op in (*PRODUCTS, "Attention")}
+    | {(CONTRIB_DOMAIN, "MultiHeadAttention")}
+)
+
 # Nodes that are looked at for the Softmax.
 _FAR = 32
 
@@ -44,8 +53,7 @@ def products(facts: CertainFacts) -> Iterator[int]:
     constants = facts.index.constants
     for position, node in enumerate(facts.graph.node):
         if (
-            node.op_type in (*PRODUCTS, "Attention")
-            and node.domain in ("", "ai.onnx")
+            (node.domain, node.op_type) in _PRODUCTS
             and len(node.input) > 1
             and not any(name in constants for name in node.input[:2])
         ):
@@ -62,7 +70,7 @@ def queries(facts: CertainFacts, ask: Ask, position: int) -> int | None:
     """
     made = facts.graph.node[position].output[0]
     sizes = facts.shapes.dims.get(made, ())
-    if facts.graph.node[position].op_type == "Attention":
+    if facts.graph.node[position].op_type in _INSIDE:
         return len(sizes) - 2 if len(sizes) > 2 else None
     factor = dict[int, int]()
     for at in range(len(sizes)):

@@ -17,7 +17,8 @@ from rewriters.graph.facts import CertainFacts, record_of
 from rewriters.operators.channelwise import JOINED
 from rewriters.operators.products import PRODUCTS
 from rewriters.operators.record import Record, RowLocal
-from rewriters.operators.table import BARRIERS, SPATIAL, TABLE
+from rewriters.operators.rules import CONTRIB_DOMAIN
+from rewriters.operators.table import BARRIERS, CONTRIB, SPATIAL, TABLE
 from rewriters.regions.attention import KEYS, is_weighed, products, queries
 
 __all__ = ["AXES", "Locality", "find_locality", "tiled_axes", "tiled_axis"]
@@ -34,6 +35,7 @@ _UNKNOWN = "the table of operators does not have it"
 _WHOLE = {
     **dict.fromkeys(PRODUCTS, "it sums products over the tiled axis"),
     "Attention": KEYS,
+    "MultiHeadAttention": KEYS,
 }
 
 _DOMAINS = ("", "ai.onnx")
@@ -139,9 +141,10 @@ class _Walk:
         """Return a node's rows if a dimension of its output is the tiled axis, or why not."""
         graph, index, shapes = self._facts.graph, self._facts.index, self._facts.shapes
         node = graph.node[position]
-        if node.domain not in _DOMAINS:
+        if node.domain not in (*_DOMAINS, CONTRIB_DOMAIN):
             return f"it is of the domain {node.domain}"
-        if node.op_type not in TABLE:
+        table = CONTRIB if node.domain == CONTRIB_DOMAIN else TABLE
+        if node.op_type not in table:
             return BARRIERS.get(node.op_type, _UNKNOWN)
         if not shapes.doubtful.isdisjoint((*node.input, *node.output)):
             return "runtimes disagree on the size of what it reads or makes"
@@ -150,7 +153,7 @@ class _Walk:
             return _RANKLESS
         if position not in self._records:
             self._records[position] = record_of(self._facts, position)
-        return TABLE[node.op_type](self._records[position], axis)
+        return table[node.op_type](self._records[position], axis)
 
     def assign(self, position: int, axis: int) -> bool:
         """Let a dimension of a node's output be the tiled axis; tell whether it is row-local so."""

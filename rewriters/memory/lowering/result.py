@@ -100,10 +100,18 @@ def _workspace(graph: Graph, node: Node) -> int:
             return 2 * prod(made) * graph.bits.get(node.makes[0], 0) // 8  # type: ignore[arg-type]
         case "Attention":
             return _scores(graph, node, source)
+        case "com.microsoft:MultiHeadAttention" if _is_masked(node):
+            # Without a mask its kernel goes over the keys block by block.
+            return _scores(graph, node, source)
         case "LRN":
             return 3 * prod(made) * graph.bits.get(node.makes[0], 0) // 8  # type: ignore[arg-type]
         case _:
             return 0
+
+
+def _is_masked(node: Node) -> bool:
+    """Tell whether a MultiHeadAttention has a mask, or adds to its scores."""
+    return bool(node.attributes.get("unidirectional", 0)) or any(node.reads[4:6])
 
 
 def _scores(graph: Graph, node: Node, source: Shape) -> int:
@@ -111,7 +119,8 @@ def _scores(graph: Graph, node: Node, source: Shape) -> int:
     keys = graph.dims.get(node.reads[1]) if len(node.reads) > 1 else None
     if keys is None or None in keys or len(keys) != len(source) or len(source) < 3:
         return 0
-    heads = source[1] if len(source) > 3 else node.attributes.get("q_num_heads", 1)
+    given = node.attributes.get("q_num_heads", node.attributes.get("num_heads", 1))
+    heads = source[1] if len(source) > 3 else given
     sizes = (source[0], heads, source[-2], keys[-2])
     return prod(size or 0 for size in sizes) * graph.bits.get(node.makes[0], 0) // 8
 
