@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 
 import onnx
 
 from rewriters.errors import OptionError
+from rewriters.graph.branches import inline_branches
+from rewriters.graph.constant_folding import Constants, infer_by_value
+from rewriters.graph.facts import CertainFacts
 from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.model import Loaded
+from rewriters.graph.fused_convs import write_out_fused_convs
+from rewriters.graph.model import Loaded, opset_of
 from rewriters.graph.skeleton import skeleton
 from rewriters.graph.statistics import find_statistics, write_in_two
 from rewriters.graph.upgrade_opset import upgrade
+from rewriters.graph.use_def import index
 from rewriters.options import OLDEST_OPSET, Options
 from rewriters.planning.model_facts import ModelFacts, analyse
 from rewriters.planning.plan_file import METADATA_KEY
@@ -21,7 +26,16 @@ from rewriters.planning.predictor import MemoryPredictor
 from rewriters.regions.row_locality import tiled_axes
 from rewriters.regions.selection import ConvSize, candidates, conv_size
 
-__all__ = ["conv_sizes", "fix_sizes", "holds_plan", "look_at", "predict_unfixed", "predictor_for"]
+__all__ = [
+    "WrittenOut",
+    "conv_sizes",
+    "fix_sizes",
+    "holds_plan",
+    "look_at",
+    "predict_unfixed",
+    "predictor_for",
+    "write_out",
+]
 
 
 def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
@@ -30,8 +44,64 @@ def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
         loaded = Loaded(upgrade(loaded.model, options.upgrade_opset), loaded.folder)
     slim, copy = skeleton(loaded), onnx.ModelProto()
     fix_sizes(slim, options)
+    if not holds_plan(slim):
+        write_out(Loaded(slim, None))
     copy.CopyFrom(slim)
     return predictor_for(copy, slim, options)
+
+
+@dataclass(frozen=True)
+class WrittenOut:
+    """What a graph was before it was written out.
+
+    Attributes:
+        nodes: Its nodes; none where it is as it was.
+        weights: Number of its initializers.
+    """
+
+    nodes: tuple[onnx.NodeProto, ...] = ()
+    weights: int = 0
+
+    def undo(self, graph: onnx.GraphProto) -> None:
+        """Give the graph its own nodes back, in place."""
+        if self.nodes:
+            del graph.node[:]
+            graph.node.extend(self.nodes)
+            del graph.initializer[self.weights :]
+
+
+def write_out(loaded: Loaded) -> WrittenOut:
+    """Write what can be cut in operators of ONNX alone in the main graph, in place.
+
+    That are branches whose condition is known (`graph.branches`), and convolutions that ONNX
+    Runtime put activations into (`graph.fused_convs`).
+    """
+    model, graph = loaded.model, loaded.model.graph
+    before = tuple(graph.node)
+    own = WrittenOut(before, len(graph.initializer))
+    done = False
+    while any(node.op_type == "If" for node in graph.node):
+        facts = _certain(loaded)
+        if not inline_branches(graph, partial(_condition, facts), model.ir_version):
+            break
+        done = True
+    done = write_out_fused_convs(graph, opset_of(model)) or done
+    return own if done else WrittenOut()
+
+
+def _certain(loaded: Loaded) -> CertainFacts:
+    """Return what is certain of a model, at every size that it takes."""
+    slim = skeleton(loaded)
+    found = index(slim)
+    shapes = infer_by_value(slim)
+    facts = CertainFacts(found, opset_of(slim), shapes, Constants(slim, found, shapes))
+    return facts.followed() if any(None in dims for dims in shapes.dims.values()) else facts
+
+
+def _condition(facts: CertainFacts, name: str) -> bool | None:
+    """Return what a condition is, None where that is not known."""
+    value = facts.constants.array(name)
+    return bool(value.reshape(-1)[0]) if value is not None and value.size == 1 else None
 
 
 def holds_plan(model: onnx.ModelProto) -> bool:

@@ -40,7 +40,15 @@ from rewriters.planning.peak_holders import unknown_sizes
 from rewriters.planning.plan_file import METADATA_KEY, plan_data
 from rewriters.planning.predictor import MemoryPredictor
 from rewriters.planning.progress import Progress
-from rewriters.prepare import conv_sizes, fix_sizes, holds_plan, predict_unfixed, predictor_for
+from rewriters.prepare import (
+    WrittenOut,
+    conv_sizes,
+    fix_sizes,
+    holds_plan,
+    predict_unfixed,
+    predictor_for,
+    write_out,
+)
 from rewriters.regions.selection import ConvSize, region_size
 
 __all__ = ["rewrite_model"]
@@ -56,6 +64,7 @@ class _Subject:
         sizes: Sizes of its convolutions, by label.
         engines: Engines that memory is predicted for, the target's first.
         before: Predicted peak of the model as it is, on each of them.
+        written_out: What its graph was before it was written out.
     """
 
     loaded: Loaded
@@ -63,6 +72,7 @@ class _Subject:
     sizes: Mapping[str, ConvSize]
     engines: Sequence[str]
     before: Sequence[Peak]
+    written_out: WrittenOut
 
 
 def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = None) -> Outcome:
@@ -119,6 +129,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     )
     if not decided.regions:
         facts.statistics.undo(subject.loaded.model.graph)
+        subject.written_out.undo(subject.loaded.model.graph)
         return replace(unchanged, fits=fits)
     order = ordered(facts, decided.regions, decided.run_rank)
     if order is None:
@@ -141,13 +152,15 @@ def _prepare(loaded: Loaded, options: Options, *, already: bool) -> tuple[_Subje
         loaded = Loaded(model, loaded.folder)
     unfixed = predict_unfixed(loaded, options, target.engine)
     fix_sizes(model, options)
+    written_out = WrittenOut() if already else write_out(loaded)
     predictor = predictor_for(model, skeleton(loaded), options)
     facts = predictor.facts
     if options.shapes or options.ranges:
         declare_outputs(model, facts.certain.shapes)
     engines = [target.engine, target.beside] if target.beside else [target.engine]
     before = predictor.predict_all(None, engines)
-    return _Subject(loaded, predictor, conv_sizes(facts), engines, before), unfixed
+    subject = _Subject(loaded, predictor, conv_sizes(facts), engines, before, written_out)
+    return subject, unfixed
 
 
 def _predicted(
