@@ -20,7 +20,8 @@ from rewriters.graph.constant_folding import Constants
 from rewriters.graph.nodes import attributes
 from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from rewriters.operators.record import Record, RowLocal, Shape
-from rewriters.operators.table import SPATIAL, TABLE
+from rewriters.operators.rules import CONTRIB_DOMAIN
+from rewriters.operators.table import SPATIAL, table_of
 from rewriters.tiling.sizes import Size, left_over, ratio
 
 __all__ = ["NO_SIZES", "FreeSizes", "follow_sizes"]
@@ -131,7 +132,7 @@ def follow_sizes(
     for value in graph.input:
         walk.read(value)
     for at, node in enumerate(graph.node):
-        if node.domain in _DOMAINS and node.output:
+        if node.output and node.domain in (*_DOMAINS, CONTRIB_DOMAIN):
             walk.follow(node, at, record)
     values = {name: value for name, (value, _) in walk.values.items()}
     return FreeSizes(walk.dims, values, walk.places, walk.elements)
@@ -167,7 +168,7 @@ class _Walk:
         """Find the sizes of what a node makes, and what it makes if that is sizes."""
         if self._makes_reals(node):
             self._reals.add(node.output[0])
-        value = _value(node, self)
+        value = _value(node, self) if node.domain in _DOMAINS else None
         if value is not None and len(value[0]) <= _MOST_ELEMENTS:
             self._take(node.output[0], value)
         for name in node.output:
@@ -245,7 +246,8 @@ class _Walk:
             return None if count is None else Size.number(count)
         if node.op_type == "Reshape" or (node.op_type == "Resize" and len(node.input) > 3):
             return self._stated(node, axis)
-        if node.op_type not in TABLE:
+        entry = table_of(node.domain).get(node.op_type)
+        if entry is None:
             return None
         known = record(at)
         if None in known.shapes or None in known.outputs:
@@ -254,7 +256,7 @@ class _Walk:
             stated = [self.values.get(name, ((), False))[0] or None for name in node.input]
             read = tuple(self.dims.get(name, ()) for name in node.input)
             known = replace(known, free=read, stated=tuple(stated))
-        link = TABLE[node.op_type](known, axis)
+        link = entry(known, axis)
         if not isinstance(link, RowLocal):
             return None
         rows = []

@@ -18,6 +18,7 @@ from rewriters.graph.doubtful_sizes import hide_doubtful, less_known, wrong_rank
 from rewriters.graph.guarded import Refused, infer_shapes
 from rewriters.graph.nodes import attributes
 from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
+from rewriters.operators.quantised import QUANTISED
 from rewriters.operators.record import Record, Shape, read_convolution
 from rewriters.operators.rules import CONTRIB_DOMAIN
 
@@ -120,6 +121,20 @@ def _write_out_padding(model: onnx.ModelProto) -> None:
         model.opset_import.add(domain=UNKNOWN_DOMAIN, version=1)
 
 
+def _plain(node: onnx.NodeProto) -> onnx.NodeProto | None:
+    """Return an operator of ONNX of the same shapes as a quantised one; None of any other."""
+    quantised = QUANTISED.get(node.op_type)
+    if quantised is None or attributes(node).get("channels_last", 0):
+        return None
+    plain = onnx.NodeProto()
+    plain.CopyFrom(node)
+    plain.domain, plain.op_type = "", quantised.plain
+    plain.input[:] = [node.input[at] for at in quantised.operands(len(node.input))]
+    del plain.attribute[:]
+    plain.attribute.extend(each for each in node.attribute if each.name not in quantised.dropped)
+    return plain
+
+
 def _weight_shapes(graph: onnx.GraphProto) -> dict[str, Shape]:
     """Return the shapes of what may be a weight: of a body's weights it is what they come in as."""
     known: dict[str, Shape] = {
@@ -159,7 +174,10 @@ def _with_known_operators(model: onnx.ModelProto) -> onnx.ModelProto:
         own = each.domain == CONTRIB_DOMAIN and len(each.input) > 0
         like = _LIKE_THE_FIRST.get(each.op_type, ()) if own else ()
         made = [name for at, name in enumerate(each.output) if at in like and name]
-        if made:
+        plain = _plain(each) if own else None
+        if plain is not None:
+            known.graph.node.append(plain)
+        elif made:
             known.graph.node.extend(make("Identity", [each.input[0]], [name]) for name in made)
         elif own and each.op_type == "MultiHeadAttention" and _is_separate(each):
             y = each.output[0]

@@ -19,6 +19,7 @@
     attend        Attention: queries, or images                    Pointwise   causal, keys kept
     add_and_normalize   SkipLayerNormalization                     Pointwise   over the tiled axis
     attend_by_heads     MultiHeadAttention: queries, or images     Pointwise   causal, packed
+    quantised     QLinearAdd, QLinearConcat ...                    as plain    channels last
     transpose, squeeze, unsqueeze, reshape, expand, tile           Pointwise   rows not kept apart
 
 An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
@@ -45,11 +46,12 @@ from rewriters.operators.elementwise import BROADCAST, broadcast, first_alone, q
 from rewriters.operators.layout import expand, reshape, squeeze, tile, transpose, unsqueeze
 from rewriters.operators.pooling import pool
 from rewriters.operators.products import attend, attend_by_heads, einsum, gemm, matmul
+from rewriters.operators.quantised import QUANTISED
 from rewriters.operators.resampling import resize, to_depth, to_space
-from rewriters.operators.rules import Entry
+from rewriters.operators.rules import CONTRIB_DOMAIN, Entry
 from rewriters.operators.slicing import pad, slice_rows
 
-__all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE"]
+__all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE", "table_of"]
 
 
 TABLE: Mapping[str, Entry] = {
@@ -84,7 +86,16 @@ CONTRIB: Mapping[str, Entry] = {
     "SkipLayerNormalization": add_and_normalize,
     "SkipSimplifiedLayerNormalization": add_and_normalize,
     "MultiHeadAttention": attend_by_heads,
+    **{name: quantised.entry for name, quantised in QUANTISED.items()},
 }
+
+
+def table_of(domain: str) -> Mapping[str, Entry]:
+    """Return the table of a domain's operators; it is empty for one that is unknown here."""
+    if domain == CONTRIB_DOMAIN:
+        return CONTRIB
+    return TABLE if domain in ("", "ai.onnx") else {}
+
 
 # Operators that say where the image's axes are: batch, channels, then one axis per dimension.
 SPATIAL = frozenset(
