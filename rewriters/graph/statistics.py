@@ -26,6 +26,7 @@ precision is reduced in float32. Groups are merged from their channels in the sa
     GlobalAveragePool, GlobalMaxPool
     AveragePool, MaxPool whose kernel is the image             with padding, Indices
     Reduce* over the tiled axis and others                     over the tiled axis alone
+    Softmax over an image that was reshaped to one dimension   LogSoftmax
 
 What is not cut in the end gets its own nodes back (`Statistic.originals`).
 """
@@ -41,6 +42,7 @@ from rewriters.graph.facts import CertainFacts
 from rewriters.graph.nodes import node_label
 from rewriters.graph.normalisations import fused_group, group, grouped, instance, layer
 from rewriters.graph.reductions import REDUCTIONS, reduction
+from rewriters.graph.softmax import softmax
 from rewriters.graph.statistic_nodes import InTwo, NewNodes, ReadGraph
 from rewriters.operators.rules import CONTRIB_DOMAIN
 
@@ -51,6 +53,7 @@ _SPELLED: Mapping[str, Sequence[Callable[[ReadGraph, int], InTwo | None]]] = {
     "InstanceNormalization": (grouped, instance),
     "GroupNormalization": (group,),
     "LayerNormalization": (layer,),
+    "Softmax": (softmax,),
     **dict.fromkeys(REDUCTIONS, (reduction,)),
 }
 

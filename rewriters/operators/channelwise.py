@@ -6,11 +6,14 @@ from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import optional, same_rows
 from rewriters.tiling.row_maps import Pointwise
 
-__all__ = ["JOINED", "REDUCTIONS", "add_and_normalize", "along", "normalize", "reduce"]
+__all__ = ["JOINED", "REDUCTIONS", "SOFTMAX", "add_and_normalize", "along", "normalize", "reduce"]
 
 
 # Of a Concat: where its result is cut, its operands are not cut in the same places.
 JOINED = "it concatenates along the tiled axis"
+
+# Of a Softmax: weights that add up to one over all rows.
+SOFTMAX = "it works along the tiled axis (Softmax)"
 
 
 def along(record: Record, axis: int) -> RowLocal | str:
@@ -44,7 +47,9 @@ def along(record: Record, axis: int) -> RowLocal | str:
                 return "it searches along the tiled axis"
             return RowLocal(Pointwise(), ((0, source),), axis)
         case _:
-            return f"it works along the tiled axis ({op})" if at == axis else same_rows(axis)
+            if at != axis:
+                return same_rows(axis)
+            return SOFTMAX if op == "Softmax" else f"it works along the tiled axis ({op})"
 
 
 def reduce(record: Record, axis: int) -> RowLocal | str:

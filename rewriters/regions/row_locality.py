@@ -3,8 +3,8 @@
 Convolutions and pools say where an image's rows are; from there the tiled axis is followed through
 the graph in both directions, as far as the table of operators knows the way: through a Transpose it
 becomes another dimension, at a barrier it ends. Behind a Concat along it (a class token, a roll of
-windows) it begins anew. Attention that no such way leads to has rows of its own: its queries
-(`regions.attention`).
+windows) and behind a Softmax over it it begins anew. Attention that no such way leads to has rows
+of its own: its queries (`regions.attention`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from rewriters.graph.facts import CertainFacts, record_of
-from rewriters.operators.channelwise import JOINED
+from rewriters.operators.channelwise import JOINED, SOFTMAX
 from rewriters.operators.products import PRODUCTS
 from rewriters.operators.record import Record, RowLocal
 from rewriters.operators.rules import CONTRIB_DOMAIN
@@ -37,6 +37,9 @@ _WHOLE = {
     "Attention": KEYS,
     "MultiHeadAttention": KEYS,
 }
+
+# Reasons of nodes whose result has the tiled axis all the same.
+_SAME_AXIS = (JOINED, SOFTMAX)
 
 _DOMAINS = ("", "ai.onnx")
 
@@ -132,7 +135,7 @@ class _Walk:
         # Products that could be read in another way as well: taken where no better way was found,
         # columns of the second factor first.
         self._later: tuple[list[tuple[int, RowLocal]], ...] = ([], [])
-        # Tensors that are put together along the tiled axis, which is their own as well.
+        # Tensors of nodes that are not row-local, and have the tiled axis all the same.
         self._joined: list[tuple[str, int]] = []
         # The tiled axis of each tensor, once it may be no other.
         self._axes: dict[str, int] | None = None
@@ -261,7 +264,7 @@ class _Walk:
                 # Of a product that has not this dimension it is of no interest why not another.
                 if at == axis or node.op_type not in _WHOLE:
                     self.reasons.setdefault(position, found)
-                if found == JOINED and at == axis:
+                if found in _SAME_AXIS and at == axis:
                     self._joined.append((node.output[0], axis))
                     return
                 if found in (_UNKNOWN, BARRIERS.get(node.op_type)):
