@@ -18,6 +18,8 @@ from rewriters.graph.statistic_nodes import (
     InTwo,
     NewNodes,
     ReadGraph,
+    block_of,
+    in_blocks,
     moments,
     moments_by_row,
 )
@@ -30,8 +32,11 @@ def instance(found: ReadGraph, position: int) -> InTwo | None:
     """Each channel of each image by itself: the groups are the channels."""
     node = found.node(position)
     dims = found.shapes.dims.get(node.input[0])
-    if dims is None or len(dims) < 4 or dims[1] is None:
+    if dims is None or len(dims) < 3 or dims[1] is None:
         return None
+    before = found.index.producer.get(node.input[0])
+    if len(dims) == 3 and before is not None and found.node(before).op_type == "Reshape":
+        return None  # an image, spelled as a signal
     x, called = node.input[0], "InstanceNorm statistics"
     return _normalised(found, _Norm(position, x, dims[1], position, [position], called))
 
@@ -47,7 +52,7 @@ def grouped(found: ReadGraph, position: int) -> InTwo | None:
         return None
     x, y, inner = found.node(first).input[0], found.node(last).output[0], dims.get(node.input[0])
     whole, back = dims.get(x), dims.get(y)
-    if whole is None or inner is None or len(whole) < 4 or len(inner) != 3:
+    if whole is None or inner is None or len(whole) < 3 or len(inner) != 3:
         return None
     groups, channels = inner[1], whole[1]
     if whole[0] is None:
@@ -80,7 +85,7 @@ def group(found: ReadGraph, position: int) -> InTwo | None:
     node = found.node(position)
     dims = found.shapes.dims.get(node.input[0])
     groups = attributes(node).get("num_groups")
-    if dims is None or len(dims) < 4 or not dims[1] or not groups or dims[1] % groups:
+    if dims is None or len(dims) < 3 or not dims[1] or not groups or dims[1] % groups:
         return None
     return _normalised(found, _Norm(position, node.input[0], groups, position, [position]))
 
@@ -213,8 +218,11 @@ def _normalised(found: ReadGraph, norm: _Norm) -> InTwo | None:
         dims, axis = (dims[0], dims[-1], *dims[1:-1]), axis + 1
     rank, channels = len(dims), dims[1]
     kind = shapes.elements.get(norm.x, 0)
-    # Of a signal of one axis there is nothing that each row has a part of.
-    if axis is None or not 2 <= axis < rank or rank < 4 or channels is None or kind not in FLOATS:
+    if axis is None or not 2 <= axis < rank or channels is None or kind not in FLOATS:
+        return None
+    block = block_of(dims, axis)
+    # Of a signal that has no blocks there is nothing that each row has a part of.
+    if rank < 4 and block is None:
         return None
     gain, bias = (*node.input, "", "")[1:3]
     affine = {shapes.dims.get(name) for name in (gain, bias) if name}
@@ -227,7 +235,8 @@ def _normalised(found: ReadGraph, norm: _Norm) -> InTwo | None:
     own = int(TensorProto.FLOAT) if single else kind
     image = _image(found, new, norm, own if single else None, rank)
     each, ones = channels // groups, [1] * (rank - 2)
-    mean, variance = moments(new, image, dims, axis, groups, own)
+    rows, sizes_of = (image, dims) if block is None else in_blocks(new, image, dims, block)
+    mean, variance = moments(new, rows, sizes_of, axis, groups, own)
     root = _root(new, node, variance, own)
 
     def factor(name: str, size: int, what: str) -> str:

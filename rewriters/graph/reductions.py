@@ -8,7 +8,7 @@ import onnx
 from onnx import TensorProto
 
 from rewriters.graph.nodes import attributes
-from rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph
+from rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph, block_of, in_blocks
 
 __all__ = ["REDUCTIONS", "reduction"]
 
@@ -61,10 +61,11 @@ def reduction(found: ReadGraph, position: int) -> InTwo | None:
             return None
         over = found_axes
     others = [at for at in over if at != axis]
+    block = block_of(dims, axis) if not others and dims[1] is not None else None
     # Over the rows of one channel alone nothing becomes smaller row by row.
-    if axis not in over or not others or dims[axis] == 1:
+    if axis not in over or dims[axis] == 1:
         return None
-    if all(dims[at] == 1 for at in others):
+    if block is None and all(dims[at] == 1 for at in others):
         return None
     kind = shapes.elements.get(x, 0)
     # Of integers a mean or a root of each row would be rounded.
@@ -75,11 +76,15 @@ def reduction(found: ReadGraph, position: int) -> InTwo | None:
     new = found.new(position, x, kind_of)
     image = new.add("Cast", [x], "single", to=int(TensorProto.FLOAT)) if single else x
     each, across = _IN_TWO[op]
+    gone = () if keeps else over
+    if block is not None:
+        image, _ = in_blocks(new, image, dims, block)
+        others, gone = [3], (*gone, 3)
     rows = new.reduce(each, image, others, "rows")
-    name = "" if single or not keeps else y
+    name = "" if single or gone else y
     whole = new.reduce(across, rows, [axis], "whole", output=name)
-    if not keeps:
-        whole = new.squeeze(whole, over, "squeezed", "" if single else y)
+    if gone:
+        whole = new.squeeze(whole, gone, "squeezed", "" if single else y)
     if single:
         new.add("Cast", [whole], "half", y, to=kind)
     return [position], new

@@ -16,7 +16,17 @@ from rewriters.graph.nodes import attributes, node_label
 from rewriters.graph.shapes import Shapes
 from rewriters.graph.use_def import Index
 
-__all__ = ["FLOATS", "HALF", "InTwo", "NewNodes", "ReadGraph", "moments", "moments_by_row"]
+__all__ = [
+    "FLOATS",
+    "HALF",
+    "InTwo",
+    "NewNodes",
+    "ReadGraph",
+    "block_of",
+    "in_blocks",
+    "moments",
+    "moments_by_row",
+]
 
 
 # Sums of these are made in float32, as runtimes do.
@@ -164,6 +174,40 @@ class ReadGraph:
         if not axes and given.get("noop_with_empty_axes", 0):
             return None
         return tuple(sorted({at % rank for at in axes} if axes else range(rank))) if rank else None
+
+
+# Elements of a signal that are looked at together, as the row of an image is.
+_BLOCK = range(64, 7, -1)
+
+
+def block_of(dims: Sequence[int | None], axis: int) -> int | None:
+    """Return how many neighbours of a signal [N, C, L] are looked at together; None of an image.
+
+    As many as divide its length; None too where its length is unknown or no such number does.
+    """
+    length = dims[-1]
+    if len(dims) != 3 or axis != 2 or not length:
+        return None
+    return next((size for size in _BLOCK if length % size == 0 and length > size), None)
+
+
+def in_blocks(
+    new: NewNodes, signal: str, dims: Sequence[int | None], block: int
+) -> tuple[str, tuple[int | None, ...]]:
+    """Write a signal as an image whose rows are blocks of neighbours.
+
+    Args:
+        new: Takes the node.
+        signal: The signal.
+        dims: Its shape; channels and length are known.
+        block: Elements of a block, which divide its length.
+
+    Returns:
+        The image, and its shape.
+    """
+    channels, rows = dims[1] or 0, (dims[2] or 0) // block
+    image = new.reshape(signal, [0, channels, rows, block], "in_blocks")
+    return image, (dims[0], channels, rows, block)
 
 
 def moments(

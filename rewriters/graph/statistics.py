@@ -19,7 +19,7 @@ algorithm for computing sample variances", 1979): never the difference of two la
 precision is reduced in float32. Groups are merged from their channels in the same way.
 
     written in two                                             not
-    InstanceNormalization, its Mul and Add behind it           of a tensor without another axis
+    InstanceNormalization, its Mul and Add behind it           of a signal of no even blocks
     Reshape [N, G, -1], InstanceNormalization, Reshape back    whose sizes are unknown
     GroupNormalization; com.microsoft's, too                   SkipGroupNorm whose sum is read
     LayerNormalization over the tiled axis                     over the batch or that axis alone
@@ -27,6 +27,8 @@ precision is reduced in float32. Groups are merged from their channels in the sa
     AveragePool, MaxPool whose kernel is the image             with padding, Indices
     Reduce* over the tiled axis and others                     over the tiled axis alone
     Softmax over an image that was reshaped to one dimension   LogSoftmax
+
+The rows of a signal [N, C, L] are blocks of neighbours, where its length has a divisor of 8 to 64.
 
 What is not cut in the end gets its own nodes back (`Statistic.originals`).
 """

@@ -101,7 +101,7 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
             if not walk.assign(position, axis) and node.op_type not in TABLE:
                 # A barrier still says where the axes of what it reads are.
                 producer = facts.index.producer.get(node.input[0])
-                if producer is not None:
+                if producer is not None and not _is_groups(facts, position, producer):
                     walk.assign(producer, axis)
     walk.run()
     walk.keep_axes()
@@ -113,6 +113,13 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
                 walk.assign(position, axis)
                 walk.run_on()
     return Locality(walk.links, walk.reasons)
+
+
+def _is_groups(facts: CertainFacts, position: int, producer: int) -> bool:
+    """Tell an InstanceNormalization of groups of channels: its axis is that of no image."""
+    node, before = facts.graph.node[position], facts.graph.node[producer]
+    rank = len(facts.shapes.dims.get(node.input[0], ()))
+    return node.op_type == "InstanceNormalization" and before.op_type == "Reshape" and rank == 3
 
 
 class _Walk:
