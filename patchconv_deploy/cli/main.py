@@ -35,7 +35,7 @@ from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationErr
 from patchconv_deploy.measure.run import Result, check_engine, measure_models
 from patchconv_deploy.measure.table import measurement_json, print_results
 from patchconv_deploy.options import option
-from patchconv_deploy.report.report import Report, sizes_text
+from patchconv_deploy.report.report import Report, all_sizes_text
 from patchconv_deploy.report.table import print_report
 from patchconv_deploy.report.warnings import unknown_peak
 from patchconv_deploy.version import VERSION
@@ -269,7 +269,7 @@ def _print_end(result: RewriteResult, quiet: bool) -> None:
         uncut = " (nothing was cut)" if found["ran"] else " (the model as it was)"
         said = "" if result.outcome.rewritten else uncut
         if found["ran"] and not doubt:
-            said += f", verified at {sizes_text(found['shapes'])}"
+            said += f", verified at {all_sizes_text(found)}"
         elif result.outcome.rewritten and not doubt:
             said += ", not verified"
         stdout_console().print(f"Written: {result.path}{said}")

@@ -22,7 +22,14 @@ from rewriters.planning.evaluated_plan import Candidate
 if TYPE_CHECKING:
     from patchconv_deploy.measure.tuning import Tuned
 
-__all__ = ["ENGINE_NAMES", "Report", "candidate_json", "make_report", "sizes_text"]
+__all__ = [
+    "ENGINE_NAMES",
+    "Report",
+    "all_sizes_text",
+    "candidate_json",
+    "make_report",
+    "sizes_text",
+]
 
 
 ENGINE_NAMES = {
@@ -76,6 +83,12 @@ def sizes_text(shapes: Mapping[str, Sequence[int]]) -> str:
     return ", ".join(f"{name} {shape_text(tuple(shape))}" for name, shape in shapes.items())
 
 
+def all_sizes_text(verification: Mapping[str, Any]) -> str:
+    """Return the sizes that a model was verified at: x 1x3x64x64; x 1x3x67x64."""
+    sizes = verification["sizes"] or [verification["shapes"]]
+    return "; ".join(map(sizes_text, sizes))
+
+
 def make_report(
     outcome: Outcome,
     options: Options,
@@ -123,12 +136,18 @@ def make_report(
         },
         "candidates": [candidate_json(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
-        "verification": {**dataclasses.asdict(verification), "doubt": doubt},
+        "verification": {**_verification_json(verification), "doubt": doubt},
         "warnings": list(warnings),
     }
     if tuned is not None:
         data["measured"] = [row.as_json() for row in tuned.results]
     return Report(data, warnings)
+
+
+def _verification_json(verification: Verification) -> dict[str, Any]:
+    data = dataclasses.asdict(verification)
+    del data["final"]
+    return data
 
 
 def _model_json(outcome: Outcome, source: Path | None) -> dict[str, Any]:

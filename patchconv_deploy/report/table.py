@@ -11,7 +11,7 @@ from rich.table import Table
 
 from engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.console import printable, styled
-from patchconv_deploy.report.report import ENGINE_NAMES, Report, sizes_text
+from patchconv_deploy.report.report import ENGINE_NAMES, Report, all_sizes_text
 from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
 from patchconv_deploy.words import in_flags
 from rewriters.emission.forms import SINGLE_FORMS
@@ -308,7 +308,7 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
         False: ("MISMATCH", "red"),
         None: ("not verifiable", "yellow"),
     }[found["passed"]]
-    at = sizes_text(found["shapes"])
+    at = all_sizes_text(found)
     console.print(styled(f"Verification ({found['via']}; {at}): ", word))
     for output in found["outputs"]:
         seam = output["seam_max_abs"]

@@ -20,7 +20,7 @@ from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 from rewriters.look import analyse_memory
 
-__all__ = ["Case", "Ranges", "cases"]
+__all__ = ["Case", "Ranges", "case_at", "cases"]
 
 
 logger = logging.getLogger(__name__)
@@ -73,11 +73,24 @@ def cases(
         if sizes in tried:
             continue
         tried.append(sizes)
-        slim = skeleton(loaded)
-        fix_shapes(slim, sizes)
-        shapes_known = infer_by_value(slim)
-        make = partial(make_inputs, loaded.model, shapes_known, sizes, seed)
-        yield Case(make, _predict(source, sizes))
+        yield case_at(loaded, source, sizes, seed)
+
+
+def case_at(
+    loaded: Loaded, source: Loaded, sizes: Mapping[str, tuple[int, ...]], seed: int
+) -> Case:
+    """Return seeded inputs of some sizes.
+
+    Args:
+        loaded: The rewritten model.
+        source: The original.
+        sizes: Sizes of the inputs with free dimensions.
+        seed: Seed of the inputs.
+    """
+    slim = skeleton(loaded)
+    fix_shapes(slim, sizes)
+    make = partial(make_inputs, loaded.model, infer_by_value(slim), sizes, seed)
+    return Case(make, _predict(source, sizes))
 
 
 def _sizes(model: onnx.ModelProto, ranges: Ranges) -> Iterator[dict[str, tuple[int, ...]]]:

@@ -4,6 +4,7 @@
               and others if the original does not run at those (`cases`)
 2. fit        the predicted peak of both models against the memory that is available
 3. run        the original twice (its own noise), the rewritten model once (`pairs`)
+   again      where the height is free: at an odd one, the least, the assumed one (`further`)
 4. stand-ins  ONNX Runtime has no CPU kernel for the type: float32 twins of both, else the
               reference evaluator of onnx for small models
 5. compare    `patchconv_deploy.verify.comparison`, by the coarsest type on the way (`ways`)
@@ -14,7 +15,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,8 @@ import psutil
 from engines.errors import TimeLimit
 from engines.ort.run import installed
 from patchconv_deploy.errors import UsageError
-from patchconv_deploy.verify.cases import Ranges, cases
+from patchconv_deploy.verify.cases import Case, Ranges, case_at, cases
+from patchconv_deploy.verify.further import further_sizes
 from patchconv_deploy.verify.inputs import load_inputs
 from patchconv_deploy.verify.pairs import ARENA, compare_pair
 from patchconv_deploy.verify.ways import ways_of
@@ -46,6 +48,9 @@ logger = logging.getLogger(__name__)
 # Seconds a model may take to be opened and run, and how much longer the rewritten one may take.
 TIMEOUT_S = 1800.0
 
+# Seconds that the original may take at a further size, and sizes of a kind that are tried.
+_FURTHER_S, _TRIES = 20.0, 4
+
 _INTEGER_CONVS = frozenset({"QLinearConv", "ConvInteger"})
 
 
@@ -63,6 +68,8 @@ class Verification:
         shapes: Shapes of the inputs.
         outputs: One `comparison.OutputComparison` as a dictionary per output.
         declined: It did not run because nobody wanted it to.
+        sizes: All shapes of the inputs at which it passed, the first of them first.
+        final: There is no use in trying other sizes.
     """
 
     ran: bool
@@ -73,6 +80,8 @@ class Verification:
     shapes: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     outputs: tuple[Mapping[str, Any], ...] = ()
     declined: bool = False
+    sizes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
+    final: bool = False
 
     @property
     def faint(self) -> bool:
@@ -81,9 +90,9 @@ class Verification:
         return bool(floats) and all(output["faint"] for output in floats)
 
 
-def not_run(reason: str, *, declined: bool = False) -> Verification:
+def not_run(reason: str, *, declined: bool = False, final: bool = False) -> Verification:
     """Return the verification that did not happen."""
-    return Verification(ran=False, passed=None, reason=reason, declined=declined)
+    return Verification(False, None, reason, declined=declined, final=final)
 
 
 def verify(
@@ -121,31 +130,106 @@ def verify(
     if not installed():
         return not_run("onnxruntime is not installed; install patchconv-deploy[cpu]")
     last = not_run("no input size was found that the original runs at; give one with inputs=")
-    source = load(original)
-    for case in cases(loaded, source, seed, inputs, ranges or {}):
-        short = _does_not_fit(case.peak, outcome, loaded)
-        if short is not None:
-            return not_run(short)
-        try:
-            arrays = case.make()
-        except UsageError as error:
-            return not_run(str(error))
-        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
-        job = _job(source, loaded, outcome, shapes, rtol=rtol, atol=atol)
-        try:
-            result, via = compare_pair((original, rewritten), arrays, case.peak, job, timeout_s)
-        except TimeLimit as error:
-            return not_run(
-                f"the original model: {error}; allow more with timeout_s=, or verify a copy "
-                "with smaller fixed shapes"
-            )
-        found = _verdict(result, via, None if inputs else seed, shapes)
-        if found.ran and not (found.passed and found.faint):
+    pair = _Pair(original, rewritten, load(original), loaded, outcome, rtol, atol)
+    own_seed = None if inputs else seed
+    for case in cases(loaded, pair.source, seed, inputs, ranges or {}):
+        found = pair.compare(case, timeout_s, own_seed)
+        if found.final:
             return found
+        if found.ran and not (found.passed and found.faint):
+            return (
+                found if inputs else _at_further_sizes(pair, found, seed, ranges or {}, timeout_s)
+            )
         # Outputs near zero prove little: another size may say more, and else this stands.
         if found.ran or not last.ran:
             last = found
     return last
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    """Two models to compare.
+
+    Attributes:
+        original: The original's file.
+        rewritten: The rewritten model's file.
+        source: The original.
+        loaded: The rewritten model.
+        outcome: What was cut.
+        rtol: Tolerance relative to an output's spread; by element type if None.
+        atol: Absolute tolerance, added; by element type if None.
+    """
+
+    original: Path
+    rewritten: Path
+    source: Loaded
+    loaded: Loaded
+    outcome: Outcome
+    rtol: float | None
+    atol: float | None
+
+    def compare(self, case: Case, timeout_s: float, seed: int | None) -> Verification:
+        """Compare on one set of inputs.
+
+        Args:
+            case: The inputs.
+            timeout_s: Seconds that the original may take.
+            seed: Seed of the inputs, None if they were given.
+        """
+        short = _does_not_fit(case.peak, self.outcome, self.loaded)
+        if short is not None:
+            return not_run(short, final=True)
+        try:
+            arrays = case.make()
+        except UsageError as error:
+            return not_run(str(error), final=True)
+        shapes = {name: tuple(array.shape) for name, array in arrays.items()}
+        job = _job(self.source, self.loaded, self.outcome, shapes, rtol=self.rtol, atol=self.atol)
+        models = self.original, self.rewritten
+        try:
+            result, via = compare_pair(models, arrays, case.peak, job, timeout_s)
+        except TimeLimit as error:
+            return not_run(
+                f"the original model: {error}; allow more with timeout_s=, or verify a copy "
+                "with smaller fixed shapes",
+                final=True,
+            )
+        return _verdict(result, via, seed, shapes)
+
+
+def _at_further_sizes(
+    pair: _Pair, first: Verification, seed: int, ranges: Ranges, timeout_s: float
+) -> Verification:
+    """Verify at other heights as well, where patches are placed when the model runs.
+
+    Args:
+        pair: The models.
+        first: What was found at the first sizes.
+        seed: Seed of the inputs.
+        ranges: Sizes that may be used, where they are given.
+        timeout_s: Seconds that the original may take; at further sizes it gets no more than some.
+
+    Returns:
+        The first that fails; else the first, with the largest differences of all.
+    """
+    free = [cut for cut in pair.outcome.rewritten if cut.plan.tiling is None]
+    if not first.passed or not free:
+        return first
+    groups = further_sizes(pair.source, first.shapes, free[0].axis, ranges, pair.outcome.assumed)
+    found, sizes = [first], [first.shapes]
+    for group in groups:
+        for tried in group[:_TRIES]:
+            case = case_at(pair.loaded, pair.source, tried, seed)
+            here = pair.compare(case, min(timeout_s, _FURTHER_S), seed)
+            if here.ran and here.passed is False:
+                return here
+            if here.passed:
+                found.append(here)
+                sizes.append(here.shapes)
+                break
+    outputs = zip(*(each.outputs for each in found), strict=True)
+    worst = tuple(max(each, key=lambda o: float(o["max_rel"])) for each in outputs)
+    return replace(first, outputs=worst, sizes=tuple(sizes))
 
 
 def _job(
@@ -256,7 +340,8 @@ def _verdict(
     unstable = [o for o in outputs if o["passed"] is None]
     reason = "; ".join(f"{o['name']}: {o['reason']}" for o in bad or unstable)
     passed = False if bad else (None if unstable else True)
-    return Verification(True, passed, reason, via, seed, shapes, outputs)
+    sizes = (shapes,) if passed else ()
+    return Verification(True, passed, reason, via, seed, shapes, outputs, sizes=sizes)
 
 
 def check_inputs(path: Path | None, model: onnx.ModelProto) -> None:
