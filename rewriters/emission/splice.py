@@ -37,15 +37,17 @@ def arrange(
     made = {name for fragment in fragments.values() for name in fragment.makes}
     needed = {name for fragment in fragments.values() for name in fragment.reads}
     needed |= index.outputs
-    kept: set[int] = set()
+    gone = set(covered)
     for position in sorted(covered, reverse=True):
-        outputs = set(graph.node[position].output)
-        users = {user for name in outputs for user in index.users.get(name, ())}
-        if outputs.isdisjoint(made) and (outputs & needed or not users <= covered - kept):
-            kept.add(position)
+        outputs = index.ends[position][1]
+        if not made.isdisjoint(outputs):
+            continue
+        users = (user for name in outputs for user in index.users.get(name, ()))
+        if not needed.isdisjoint(outputs) or not gone.issuperset(users):
+            gone.remove(position)
     items: dict[tuple[int, int], int | Fragment] = {}
     for position in range(len(graph.node)):
-        if position not in covered or position in kept:
+        if position not in gone:
             items[position, 0] = position
         if position in fragments:
             items[position, 1] = fragments[position]

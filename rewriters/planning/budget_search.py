@@ -11,7 +11,8 @@ from dataclasses import replace
 from math import inf, isqrt, log
 from typing import TypeAlias
 
-from rewriters.planning.effort import LOOKED_FOR, PROVEN
+from rewriters.emission.forms import FORMS
+from rewriters.planning.effort import EMITTED, LOOKED_FOR, PROVEN
 from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
 from rewriters.planning.shortest_path import least_peak
 from rewriters.planning.stage_graph import StageGraph
@@ -24,6 +25,12 @@ __all__ = ["search_budgets"]
 
 # The first plans are weighed in every form and order, the rest in those that did best.
 _FIRST = 4
+
+# Effort for what hands strips over in so many patches, a share of the whole; and what twice as many
+# have to bring for as many again.
+_HANDED = 0.45
+
+_LOWER = 0.9
 
 # Budgets are no nearer to each other than that.
 _NEAR = 1.05
@@ -44,7 +51,7 @@ def search_budgets(weighed: WeighedPlans, reserve: float) -> None:
     """
     first: list[list[EvaluatedPlan]] = []
     effort, forms = weighed.effort, weighed.searched_forms
-    _hand_over(weighed, reserve)
+    _hand_over(weighed)
     for regions in _coarse_to_fine(weighed, reserve):
         if effort.left <= reserve:
             break
@@ -59,25 +66,34 @@ def search_budgets(weighed: WeighedPlans, reserve: float) -> None:
             weighed.weigh(regions, form, (order,))
 
 
-def _hand_over(weighed: WeighedPlans, reserve: float) -> None:
+def _hand_over(weighed: WeighedPlans) -> None:
     """Weigh plans that hand strips over, all regions in as many patches as the limits leave.
 
     What is handed over is counted as if all of it came about, which it does not: so each way of
     doing it is weighed, and not the one alone that seems best. In the order of the file, which
-    keeps strips and what is made of them together.
+    keeps strips and what is made of them together. They are dear to weigh: each doubling of the
+    patches has effort of its own, and there is no further one where the last brought little.
+    Windows shrink where they can: what uniform ones make twice grows with their number.
     """
     alike = 1 << (weighed.limits.splits.bit_length() - 1)
-    seen = set[tuple[RegionChoice, ...]]()
-    for graph in weighed.candidates.stage_graphs if alike > 1 else ():
-        if not graph.in_strips or weighed.effort.left <= reserve:
-            continue
-        for key, regions in list(_at(weighed, inf, graph, alike).items())[:1]:
-            if key in seen or not key:
-                continue
-            seen.add(key)
-            for form in weighed.searched_forms:
-                if weighed.effort.left > reserve:
-                    weighed.weigh(regions, form, ORDERS[:1])
+    graphs = [graph for graph in weighed.candidates.stage_graphs if graph.in_strips]
+    handed = weighed.handed
+    if alike == 1 or alike in handed or not graphs:
+        return
+    half, quarter = handed.get(alike // 2, inf), handed.get(alike // 4, inf)
+    handed[alike] = half
+    if half == quarter < inf or half > _LOWER * quarter:
+        return
+    shrinking = [form for form in weighed.searched_forms if FORMS[form].shrinks]
+    forms = shrinking or weighed.searched_forms
+    with weighed.effort.apart(_HANDED):
+        for graph in graphs:
+            for regions in list(_at(weighed, inf, graph, alike).values())[:1]:
+                cost = (1 + EMITTED) * weighed.evaluator.cost_of(regions)
+                for form in forms if regions and cost <= weighed.effort.left else ():
+                    plan = weighed.weigh(regions, form, ORDERS[:1])
+                    if plan is not None:
+                        handed[alike] = min(handed[alike], plan.peak.need)
 
 
 def _did_best(first: Sequence[Sequence[EvaluatedPlan]], forms: Sequence[str]) -> tuple[str, str]:
@@ -94,7 +110,7 @@ def _did_best(first: Sequence[Sequence[EvaluatedPlan]], forms: Sequence[str]) ->
 
 def _coarse_to_fine(weighed: WeighedPlans, reserve: float) -> Iterator[tuple[RegionPlan, ...]]:
     usual = replace(weighed.limits, recompute=_USUAL)
-    graphs = weighed.candidates.stage_graphs
+    graphs = _in_whole(weighed)
     least = [plan.peak for graph in graphs if (plan := least_peak(graph, usual))]
     low = max(1, min(least, default=0))
     high = max(1, weighed.candidates.plain_peak)
@@ -125,6 +141,11 @@ def _coarse_to_fine(weighed: WeighedPlans, reserve: float) -> Iterator[tuple[Reg
             between += (middle, found, high, higher), (low, lower, middle, found)
 
 
+def _in_whole(weighed: WeighedPlans) -> list[StageGraph]:
+    """Return the stages of which every region makes its results whole."""
+    return [graph for graph in weighed.candidates.stage_graphs if not graph.in_strips]
+
+
 def _at(
     weighed: WeighedPlans,
     budget: float,
@@ -138,7 +159,7 @@ def _at(
     Args:
         weighed: Has the candidates.
         budget: Most bytes alive at once.
-        graph: Where to search, None for everywhere.
+        graph: Where to search, None for everywhere but where strips are handed over.
         alike: Patches of every region, None for the fewest that do.
     """
     limits = replace(weighed.limits, budget=budget, alike=alike)
@@ -147,7 +168,7 @@ def _at(
     for shrinks in (True, False):
         regions = candidates.choose(
             replace(limits, shrinks=shrinks),
-            None if graph is None else [graph],
+            _in_whole(weighed) if graph is None else [graph],
         )
         weighed.effort.spend(LOOKED_FOR * candidates.looked_at + PROVEN * candidates.proved)
         candidates.looked_at = candidates.proved = 0

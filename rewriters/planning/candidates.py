@@ -124,8 +124,11 @@ class Candidates:
 
     def _cut(self, region: Region, splits: int) -> RegionPlan | Refusal:
         certain = self.facts.certain
-        self.proved += splits * sum(len(link.reads) for link in region.network.links)
         found = plan_region(region, certain.shapes, splits, certain.opset)
+        if isinstance(found, RegionPlan):
+            self.proved += found.walked
+        else:
+            self.proved += splits * sum(len(link.reads) for link in region.network.links)
         if isinstance(found, RegionPlan) and found.tiling is not None and found.tiling.trim == 0:
             return Refusal(region.label, "the halo is as tall as the image", "halo-too-tall")
         return found

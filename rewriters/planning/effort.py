@@ -6,6 +6,9 @@ predicted (20 to 30 us each), with all else in terms of these.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from rewriters.planning.progress import Progress
 
 __all__ = ["EMITTED", "LOOKED_FOR", "PROVEN", "Effort"]
@@ -29,7 +32,7 @@ class Effort:
     """An account of effort, filled level by level.
 
     Args:
-        nodes: Number of nodes of the model.
+        nodes: Number of nodes of the model as it is written.
 
     Attributes:
         whole: What there is for all levels.
@@ -56,6 +59,19 @@ class Effort:
         self._given += share * self.whole - max(0.0, self.left)
         self.left = min(0.0, self.left) + share * self.whole
         return share * self.whole
+
+    @contextmanager
+    def apart(self, share: float) -> Iterator[None]:
+        """Have a share of the whole for one thing, and nothing else; what it leaves is gone."""
+        kept, given = self.left, share * self.whole
+        self.left, self._given = given, self._given + given - kept
+        self._total += given
+        try:
+            yield
+        finally:
+            unused, self.left = self.left, kept
+            self._given += kept - unused
+            self._total -= unused
 
     def spend(self, effort: float) -> None:
         """Take from what is left."""

@@ -189,21 +189,19 @@ def _shapes_of_gone(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dic
     """Return what makes the shapes of tensors that will not be there: constants, or worked out."""
     certain, index = facts.certain, facts.index
     made = {name for fragment in fragments.values() for name in fragment.makes}
+    gone = {at: fragment for fragment in fragments.values() for at in fragment.covers}
     found = {}
-    for fragment in fragments.values():
-        for position in fragment.covers:
-            for name in set(certain.graph.node[position].output) - made:
-                for user in index.users.get(name, ()):
-                    node = certain.graph.node[user]
-                    if node.op_type != "Shape" or user in fragments:
-                        continue
-                    value = certain.constants.array(node.output[0])
-                    sizes = certain.free.shape_of(node)
-                    if value is not None:
-                        found[user] = fold(user, node, value, fragment)
-                    elif sizes is not None:
-                        places = certain.free.places
-                        found[user] = work_out(user, node, sizes, places, fragment)
+    for user in facts.shape_nodes:
+        node = certain.graph.node[user]
+        fragment = gone.get(index.producer.get(node.input[0], -1))
+        if fragment is None or user in fragments or node.input[0] in made:
+            continue
+        value = certain.constants.array(node.output[0])
+        sizes = certain.free.shape_of(node)
+        if value is not None:
+            found[user] = fold(user, node, value, fragment)
+        elif sizes is not None:
+            found[user] = work_out(user, node, sizes, certain.free.places, fragment)
     return found
 
 

@@ -18,7 +18,7 @@ from rewriters.memory.lowering.node import copied
 from rewriters.memory.peak import Peak
 from rewriters.memory.targets import ENGINES
 from rewriters.planning.candidates import choice_of
-from rewriters.planning.effort import EMITTED
+from rewriters.planning.effort import EMITTED, PROVEN
 from rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
 from rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, choices_of
 from rewriters.planning.model_facts import ModelFacts
@@ -107,7 +107,8 @@ class PlanEvaluator:
             made = emit_region(plan, form, self.facts, self._names, plan.region.label)
             self._emitted[key] = made
             further = plan.splits * self._further(plan.region.nodes)
-            self._spend(EMITTED * (made.fragment.count + further))
+            proven = 0 if made.plan.stride is None else PROVEN * made.plan.walked
+            self._spend(EMITTED * (made.fragment.count + further) + proven)
         return self._emitted[key]
 
     def cost_of(self, regions: Sequence[RegionPlan]) -> float:
@@ -200,7 +201,9 @@ class PlanEvaluator:
         }
         most, least, around = [0] * len(emitted), [inf] * len(emitted), 0
         for label, size in peak.live_bytes:
-            at = own.get(label, own.get(copied(label)))
+            at = own.get(label)
+            if at is None:
+                at = own.get(copied(label))
             if at is None:
                 around = max(around, size)
             else:

@@ -108,6 +108,12 @@ class ModelFacts:
         return order
 
     @cached_property
+    def shape_nodes(self) -> list[int]:
+        """Positions of the nodes that return a tensor's shape."""
+        nodes = self.certain.graph.node
+        return [at for at, node in enumerate(nodes) if node.op_type == "Shape"]
+
+    @cached_property
     def work(self) -> list[float]:
         """Multiply-accumulates of each node, by position (`planning.work`)."""
         return [node_work(node, self.sizing) for node in self.certain.graph.node]

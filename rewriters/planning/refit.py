@@ -8,6 +8,7 @@ step     of a plan that nothing beats: one region in a few patches more or less
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Collection
 from math import inf
 
@@ -43,13 +44,17 @@ def polish(weighed: WeighedPlans, reserve: float) -> None:
     """
     refitted: set[EvaluatedPlan] = set()
     stepped: set[EvaluatedPlan] = set()
+    near = deque[EvaluatedPlan]()
+    known = -1
     # Fewer patches would bring back a tensor above the limit.
     while weighed.effort.left > reserve and not weighed.too_large:
-        near = _hardly_beaten(weighed, refitted)
+        if weighed.count != known:
+            near, known = deque(_hardly_beaten(weighed, refitted)), weighed.count
         if near:
             refitted.add(near[0])
             for share in _REFITTED:
                 _refit(weighed, near[0], share * near[0].level)
+            near.popleft()
             continue
         pending = [plan for plan in pareto_front(weighed.by_time()) if plan not in stepped]
         if not pending:

@@ -39,6 +39,8 @@ class WeighedPlans:
         too_large: The model as it is has tensors of too many elements.
         searched_forms: Forms in which plans of the search are weighed; a loop is weighed of the
             best.
+        handed: Per number of patches of plans that hand strips over, the least that any of so many
+            or fewer needs, bytes.
     """
 
     def __init__(
@@ -54,10 +56,11 @@ class WeighedPlans:
         self.searched_forms = [form for form in forms if form in UNROLLED_FORMS] or forms
         self.limits = Limits(splits=1, elements=elements)
         self.too_large = elements is not None and candidates.stage_graphs[0].too_large(elements)
-        self.effort = Effort(len(predictor.facts.certain.graph.node))
+        self.effort = Effort(len(predictor.facts.uncut))
         self.evaluator = PlanEvaluator(
             predictor, engine, candidates.links.keys(), self.effort.spend
         )
+        self.handed: dict[int, float] = {}
         self._plans: dict[tuple[tuple[RegionChoice, ...], str], EvaluatedPlan | None] = {}
 
     def weigh(
@@ -91,6 +94,11 @@ class WeighedPlans:
             if plan is not None and (best is None or plan.peak.need < best.peak.need):
                 best = plan
         return best
+
+    @property
+    def count(self) -> int:
+        """How many plans were weighed, with those that cannot be done."""
+        return len(self._plans)
 
     def all(self) -> list[EvaluatedPlan]:
         """Return all plans, those weighed first first."""

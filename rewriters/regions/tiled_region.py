@@ -122,6 +122,16 @@ class RegionPlan:
         # Of a small output the last cores are empty.
         return first.rows, tuple(sorted({row for row in begins if 0 < row < first.rows}))
 
+    @property
+    def walked(self) -> int:
+        """About how many operators of a patch the proof looked at."""
+        network = self.region.network
+        if self.tiling is not None:
+            return self.splits * sum(len(link.reads) for link in network.links)
+        if self.stride is not None:
+            return rounds.effort(network, self.stride)
+        return proof_any_height.effort(network, self.splits)
+
     def shrunk(self) -> RegionPlan:
         """Return the same with windows that shrink, where they can (`tiling.shrinking`)."""
         if self.tiling is None or self.rows is None:
