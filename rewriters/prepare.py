@@ -131,7 +131,12 @@ def predictor_for(
     (`ModelFacts.statistics`).
     """
     largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
-    read = partial(analyse, allow_custom_ops=options.allow_custom_ops, largest=largest)
+
+    def read(model: onnx.ModelProto, slim: onnx.ModelProto) -> ModelFacts:
+        made = analyse(model, slim, allow_custom_ops=options.allow_custom_ops, largest=largest)
+        free = made.certain.free.within(options.ranges)
+        return replace(made, certain=replace(made.certain, free=free))
+
     untouched = onnx.ModelProto()
     untouched.CopyFrom(slim)
     facts = read(model, slim)

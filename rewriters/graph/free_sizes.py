@@ -10,7 +10,7 @@ no function of one free size stays unknown.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,38 @@ class FreeSizes:
         values: Elements of small tensors of sizes, likewise.
         places: An input of the model and a dimension of it, for each free size.
         elements: Element types that nothing else tells.
+        ranges: The least and the largest of a free size, where that is given.
     """
 
     dims: Mapping[str, Dims]
     values: Mapping[str, Dims]
     places: Mapping[str, tuple[str, int]]
     elements: Mapping[str, int]
+    ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+
+    def within(self, given: Mapping[str, Sequence[tuple[int, int]]]) -> FreeSizes:
+        """Return the same with the ranges of some inputs' sizes.
+
+        Args:
+            given: Per input the least and the largest of each dimension.
+        """
+        ranges = dict[str, tuple[int, int]]()
+        for name, pairs in given.items():
+            for size, (low, high) in zip(self.dims.get(name, ()), pairs, strict=False):
+                if size is not None and size.symbol:
+                    known = ranges.get(size.symbol, (low, high))
+                    ranges[size.symbol] = max(low, known[0]), min(high, known[1])
+        return replace(self, ranges=ranges)
+
+    def range_of(self, size: Size | None) -> tuple[int, int] | None:
+        """Return the least and the largest that a size is, None where that is not given."""
+        if size is None or size.symbol not in self.ranges or size.slope < 1:
+            return None
+        low, high = self.ranges[size.symbol]
+        # It grows from period to period.
+        least = min(size.at(n) for n in range(low, min(high, low + size.period - 1) + 1))
+        most = max(size.at(n) for n in range(max(low, high - size.period + 1), high + 1))
+        return least, most
 
     def certain(self, shapes: Shapes) -> Shapes:
         """Return shapes with what turns out to be the same at every size."""

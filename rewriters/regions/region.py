@@ -49,6 +49,8 @@ class Region:
         links: Per node its row map, the inputs that carry the axis, and what to replace.
         rank: Dimensions of all its tensors where they are convolutions' alone, else 0: then every
             rank is known.
+        heights: The least and the largest height (`Network.rows_at`) that it is run at, where that
+            is given; None for any.
     """
 
     nodes: tuple[int, ...]
@@ -57,6 +59,7 @@ class Region:
     network: Network
     links: tuple[RowLocal, ...]
     rank: int = 0
+    heights: tuple[int, int] | None = None
 
     @property
     def inputs(self) -> tuple[Edge, ...]:
@@ -132,14 +135,18 @@ def make_region(
     outputs = tuple(numbers[made[name]] for name in made if name in wanted)
     network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
     edges = tuple(numbers)
+    given: tuple[int, int] | None = None
     if any(_is_free(facts.shapes, edges[number]) for number in inputs):
         if len(inputs) > 1:
             network = replace(network, sizes=_sizes(facts, [edges[n] for n in inputs]))
         if len(inputs) == 1 or network.sizes:
             network = tallest_first(network)
-    region = Region(
-        ordered, label, tuple(numbers), network, tuple(links[at] for at in ordered), rank
-    )
+        size = facts.free.size(edges[inputs[0]].name, edges[inputs[0]].axis)
+        if network.sizes and size is not None:  # its height is the model's own
+            size = Size.free(size.symbol)
+        given = facts.free.range_of(size)
+    own = tuple(links[at] for at in ordered)
+    region = Region(ordered, label, tuple(numbers), network, own, rank, given)
     return _fitting(facts, region) or region
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rewriters.graph.shapes import Shapes
 from rewriters.operators.record import ROWS
@@ -156,18 +157,62 @@ class RegionPlan:
             stride: Steps that each patch has of its own.
         """
         network, label = self.region.network, self.region.label
+        notes = self.notes
         if self.tiling is not None:
             assert self.rows is not None
-            tiling = rounds.tile_rounds(self.extents, stride)
+            tiling: Tiling | None = rounds.tile_rounds(self.extents, stride)
+            assert tiling is not None
             reason = proof.prove(network, self.rows, tiling)
-        elif rounds.effort(network, stride) > _MOST_EFFORT:
-            tiling, reason = None, "its patches are too tall to prove every height"
         else:
-            tiling, reason = None, rounds.prove_rounds(network, stride)
+            tiling = None
+            reason, alone = _proven(self.region, partial(_prove_rounds, stride=stride))
+            notes = (*(note for note in notes if note != _given_alone(self.region)), *alone)
         if reason is not None:
             return Refusal(label, reason, "not-provable")
         splits = self.splits if tiling is None else len(tiling.patches)
-        return replace(self, splits=splits, tiling=tiling, shrinking=None, stride=stride)
+        return replace(
+            self, splits=splits, tiling=tiling, shrinking=None, stride=stride, notes=notes
+        )
+
+
+def _prove_rounds(network: networks.Network, stride: int) -> str | None:
+    if rounds.effort(network, stride) > _MOST_EFFORT:
+        return "its patches are too tall to prove every height"
+    return rounds.prove_rounds(network, stride)
+
+
+def _prove_shares(network: networks.Network, splits: int) -> str | None:
+    if proof_any_height.effort(network, splits) > _MOST_EFFORT:
+        return (
+            "its stride, kernel or number of splits is too large to prove every height; fix the "
+            "height with shapes="
+        )
+    return proof_any_height.prove_every_height(network, splits)
+
+
+def _proven(
+    region: Region, prove: Callable[[networks.Network], str | None]
+) -> tuple[str | None, tuple[str, ...]]:
+    """Prove a region at every height, or else at those that are given for it.
+
+    Args:
+        region: The region.
+        prove: Returns why a network cannot be proven, None if it is.
+
+    Returns:
+        Why not, None if it is proven; and what is to be said of it.
+    """
+    reason = prove(region.network)
+    if reason is None or region.heights is None:
+        return reason, ()
+    least, most = region.heights
+    reason = prove(replace(region.network, least=least, most=most))
+    return reason, () if reason else (_given_alone(region),)
+
+
+def _given_alone(region: Region) -> str:
+    least, most = region.heights or (1, 1)
+    return f"proven from {least} to {most} rows alone, the heights that are given with shapes="
 
 
 def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:
@@ -189,11 +234,14 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
     ranks = tuple(region.rank or len(shapes.dims.get(edge.name, ())) for edge in edges)
     rows = region.rows(shapes)
     if rows is None:
-        reason = _plan_every_height(region, splits, opset)
+        refused = _refused_at_run_time(region, opset)
+        if refused is not None:
+            return refused
+        reason, alone = _proven(region, partial(_prove_shares, splits=splits))
         if reason is not None:
-            return reason
+            return Refusal(label, reason, "not-provable")
         extents = proof.extents(network, None, networks.first_height(network))
-        return RegionPlan(region, splits, None, step, extents, ranks, None)
+        return RegionPlan(region, splits, None, step, extents, ranks, None, alone)
     whole = networks.heights(network, rows)
     if isinstance(whole, str):
         return Refusal(label, whole, "not-provable")
@@ -214,19 +262,12 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
     )
 
 
-def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | None:
-    """Prove a region at every height; return why that cannot be done."""
-    label, network = region.label, region.network
+def _refused_at_run_time(region: Region, opset: int) -> Refusal | None:
+    """Return why a region cannot be cut where its height is known when it runs, None if it may."""
+    label = region.label
     if any(ROWS in numbers for link in region.links for numbers in link.constants.values()):
         reason = "it holds sizes that are known at run time alone; fix them with shapes="
         return Refusal(label, reason, "size-unknown")
-    if proof_any_height.effort(network, splits) > _MOST_EFFORT:
-        return Refusal(
-            label,
-            "its stride, kernel or number of splits is too large to prove every height; fix the "
-            "height with shapes=",
-            "not-provable",
-        )
     if opset < 10:
         return Refusal(
             label,
@@ -234,5 +275,4 @@ def _plan_every_height(region: Region, splits: int, opset: int) -> Refusal | Non
             "shapes=, or convert with upgrade_opset=13",
             "opset-too-old",
         )
-    found = proof_any_height.prove_every_height(network, splits)
-    return None if found is None else Refusal(label, found, "not-provable")
+    return None

@@ -70,6 +70,8 @@ class Network:
         outputs: Tensors that are wanted.
         sizes: Rows of each input where they are known when the model runs alone and there are
             several: functions of the model's own height. One input's are its own.
+        least: The least height that it is run at.
+        most: The largest one, None for any.
     """
 
     tensors: int
@@ -77,6 +79,17 @@ class Network:
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     sizes: tuple[Size, ...] = ()
+    least: int = 1
+    most: int | None = None
+
+    def within(self, heights: range) -> range:
+        """Return the heights to prove in place of some that begin with the first one there is.
+
+        From one on they repeat: as many, from the least that it is run at, have all that differ.
+        """
+        begin = max(heights.start, self.least)
+        end = begin + len(heights)
+        return range(begin, end if self.most is None else min(end, self.most + 1))
 
     def rows_at(self, height: int) -> tuple[int, ...]:
         """Return the rows of each input at a height of the model, or of its one input."""

@@ -17,7 +17,7 @@ Walking assumes the worst: a row that reads the padding at an interior edge of a
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
@@ -220,11 +220,11 @@ def window_slack(network: Network, at: int = 0) -> int:
     return most
 
 
-def heights_to_walk(network: Network, worst: Sequence[Extent], splits: int) -> Iterator[int]:
-    """Yield every height at which something new can happen; see `prove_every_height`."""
+def heights_to_walk(network: Network, worst: Sequence[Extent], splits: int) -> range:
+    """Return every height at which something new can happen; see `prove_every_height`."""
     rounds = 2 * splits + 2 + max((e.top + e.tail) // e.step for e in worst)
     first = first_height(network)
-    yield from range(first, first + period(network) * rounds + reach(network))
+    return range(first, first + period(network) * rounds + reach(network))
 
 
 def period(network: Network) -> int:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
 from rewriters.tiling.network import (
@@ -32,14 +32,15 @@ __all__ = ["effort", "prove_every_height", "prove_heights"]
 
 def prove_heights(
     network: Network,
-    to_walk: Callable[[Sequence[Extent]], Iterable[int]],
+    to_walk: Callable[[Sequence[Extent]], range],
     tile: Callable[[Sequence[Extent], Sequence[int]], Tiling | str],
 ) -> str | None:
     """Prove a region at many heights, each window once.
 
     Args:
         network: The region.
-        to_walk: Returns the heights, given the outputs with the wrong rows of any height.
+        to_walk: Returns the heights, given the outputs with the wrong rows of any height; those
+            that it is run at are proven (`Network.within`).
         tile: Returns the patches at a height, given the outputs and the rows of every tensor; or
             why there are none.
 
@@ -57,7 +58,7 @@ def prove_heights(
     if any(extent.top >= FAR for extent in worst):
         return "its windows leave no right row"
     windows = Windows(step)
-    for rows in to_walk(worst):
+    for rows in network.within(to_walk(worst)):
         whole = heights(network, network.rows_at(rows))
         joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
         if whole == ONE_ROW and joined is None:
@@ -132,4 +133,4 @@ def effort(network: Network, splits: int) -> int:
     """
     turn = period(network)
     rounds = 2 * splits + 2 * reach(network) // turn + 2
-    return len(network.links) * splits * turn * rounds
+    return len(network.links) * splits * len(network.within(range(1, 1 + turn * rounds)))

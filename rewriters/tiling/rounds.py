@@ -119,7 +119,8 @@ def effort(network: Network, stride: int) -> int:
     """
     source = period(network)
     count = (_STRIDES * stride + 2) * source + 2 * reach(network)
-    return count * (len(network.links) + count // (stride * source) + 1)
+    walked = len(network.within(range(1, 1 + count)))
+    return walked * (len(network.links) + count // (stride * source) + 1)
 
 
 # Heights to prove, beyond the reach, in strides: a first, an interior and a last window.
