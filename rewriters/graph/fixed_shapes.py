@@ -58,10 +58,12 @@ def nominal_shapes(
             continue
         sizes = []
         dims = value.type.tensor_type.shape.dim
+        # Channels come last where they are known there, and no channels are known before.
+        flat = len(dims) > 3 and known_size(dims[1]) is None and known_size(dims[-1]) is not None
         for axis, dim in enumerate(dims):
             size = known_size(dim)
             if size is None:
-                size = (NOMINAL_BATCH, NOMINAL_CHANNELS)[axis] if axis < 2 else spatial
+                size = (NOMINAL_BATCH, spatial if flat else NOMINAL_CHANNELS, spatial)[min(axis, 2)]
                 if len(dims) < 3 and axis == 1:
                     size = 16
                 if value.name in wanted:
