@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from rewriters.emission.forms import FORMS
 from rewriters.planning.effort import EMITTED, LOOKED_FOR, PROVEN
-from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
+from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of, pareto_front
 from rewriters.planning.shortest_path import least_peak
 from rewriters.planning.stage_graph import StageGraph
 from rewriters.planning.stages import RegionChoice
@@ -26,9 +26,11 @@ __all__ = ["search_budgets"]
 # The first plans are weighed in every form and order, the rest in those that did best.
 _FIRST = 4
 
-# Effort for what hands strips over in so many patches, a share of the whole; and what twice as many
-# have to bring for as many again.
-_HANDED = 0.45
+# Effort for what hands strips over in so many patches, a share of the whole; in up to how many each
+# way of doing it is weighed; and what twice as many have to bring for as many again.
+_HANDED = 0.8
+
+_ALL = 16
 
 _LOWER = 0.9
 
@@ -76,24 +78,42 @@ def _hand_over(weighed: WeighedPlans) -> None:
     Windows shrink where they can: what uniform ones make twice grows with their number.
     """
     alike = 1 << (weighed.limits.splits.bit_length() - 1)
-    graphs = [graph for graph in weighed.candidates.stage_graphs if graph.in_strips]
     handed = weighed.handed
-    if alike == 1 or alike in handed or not graphs:
+    if alike == 1 or alike in handed:
         return
-    half, quarter = handed.get(alike // 2, inf), handed.get(alike // 4, inf)
-    handed[alike] = half
-    if half == quarter < inf or half > _LOWER * quarter:
-        return
+    handed[alike] = []
     shrinking = [form for form in weighed.searched_forms if FORMS[form].shrinks]
-    forms = shrinking or weighed.searched_forms
     with weighed.effort.apart(_HANDED):
-        for graph in graphs:
+        for graph in _worth_doubling(weighed, alike):
             for regions in list(_at(weighed, inf, graph, alike).values())[:1]:
                 cost = (1 + EMITTED) * weighed.evaluator.cost_of(regions)
-                for form in forms if regions and cost <= weighed.effort.left else ():
+                if not regions or cost > weighed.effort.left:
+                    continue
+                for form in shrinking or weighed.searched_forms:
                     plan = weighed.weigh(regions, form, ORDERS[:1])
                     if plan is not None:
-                        handed[alike] = min(handed[alike], plan.peak.need)
+                        handed[alike].append((graph, plan))
+
+
+def _worth_doubling(weighed: WeighedPlans, alike: int) -> list[StageGraph]:
+    """Return the stages in which strips are handed over in so many patches, the best first.
+
+    In many patches these are the ones that nothing beat in half as many, and in which half as many
+    brought enough.
+    """
+    if alike <= _ALL:
+        return [graph for graph in weighed.candidates.stage_graphs if graph.in_strips]
+    halves = weighed.handed.get(alike // 2, [])
+    quarter = {id(graph): plan.peak.need for graph, plan in weighed.handed.get(alike // 4, [])}
+    ranked = sorted(halves, key=lambda entry: entry[1].peak.need * entry[1].figures.time)
+    unbeaten = pareto_front(
+        sorted((plan for _, plan in halves), key=lambda p: (p.figures.time, p.peak.need))
+    )
+    return [
+        graph
+        for graph, plan in ranked
+        if plan in unbeaten and plan.peak.need < _LOWER * quarter.get(id(graph), 0)
+    ]
 
 
 def _did_best(first: Sequence[Sequence[EvaluatedPlan]], forms: Sequence[str]) -> tuple[str, str]:

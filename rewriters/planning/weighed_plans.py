@@ -12,6 +12,7 @@ from rewriters.planning.emitted_region import EmittedRegion
 from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
 from rewriters.planning.evaluator import PlanEvaluator
 from rewriters.planning.predictor import MemoryPredictor
+from rewriters.planning.stage_graph import StageGraph
 from rewriters.planning.stages import Limits, RegionChoice
 from rewriters.regions.tiled_region import RegionPlan
 
@@ -39,8 +40,7 @@ class WeighedPlans:
         too_large: The model as it is has tensors of too many elements.
         searched_forms: Forms in which plans of the search are weighed; a loop is weighed of the
             best.
-        handed: Per number of patches of plans that hand strips over, the least that any of so many
-            or fewer needs, bytes.
+        handed: Per number of patches the plans that hand strips over, with the stages of each.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class WeighedPlans:
         self.evaluator = PlanEvaluator(
             predictor, engine, candidates.links.keys(), self.effort.spend
         )
-        self.handed: dict[int, float] = {}
+        self.handed: dict[int, list[tuple[StageGraph, EvaluatedPlan]]] = {}
         self._plans: dict[tuple[tuple[RegionChoice, ...], str], EvaluatedPlan | None] = {}
 
     def weigh(
