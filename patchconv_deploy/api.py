@@ -101,6 +101,7 @@ def make_options(
     memory_budget: int | str | None,
     max_recompute: float | None,
     form: str,
+    patch_rows: int | None,
     target: str,
     max_tensor_elements: int | None,
     plan: Mapping[str, Any] | None,
@@ -121,6 +122,7 @@ def make_options(
     """
     whole = {
         "splits": splits,
+        "patch_rows": patch_rows,
         "max_tensor_elements": max_tensor_elements,
         "min_elements": min_elements,
         "upgrade_opset": upgrade_opset,
@@ -133,6 +135,7 @@ def make_options(
     return Options(
         splits=splits,
         form=form,
+        patch_rows=patch_rows,
         axis=axis,
         selection=Selection(min_elements, cut, left),
         shapes={n: each for n, shape in shapes.items() if (each := _fixed(shape)) is not None},
@@ -207,6 +210,7 @@ def rewrite(
     memory_budget: int | str | None = None,
     max_recompute: float | None = None,
     form: str = "auto",
+    patch_rows: int | None = None,
     target: str = "onnxruntime",
     max_tensor_elements: int | None = None,
     plan: Mapping[str, Any] | None = None,
@@ -254,6 +258,11 @@ def rewrite(
             where convolutions are named by ``include`` or ``min_elements``, single ones.
             `OptionError` for any other, and for single convolutions beside a budget or
             ``max_recompute``.
+        patch_rows: Where the height is free, the rows of a region's first output that each patch
+            has of its own, 1 or more, in the form "rounds"; of whole steps of the region, as many
+            or a few less. `OptionError` where they are fewer than a step, the height is fixed, the
+            form is another one, or beside ``splits``, ``memory_budget``,
+            ``max_tensor_elements`` or ``plan``.
         target: The engine that memory is predicted for: "onnxruntime" (at the session options that
             the report recommends), "onnxruntime-default" (at its own defaults), "triton" (at the
             options that a Triton server can be told) or "tensorrt". `OptionError` for any other.
@@ -334,6 +343,7 @@ def rewrite(
         memory_budget=memory_budget,
         max_recompute=max_recompute,
         form=form,
+        patch_rows=patch_rows,
         target=target,
         max_tensor_elements=max_tensor_elements,
         plan=plan,
@@ -461,6 +471,7 @@ def pareto(
         memory_budget=None,
         max_recompute=max_recompute,
         form="auto",
+        patch_rows=None,
         target=target,
         max_tensor_elements=max_tensor_elements,
         plan=None,
@@ -547,6 +558,7 @@ def convert_model(
     memory_budget: int | str | None = None,
     max_recompute: float | None = None,
     form: str = "auto",
+    patch_rows: int | None = None,
     target: str = "onnxruntime",
     max_tensor_elements: int | None = None,
     plan: Mapping[str, Any] | None = None,
@@ -582,6 +594,11 @@ def convert_model(
         form: How to cut: "fused", "shrinking", "loop", "rounds", "batch", "sequential" or "auto",
             as for `rewrite`. `OptionError` for any other, and for single convolutions beside a
             budget or ``max_recompute``.
+        patch_rows: Where the height is free, the rows of a region's first output that each patch
+            has of its own, 1 or more, in the form "rounds"; of whole steps of the region, as many
+            or a few less. `OptionError` where they are fewer than a step, the height is fixed, the
+            form is another one, or beside ``splits``, ``memory_budget``,
+            ``max_tensor_elements`` or ``plan``.
         target: The engine that memory is predicted for: "onnxruntime", "onnxruntime-default",
             "triton" or "tensorrt", as for `rewrite`. `OptionError` for any other.
         max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
@@ -627,6 +644,7 @@ def convert_model(
             memory_budget=memory_budget,
             max_recompute=max_recompute,
             form=form,
+            patch_rows=patch_rows,
             target=target,
             max_tensor_elements=max_tensor_elements,
             plan=plan,
@@ -647,6 +665,7 @@ def convert_model(
         memory_budget=memory_budget,
         max_recompute=max_recompute,
         form=form,
+        patch_rows=patch_rows,
         target=target,
         max_tensor_elements=max_tensor_elements,
         plan=plan,

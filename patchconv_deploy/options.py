@@ -166,6 +166,19 @@ _DECLARED = (
         kind=click.Choice(["auto", *FORMS]),
     ),
     Declared(
+        name="patch_rows",
+        flags=("--patch-rows",),
+        value="N",
+        help="Rows of a patch where the height is free (rounds), instead of --splits.",
+        meaning="where the height is free: rows of a region's first output that each patch has of "
+        "its own (of whole steps, as many or a few less), in the form `rounds`, in place of "
+        "`--splits` or a budget. The peak grows with them, the work with their number",
+        python=_REWRITES,
+        reported="patch_rows",
+        kind=int,
+        metavar="N",
+    ),
+    Declared(
         name="target",
         flags=("--target",),
         help="Engine that memory is predicted for.",

@@ -74,6 +74,7 @@ def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
 @option("memory_budget")
 @option("max_recompute")
 @option("form")
+@option("patch_rows")
 @option("target")
 @option("max_tensor_elements")
 @option("plan")
@@ -112,6 +113,7 @@ def rewrite_command(
     memory_budget: int | None,
     max_recompute: float | None,
     form: str,
+    patch_rows: int | None,
     target: str,
     max_tensor_elements: int | None,
     plan: Path | None,
@@ -159,6 +161,7 @@ def rewrite_command(
             memory_budget=memory_budget,
             max_recompute=max_recompute,
             form=form,
+            patch_rows=patch_rows,
             target=target,
             max_tensor_elements=max_tensor_elements,
             plan=given_plan,
@@ -181,6 +184,7 @@ def rewrite_command(
             memory_budget=memory_budget,
             max_recompute=max_recompute,
             form=form,
+            patch_rows=patch_rows,
             target=target,
             max_tensor_elements=max_tensor_elements,
             plan=given_plan,

@@ -169,6 +169,7 @@ def _options_json(options: Options) -> dict[str, Any]:
         "memory_budget_bytes": options.memory_budget,
         "max_recompute": options.max_recompute,
         "max_tensor_elements": options.max_tensor_elements,
+        "patch_rows": options.patch_rows,
         "target": options.target,
         "axis": options.axis,
         "min_elements": options.selection.min_elements,
