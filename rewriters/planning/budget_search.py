@@ -30,7 +30,7 @@ _FIRST = 4
 # way of doing it is weighed; and what twice as many have to bring for as many again.
 _HANDED = 0.8
 
-_ALL = 16
+_EVERY = 8
 
 _LOWER = 0.9
 
@@ -74,46 +74,44 @@ def _hand_over(weighed: WeighedPlans) -> None:
     What is handed over is counted as if all of it came about, which it does not: so each way of
     doing it is weighed, and not the one alone that seems best. In the order of the file, which
     keeps strips and what is made of them together. They are dear to weigh: each doubling of the
-    patches has effort of its own, and there is no further one where the last brought little.
-    Windows shrink where they can: what uniform ones make twice grows with their number.
+    patches has effort of its own.
     """
     alike = 1 << (weighed.limits.splits.bit_length() - 1)
     handed = weighed.handed
     if alike == 1 or alike in handed:
         return
-    handed[alike] = []
-    shrinking = [form for form in weighed.searched_forms if FORMS[form].shrinks]
+    handed[alike] = {}
     with weighed.effort.apart(_HANDED):
-        for graph in _worth_doubling(weighed, alike):
+        for graph, form in _worth_doubling(weighed, alike):
             for regions in list(_at(weighed, inf, graph, alike).values())[:1]:
                 cost = (1 + EMITTED) * weighed.evaluator.cost_of(regions)
-                if not regions or cost > weighed.effort.left:
-                    continue
-                for form in shrinking or weighed.searched_forms:
+                if regions and cost <= weighed.effort.left:
                     plan = weighed.weigh(regions, form, ORDERS[:1])
                     if plan is not None:
-                        handed[alike].append((graph, plan))
+                        handed[alike][graph, form] = plan
 
 
-def _worth_doubling(weighed: WeighedPlans, alike: int) -> list[StageGraph]:
-    """Return the stages in which strips are handed over in so many patches, the best first.
+def _worth_doubling(weighed: WeighedPlans, alike: int) -> list[tuple[StageGraph, str]]:
+    """Return the ways, stages and form, in which so many patches are weighed, the best first.
 
-    In many patches these are the ones that nothing beat in half as many, and in which half as many
-    brought enough.
+    In few patches every one. In many, those that nothing beat in half as many, where half as many
+    brought enough; windows that shrink a doubling longer, whose work does not grow with it.
     """
-    if alike <= _ALL:
-        return [graph for graph in weighed.candidates.stage_graphs if graph.in_strips]
-    halves = weighed.handed.get(alike // 2, [])
-    quarter = {id(graph): plan.peak.need for graph, plan in weighed.handed.get(alike // 4, [])}
-    ranked = sorted(halves, key=lambda entry: entry[1].peak.need * entry[1].figures.time)
-    unbeaten = pareto_front(
-        sorted((plan for _, plan in halves), key=lambda p: (p.figures.time, p.peak.need))
-    )
-    return [
-        graph
-        for graph, plan in ranked
-        if plan in unbeaten and plan.peak.need < _LOWER * quarter.get(id(graph), 0)
+    graphs = [graph for graph in weighed.candidates.stage_graphs if graph.in_strips]
+    forms = weighed.searched_forms
+    if alike <= _EVERY:
+        return [(graph, form) for graph in graphs for form in forms]
+    half, quarter = weighed.handed.get(alike // 2, {}), weighed.handed.get(alike // 4, {})
+    unbeaten = pareto_front(sorted(half.values(), key=lambda p: (p.figures.time, p.peak.need)))
+    found = [
+        way
+        for way, plan in sorted(half.items(), key=lambda e: e[1].peak.need * e[1].figures.time)
+        if plan in unbeaten and way in quarter and plan.peak.need < _LOWER * quarter[way].peak.need
     ]
+    if alike <= 2 * _EVERY:
+        ways = [(graph, form) for graph in graphs for form in forms if FORMS[form].shrinks]
+        found = [*ways, *(way for way in found if way not in ways)]
+    return found
 
 
 def _did_best(first: Sequence[Sequence[EvaluatedPlan]], forms: Sequence[str]) -> tuple[str, str]:

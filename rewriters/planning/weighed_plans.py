@@ -40,7 +40,7 @@ class WeighedPlans:
         too_large: The model as it is has tensors of too many elements.
         searched_forms: Forms in which plans of the search are weighed; a loop is weighed of the
             best.
-        handed: Per number of patches the plans that hand strips over, with the stages of each.
+        handed: Per number of patches the plans that hand strips over, by the stages and the form.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class WeighedPlans:
         self.evaluator = PlanEvaluator(
             predictor, engine, candidates.links.keys(), self.effort.spend
         )
-        self.handed: dict[int, list[tuple[StageGraph, EvaluatedPlan]]] = {}
+        self.handed: dict[int, dict[tuple[StageGraph, str], EvaluatedPlan]] = {}
         self._plans: dict[tuple[tuple[RegionChoice, ...], str], EvaluatedPlan | None] = {}
 
     def weigh(

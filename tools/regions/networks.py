@@ -172,8 +172,8 @@ NETWORKS: Mapping[str, Network] = {
         "vae_decoder",
         (64, 64),
         (
-            _budget(540, Floor(peak=1 / 2, time=1.10, plan=1 / 2)),
-            _budget(470, Floor(peak=1 / 3.5, time=1.55)),
+            _budget(472, Floor(peak=1 / 2, time=1.10, plan=1 / 2)),
+            _budget(335, Floor(peak=1 / 3.5, time=1.55)),
         ),
         _SD,
     ),
@@ -181,7 +181,7 @@ NETWORKS: Mapping[str, Network] = {
         "VAE decoder, 128 to 512 ch, 1024x1024",
         "vae_decoder",
         (128, 128),
-        (_budget(1300, Floor(peak=1 / 3, time=1.55)),),
+        (_budget(1350, Floor(peak=1 / 3, time=1.55)),),
         _SD,
         predicted=True,
     ),
@@ -189,7 +189,7 @@ NETWORKS: Mapping[str, Network] = {
         "VAE encoder, 128 to 512 ch, 512x512",
         "vae_encoder",
         (512, 512),
-        (_budget(330, Floor(peak=1 / 2, time=1.15)),),
+        (_budget(294, Floor(peak=1 / 2, time=1.15)), _budget(220)),
         _SD,
     ),
     "residual-blocks": Network(
@@ -197,8 +197,8 @@ NETWORKS: Mapping[str, Network] = {
         "residual_blocks",
         (512, 512),
         (
-            _budget(334, Floor(peak=1 / 1.7, time=1.05)),
-            _budget(262, Floor(peak=1 / 2.5, time=1.55)),
+            _budget(303, Floor(peak=1 / 1.7, time=1.05)),
+            _budget(207, Floor(peak=1 / 2.5, time=1.55)),
         ),
         {"base": 128, "groups": 32},
     ),
@@ -206,7 +206,7 @@ NETWORKS: Mapping[str, Network] = {
         "Style transfer, InstanceNorm, 1024x1024",
         "style_transfer",
         (1024, 1024),
-        (_budget(292, Floor(peak=1 / 3, time=1.4)),),
+        (_budget(217, Floor(peak=1 / 3, time=1.4)),),
         {"base": 32, "blocks": 5},
     ),
     "unet-3d": Network(
