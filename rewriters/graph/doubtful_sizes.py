@@ -65,7 +65,7 @@ def hide_doubtful(model: onnx.ModelProto, plain: Shapes, wrong: Collection[str])
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     hidden = False
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ("", "ai.onnx") or not node.output:
             continue
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":

@@ -452,7 +452,7 @@ def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
         node("GlobalAveragePool", "c", "g", name="pool"),
         node("Mul", "c g", "y", name="scale"),
     ]
-    dims = (1, 2, 96 * 64)  # a signal: of an image the pool would be one over each row
+    dims = (1, 2, 6143)  # a signal of a prime length: else the pool would be one over its blocks
     made = model(nodes, {"x": dims}, {"y": (None,) * 3}, {"w": noise(8, 2, 3)})
     onnx.save(made, tmp_path / "m.onnx")
     report = tmp_path / "i.json"
@@ -461,7 +461,7 @@ def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
     assert done.exit_code == 0
     assert "it pools over the whole image" in done.output
     data = json.loads(report.read_text())
-    assert data["tensors"][0]["bytes"] == 4 * 8 * 96 * 64
+    assert data["tensors"][0]["bytes"] == 4 * 8 * 6143
     assert data["barriers"][0]["node"] == "pool"
     # Both Convs' neighbours are row-local, but the pool wants the tensor between them whole.
     assert data["runs"] == []
