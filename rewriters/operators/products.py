@@ -118,7 +118,7 @@ def attend(record: Record, axis: int) -> RowLocal | str:
     return RowLocal(Pointwise(), tuple(carriers), axis)
 
 
-# What MultiHeadAttention's queries are one like another with.
+# Attributes under which MultiHeadAttention treats every query alike.
 _PLAIN_HEADS = frozenset({"num_heads", "scale", "mask_filter_value"})
 
 
@@ -142,6 +142,10 @@ def attend_by_heads(record: Record, axis: int) -> RowLocal | str:
     if axis == 1:
         if record.attributes.get("unidirectional", 0):
             return "its mask is counted from the first query on"
+        images_of = (factors[0] or (None,))[0]
+        if len(padding) == 1 and (images_of is None or padding[0] != images_of):
+            # Of any other length it may hold where each image's queries begin, too.
+            return "its mask of one axis may count queries"
         carriers = [(0, 1)]
         # Of keys alone it is the same for all queries.
         if len(padding) == 3:

@@ -191,6 +191,10 @@ def test_what_is_refused() -> None:
     counted = (*three, None, (2,))
     assert _asked(0, counted, (3,)) == "its keys are counted image by image"
     assert isinstance(_asked(1, counted, (3,)), RowLocal)
+    # Of 3 x images + 2 numbers some say where queries begin.
+    begins = "its mask of one axis may count queries"
+    assert _asked(1, (*three, None, (8,)), (3,)) == begins
+    assert _asked(1, (*three, None, (None,)), (3,)) == begins
 
 
 def test_images() -> None:
