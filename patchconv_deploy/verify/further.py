@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from patchconv_deploy.verify.cases import Ranges
 from rewriters.errors import RewriterError
 from rewriters.graph.constant_folding import infer_by_value
-from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, has_channels_last, nominal_shapes
 from rewriters.graph.model import Loaded
 from rewriters.graph.skeleton import skeleton
 
@@ -79,7 +79,7 @@ def _place(shape: Sequence[int | None], axis: int) -> int | None:
     """Return the dimension of an input that is cut, if it is free; channels may come last."""
     if len(shape) <= 2:
         return None
-    if shape[-1] is not None and shape[1] is None and len(shape) > 3:
+    if has_channels_last(shape):
         axis -= 1
     return axis if axis < len(shape) and shape[axis] is None else None
 

@@ -11,7 +11,14 @@ from rewriters.errors import OptionError
 from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size, required_inputs
 from rewriters.operators.record import Shape
 
-__all__ = ["correct_claims", "declare_outputs", "fix_shapes", "free_inputs", "nominal_shapes"]
+__all__ = [
+    "correct_claims",
+    "declare_outputs",
+    "fix_shapes",
+    "free_inputs",
+    "has_channels_last",
+    "nominal_shapes",
+]
 
 
 # What a free dimension counts as where only the order of magnitude of sizes is asked for.
@@ -29,6 +36,11 @@ def free_inputs(model: onnx.ModelProto) -> dict[str, Shape]:
             if any(size is None for size in shape):
                 free[value.name] = shape
     return free
+
+
+def has_channels_last(shape: Sequence[int | None]) -> bool:
+    """Tell whether an image's channels are its last dimension: known there, not where they lead."""
+    return len(shape) > 3 and shape[1] is None and shape[-1] is not None
 
 
 def nominal_shapes(
@@ -58,8 +70,7 @@ def nominal_shapes(
             continue
         sizes = []
         dims = value.type.tensor_type.shape.dim
-        # Channels come last where they are known there, and no channels are known before.
-        flat = len(dims) > 3 and known_size(dims[1]) is None and known_size(dims[-1]) is not None
+        flat = has_channels_last([known_size(dim) for dim in dims])
         for axis, dim in enumerate(dims):
             size = known_size(dim)
             if size is None:

@@ -26,12 +26,13 @@ __all__ = ["search_budgets"]
 # The first plans are weighed in every form and order, the rest in those that did best.
 _FIRST = 4
 
-# Effort for what hands strips over in so many patches, a share of the whole; in up to how many each
-# way of doing it is weighed; and what twice as many have to bring for as many again.
+# Effort for what hands strips over in one number of patches, a share of the whole.
 _HANDED = 0.8
 
+# Up to so many patches every way of handing over is weighed.
 _EVERY = 8
 
+# Twice as many patches are weighed where the last doubling lowered the need to this or less.
 _LOWER = 0.9
 
 # Budgets are no nearer to each other than that.
@@ -81,21 +82,25 @@ def _hand_over(weighed: WeighedPlans) -> None:
     if alike == 1 or alike in handed:
         return
     handed[alike] = {}
+    found = dict[StageGraph, tuple[RegionPlan, ...]]()
     with weighed.effort.apart(_HANDED):
         for graph, form in _worth_doubling(weighed, alike):
-            for regions in list(_at(weighed, inf, graph, alike).values())[:1]:
-                cost = (1 + EMITTED) * weighed.evaluator.cost_of(regions)
-                if regions and cost <= weighed.effort.left:
-                    plan = weighed.weigh(regions, form, ORDERS[:1])
-                    if plan is not None:
-                        handed[alike][graph, form] = plan
+            if graph not in found:
+                found[graph] = next(iter(_at(weighed, inf, graph, alike).values()), ())
+            regions = found[graph]
+            cost = (1 + EMITTED) * weighed.evaluator.cost_of(regions)
+            if not regions or cost > weighed.effort.left:
+                continue
+            plan = weighed.weigh(regions, form, ORDERS[:1])
+            if plan is not None:
+                handed[alike][graph, form] = plan
 
 
 def _worth_doubling(weighed: WeighedPlans, alike: int) -> list[tuple[StageGraph, str]]:
     """Return the ways, stages and form, in which so many patches are weighed, the best first.
 
     In few patches every one. In many, those that nothing beat in half as many, where half as many
-    brought enough; windows that shrink a doubling longer, whose work does not grow with it.
+    brought enough; in twice the few every one whose windows shrink too, whose work hardly grows.
     """
     graphs = [graph for graph in weighed.candidates.stage_graphs if graph.in_strips]
     forms = weighed.searched_forms

@@ -157,14 +157,11 @@ class RegionPlan:
             stride: Steps that each patch has of its own.
         """
         network, label = self.region.network, self.region.label
-        notes = self.notes
-        if self.tiling is not None:
-            assert self.rows is not None
-            tiling: Tiling | None = rounds.tile_rounds(self.extents, stride)
-            assert tiling is not None
+        notes, tiling = self.notes, None
+        if self.rows is not None:
+            tiling = rounds.tile_rounds(self.extents, stride)
             reason = proof.prove(network, self.rows, tiling)
         else:
-            tiling = None
             reason, alone = _proven(self.region, partial(_prove_rounds, stride=stride))
             notes = (*(note for note in notes if note != _given_alone(self.region)), *alone)
         if reason is not None:
