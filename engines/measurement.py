@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from engines.windows import Window
+from patchconv_deploy.engines.windows import Window
 
 __all__ = ["Job", "Measurement", "Spread", "cpu_name", "now"]
 

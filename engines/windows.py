@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from engines.errors import RunError
+from patchconv_deploy.engines.errors import RunError
 
 __all__ = ["Window", "as_json", "name_of", "write_windows"]
 

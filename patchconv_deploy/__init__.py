@@ -9,71 +9,29 @@ Errors are drawn as trees in `rewriters.errors` (what is wrong with a model, an 
 a runtime says); `OptionError` is the rewriters', `EngineOptionError` the engines' of that name.
 """
 
-from engines.errors import (
-    BuildError,
-    DeviceMissing,
-    EngineError,
-    EngineMissing,
-    LoadError,
-    NoKernel,
-    OutOfMemory,
-    ParseError,
-    RunError,
-    TimeLimit,
-    WorkspaceError,
-)
-from engines.errors import OptionError as EngineOptionError
-from patchconv_deploy.api import RewriteResult, convert_model, pareto, rewrite
-from patchconv_deploy.errors import Interrupted, PatchConvError, UsageError, VerificationError
-from patchconv_deploy.report.report import Report
-from patchconv_deploy.triton.write import check_triton_repository, write_triton_repository
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from patchconv_deploy.version import VERSION
-from rewriters.errors import (
-    BudgetError,
-    CrashError,
-    ExternalDataError,
-    ModelError,
-    Offer,
-    OptionError,
-    RewriterError,
-    SaveError,
-)
-from rewriters.planning.evaluated_plan import Candidate
+
+if TYPE_CHECKING:
+    from patchconv_deploy.public import *  # noqa: F403
 
 __version__ = VERSION
 
-__all__ = [
-    "BudgetError",
-    "BuildError",
-    "Candidate",
-    "CrashError",
-    "DeviceMissing",
-    "EngineError",
-    "EngineMissing",
-    "EngineOptionError",
-    "ExternalDataError",
-    "Interrupted",
-    "LoadError",
-    "ModelError",
-    "NoKernel",
-    "Offer",
-    "OptionError",
-    "OutOfMemory",
-    "ParseError",
-    "PatchConvError",
-    "Report",
-    "RewriteResult",
-    "RewriterError",
-    "RunError",
-    "SaveError",
-    "TimeLimit",
-    "UsageError",
-    "VerificationError",
-    "WorkspaceError",
-    "__version__",
-    "check_triton_repository",
-    "convert_model",
-    "pareto",
-    "rewrite",
-    "write_triton_repository",
-]
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: a process whose memory is measured imports this package as well."""
+    public = import_module(f"{__name__}.public")
+    if name == "__all__":
+        return sorted([*public.__all__, "__version__"])
+    if name in public.__all__:
+        return getattr(public, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """Return the names that are handed out beside the module's own."""
+    return sorted({*globals(), *__getattr__("__all__")})

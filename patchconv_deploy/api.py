@@ -14,12 +14,27 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import onnx
 
-from engines.measurement import Measurement
+from patchconv_deploy.engines.measurement import Measurement
 from patchconv_deploy.errors import UsageError, VerificationError
 from patchconv_deploy.measure.run import check_engine
 from patchconv_deploy.measure.session_options import recommend
 from patchconv_deploy.measure.tuning import Tuned, tune_rewritten
 from patchconv_deploy.report.report import Report, make_report
+from patchconv_deploy.rewriters.emission.graphsurgeon import (
+    from_graphsurgeon,
+    is_graphsurgeon,
+    to_graphsurgeon,
+)
+from patchconv_deploy.rewriters.graph.fixed_shapes import free_inputs
+from patchconv_deploy.rewriters.graph.model import Loaded, load
+from patchconv_deploy.rewriters.graph.normalise import normalise
+from patchconv_deploy.rewriters.look import pareto_of
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.plan_file import read_plan
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.sizes import SIZES, parse_size
@@ -30,17 +45,6 @@ from patchconv_deploy.verify.verification import (
     not_run,
     verify,
 )
-from rewriters.emission.graphsurgeon import from_graphsurgeon, is_graphsurgeon, to_graphsurgeon
-from rewriters.graph.fixed_shapes import free_inputs
-from rewriters.graph.model import Loaded, load
-from rewriters.graph.normalise import normalise
-from rewriters.look import pareto_of
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.plan_file import read_plan
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
 
 if TYPE_CHECKING:
     import torch

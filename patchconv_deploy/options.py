@@ -16,9 +16,9 @@ import click
 
 from patchconv_deploy.cli.types import AxisType, RangesType, SizeType
 from patchconv_deploy.measure.run import ENGINES
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.memory.targets import TARGETS
 from patchconv_deploy.verify.verification import TIMEOUT_S
-from rewriters.emission.forms import FORMS
-from rewriters.memory.targets import TARGETS
 
 __all__ = ["OPTIONS", "Declared", "names_of", "option", "option_table"]
 

@@ -31,16 +31,16 @@ from typing import BinaryIO, cast
 import onnx
 from google.protobuf.message import DecodeError
 
-from patchconv_deploy.scratch import scratch_folder
-from rewriters.errors import SaveError
-from rewriters.graph.external_data import (
+from patchconv_deploy.rewriters.errors import SaveError
+from patchconv_deploy.rewriters.graph.external_data import (
     copy_external,
     external_range,
     is_external,
     is_pending,
     tensors,
 )
-from rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.scratch import scratch_folder
 
 __all__ = ["StagedModel", "check_target", "external_files", "stage"]
 

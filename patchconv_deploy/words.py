@@ -28,9 +28,9 @@ from typing import Any
 
 import click
 
-from engines.errors import EngineError
+from patchconv_deploy.engines.errors import EngineError
 from patchconv_deploy.errors import PatchConvError
-from rewriters.errors import RewriterError
+from patchconv_deploy.rewriters.errors import RewriterError
 
 __all__ = ["Command", "flag_of", "in_flags"]
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from math import prod
 
-from rewriters.errors import BudgetError
-from rewriters.memory.peak import Peak, size_text
-from rewriters.options import OLDEST_OPSET, TOO_OLD, Options
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.peak_holders import unknown_sizes
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.memory.peak import Peak, size_text
+from patchconv_deploy.rewriters.options import OLDEST_OPSET, TOO_OLD, Options
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.peak_holders import unknown_sizes
 
 __all__ = ["check_budget", "fits_as_it_is"]
 

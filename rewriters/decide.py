@@ -9,21 +9,21 @@ from math import inf
 
 import onnx
 
-from rewriters.errors import BudgetError
-from rewriters.graph.nodes import convolutions_in_bodies
-from rewriters.memory.peak import Peak, size_text
-from rewriters.options import OLDEST_OPSET, TOO_OLD, Options
-from rewriters.planning.apply_plan import apply_plan
-from rewriters.planning.choose import ChosenRegions, choose_regions
-from rewriters.planning.emitted_region import EmittedRegion
-from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.peak_holders import Reason, reasons_of, size_advice
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.progress import Progress
-from rewriters.planning.single_convs import cut_singles
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.selection import ConvSize, Selection, candidates, select
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph.nodes import convolutions_in_bodies
+from patchconv_deploy.rewriters.memory.peak import Peak, size_text
+from patchconv_deploy.rewriters.options import OLDEST_OPSET, TOO_OLD, Options
+from patchconv_deploy.rewriters.planning.apply_plan import apply_plan
+from patchconv_deploy.rewriters.planning.choose import ChosenRegions, choose_regions
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.peak_holders import Reason, reasons_of, size_advice
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.single_convs import cut_singles
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.selection import ConvSize, Selection, candidates, select
 
 __all__ = ["Decision", "decide", "kept_nodes", "left_in_bodies"]
 

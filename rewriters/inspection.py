@@ -7,18 +7,18 @@ from dataclasses import dataclass
 
 import onnx
 
-from rewriters.emission.forms import GAIN
-from rewriters.memory.peak import Peak
-from rewriters.operators.record import Shape
-from rewriters.planning.candidates import candidates_of
-from rewriters.planning.choose import unbeaten
-from rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, original_of
-from rewriters.planning.evaluator import PlanEvaluator
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.stages import Limits
-from rewriters.statistic_costs import StatisticCost, statistic_costs
+from patchconv_deploy.rewriters.emission.forms import GAIN
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.planning.candidates import candidates_of
+from patchconv_deploy.rewriters.planning.choose import unbeaten
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, original_of
+from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.statistic_costs import StatisticCost, statistic_costs
 
 __all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
 

@@ -8,19 +8,19 @@ from math import inf
 
 import onnx
 
-from rewriters.decide import kept_nodes
-from rewriters.errors import OptionError
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.inspection import Inspection, inspect_model
-from rewriters.memory.targets import TARGETS
-from rewriters.options import MOST_SPLITS, OLDEST_OPSET, TOO_OLD, Options
-from rewriters.planning.choose import pareto
-from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.model_facts import analyse
-from rewriters.planning.peak_holders import Reason, unknown_sizes
-from rewriters.prepare import conv_sizes, holds_plan, look_at
+from patchconv_deploy.rewriters.decide import kept_nodes
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.inspection import Inspection, inspect_model
+from patchconv_deploy.rewriters.memory.targets import TARGETS
+from patchconv_deploy.rewriters.options import MOST_SPLITS, OLDEST_OPSET, TOO_OLD, Options
+from patchconv_deploy.rewriters.planning.choose import pareto
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.planning.peak_holders import Reason, unknown_sizes
+from patchconv_deploy.rewriters.prepare import conv_sizes, holds_plan, look_at
 
 __all__ = ["analyse_memory", "check_one_axis", "inspection_of", "pareto_of", "unknown_of"]
 

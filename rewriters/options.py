@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
-from rewriters.emission.forms import FORMS, SINGLE_FORMS
-from rewriters.errors import OptionError
-from rewriters.memory.targets import ENGINES, TARGETS
-from rewriters.planning.stages import Limits
-from rewriters.regions.row_locality import AXES
-from rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.emission.forms import FORMS, SINGLE_FORMS
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.memory.targets import ENGINES, TARGETS
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.regions.row_locality import AXES
+from patchconv_deploy.rewriters.regions.selection import Selection
 
 __all__ = ["MOST_SPLITS", "OLDEST_OPSET", "TOO_OLD", "Options"]
 

@@ -8,14 +8,14 @@ from typing import Any
 
 import onnx
 
-from rewriters.emission.conv_folding import Folded
-from rewriters.graph.shapes import Shapes
-from rewriters.memory.peak import Peak
-from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.peak_holders import Reason
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.selection import ConvSize
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.emission.conv_folding import Folded
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.peak_holders import Reason
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.selection import ConvSize
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["SESSION_OPTIONS_KEY", "Outcome", "Rewritten"]
 

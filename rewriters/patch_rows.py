@@ -10,16 +10,16 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-from rewriters.decide import Decision
-from rewriters.emission.names import NameScheme
-from rewriters.emission.rounds import OLDEST_OPSET
-from rewriters.errors import OptionError
-from rewriters.options import MOST_SPLITS, Options
-from rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
-from rewriters.planning.evaluator import recompute_of
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.decide import Decision
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.options import MOST_SPLITS, Options
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
+from patchconv_deploy.rewriters.planning.evaluator import recompute_of
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["check_patch_rows", "splits_for", "with_patch_rows"]
 

@@ -8,23 +8,23 @@ from functools import partial
 
 import onnx
 
-from rewriters.errors import OptionError
-from rewriters.graph.branches import inline_branches
-from rewriters.graph.constant_folding import Constants, infer_by_value
-from rewriters.graph.facts import CertainFacts
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.fused_convs import write_out_fused_convs
-from rewriters.graph.model import Loaded, opset_of
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.statistics import find_statistics, write_in_two
-from rewriters.graph.upgrade_opset import upgrade
-from rewriters.graph.use_def import index
-from rewriters.options import OLDEST_OPSET, Options
-from rewriters.planning.model_facts import ModelFacts, analyse
-from rewriters.planning.plan_file import METADATA_KEY
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.regions.row_locality import tiled_axes
-from rewriters.regions.selection import ConvSize, candidates, conv_size
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.branches import inline_branches
+from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.fused_convs import write_out_fused_convs
+from patchconv_deploy.rewriters.graph.model import Loaded, opset_of
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.statistics import find_statistics, write_in_two
+from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
+from patchconv_deploy.rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.options import OLDEST_OPSET, Options
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts, analyse
+from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.regions.row_locality import tiled_axes
+from patchconv_deploy.rewriters.regions.selection import ConvSize, candidates, conv_size
 
 __all__ = [
     "WrittenOut",

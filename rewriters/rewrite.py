@@ -16,31 +16,36 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import is_
 
-from rewriters.budget import check_budget, fits_as_it_is
-from rewriters.decide import Decision, decide, left_in_bodies
-from rewriters.emission.bodies import move_into_bodies
-from rewriters.emission.conv_folding import Folded, fold_clones
-from rewriters.emission.forms import SINGLE_FORMS
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.splice import drop_unused_value_info, splice
-from rewriters.errors import OptionError
-from rewriters.graph.check import check
-from rewriters.graph.fixed_shapes import correct_claims, declare_outputs
-from rewriters.graph.model import Loaded, record
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.upgrade_opset import upgrade
-from rewriters.graph.use_def import index
-from rewriters.memory.peak import Peak
-from rewriters.memory.targets import TARGETS
-from rewriters.options import Options
-from rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
-from rewriters.patch_rows import check_patch_rows, splits_for, with_patch_rows
-from rewriters.planning.emitted_region import EmittedRegion, ordered, predict, predict_all
-from rewriters.planning.peak_holders import unknown_sizes
-from rewriters.planning.plan_file import METADATA_KEY, plan_data
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.progress import Progress
-from rewriters.prepare import (
+from patchconv_deploy.rewriters.budget import check_budget, fits_as_it_is
+from patchconv_deploy.rewriters.decide import Decision, decide, left_in_bodies
+from patchconv_deploy.rewriters.emission.bodies import move_into_bodies
+from patchconv_deploy.rewriters.emission.conv_folding import Folded, fold_clones
+from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info, splice
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.check import check
+from patchconv_deploy.rewriters.graph.fixed_shapes import correct_claims, declare_outputs
+from patchconv_deploy.rewriters.graph.model import Loaded, record
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
+from patchconv_deploy.rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.targets import TARGETS
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
+from patchconv_deploy.rewriters.patch_rows import check_patch_rows, splits_for, with_patch_rows
+from patchconv_deploy.rewriters.planning.emitted_region import (
+    EmittedRegion,
+    ordered,
+    predict,
+    predict_all,
+)
+from patchconv_deploy.rewriters.planning.peak_holders import unknown_sizes
+from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY, plan_data
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.prepare import (
     WrittenOut,
     conv_sizes,
     fix_sizes,
@@ -49,7 +54,7 @@ from rewriters.prepare import (
     predictor_for,
     write_out,
 )
-from rewriters.regions.selection import ConvSize, region_size
+from patchconv_deploy.rewriters.regions.selection import ConvSize, region_size
 
 __all__ = ["rewrite_model"]
 

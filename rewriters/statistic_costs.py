@@ -15,10 +15,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from rewriters.graph.statistics import Statistic
-from rewriters.operators.elementwise import BROADCAST
-from rewriters.operators.record import RowLocal
-from rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.graph.statistics import Statistic
+from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
+from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 
 __all__ = ["StatisticCost", "statistic_costs"]
 

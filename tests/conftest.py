@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from engines.errors import EngineMissing
-from engines.trt.build import load_module
+from patchconv_deploy.engines.errors import EngineMissing
+from patchconv_deploy.engines.trt.build import load_module
 from tests.support.networks import exported, ocr
 
 __all__ = ["exported", "ocr", "rtx"]

@@ -39,12 +39,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engines.errors import DeviceMissing, EngineMissing
-from engines.gpu.cuda import Cuda, cuda_device, cuda_memory_bytes
-from engines.ort.measure import ROUNDS
-from engines.ort.options import PROVIDERS
-from engines.ort.run import installed as onnxruntime_installed
-from engines.trt.build import load_module
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing
+from patchconv_deploy.engines.gpu.cuda import Cuda, cuda_device, cuda_memory_bytes
+from patchconv_deploy.engines.ort.measure import ROUNDS
+from patchconv_deploy.engines.ort.options import PROVIDERS
+from patchconv_deploy.engines.ort.run import installed as onnxruntime_installed
+from patchconv_deploy.engines.trt.build import load_module
 from tools.a100.asking import CPU_ENGINES, GPU_ENGINES, Engine
 from tools.a100.cases import Cell, matrix
 from tools.a100.models import FREE

@@ -27,16 +27,16 @@ from typing import Any
 
 import click
 
-from engines.measurement import Measurement
-from engines.ort.options import OrtOptions
 from patchconv_deploy import rewrite
 from patchconv_deploy.api import RewriteResult
+from patchconv_deploy.engines.measurement import Measurement
+from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.measure.run import (
     measure_onnxruntime,
     measure_with_tensorrt,
     tune_onnxruntime,
 )
-from rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.errors import BudgetError
 from tools.regions.networks import NETWORKS, SETS, Network, Rewriting, make
 from tools.regions.table import markdown, processes_of
 

@@ -31,12 +31,12 @@ from onnx import helper, numpy_helper
 from rich.console import Console
 from rich.table import Table
 
-from rewriters.errors import BudgetError
-from rewriters.graph.external_data import copy_external
-from rewriters.graph.model import Loaded, load
-from rewriters.options import Options
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph.external_data import copy_external
+from patchconv_deploy.rewriters.graph.model import Loaded, load
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tools.models.deep import KINDS, make
 
 __all__ = ["MAX_SEARCH", "SEARCHES", "main", "search"]

@@ -21,8 +21,8 @@ from typing import Any
 import click
 import onnx
 
-from engines.ort.options import OrtOptions
 from patchconv_deploy import rewrite
+from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.measure.run import measure_onnxruntime
 from tools.calibrate_memory import conv_chain, ocr_file
 from tools.export_models import export

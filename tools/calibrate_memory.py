@@ -27,20 +27,20 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import BuildError, ParseError
-from engines.ort.options import OrtOptions
-from engines.process.child import child_process
-from engines.trt.build import build, load_module
-from engines.trt.options import BuildOptions
 from patchconv_deploy import convert_model
+from patchconv_deploy.engines.errors import BuildError, ParseError
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.process.child import child_process
+from patchconv_deploy.engines.trt.build import build, load_module
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.reader import read
+from patchconv_deploy.rewriters.memory.targets import ENGINES, Engine
 from patchconv_deploy.verify.inputs import save_inputs
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.memory.peak import Peak
-from rewriters.memory.reader import read
-from rewriters.memory.targets import ENGINES, Engine
 
 __all__ = [
     "BOUNDS",
@@ -373,7 +373,7 @@ def measured(path: Path, target: str) -> int:
     save_inputs(inputs, {value.name: noise})
     with (
         tempfile.TemporaryDirectory(prefix="patchconv-") as folder,
-        child_process("engines.ort.child", "0") as child,
+        child_process("patchconv_deploy.engines.ort.child", "0") as child,
     ):
         answer = child.ask(
             "profile",

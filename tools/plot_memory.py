@@ -10,10 +10,10 @@ from pathlib import Path
 
 import click
 
-from rewriters.graph.inference import infer
-from rewriters.graph.model import load
-from rewriters.graph.skeleton import skeleton
-from rewriters.memory.reader import profile
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.memory.reader import profile
 
 _ENGINE = "onnxruntime-tuned"
 _MOST = 300

@@ -27,9 +27,9 @@ import click
 import numpy as np
 import onnx
 
-from engines.process.child import Child, child_process
 from patchconv_deploy import rewrite
 from patchconv_deploy.cli.types import SizeType
+from patchconv_deploy.engines.process.child import Child, child_process
 
 __all__ = ["Figures", "main", "markdown", "measure", "quality"]
 

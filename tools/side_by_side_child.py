@@ -17,8 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from engines.process.child import serve
-from engines.process.memory_probe import high_water_bytes, reset_high_water, resident_bytes
+from patchconv_deploy.engines.process.child import serve
+from patchconv_deploy.engines.process.memory_probe import (
+    high_water_bytes,
+    reset_high_water,
+    resident_bytes,
+)
 
 __all__ = ["main"]
 

@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 
 from patchconv_deploy import write_triton_repository
+from patchconv_deploy.rewriters.graph import fixed_shapes, inference, skeleton
+from patchconv_deploy.rewriters.graph import model as models
 from patchconv_deploy.verify.inputs import make_inputs
-from rewriters.graph import fixed_shapes, inference, skeleton
-from rewriters.graph import model as models
 from tools.serve import Server, serve
 
 Array = np.ndarray[Any, Any]

@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import DeviceMissing, EngineMissing, RunError
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing, RunError
 
 __all__ = ["DRIVERS", "Cuda", "check_driver", "cuda_device", "cuda_memory_bytes", "load_driver"]
 

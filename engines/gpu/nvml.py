@@ -24,8 +24,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from engines.errors import DeviceMissing
-from engines.gpu.cuda import load_driver
+from patchconv_deploy.engines.errors import DeviceMissing
+from patchconv_deploy.engines.gpu.cuda import load_driver
 
 __all__ = [
     "INTERVAL_S",

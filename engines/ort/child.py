@@ -1,4 +1,6 @@
-"""The process that one model is measured in: ``python -m engines.ort.child LAYOUT``.
+"""The process that one model is measured in, started with the number of its memory layout.
+
+``python -m patchconv_deploy.engines.ort.child LAYOUT``.
 
 It reads one JSON command a line and answers each with one JSON line:
 
@@ -38,15 +40,19 @@ from typing import Any
 
 import numpy as np
 
-from engines.gpu.cuda import Cuda
-from engines.gpu.nvml import DeviceMemory, open_device_memory
-from engines.ort.options import OrtOptions
-from engines.ort.run import Session, check_provider, open_session, runtime_peak
-from engines.process.addresses import fix_addresses
-from engines.process.child import serve
-from engines.process.memory_probe import high_water_bytes, reset_high_water, resident_bytes
-from engines.timing import Timing, take_times
-from engines.windows import write_windows
+from patchconv_deploy.engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.gpu.nvml import DeviceMemory, open_device_memory
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.ort.run import Session, check_provider, open_session, runtime_peak
+from patchconv_deploy.engines.process.addresses import fix_addresses
+from patchconv_deploy.engines.process.child import serve
+from patchconv_deploy.engines.process.memory_probe import (
+    high_water_bytes,
+    reset_high_water,
+    resident_bytes,
+)
+from patchconv_deploy.engines.timing import Timing, take_times
+from patchconv_deploy.engines.windows import write_windows
 
 __all__ = ["main"]
 

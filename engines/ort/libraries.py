@@ -26,8 +26,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
 from typing import Any
 
-from engines.errors import DeviceMissing
-from engines.gpu.cuda import check_driver
+from patchconv_deploy.engines.errors import DeviceMissing
+from patchconv_deploy.engines.gpu.cuda import check_driver
 
 __all__ = ["Said", "cuda_major", "load_libraries", "missing_library", "watched"]
 

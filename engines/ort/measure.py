@@ -27,7 +27,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from engines.errors import (
+from patchconv_deploy.engines.errors import (
     DeviceMissing,
     EngineError,
     EngineMissing,
@@ -35,17 +35,17 @@ from engines.errors import (
     OptionError,
     RunError,
 )
-from engines.gpu.cuda import cuda_device
-from engines.measurement import Job, Measurement, Spread, cpu_name, now
-from engines.ort.options import OrtOptions
-from engines.process.child import Child, child_process, time_limit
-from engines.timing import Timing
-from engines.windows import as_json
+from patchconv_deploy.engines.gpu.cuda import cuda_device
+from patchconv_deploy.engines.measurement import Job, Measurement, Spread, cpu_name, now
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.process.child import Child, child_process, time_limit
+from patchconv_deploy.engines.timing import Timing
+from patchconv_deploy.engines.windows import as_json
 
 __all__ = ["PROCESSES", "ROUNDS", "Turns", "measure", "time_in_turns"]
 
 
-_MODULE = "engines.ort.child"
+_MODULE = "patchconv_deploy.engines.ort.child"
 
 # Enough to meet most orders that a runtime may put independent patches in.
 PROCESSES = 3

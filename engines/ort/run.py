@@ -19,9 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import DeviceMissing, EngineMissing, LoadError, NoKernel, OutOfMemory, RunError
-from engines.ort.libraries import Said, cuda_major, load_libraries, missing_library, watched
-from engines.ort.options import PROVIDERS, OrtOptions
+from patchconv_deploy.engines.errors import (
+    DeviceMissing,
+    EngineMissing,
+    LoadError,
+    NoKernel,
+    OutOfMemory,
+    RunError,
+)
+from patchconv_deploy.engines.ort.libraries import (
+    Said,
+    cuda_major,
+    load_libraries,
+    missing_library,
+    watched,
+)
+from patchconv_deploy.engines.ort.options import PROVIDERS, OrtOptions
 
 __all__ = ["Bound", "Session", "check_provider", "installed", "open_session", "runtime_peak"]
 

@@ -1,8 +1,8 @@
 """What ONNX Runtime itself says a model takes and gives, asked in a process of its own.
 
 The runtime's view is what a server holds a configuration against: it knows sizes that the file does
-not declare. ``python -m engines.ort.signature`` is that process; an open model can be run there
-too, on inputs from an .npz file.
+not declare. ``python -m patchconv_deploy.engines.ort.signature`` is that process; an open model can
+be run there too, on inputs from an .npz file.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import EngineMissing, LoadError, RunError
-from engines.process.child import Child, child_process, serve
+from patchconv_deploy.engines.errors import EngineMissing, LoadError, RunError
+from patchconv_deploy.engines.process.child import Child, child_process, serve
 
 __all__ = ["Opened", "Runtime", "Value", "runtime"]
 
@@ -72,7 +72,9 @@ class Runtime:
             RunError: The process died, for example for want of memory.
         """
         if self._child is None:
-            self._child = self._stack.enter_context(child_process("engines.ort.signature"))
+            self._child = self._stack.enter_context(
+                child_process("patchconv_deploy.engines.ort.signature")
+            )
         try:
             return Opened(self._child, self._child.ask(do="open", model=str(path)))
         except RunError:

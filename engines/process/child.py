@@ -23,8 +23,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import IO, Any
 
-from engines import errors
-from engines.errors import EngineError, OutOfMemory, RunError, TimeLimit
+from patchconv_deploy.engines import errors
+from patchconv_deploy.engines.errors import EngineError, OutOfMemory, RunError, TimeLimit
 
 __all__ = ["Child", "child_process", "module_command", "serve", "time_limit"]
 
@@ -135,7 +135,8 @@ def _obituary(code: int, words: str) -> RunError:
 
 def module_command(module: str, *arguments: str) -> tuple[list[str], dict[str, str]]:
     """Return the command and environment that run a module of this installation as a process."""
-    root = str(Path(__file__).resolve().parents[2])  # where `engines` lies
+    package = sys.modules[__name__.partition(".")[0]]
+    root = str(Path(str(package.__file__)).resolve().parents[1])
     path = os.pathsep.join(filter(None, [root, os.environ.get("PYTHONPATH", "")]))
     # -P: a folder the user stands in must not provide modules.
     command = [sys.executable, "-P", "-m", module, *arguments]

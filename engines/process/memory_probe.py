@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from engines.errors import DeviceMissing
+from patchconv_deploy.engines.errors import DeviceMissing
 
 __all__ = ["high_water_bytes", "reset_high_water", "resident_bytes"]
 

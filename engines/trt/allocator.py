@@ -12,8 +12,8 @@ import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from engines.errors import RunError
-from engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.errors import RunError
+from patchconv_deploy.engines.gpu.cuda import Cuda
 
 __all__ = ["ALIGNMENT", "Allocator", "Ledger", "aligned", "recording_allocator"]
 

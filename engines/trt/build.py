@@ -37,7 +37,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from engines.errors import (
+from patchconv_deploy.engines.errors import (
     BuildError,
     DeviceMissing,
     EngineMissing,
@@ -46,10 +46,17 @@ from engines.errors import (
     ParseError,
     WorkspaceError,
 )
-from engines.gpu.cuda import DRIVERS, Cuda, check_driver, cuda_device
-from engines.tensorrt_layout import FORMATS
-from engines.trt.allocator import Ledger, recording_allocator
-from engines.trt.options import HARDWARE_LEVELS, POOLS, TYPES, VERBOSITIES, BuildOptions, Shape
+from patchconv_deploy.engines.gpu.cuda import DRIVERS, Cuda, check_driver, cuda_device
+from patchconv_deploy.engines.tensorrt_layout import FORMATS
+from patchconv_deploy.engines.trt.allocator import Ledger, recording_allocator
+from patchconv_deploy.engines.trt.options import (
+    HARDWARE_LEVELS,
+    POOLS,
+    TYPES,
+    VERBOSITIES,
+    BuildOptions,
+    Shape,
+)
 
 __all__ = [
     "ENGINES",

@@ -1,4 +1,4 @@
-"""The process TensorRT builds and runs in: ``python -m engines.trt.child``.
+"""The process TensorRT builds and runs in: ``python -m patchconv_deploy.engines.trt.child``.
 
 {"do": "build", "engine": ..., "model": ..., "options": {...}, "plan": FILE or null}
 {"do": "measure", "engine": ..., "plan": FILE, "inputs": FILE.npz, "host_code": false}
@@ -19,16 +19,22 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import DeviceMissing
-from engines.gpu.cuda import Cuda
-from engines.gpu.nvml import DeviceMemory, DeviceRun, open_device_memory
-from engines.process.child import serve
-from engines.process.memory_probe import high_water_bytes
-from engines.timing import Timing, take_times
-from engines.trt.build import build, load_module
-from engines.trt.options import BuildOptions
-from engines.trt.run import Engine, engine_memory, inspect, open_context, open_engine
-from engines.windows import write_windows
+from patchconv_deploy.engines.errors import DeviceMissing
+from patchconv_deploy.engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.gpu.nvml import DeviceMemory, DeviceRun, open_device_memory
+from patchconv_deploy.engines.process.child import serve
+from patchconv_deploy.engines.process.memory_probe import high_water_bytes
+from patchconv_deploy.engines.timing import Timing, take_times
+from patchconv_deploy.engines.trt.build import build, load_module
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.engines.trt.run import (
+    Engine,
+    engine_memory,
+    inspect,
+    open_context,
+    open_engine,
+)
+from patchconv_deploy.engines.windows import write_windows
 
 __all__ = ["main"]
 

@@ -14,18 +14,18 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from engines.errors import DeviceMissing, EngineError, EngineMissing
-from engines.measurement import Job, Spread, now
-from engines.ort.measure import ROUNDS
-from engines.process.child import Child, child_process, time_limit
-from engines.timing import Timing
-from engines.trt.options import BuildOptions
-from engines.windows import as_json
+from patchconv_deploy.engines.errors import DeviceMissing, EngineError, EngineMissing
+from patchconv_deploy.engines.measurement import Job, Spread, now
+from patchconv_deploy.engines.ort.measure import ROUNDS
+from patchconv_deploy.engines.process.child import Child, child_process, time_limit
+from patchconv_deploy.engines.timing import Timing
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.engines.windows import as_json
 
 __all__ = ["TensorRTResult", "measure_tensorrt", "plan_tensorrt"]
 
 
-_MODULE = "engines.trt.child"
+_MODULE = "patchconv_deploy.engines.trt.child"
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from engines.errors import OptionError
-from engines.tensorrt_layout import FORMATS
+from patchconv_deploy.engines.errors import OptionError
+from patchconv_deploy.engines.tensorrt_layout import FORMATS
 
 __all__ = [
     "HARDWARE_LEVELS",

@@ -21,12 +21,12 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import LoadError, OptionError, RunError
-from engines.gpu.cuda import Cuda
-from engines.tensorrt_layout import LAYOUTS, Layout
-from engines.trt.allocator import ALIGNMENT, recording_allocator
-from engines.trt.build import check_machine, collect
-from engines.trt.options import Shape
+from patchconv_deploy.engines.errors import LoadError, OptionError, RunError
+from patchconv_deploy.engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.tensorrt_layout import LAYOUTS, Layout
+from patchconv_deploy.engines.trt.allocator import ALIGNMENT, recording_allocator
+from patchconv_deploy.engines.trt.build import check_machine, collect
+from patchconv_deploy.engines.trt.options import Shape
 
 __all__ = [
     "Context",

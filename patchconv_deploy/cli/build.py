@@ -9,10 +9,12 @@ from pathlib import Path
 
 import click
 
-from engines.gpu.cuda import Cuda
-from engines.measurement import now
-from engines.trt.build import build, load_module
-from engines.trt.options import (
+from patchconv_deploy.cli.types import check_json_target, write_bytes, write_text
+from patchconv_deploy.console import log_to_stderr, stdout_console, styled
+from patchconv_deploy.engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.measurement import now
+from patchconv_deploy.engines.trt.build import build, load_module
+from patchconv_deploy.engines.trt.options import (
     HARDWARE_LEVELS,
     VERBOSITIES,
     BuildOptions,
@@ -20,14 +22,12 @@ from engines.trt.options import (
     Shape,
     trtexec_command,
 )
-from engines.trt.run import inspect, open_engine
-from patchconv_deploy.cli.types import check_json_target, write_bytes, write_text
-from patchconv_deploy.console import log_to_stderr, stdout_console, styled
+from patchconv_deploy.engines.trt.run import inspect, open_engine
 from patchconv_deploy.report.text import mebibytes
+from patchconv_deploy.rewriters.graph.fixed_shapes import free_inputs
+from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.saving import check_target, external_files
 from patchconv_deploy.words import Command, in_flags
-from rewriters.graph.fixed_shapes import free_inputs
-from rewriters.graph.model import load
 
 __all__ = ["build_command", "parse_pools", "parse_shapes"]
 

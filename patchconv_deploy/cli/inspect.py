@@ -15,11 +15,11 @@ from patchconv_deploy.cli.types import check_json_target, write_text
 from patchconv_deploy.console import plain_table, printable, stdout_console
 from patchconv_deploy.options import option
 from patchconv_deploy.report.text import mebibytes, shape_text
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.inspection import Inspection
+from patchconv_deploy.rewriters.look import check_one_axis, inspection_of
+from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.words import Command, in_flags
-from rewriters.graph.model import load
-from rewriters.inspection import Inspection
-from rewriters.look import check_one_axis, inspection_of
-from rewriters.options import Options
 
 __all__ = ["inspect_command"]
 

@@ -16,7 +16,6 @@ from pathlib import Path
 import click
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-from engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
 from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
 from patchconv_deploy.cli.build import build_command
 from patchconv_deploy.cli.inspect import inspect_command
@@ -31,6 +30,7 @@ from patchconv_deploy.console import (
     stderr_console,
     stdout_console,
 )
+from patchconv_deploy.engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
 from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationError
 from patchconv_deploy.measure.run import Result, check_engine, measure_models
 from patchconv_deploy.measure.table import measurement_json, print_results
@@ -38,13 +38,13 @@ from patchconv_deploy.options import option
 from patchconv_deploy.report.report import Report, all_sizes_text
 from patchconv_deploy.report.table import print_report
 from patchconv_deploy.report.warnings import unknown_peak
+from patchconv_deploy.rewriters.errors import BudgetError, RewriterError
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.look import pareto_of, unknown_of
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.version import VERSION
 from patchconv_deploy.words import Command
-from rewriters.errors import BudgetError, RewriterError
-from rewriters.graph.model import load
-from rewriters.look import pareto_of, unknown_of
-from rewriters.options import Options
-from rewriters.planning.plan_file import read_plan
 
 __all__ = ["main", "main_rewrite"]
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import click
 
-from engines.ort.measure import PROCESSES
-from engines.ort.options import GPU_FIELDS, PROVIDERS, SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, given, write_text
 from patchconv_deploy.console import complain, stdout_console
+from patchconv_deploy.engines.ort.measure import PROCESSES
+from patchconv_deploy.engines.ort.options import GPU_FIELDS, PROVIDERS, SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.measure.run import (
     ENGINES,
     Result,

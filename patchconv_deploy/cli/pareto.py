@@ -13,8 +13,8 @@ from patchconv_deploy.console import plain_table
 from patchconv_deploy.options import names_of
 from patchconv_deploy.report.report import candidate_json
 from patchconv_deploy.report.text import mebibytes
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.words import flag_of
-from rewriters.planning.evaluated_plan import Candidate
 
 __all__ = ["check_pareto", "pareto_json", "print_pareto"]
 

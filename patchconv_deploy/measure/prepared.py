@@ -10,15 +10,15 @@ from typing import Any
 
 import numpy as np
 
-from engines.measurement import Job
-from engines.trt.options import Profile
+from patchconv_deploy.engines.measurement import Job
+from patchconv_deploy.engines.trt.options import Profile
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.verify.inputs import make_inputs, save_inputs
-from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
-from rewriters.graph.inference import infer
-from rewriters.graph.model import load
-from rewriters.graph.skeleton import skeleton
 
 __all__ = ["Prepared", "prepared", "profiles"]
 

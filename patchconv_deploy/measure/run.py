@@ -8,14 +8,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from engines.measurement import Measurement
-from engines.ort.measure import PROCESSES, measure
-from engines.ort.options import OrtOptions
-from engines.ort.run import check_provider
-from engines.timing import Timing
-from engines.trt.build import check_machine, load_module
-from engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
-from engines.trt.options import BuildOptions
+from patchconv_deploy.engines.measurement import Measurement
+from patchconv_deploy.engines.ort.measure import PROCESSES, measure
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.ort.run import check_provider
+from patchconv_deploy.engines.timing import Timing
+from patchconv_deploy.engines.trt.build import check_machine, load_module
+from patchconv_deploy.engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
+from patchconv_deploy.engines.trt.options import BuildOptions
 from patchconv_deploy.measure.prepared import prepared, profiles
 from patchconv_deploy.measure.session_options import recommended_options, unlike_recommended
 

@@ -15,10 +15,10 @@ from typing import Any
 
 import onnx
 
-from engines.ort.options import SESSION_OPTIONS, OrtOptions
+from patchconv_deploy.engines.ort.options import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.errors import UsageError
-from rewriters.graph.model import record
-from rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
+from patchconv_deploy.rewriters.graph.model import record
+from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
 
 __all__ = ["recommend", "recommended_options", "unlike_recommended"]
 

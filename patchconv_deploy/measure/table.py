@@ -10,10 +10,10 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from engines.measurement import Measurement
-from engines.ort.options import GPU_FIELDS, OrtOptions
-from engines.trt.measure import TensorRTResult
 from patchconv_deploy.console import styled
+from patchconv_deploy.engines.measurement import Measurement
+from patchconv_deploy.engines.ort.options import GPU_FIELDS, OrtOptions
+from patchconv_deploy.engines.trt.measure import TensorRTResult
 from patchconv_deploy.measure.run import Result, best, spelled
 from patchconv_deploy.report.text import mebibytes
 from patchconv_deploy.words import in_flags

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.measurement import Measurement
-from engines.ort.measure import PROCESSES, measure
-from engines.ort.options import SESSION_OPTIONS, OrtOptions
+from patchconv_deploy.engines.measurement import Measurement
+from patchconv_deploy.engines.ort.measure import PROCESSES, measure
+from patchconv_deploy.engines.ort.options import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.measure.prepared import prepared
 from patchconv_deploy.measure.run import lowest_of, memory_pairs, noted, spelled
 

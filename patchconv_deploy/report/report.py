@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 
 from patchconv_deploy.report.text import shape_text
 from patchconv_deploy.report.warnings import doubt_of, warnings_of
+from patchconv_deploy.rewriters.graph.model import opset_of
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.targets import TARGETS
+from patchconv_deploy.rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome, Rewritten
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.verify.verification import Verification
-from rewriters.graph.model import opset_of
-from rewriters.memory.peak import Peak
-from rewriters.memory.targets import TARGETS
-from rewriters.operators.record import Shape
-from rewriters.options import Options
-from rewriters.outcome import Outcome, Rewritten
-from rewriters.planning.evaluated_plan import Candidate
 
 if TYPE_CHECKING:
     from patchconv_deploy.measure.tuning import Tuned

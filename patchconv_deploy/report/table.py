@@ -9,16 +9,16 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.console import printable, styled
+from patchconv_deploy.engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.report.report import ENGINE_NAMES, Report, all_sizes_text
 from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
+from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
+from patchconv_deploy.rewriters.outcome import Outcome, Rewritten
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.offers import MARGIN
+from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.words import in_flags
-from rewriters.emission.forms import SINGLE_FORMS
-from rewriters.outcome import Outcome, Rewritten
-from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.offers import MARGIN
-from rewriters.regions.refusal import Refusal
 
 __all__ = ["print_report"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.operators.record import Shape
 
 __all__ = ["mebibytes", "shape_text", "with_unit"]
 

@@ -6,14 +6,14 @@ from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
 from patchconv_deploy.report.text import mebibytes, shape_text
+from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
+from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
+from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.peak_holders import Reason
 from patchconv_deploy.verify.verification import Verification
-from rewriters.emission.forms import SINGLE_FORMS
-from rewriters.emission.rounds import OLDEST_OPSET
-from rewriters.memory.targets import ENGINES
-from rewriters.operators.record import Shape
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.peak_holders import Reason
 
 __all__ = ["doubt_of", "unknown_peak", "warnings_of"]
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from engines.ort.options import OrtOptions
+from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.triton.schema import schema
 from patchconv_deploy.triton.signature import Signature, Tensor
 

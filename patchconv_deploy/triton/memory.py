@@ -13,15 +13,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from engines.errors import DeviceMissing, EngineMissing
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.measure.run import measure_onnxruntime
 from patchconv_deploy.report.text import mebibytes
+from patchconv_deploy.rewriters.graph.external_data import (
+    bytes_of,
+    external_range,
+    is_external,
+    tensors,
+)
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.look import analyse_memory
 from patchconv_deploy.triton.config import memory_options
 from patchconv_deploy.triton.signature import sized_inputs
-from rewriters.graph.external_data import bytes_of, external_range, is_external, tensors
-from rewriters.graph.model import load
-from rewriters.look import analyse_memory
 
 __all__ = ["BATCHES", "MOST_INSTANCES", "Capacity", "Footprint", "footprint", "plan_capacity"]
 

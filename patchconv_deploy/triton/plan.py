@@ -13,11 +13,11 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.errors import DeviceMissing, EngineMissing, LoadError
-from engines.gpu.cuda import cuda_device
-from engines.trt.build import build, load_module
-from engines.trt.options import BuildOptions
-from engines.trt.run import open_engine
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing, LoadError
+from patchconv_deploy.engines.gpu.cuda import cuda_device
+from patchconv_deploy.engines.trt.build import build, load_module
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.engines.trt.run import open_engine
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.triton.config import ConfigOptions
 from patchconv_deploy.triton.signature import Signature

@@ -15,17 +15,17 @@ from typing import Any
 import numpy as np
 import onnx
 
-from engines.errors import EngineError, EngineMissing
-from engines.ort.run import installed
-from engines.ort.signature import Opened, Runtime, Value
+from patchconv_deploy.engines.errors import EngineError, EngineMissing
+from patchconv_deploy.engines.ort.run import installed
+from patchconv_deploy.engines.ort.signature import Opened, Runtime, Value
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded, load
+from patchconv_deploy.rewriters.graph.shapes import required_inputs
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.verify.inputs import make_inputs, save_inputs
-from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded, load
-from rewriters.graph.shapes import required_inputs
-from rewriters.graph.skeleton import skeleton
 
 __all__ = ["DATA_TYPES", "Signature", "Tensor", "batch_problem", "read_signature", "sized_inputs"]
 

@@ -15,12 +15,12 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from engines.ort.options import SESSION_OPTIONS
+from patchconv_deploy.engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.measure.session_options import recommended_options
+from patchconv_deploy.rewriters.memory.targets import TARGETS
+from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY
 from patchconv_deploy.triton.config import PLAN, memory_options
-from rewriters.memory.targets import TARGETS
-from rewriters.planning.plan_file import METADATA_KEY
 
 __all__ = ["planning"]
 

@@ -10,8 +10,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from engines.ort.signature import runtime
+from patchconv_deploy.engines.ort.signature import runtime
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.rewriters.graph.model import Loaded, load
 from patchconv_deploy.saving import stage
 from patchconv_deploy.triton.config import (
     MODEL_FILES,
@@ -29,7 +30,6 @@ from patchconv_deploy.triton.signature import Signature, batch_problem, read_sig
 from patchconv_deploy.triton.target import planning
 from patchconv_deploy.triton.validate.check import check_model, check_repository
 from patchconv_deploy.triton.validate.finding import Finding
-from rewriters.graph.model import Loaded, load
 
 __all__ = ["PROVIDERS", "TritonResult", "check_triton_repository", "write_triton_repository"]
 

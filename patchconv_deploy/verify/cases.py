@@ -12,13 +12,13 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 
+from patchconv_deploy.rewriters.errors import RewriterError
+from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.look import analyse_memory
 from patchconv_deploy.verify.inputs import load_inputs, make_inputs
-from rewriters.errors import RewriterError
-from rewriters.graph.constant_folding import infer_by_value
-from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.look import analyse_memory
 
 __all__ = ["Case", "Ranges", "case_at", "cases"]
 

@@ -26,9 +26,9 @@ from typing import Any
 
 import numpy as np
 
-from engines.errors import RunError
-from engines.ort.run import open_session
-from engines.process.child import serve
+from patchconv_deploy.engines.errors import RunError
+from patchconv_deploy.engines.ort.run import open_session
+from patchconv_deploy.engines.process.child import serve
 from patchconv_deploy.verify.comparison import compare_output
 from patchconv_deploy.verify.inputs import save_inputs
 from patchconv_deploy.verify.seams import Seam

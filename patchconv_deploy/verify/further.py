@@ -10,12 +10,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
+from patchconv_deploy.rewriters.errors import RewriterError
+from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
+from patchconv_deploy.rewriters.graph.fixed_shapes import (
+    fix_shapes,
+    free_inputs,
+    has_channels_last,
+    nominal_shapes,
+)
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.verify.cases import Ranges
-from rewriters.errors import RewriterError
-from rewriters.graph.constant_folding import infer_by_value
-from rewriters.graph.fixed_shapes import fix_shapes, free_inputs, has_channels_last, nominal_shapes
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
 
 __all__ = ["further_sizes"]
 

@@ -18,7 +18,7 @@ import onnx
 import psutil
 
 from patchconv_deploy.errors import UsageError
-from rewriters.graph.shapes import Shapes, required_inputs
+from patchconv_deploy.rewriters.graph.shapes import Shapes, required_inputs
 
 __all__ = ["element_dtype", "load_inputs", "make_inputs", "save_inputs"]
 

@@ -13,12 +13,12 @@ import numpy as np
 import onnx
 import psutil
 
-from engines.errors import EngineError, TimeLimit
-from engines.process.child import child_process
+from patchconv_deploy.engines.errors import EngineError, TimeLimit
+from patchconv_deploy.engines.process.child import child_process
+from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.verify.inputs import save_inputs
 from patchconv_deploy.verify.twin import float32_twin
-from rewriters.graph.model import load
 
 __all__ = ["ARENA", "compare_pair"]
 

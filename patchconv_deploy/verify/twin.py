@@ -13,8 +13,8 @@ import onnx
 import onnx.external_data_helper
 import onnx.numpy_helper
 
-from rewriters.graph.external_data import is_external, tensors
-from rewriters.graph.nodes import bodies
+from patchconv_deploy.rewriters.graph.external_data import is_external, tensors
+from patchconv_deploy.rewriters.graph.nodes import bodies
 
 __all__ = ["float32_twin"]
 

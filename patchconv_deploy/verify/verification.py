@@ -22,23 +22,23 @@ from typing import Any
 import onnx
 import psutil
 
-from engines.errors import TimeLimit
-from engines.ort.run import installed
+from patchconv_deploy.engines.errors import TimeLimit
+from patchconv_deploy.engines.ort.run import installed
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.rewriters.errors import RewriterError
+from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
+from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, tensors
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.model import Loaded, load, opset_of
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.verify.cases import Case, Ranges, case_at, cases
 from patchconv_deploy.verify.further import further_sizes
 from patchconv_deploy.verify.inputs import load_inputs
 from patchconv_deploy.verify.pairs import ARENA, compare_pair
 from patchconv_deploy.verify.ways import ways_of
-from rewriters.errors import RewriterError
-from rewriters.graph.constant_folding import infer_by_value
-from rewriters.graph.external_data import external_range, is_external, tensors
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.model import Loaded, load, opset_of
-from rewriters.graph.shapes import Shapes
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.use_def import index
-from rewriters.outcome import Outcome
 
 __all__ = ["TIMEOUT_S", "Verification", "not_run", "verify"]
 

@@ -7,10 +7,10 @@ from collections.abc import Set as AbstractSet
 
 import onnx
 
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.regions.region import Region
 from patchconv_deploy.verify.tolerances import Way, coarsest
-from rewriters.graph.nodes import attributes
-from rewriters.graph.use_def import Index
-from rewriters.regions.region import Region
 
 __all__ = ["ways_of"]
 

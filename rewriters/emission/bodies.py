@@ -27,10 +27,10 @@ from functools import cached_property
 
 import onnx
 
-from rewriters.emission.fragment import Fragment
-from rewriters.graph.external_data import bytes_of, is_external
-from rewriters.graph.nodes import bodies, captured
-from rewriters.graph.use_def import Index, index
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.graph.external_data import bytes_of, is_external
+from patchconv_deploy.rewriters.graph.nodes import bodies, captured
+from patchconv_deploy.rewriters.graph.use_def import Index, index
 
 __all__ = ["Movable", "move_into_bodies", "own_constants"]
 

@@ -9,14 +9,20 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.names import of_number
-from rewriters.emission.opset_nodes import add_split
-from rewriters.regions.region import Edge
-from rewriters.regions.tiled_region import RegionPlan
-from rewriters.tiling.network import Network
-from rewriters.tiling.patches import BEYOND, Extent, core, free_steps, place_windows
-from rewriters.tiling.proof import window_slack
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.names import of_number
+from patchconv_deploy.rewriters.emission.opset_nodes import add_split
+from patchconv_deploy.rewriters.regions.region import Edge
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.tiling.network import Network
+from patchconv_deploy.rewriters.tiling.patches import (
+    BEYOND,
+    Extent,
+    core,
+    free_steps,
+    place_windows,
+)
+from patchconv_deploy.rewriters.tiling.proof import window_slack
 
 __all__ = [
     "Bounds",

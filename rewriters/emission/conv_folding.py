@@ -47,11 +47,11 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from rewriters.emission.splice import drop_unused_value_info
-from rewriters.graph.external_data import external_range, is_external, pending
-from rewriters.graph.nodes import attributes
-from rewriters.graph.use_def import Index, index
-from rewriters.operators.record import CONVOLUTIONS, FOLDED, is_channelwise
+from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info
+from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, pending
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.use_def import Index, index
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, FOLDED, is_channelwise
 
 __all__ = ["Folded", "fold_clones"]
 

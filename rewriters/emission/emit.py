@@ -40,15 +40,15 @@ from __future__ import annotations
 
 import onnx
 
-from rewriters.emission.bounds import run_time_bounds, static_bounds
-from rewriters.emission.forms import FORMS
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.names import NameScheme
-from rewriters.emission.rounds import RoundsWriter
-from rewriters.emission.stacked import StackedWriter
-from rewriters.emission.writer import PatchWriter
-from rewriters.graph.shapes import Shapes
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.emission.bounds import run_time_bounds, static_bounds
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.rounds import RoundsWriter
+from patchconv_deploy.rewriters.emission.stacked import StackedWriter
+from patchconv_deploy.rewriters.emission.writer import PatchWriter
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["emit"]
 

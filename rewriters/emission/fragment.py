@@ -22,10 +22,10 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.names import Like, NameScheme
-from rewriters.graph.external_data import BITS
-from rewriters.graph.nodes import captured, node_label
-from rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.emission.names import Like, NameScheme
+from patchconv_deploy.rewriters.graph.external_data import BITS
+from patchconv_deploy.rewriters.graph.nodes import captured, node_label
+from patchconv_deploy.rewriters.graph.shapes import Shapes
 
 __all__ = ["Fragment", "Join", "Window", "fold", "own_nodes", "size_of"]
 

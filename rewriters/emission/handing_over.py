@@ -22,9 +22,9 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from rewriters.emission.fragment import Fragment, Join, Window, size_of
-from rewriters.emission.names import Like
-from rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.emission.fragment import Fragment, Join, Window, size_of
+from patchconv_deploy.rewriters.emission.names import Like
+from patchconv_deploy.rewriters.graph.use_def import Index
 
 __all__ = ["hand_over"]
 

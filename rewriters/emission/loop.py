@@ -9,8 +9,8 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.names import Like
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.names import Like
 
 __all__ = ["Result", "add_collecting_loop", "add_loop"]
 

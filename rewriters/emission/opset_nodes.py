@@ -11,8 +11,8 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.names import Like
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.names import Like
 
 __all__ = ["add_concat", "add_reshape", "add_slice", "add_split", "add_squeeze", "add_unsqueeze"]
 

@@ -18,7 +18,7 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.bounds import (
+from patchconv_deploy.rewriters.emission.bounds import (
     Bounds,
     RunTimeNumber,
     Span,
@@ -28,12 +28,12 @@ from rewriters.emission.bounds import (
     minimum,
     static_bounds,
 )
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.loop import Result, add_collecting_loop, add_loop
-from rewriters.emission.names import of_number
-from rewriters.emission.opset_nodes import add_squeeze
-from rewriters.emission.writer import PatchWriter, WindowTensor
-from rewriters.tiling.rounds import place_round, round_cores, rounds_of
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.loop import Result, add_collecting_loop, add_loop
+from patchconv_deploy.rewriters.emission.names import of_number
+from patchconv_deploy.rewriters.emission.opset_nodes import add_squeeze
+from patchconv_deploy.rewriters.emission.writer import PatchWriter, WindowTensor
+from patchconv_deploy.rewriters.tiling.rounds import place_round, round_cores, rounds_of
 
 __all__ = ["OLDEST_OPSET", "RoundsWriter"]
 

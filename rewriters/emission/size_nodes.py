@@ -14,8 +14,8 @@ from collections.abc import Mapping, Sequence
 import onnx
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.fragment import Fragment
-from rewriters.tiling.sizes import Size
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["work_out"]
 

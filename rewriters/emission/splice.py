@@ -8,8 +8,8 @@ from typing import Any
 
 import onnx
 
-from rewriters.emission.fragment import Fragment
-from rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.graph.use_def import Index
 
 __all__ = ["arrange", "drop_unused_value_info", "sorted_by", "splice"]
 

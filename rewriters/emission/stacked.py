@@ -9,19 +9,19 @@ from typing import Any
 
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.bounds import Bounds, Span
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.loop import Result, add_loop
-from rewriters.emission.names import of_number
-from rewriters.emission.opset_nodes import (
+from patchconv_deploy.rewriters.emission.bounds import Bounds, Span
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.loop import Result, add_loop
+from patchconv_deploy.rewriters.emission.names import of_number
+from patchconv_deploy.rewriters.emission.opset_nodes import (
     add_concat,
     add_reshape,
     add_slice,
     add_squeeze,
     add_unsqueeze,
 )
-from rewriters.emission.writer import PatchWriter, WindowTensor
-from rewriters.regions.region import Edge
+from patchconv_deploy.rewriters.emission.writer import PatchWriter, WindowTensor
+from patchconv_deploy.rewriters.regions.region import Edge
 
 __all__ = ["StackedWriter"]
 

@@ -11,21 +11,21 @@ import numpy as np
 import onnx
 import onnx_graphsurgeon as gs
 
-from rewriters.emission.bounds import Bounds, RunTimeNumber, Span, Targets
-from rewriters.emission.fragment import Fragment, Join, Window
-from rewriters.emission.names import Like, of_number
-from rewriters.emission.opset_nodes import (
+from patchconv_deploy.rewriters.emission.bounds import Bounds, RunTimeNumber, Span, Targets
+from patchconv_deploy.rewriters.emission.fragment import Fragment, Join, Window
+from patchconv_deploy.rewriters.emission.names import Like, of_number
+from patchconv_deploy.rewriters.emission.opset_nodes import (
     add_concat,
     add_reshape,
     add_slice,
 )
-from rewriters.graph.shapes import Shapes
-from rewriters.operators.record import ROWS, RowLocal, Shape
-from rewriters.regions.region import Edge
-from rewriters.regions.tiled_region import RegionPlan
-from rewriters.tiling.network import Link, padding_dropped
-from rewriters.tiling.patches import Patch
-from rewriters.tiling.row_maps import Pointwise
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.operators.record import ROWS, RowLocal, Shape
+from patchconv_deploy.rewriters.regions.region import Edge
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.tiling.network import Link, padding_dropped
+from patchconv_deploy.rewriters.tiling.patches import Patch
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
 
 __all__ = ["PatchWriter", "WindowTensor"]
 

@@ -18,7 +18,7 @@ from itertools import count
 
 import onnx
 
-from rewriters.graph.nodes import bodies
+from patchconv_deploy.rewriters.graph.nodes import bodies
 
 __all__ = ["inline_branches"]
 

@@ -6,10 +6,10 @@ from math import prod
 
 import onnx
 
-from rewriters.errors import ModelError
-from rewriters.graph.external_data import BITS, bytes_of, is_external, tensors
-from rewriters.graph.guarded import Refused, check_model
-from rewriters.graph.nodes import node_label
+from patchconv_deploy.rewriters.errors import ModelError
+from patchconv_deploy.rewriters.graph.external_data import BITS, bytes_of, is_external, tensors
+from patchconv_deploy.rewriters.graph.guarded import Refused, check_model
+from patchconv_deploy.rewriters.graph.nodes import node_label
 
 __all__ = ["UNKNOWN_DOMAIN", "check", "check_length", "check_size", "check_tensor", "has_data"]
 

@@ -23,10 +23,10 @@ import onnx
 import onnx.numpy_helper
 import onnx.reference
 
-from rewriters.graph.inference import infer
-from rewriters.graph.nodes import attributes
-from rewriters.graph.shapes import Shapes
-from rewriters.graph.use_def import Index, index
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.graph.use_def import Index, index
 
 __all__ = ["Constants", "infer_by_value"]
 

@@ -24,10 +24,10 @@ from dataclasses import dataclass
 import onnx
 import onnx.numpy_helper
 
-from rewriters.errors import OptionError
-from rewriters.graph.external_data import is_external
-from rewriters.graph.model import opset_of
-from rewriters.graph.nodes import attributes, bodies, node_label
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.external_data import is_external
+from patchconv_deploy.rewriters.graph.model import opset_of
+from patchconv_deploy.rewriters.graph.nodes import attributes, bodies, node_label
 
 __all__ = ["put_right"]
 

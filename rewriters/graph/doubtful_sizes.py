@@ -9,10 +9,10 @@ from typing import Any
 import onnx
 import onnx.numpy_helper
 
-from rewriters.graph.check import UNKNOWN_DOMAIN
-from rewriters.graph.nodes import attributes
-from rewriters.graph.shapes import Shapes
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.graph.check import UNKNOWN_DOMAIN
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.operators.record import Shape
 
 __all__ = ["hide_doubtful", "less_known", "wrong_ranks"]
 

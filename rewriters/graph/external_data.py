@@ -24,7 +24,7 @@ import numpy as np
 import onnx
 import onnx.helper
 
-from rewriters.errors import ExternalDataError
+from patchconv_deploy.rewriters.errors import ExternalDataError
 
 __all__ = [
     "BITS",

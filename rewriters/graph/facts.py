@@ -9,12 +9,12 @@ from typing import Any
 
 import onnx
 
-from rewriters.graph.constant_folding import Constants
-from rewriters.graph.free_sizes import NO_SIZES, FreeSizes, follow_sizes
-from rewriters.graph.nodes import attributes
-from rewriters.graph.shapes import Shapes
-from rewriters.graph.use_def import Index
-from rewriters.operators.record import Record
+from patchconv_deploy.rewriters.graph.constant_folding import Constants
+from patchconv_deploy.rewriters.graph.free_sizes import NO_SIZES, FreeSizes, follow_sizes
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.operators.record import Record
 
 __all__ = ["CertainFacts", "record_of"]
 

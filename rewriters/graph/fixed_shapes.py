@@ -7,9 +7,15 @@ from collections.abc import Collection, Mapping, Sequence
 import onnx
 import onnx.numpy_helper
 
-from rewriters.errors import OptionError
-from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size, required_inputs
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.shapes import (
+    ANONYMOUS,
+    Shapes,
+    has_shape,
+    known_size,
+    required_inputs,
+)
+from patchconv_deploy.rewriters.operators.record import Shape
 
 __all__ = [
     "correct_claims",

@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rewriters.graph.constant_folding import Constants
-from rewriters.graph.nodes import attributes
-from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
-from rewriters.operators.record import Record, RowLocal, Shape
-from rewriters.operators.rules import CONTRIB_DOMAIN
-from rewriters.operators.table import SPATIAL, table_of
-from rewriters.tiling.sizes import Size, left_over, ratio
+from patchconv_deploy.rewriters.graph.constant_folding import Constants
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal, Shape
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.operators.table import SPATIAL, table_of
+from patchconv_deploy.rewriters.tiling.sizes import Size, left_over, ratio
 
 __all__ = ["NO_SIZES", "FreeSizes", "follow_sizes"]
 

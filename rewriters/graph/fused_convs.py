@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import onnx
 
-from rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.nodes import attributes
 
 __all__ = ["write_out_fused_convs"]
 

@@ -26,10 +26,17 @@ import onnx
 import onnx.onnx_cpp2py_export as extension
 from google.protobuf.message import DecodeError, EncodeError
 
-from rewriters.errors import CrashError
-from rewriters.graph import onnx_child
-from rewriters.graph.external_data import tensors
-from rewriters.graph.onnx_child import ANSWER, CHECK, CONVERT, INFER, QUESTION, READY
+from patchconv_deploy.rewriters.errors import CrashError
+from patchconv_deploy.rewriters.graph import onnx_child
+from patchconv_deploy.rewriters.graph.external_data import tensors
+from patchconv_deploy.rewriters.graph.onnx_child import (
+    ANSWER,
+    CHECK,
+    CONVERT,
+    INFER,
+    QUESTION,
+    READY,
+)
 
 __all__ = ["Refused", "check_model", "convert_version", "infer_shapes"]
 

@@ -13,14 +13,14 @@ from dataclasses import replace
 import onnx
 import onnx.numpy_helper
 
-from rewriters.graph.check import UNKNOWN_DOMAIN
-from rewriters.graph.doubtful_sizes import hide_doubtful, less_known, wrong_ranks
-from rewriters.graph.guarded import Refused, infer_shapes
-from rewriters.graph.nodes import attributes
-from rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
-from rewriters.operators.quantised import QUANTISED
-from rewriters.operators.record import Record, Shape, read_convolution
-from rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.graph.check import UNKNOWN_DOMAIN
+from patchconv_deploy.rewriters.graph.doubtful_sizes import hide_doubtful, less_known, wrong_ranks
+from patchconv_deploy.rewriters.graph.guarded import Refused, infer_shapes
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
+from patchconv_deploy.rewriters.operators.quantised import QUANTISED
+from patchconv_deploy.rewriters.operators.record import Record, Shape, read_convolution
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["infer"]
 

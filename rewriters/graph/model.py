@@ -12,9 +12,9 @@ from typing import Any
 import onnx
 from google.protobuf.message import DecodeError, Message
 
-from rewriters.errors import ModelError
-from rewriters.graph.external_data import external_range, is_external, tensors
-from rewriters.graph.normalise import normalise
+from patchconv_deploy.rewriters.errors import ModelError
+from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, tensors
+from patchconv_deploy.rewriters.graph.normalise import normalise
 
 __all__ = ["Loaded", "load", "opset_of", "record"]
 

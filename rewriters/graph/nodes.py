@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from rewriters.operators.record import CONVOLUTIONS
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS
 
 __all__ = [
     "BODY_KINDS",

@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
-from rewriters.graph.nodes import attributes
-from rewriters.graph.statistic_nodes import (
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.statistic_nodes import (
     FLOATS,
     HALF,
     InTwo,
@@ -23,7 +23,7 @@ from rewriters.graph.statistic_nodes import (
     moments,
     moments_by_row,
 )
-from rewriters.operators.record import is_channelwise
+from patchconv_deploy.rewriters.operators.record import is_channelwise
 
 __all__ = ["fused_group", "group", "grouped", "instance", "layer"]
 

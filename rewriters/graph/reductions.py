@@ -7,8 +7,15 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto
 
-from rewriters.graph.nodes import attributes
-from rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph, block_of, in_blocks
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.statistic_nodes import (
+    FLOATS,
+    HALF,
+    InTwo,
+    ReadGraph,
+    block_of,
+    in_blocks,
+)
 
 __all__ = ["REDUCTIONS", "reduction"]
 

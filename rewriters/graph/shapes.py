@@ -9,8 +9,8 @@ from math import prod
 import onnx
 import onnx.numpy_helper
 
-from rewriters.graph.external_data import BITS
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.graph.external_data import BITS
+from patchconv_deploy.rewriters.operators.record import Shape
 
 __all__ = ["ANONYMOUS", "Shapes", "has_shape", "known_size", "required_inputs"]
 

@@ -7,9 +7,9 @@ from pathlib import Path
 import onnx
 from google.protobuf.message import Message
 
-from rewriters.graph.check import check_length, check_size, check_tensor
-from rewriters.graph.external_data import external_range, is_external, is_pending
-from rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.check import check_length, check_size, check_tensor
+from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, is_pending
+from patchconv_deploy.rewriters.graph.model import Loaded
 
 __all__ = ["skeleton"]
 

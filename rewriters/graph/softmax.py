@@ -21,9 +21,9 @@ from math import prod
 import onnx
 from onnx import TensorProto
 
-from rewriters.graph.nodes import attributes
-from rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph
+from patchconv_deploy.rewriters.operators.record import Shape
 
 __all__ = ["softmax"]
 

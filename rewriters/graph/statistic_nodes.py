@@ -11,10 +11,10 @@ from typing import Any, TypeAlias
 import onnx
 from onnx import TensorProto, helper
 
-from rewriters.graph.facts import CertainFacts
-from rewriters.graph.nodes import attributes, node_label
-from rewriters.graph.shapes import Shapes
-from rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.nodes import attributes, node_label
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.graph.use_def import Index
 
 __all__ = [
     "FLOATS",

@@ -40,13 +40,19 @@ from dataclasses import dataclass
 
 import onnx
 
-from rewriters.graph.facts import CertainFacts
-from rewriters.graph.nodes import node_label
-from rewriters.graph.normalisations import fused_group, group, grouped, instance, layer
-from rewriters.graph.reductions import REDUCTIONS, reduction
-from rewriters.graph.softmax import softmax
-from rewriters.graph.statistic_nodes import InTwo, NewNodes, ReadGraph
-from rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.nodes import node_label
+from patchconv_deploy.rewriters.graph.normalisations import (
+    fused_group,
+    group,
+    grouped,
+    instance,
+    layer,
+)
+from patchconv_deploy.rewriters.graph.reductions import REDUCTIONS, reduction
+from patchconv_deploy.rewriters.graph.softmax import softmax
+from patchconv_deploy.rewriters.graph.statistic_nodes import InTwo, NewNodes, ReadGraph
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["NO_STATISTICS", "Statistic", "Statistics", "find_statistics", "write_in_two"]
 

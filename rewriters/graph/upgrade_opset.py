@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import onnx
 
-from rewriters.errors import OptionError
-from rewriters.graph.converted import put_right
-from rewriters.graph.guarded import Refused, convert_version
-from rewriters.graph.model import opset_of
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.converted import put_right
+from patchconv_deploy.rewriters.graph.guarded import Refused, convert_version
+from patchconv_deploy.rewriters.graph.model import opset_of
 
 __all__ = ["upgrade"]
 

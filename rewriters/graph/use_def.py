@@ -8,8 +8,8 @@ from functools import cached_property
 
 import onnx
 
-from rewriters.errors import ModelError
-from rewriters.graph.nodes import BODY_KINDS, bodies, captured, node_label
+from patchconv_deploy.rewriters.errors import ModelError
+from patchconv_deploy.rewriters.graph.nodes import BODY_KINDS, bodies, captured, node_label
 
 __all__ = ["Index", "index"]
 

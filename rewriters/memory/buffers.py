@@ -8,9 +8,9 @@ from collections.abc import Collection, Hashable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 
-from rewriters.memory.arena import Arena, Chunk
-from rewriters.memory.executed import Body, ExecutedNode, Holding
-from rewriters.memory.order import execution_order
+from patchconv_deploy.rewriters.memory.arena import Arena, Chunk
+from patchconv_deploy.rewriters.memory.executed import Body, ExecutedNode, Holding
+from patchconv_deploy.rewriters.memory.order import execution_order
 
 __all__ = ["LiveBuffers"]
 

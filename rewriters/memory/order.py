@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewriters.memory.executed import ExecutedNode
+from patchconv_deploy.rewriters.memory.executed import ExecutedNode
 
 __all__ = ["execution_order", "walk"]
 

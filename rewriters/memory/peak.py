@@ -21,8 +21,8 @@ from __future__ import annotations
 from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewriters.memory.buffers import LiveBuffers
-from rewriters.memory.executed import IDEAL, Allocator, ExecutedNode, Holding
+from patchconv_deploy.rewriters.memory.buffers import LiveBuffers
+from patchconv_deploy.rewriters.memory.executed import IDEAL, Allocator, ExecutedNode, Holding
 
 __all__ = ["Peak", "Weights", "peak", "size_text", "timeline"]
 

@@ -27,17 +27,17 @@ import onnx
 import onnx.helper
 import onnx.numpy_helper
 
-from rewriters.graph.check import has_data
-from rewriters.graph.external_data import is_external
-from rewriters.graph.inference import infer
-from rewriters.graph.nodes import attributes, bodies, captured, node_label
-from rewriters.graph.shapes import Shapes
-from rewriters.memory.executed import Body
-from rewriters.memory.lowering.lower import lower
-from rewriters.memory.lowering.node import Lowered, Node, Tensors
-from rewriters.memory.peak import Peak, Weights, peak, timeline
-from rewriters.memory.targets import ENGINES, Engine
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.graph.check import has_data
+from patchconv_deploy.rewriters.graph.external_data import is_external
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.nodes import attributes, bodies, captured, node_label
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.memory.executed import Body
+from patchconv_deploy.rewriters.memory.lowering.lower import lower
+from patchconv_deploy.rewriters.memory.lowering.node import Lowered, Node, Tensors
+from patchconv_deploy.rewriters.memory.peak import Peak, Weights, peak, timeline
+from patchconv_deploy.rewriters.memory.targets import ENGINES, Engine
+from patchconv_deploy.rewriters.operators.record import Shape
 
 __all__ = [
     "Model",

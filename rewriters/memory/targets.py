@@ -6,15 +6,22 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 
-from rewriters.memory.executed import VIEWS, Allocator, Holding
-from rewriters.memory.lowering.cleanup import decompose, eliminate_copies
-from rewriters.memory.lowering.compiler import inline_pointwise, make_in_place
-from rewriters.memory.lowering.folding import fold_into_convolutions, fold_into_products
-from rewriters.memory.lowering.fusion import fuse_activations, fuse_swish_and_gelu
-from rewriters.memory.lowering.nchwc import to_nchwc
-from rewriters.memory.lowering.node import POINTWISE, Lowering
-from rewriters.memory.lowering.slices import merge_slices, slice_pieces, split_at_once
-from rewriters.memory.processor import channel_block
+from patchconv_deploy.rewriters.memory.executed import VIEWS, Allocator, Holding
+from patchconv_deploy.rewriters.memory.lowering.cleanup import decompose, eliminate_copies
+from patchconv_deploy.rewriters.memory.lowering.compiler import inline_pointwise, make_in_place
+from patchconv_deploy.rewriters.memory.lowering.folding import (
+    fold_into_convolutions,
+    fold_into_products,
+)
+from patchconv_deploy.rewriters.memory.lowering.fusion import fuse_activations, fuse_swish_and_gelu
+from patchconv_deploy.rewriters.memory.lowering.nchwc import to_nchwc
+from patchconv_deploy.rewriters.memory.lowering.node import POINTWISE, Lowering
+from patchconv_deploy.rewriters.memory.lowering.slices import (
+    merge_slices,
+    slice_pieces,
+    split_at_once,
+)
+from patchconv_deploy.rewriters.memory.processor import channel_block
 
 __all__ = ["ENGINES", "TARGETS", "Engine", "Target", "sharing"]
 

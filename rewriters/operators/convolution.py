@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewriters.operators.record import Pads, Record, RowLocal, read_convolution
-from rewriters.operators.rules import split_padding
-from rewriters.tiling.row_maps import Sliding, Transposed
+from patchconv_deploy.rewriters.operators.record import Pads, Record, RowLocal, read_convolution
+from patchconv_deploy.rewriters.operators.rules import split_padding
+from patchconv_deploy.rewriters.tiling.row_maps import Sliding, Transposed
 
 __all__ = ["sliding", "transposed"]
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rewriters.operators.record import Record, RowLocal
-from rewriters.operators.rules import same_rows
-from rewriters.tiling.row_maps import Pointwise
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import same_rows
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
 
 __all__ = ["BROADCAST", "broadcast", "first_alone", "quantize"]
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from math import prod
 
-from rewriters.operators.record import Absolute, FreeShape, Record, RowLocal
-from rewriters.operators.rules import optional, same_rows, whole_sizes
-from rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
-from rewriters.tiling.sizes import Size, left_over
+from patchconv_deploy.rewriters.operators.record import Absolute, FreeShape, Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import optional, same_rows, whole_sizes
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
+from patchconv_deploy.rewriters.tiling.sizes import Size, left_over
 
 __all__ = ["expand", "reshape", "squeeze", "tile", "transpose", "unsqueeze"]
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from rewriters.operators.record import Pads, Record, RowLocal
-from rewriters.tiling.row_maps import Sliding
+from patchconv_deploy.rewriters.operators.record import Pads, Record, RowLocal
+from patchconv_deploy.rewriters.tiling.row_maps import Sliding
 
 __all__ = ["pool"]
 

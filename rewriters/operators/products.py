@@ -9,8 +9,8 @@ other factor is read whole. So attention's products are row-local in the queries
 
 from __future__ import annotations
 
-from rewriters.operators.record import Record, RowLocal
-from rewriters.tiling.row_maps import Pointwise
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
 
 __all__ = ["PRODUCTS", "attend", "attend_by_heads", "einsum", "gemm", "matmul"]
 

@@ -18,11 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from rewriters.operators.channelwise import along
-from rewriters.operators.elementwise import broadcast
-from rewriters.operators.pooling import pool
-from rewriters.operators.record import Record, RowLocal
-from rewriters.operators.rules import same_rows
+from patchconv_deploy.rewriters.operators.channelwise import along
+from patchconv_deploy.rewriters.operators.elementwise import broadcast
+from patchconv_deploy.rewriters.operators.pooling import pool
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import same_rows
 
 __all__ = ["QUANTISED", "Quantised"]
 

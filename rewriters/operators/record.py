@@ -12,8 +12,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriters.tiling.row_maps import RowMap, removable_padding
-from rewriters.tiling.sizes import Size
+from patchconv_deploy.rewriters.tiling.row_maps import RowMap, removable_padding
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = [
     "CONVOLUTIONS",

@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from math import ceil, floor
 
-from rewriters.operators.record import Absolute, Record, RowLocal
-from rewriters.operators.rules import local_sizes, resize_axes
-from rewriters.tiling.row_maps import Periodic, Sliding, Transposed
-from rewriters.tiling.sizes import ratio
+from patchconv_deploy.rewriters.operators.record import Absolute, Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import local_sizes, resize_axes
+from patchconv_deploy.rewriters.tiling.row_maps import Periodic, Sliding, Transposed
+from patchconv_deploy.rewriters.tiling.sizes import ratio
 
 __all__ = ["resize", "to_depth", "to_space"]
 

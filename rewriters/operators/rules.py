@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 
-from rewriters.operators.record import ROWS, Record, RowLocal, Shape
-from rewriters.tiling.row_maps import Pointwise
+from patchconv_deploy.rewriters.operators.record import ROWS, Record, RowLocal, Shape
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
 
 __all__ = [
     "CONTRIB_DOMAIN",

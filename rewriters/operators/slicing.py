@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewriters.operators.record import Absolute, Pads, Record, RowLocal
-from rewriters.operators.rules import FAR, optional, same_rows, with_number
-from rewriters.tiling.row_maps import Ending, Padding, Pointwise, RowMap, Sliding
-from rewriters.tiling.sizes import Size, by_remainder
+from patchconv_deploy.rewriters.operators.record import Absolute, Pads, Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import FAR, optional, same_rows, with_number
+from patchconv_deploy.rewriters.tiling.row_maps import Ending, Padding, Pointwise, RowMap, Sliding
+from patchconv_deploy.rewriters.tiling.sizes import Size, by_remainder
 
 __all__ = ["pad", "slice_rows"]
 

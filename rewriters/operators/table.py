@@ -34,22 +34,40 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rewriters.operators.channelwise import (
+from patchconv_deploy.rewriters.operators.channelwise import (
     REDUCTIONS,
     add_and_normalize,
     along,
     normalize,
     reduce,
 )
-from rewriters.operators.convolution import sliding, transposed
-from rewriters.operators.elementwise import BROADCAST, broadcast, first_alone, quantize
-from rewriters.operators.layout import expand, reshape, squeeze, tile, transpose, unsqueeze
-from rewriters.operators.pooling import pool
-from rewriters.operators.products import attend, attend_by_heads, einsum, gemm, matmul
-from rewriters.operators.quantised import QUANTISED
-from rewriters.operators.resampling import resize, to_depth, to_space
-from rewriters.operators.rules import CONTRIB_DOMAIN, Entry
-from rewriters.operators.slicing import pad, slice_rows
+from patchconv_deploy.rewriters.operators.convolution import sliding, transposed
+from patchconv_deploy.rewriters.operators.elementwise import (
+    BROADCAST,
+    broadcast,
+    first_alone,
+    quantize,
+)
+from patchconv_deploy.rewriters.operators.layout import (
+    expand,
+    reshape,
+    squeeze,
+    tile,
+    transpose,
+    unsqueeze,
+)
+from patchconv_deploy.rewriters.operators.pooling import pool
+from patchconv_deploy.rewriters.operators.products import (
+    attend,
+    attend_by_heads,
+    einsum,
+    gemm,
+    matmul,
+)
+from patchconv_deploy.rewriters.operators.quantised import QUANTISED
+from patchconv_deploy.rewriters.operators.resampling import resize, to_depth, to_space
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, Entry
+from patchconv_deploy.rewriters.operators.slicing import pad, slice_rows
 
 __all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE", "table_of"]
 

@@ -6,18 +6,18 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from rewriters.emission.forms import FORMS
-from rewriters.emission.names import NameScheme
-from rewriters.errors import OptionError
-from rewriters.memory.targets import ENGINES
-from rewriters.planning.candidates import row_local
-from rewriters.planning.emitted_region import EmittedRegion, emit_region
-from rewriters.planning.orders import run_rank_of
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import make_region
-from rewriters.regions.row_locality import find_locality
-from rewriters.regions.tiled_region import RegionPlan, plan_region
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.planning.candidates import row_local
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region
+from patchconv_deploy.rewriters.planning.orders import run_rank_of
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import make_region
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["apply_plan"]
 

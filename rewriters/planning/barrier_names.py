@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import onnx
 
-from rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.graph.use_def import Index
 
 __all__ = ["UNREACHED", "BarrierNames"]
 

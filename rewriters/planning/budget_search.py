@@ -11,14 +11,18 @@ from dataclasses import replace
 from math import inf, isqrt, log
 from typing import TypeAlias
 
-from rewriters.emission.forms import FORMS
-from rewriters.planning.effort import EMITTED, LOOKED_FOR, PROVEN
-from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of, pareto_front
-from rewriters.planning.shortest_path import least_peak
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import RegionChoice
-from rewriters.planning.weighed_plans import WeighedPlans
-from rewriters.regions.tiled_region import ORDERS, RegionPlan
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.planning.effort import EMITTED, LOOKED_FOR, PROVEN
+from patchconv_deploy.rewriters.planning.evaluated_plan import (
+    EvaluatedPlan,
+    choices_of,
+    pareto_front,
+)
+from patchconv_deploy.rewriters.planning.shortest_path import least_peak
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import RegionChoice
+from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
+from patchconv_deploy.rewriters.regions.tiled_region import ORDERS, RegionPlan
 
 __all__ = ["search_budgets"]
 

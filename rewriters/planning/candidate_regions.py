@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
-from rewriters.planning.growing import grow
-from rewriters.planning.growing_nodes import edges, growing_nodes
-from rewriters.planning.schedule import Schedule
-from rewriters.planning.stages import CandidateRegion
+from patchconv_deploy.rewriters.planning.growing import grow
+from patchconv_deploy.rewriters.planning.growing_nodes import edges, growing_nodes
+from patchconv_deploy.rewriters.planning.schedule import Schedule
+from patchconv_deploy.rewriters.planning.stages import CandidateRegion
 
 __all__ = ["CandidateRegions", "candidate_regions"]
 

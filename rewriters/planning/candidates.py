@@ -10,18 +10,18 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from rewriters.operators.record import RowLocal
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.progress import Progress
-from rewriters.planning.search import stage_graphs
-from rewriters.planning.shortest_path import cheapest_plan
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import Limits, Plan, RegionChoice
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import Region, make_region
-from rewriters.regions.row_locality import find_locality
-from rewriters.regions.tiled_region import RegionPlan, plan_region
+from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.search import stage_graphs
+from patchconv_deploy.rewriters.planning.shortest_path import cheapest_plan
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import Limits, Plan, RegionChoice
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import Region, make_region
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["Candidates", "candidates_of", "choice_of", "row_local"]
 

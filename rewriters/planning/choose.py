@@ -12,23 +12,28 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from math import inf
 
-from rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
-from rewriters.emission.rounds import OLDEST_OPSET
-from rewriters.memory.peak import Peak
-from rewriters.memory.targets import ENGINES
-from rewriters.planning.candidates import Candidates, candidates_of
-from rewriters.planning.emitted_region import EmittedRegion
-from rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, original_of, pareto_front
-from rewriters.planning.evaluator import PlanEvaluator
-from rewriters.planning.explore import explore, explore_next
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.offers import budget_error, to_ask
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.progress import Progress
-from rewriters.planning.stages import Limits
-from rewriters.planning.weighed_plans import WeighedPlans
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
+from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.planning.candidates import Candidates, candidates_of
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
+from patchconv_deploy.rewriters.planning.evaluated_plan import (
+    Candidate,
+    EvaluatedPlan,
+    original_of,
+    pareto_front,
+)
+from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
+from patchconv_deploy.rewriters.planning.explore import explore, explore_next
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.offers import budget_error, to_ask
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["ChosenRegions", "choose_regions", "pareto", "rank", "unbeaten"]
 

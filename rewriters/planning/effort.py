@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.progress import Progress
 
 __all__ = ["EMITTED", "LOOKED_FOR", "PROVEN", "Effort"]
 

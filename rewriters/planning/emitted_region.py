@@ -9,20 +9,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rewriters.emission.emit import emit
-from rewriters.emission.forms import FORMS
-from rewriters.emission.fragment import Fragment, fold
-from rewriters.emission.handing_over import hand_over
-from rewriters.emission.names import NameScheme
-from rewriters.emission.rounds import OLDEST_OPSET
-from rewriters.emission.size_nodes import work_out
-from rewriters.emission.splice import arrange
-from rewriters.memory.executed import ExecutedNode
-from rewriters.memory.peak import Peak, peak
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.tiled_region import RegionPlan, plan_region
+from patchconv_deploy.rewriters.emission.emit import emit
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.emission.fragment import Fragment, fold
+from patchconv_deploy.rewriters.emission.handing_over import hand_over
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
+from patchconv_deploy.rewriters.emission.size_nodes import work_out
+from patchconv_deploy.rewriters.emission.splice import arrange
+from patchconv_deploy.rewriters.memory.executed import ExecutedNode
+from patchconv_deploy.rewriters.memory.peak import Peak, peak
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["EmittedRegion", "emit_region", "ordered", "predict", "predict_all"]
 

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from rewriters.memory.peak import Peak
-from rewriters.planning.candidates import choice_of
-from rewriters.planning.emitted_region import EmittedRegion
-from rewriters.planning.stages import RegionChoice
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.planning.candidates import choice_of
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
+from patchconv_deploy.rewriters.planning.stages import RegionChoice
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["Candidate", "EvaluatedPlan", "choices_of", "original_of", "pareto_front"]
 

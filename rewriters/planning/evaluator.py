@@ -11,22 +11,22 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
 
-from rewriters.emission.forms import FORMS
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.names import NameScheme
-from rewriters.memory.lowering.node import copied
-from rewriters.memory.peak import Peak
-from rewriters.memory.targets import ENGINES
-from rewriters.planning.candidates import choice_of
-from rewriters.planning.effort import EMITTED, PROVEN
-from rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
-from rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, choices_of
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.orders import run_rank_of
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.stages import RegionChoice
-from rewriters.planning.work import COPY
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.memory.lowering.node import copied
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.planning.candidates import choice_of
+from patchconv_deploy.rewriters.planning.effort import EMITTED, PROVEN
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, choices_of
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.orders import run_rank_of
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.stages import RegionChoice
+from patchconv_deploy.rewriters.planning.work import COPY
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["PlanEvaluator", "copied_of", "recompute_of"]
 

@@ -17,12 +17,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from rewriters.planning.budget_search import search_budgets
-from rewriters.planning.evaluated_plan import pareto_front
-from rewriters.planning.progress import Progress
-from rewriters.planning.refit import polish
-from rewriters.planning.stages import patch_counts
-from rewriters.planning.weighed_plans import OTHER_FORMS, WeighedPlans
+from patchconv_deploy.rewriters.planning.budget_search import search_budgets
+from patchconv_deploy.rewriters.planning.evaluated_plan import pareto_front
+from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.refit import polish
+from patchconv_deploy.rewriters.planning.stages import patch_counts
+from patchconv_deploy.rewriters.planning.weighed_plans import OTHER_FORMS, WeighedPlans
 
 __all__ = ["explore", "explore_next"]
 

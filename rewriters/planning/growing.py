@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from math import gcd
 
-from rewriters.planning.growing_nodes import GrowingNode, tall
-from rewriters.planning.schedule import Schedule, Tensor
-from rewriters.planning.stages import CandidateRegion
-from rewriters.tiling.patches import Rows
+from patchconv_deploy.rewriters.planning.growing_nodes import GrowingNode, tall
+from patchconv_deploy.rewriters.planning.schedule import Schedule, Tensor
+from patchconv_deploy.rewriters.planning.stages import CandidateRegion
+from patchconv_deploy.rewriters.tiling.patches import Rows
 
 __all__ = ["grow"]
 

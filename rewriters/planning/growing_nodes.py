@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rewriters.planning.schedule import Schedule, ScheduledNode, Tensor
-from rewriters.tiling.network import TALL, valid_rows
-from rewriters.tiling.patches import Rows
-from rewriters.tiling.row_maps import Pointwise, RowMap
+from patchconv_deploy.rewriters.planning.schedule import Schedule, ScheduledNode, Tensor
+from patchconv_deploy.rewriters.tiling.network import TALL, valid_rows
+from patchconv_deploy.rewriters.tiling.patches import Rows
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise, RowMap
 
 __all__ = ["GrowingNode", "edges", "growing_nodes", "tall"]
 

@@ -13,23 +13,23 @@ from functools import cached_property
 
 import onnx
 
-from rewriters.emission.fragment import Fragment, own_nodes
-from rewriters.emission.names import NameScheme
-from rewriters.emission.splice import arrange
-from rewriters.graph.check import check
-from rewriters.graph.constant_folding import Constants, infer_by_value
-from rewriters.graph.facts import CertainFacts
-from rewriters.graph.fixed_shapes import fix_shapes, nominal_shapes
-from rewriters.graph.model import opset_of
-from rewriters.graph.nodes import captured, node_label, node_labels
-from rewriters.graph.shapes import Shapes
-from rewriters.graph.statistics import NO_STATISTICS, Statistic, Statistics
-from rewriters.graph.use_def import Index, index
-from rewriters.memory.executed import ExecutedNode
-from rewriters.memory.peak import Peak, peak
-from rewriters.memory.reader import sized_by_data
-from rewriters.planning.work import node_work
-from rewriters.regions.selection import candidates
+from patchconv_deploy.rewriters.emission.fragment import Fragment, own_nodes
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.splice import arrange
+from patchconv_deploy.rewriters.graph.check import check
+from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, nominal_shapes
+from patchconv_deploy.rewriters.graph.model import opset_of
+from patchconv_deploy.rewriters.graph.nodes import captured, node_label, node_labels
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.graph.statistics import NO_STATISTICS, Statistic, Statistics
+from patchconv_deploy.rewriters.graph.use_def import Index, index
+from patchconv_deploy.rewriters.memory.executed import ExecutedNode
+from patchconv_deploy.rewriters.memory.peak import Peak, peak
+from patchconv_deploy.rewriters.memory.reader import sized_by_data
+from patchconv_deploy.rewriters.planning.work import node_work
+from patchconv_deploy.rewriters.regions.selection import candidates
 
 __all__ = ["ModelFacts", "analyse"]
 

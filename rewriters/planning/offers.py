@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from math import inf
 
-from rewriters.errors import BudgetError, Offer
-from rewriters.memory.peak import Peak, size_text
-from rewriters.planning.evaluated_plan import EvaluatedPlan, pareto_front
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.errors import BudgetError, Offer
+from patchconv_deploy.rewriters.memory.peak import Peak, size_text
+from patchconv_deploy.rewriters.planning.evaluated_plan import EvaluatedPlan, pareto_front
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import Limits
 
 __all__ = ["MARGIN", "budget_error", "to_ask"]
 

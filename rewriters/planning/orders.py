@@ -11,8 +11,8 @@ from __future__ import annotations
 import heapq
 from collections.abc import Collection, Sequence
 
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 
 __all__ = ["run_orders", "run_rank_of"]
 

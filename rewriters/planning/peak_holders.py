@@ -13,12 +13,12 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from rewriters.memory.lowering.node import copied
-from rewriters.memory.peak import Peak
-from rewriters.planning.barrier_names import UNREACHED, BarrierNames
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.memory.lowering.node import copied
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.planning.barrier_names import UNREACHED, BarrierNames
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.regions.refusal import Refusal
 
 __all__ = ["Reason", "reasons_of", "size_advice", "unknown_sizes"]
 

@@ -6,10 +6,10 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from rewriters.emission.forms import FORMS
-from rewriters.errors import OptionError
-from rewriters.regions.row_locality import AXES
-from rewriters.regions.tiled_region import ORDERS, RegionPlan
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.regions.row_locality import AXES
+from patchconv_deploy.rewriters.regions.tiled_region import ORDERS, RegionPlan
 
 __all__ = ["METADATA_KEY", "plan_data", "read_plan"]
 

@@ -13,15 +13,15 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from rewriters.emission.bodies import Movable, own_constants
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.splice import sorted_by
-from rewriters.graph.external_data import BITS, is_external
-from rewriters.graph.nodes import node_label
-from rewriters.graph.shapes import Shapes
-from rewriters.memory.lowering.node import Tensors, copied
-from rewriters.memory.peak import Peak
-from rewriters.memory.reader import (
+from patchconv_deploy.rewriters.emission.bodies import Movable, own_constants
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.splice import sorted_by
+from patchconv_deploy.rewriters.graph.external_data import BITS, is_external
+from patchconv_deploy.rewriters.graph.nodes import node_label
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.memory.lowering.node import Tensors, copied
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.reader import (
     Model,
     Reading,
     assemble,
@@ -32,9 +32,9 @@ from rewriters.memory.reader import (
     uncollected,
     weight_names,
 )
-from rewriters.memory.targets import ENGINES, sharing
-from rewriters.operators.record import Shape
-from rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.memory.targets import ENGINES, sharing
+from patchconv_deploy.rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 
 __all__ = ["MemoryPredictor"]
 

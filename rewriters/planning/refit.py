@@ -12,11 +12,11 @@ from collections import deque
 from collections.abc import Collection
 from math import inf
 
-from rewriters.planning.emitted_region import EmittedRegion
-from rewriters.planning.evaluated_plan import EvaluatedPlan, pareto_front
-from rewriters.planning.stages import patch_counts
-from rewriters.planning.weighed_plans import WeighedPlans
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
+from patchconv_deploy.rewriters.planning.evaluated_plan import EvaluatedPlan, pareto_front
+from patchconv_deploy.rewriters.planning.stages import patch_counts
+from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["polish"]
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from rewriters.planning.stages import CandidateRegion, Figure, Limits, patch_counts
+from patchconv_deploy.rewriters.planning.stages import CandidateRegion, Figure, Limits, patch_counts
 
 __all__ = ["Hops", "RegionTable"]
 

@@ -15,9 +15,9 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import NamedTuple
 
-from rewriters.planning.schedule import Entry, Schedule
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import Plan
+from patchconv_deploy.rewriters.planning.schedule import Entry, Schedule
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import Plan
 
 __all__ = [
     "PeakHolder",

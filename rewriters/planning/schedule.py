@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import NamedTuple
 
-from rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.operators.record import RowLocal
 
 __all__ = ["Entry", "Schedule", "ScheduledNode", "Tensor"]
 

@@ -9,10 +9,10 @@ from math import gcd, lcm, prod
 
 import onnx
 
-from rewriters.memory.targets import Engine
-from rewriters.operators.record import FOLDED, RowLocal, is_channelwise
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.schedule import Entry, Schedule, ScheduledNode, Tensor
+from patchconv_deploy.rewriters.memory.targets import Engine
+from patchconv_deploy.rewriters.operators.record import FOLDED, RowLocal, is_channelwise
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.schedule import Entry, Schedule, ScheduledNode, Tensor
 
 __all__ = ["make_schedule"]
 

@@ -21,23 +21,23 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rewriters.memory.targets import ENGINES
-from rewriters.operators.record import RowLocal
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.orders import run_orders
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.rematerialisation import (
+from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.orders import run_orders
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.rematerialisation import (
     Rematerialisation,
     across_barriers,
     overhead_without,
     peak_holders,
     rematerialisations,
 )
-from rewriters.planning.schedule import Entry, Schedule
-from rewriters.planning.scheduling import make_schedule
-from rewriters.planning.shortest_path import least_peak
-from rewriters.planning.stage_graph import StageGraph, live_bytes, stage_graphs_of
-from rewriters.planning.stages import USUAL, Limits, Plan
+from patchconv_deploy.rewriters.planning.schedule import Entry, Schedule
+from patchconv_deploy.rewriters.planning.scheduling import make_schedule
+from patchconv_deploy.rewriters.planning.shortest_path import least_peak
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph, live_bytes, stage_graphs_of
+from patchconv_deploy.rewriters.planning.stages import USUAL, Limits, Plan
 
 __all__ = ["stage_graphs"]
 

@@ -10,8 +10,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf
 
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import Limits, Plan, RegionChoice, Span, patch_counts
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import (
+    Limits,
+    Plan,
+    RegionChoice,
+    Span,
+    patch_counts,
+)
 
 __all__ = ["cheapest_plan", "least_peak"]
 

@@ -9,15 +9,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from rewriters.emission.forms import SINGLE_FORMS
-from rewriters.emission.names import NameScheme
-from rewriters.planning.emitted_region import EmittedRegion, emit_region
-from rewriters.planning.model_facts import ModelFacts
-from rewriters.planning.progress import Progress
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.selection import ConvSize, Selection, candidates, select
-from rewriters.regions.single_conv import find_region
-from rewriters.regions.tiled_region import RegionPlan, plan_region
+from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
+from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.selection import ConvSize, Selection, candidates, select
+from patchconv_deploy.rewriters.regions.single_conv import find_region
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["Singles", "cut_singles"]
 

@@ -20,10 +20,10 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import inf
 
-from rewriters.planning.candidate_regions import candidate_regions
-from rewriters.planning.region_table import RegionTable
-from rewriters.planning.schedule import Schedule
-from rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.planning.candidate_regions import candidate_regions
+from patchconv_deploy.rewriters.planning.region_table import RegionTable
+from patchconv_deploy.rewriters.planning.schedule import Schedule
+from patchconv_deploy.rewriters.planning.stages import Limits
 
 __all__ = ["StageGraph", "live_bytes", "stage_graphs_of"]
 

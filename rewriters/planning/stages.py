@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
-from rewriters.planning.work import COPY
+from patchconv_deploy.rewriters.planning.work import COPY
 
 __all__ = [
     "USUAL",

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rewriters.emission.forms import FORMS, REGIONAL_FORMS, UNROLLED_FORMS
-from rewriters.memory.reader import uncollected
-from rewriters.planning.candidates import Candidates
-from rewriters.planning.effort import EMITTED, Effort
-from rewriters.planning.emitted_region import EmittedRegion
-from rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
-from rewriters.planning.evaluator import PlanEvaluator
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import Limits, RegionChoice
-from rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.emission.forms import FORMS, REGIONAL_FORMS, UNROLLED_FORMS
+from patchconv_deploy.rewriters.memory.reader import uncollected
+from patchconv_deploy.rewriters.planning.candidates import Candidates
+from patchconv_deploy.rewriters.planning.effort import EMITTED, Effort
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
+from patchconv_deploy.rewriters.planning.evaluated_plan import EvaluatedPlan, choices_of
+from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import Limits, RegionChoice
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["OTHER_FORMS", "WeighedPlans"]
 

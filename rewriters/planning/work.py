@@ -12,8 +12,8 @@ from math import prod
 
 import onnx
 
-from rewriters.graph.shapes import Shapes
-from rewriters.operators.record import CONVOLUTIONS
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS
 
 __all__ = ["COPY", "node_work"]
 

@@ -16,12 +16,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import TypeAlias
 
-from rewriters.graph.facts import CertainFacts
-from rewriters.operators.channelwise import REDUCTIONS
-from rewriters.operators.elementwise import BROADCAST
-from rewriters.operators.products import PRODUCTS
-from rewriters.operators.record import RowLocal
-from rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
+from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
+from patchconv_deploy.rewriters.operators.products import PRODUCTS
+from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["KEYS", "Ask", "is_weighed", "products", "queries"]
 

@@ -18,13 +18,13 @@ from functools import lru_cache
 
 import onnx
 
-from rewriters.graph.facts import CertainFacts
-from rewriters.graph.nodes import captured
-from rewriters.graph.shapes import Shapes
-from rewriters.operators.record import RowLocal
-from rewriters.regions.refusal import Refusal
-from rewriters.tiling.network import Link, Network, heights, steps, tallest_first
-from rewriters.tiling.sizes import Size
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.nodes import captured
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.tiling.network import Link, Network, heights, steps, tallest_first
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["Edge", "Region", "make_region"]
 

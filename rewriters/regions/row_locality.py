@@ -13,13 +13,13 @@ from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from rewriters.graph.facts import CertainFacts, record_of
-from rewriters.operators.channelwise import JOINED, SOFTMAX
-from rewriters.operators.products import PRODUCTS
-from rewriters.operators.record import Record, RowLocal
-from rewriters.operators.rules import CONTRIB_DOMAIN
-from rewriters.operators.table import BARRIERS, CONTRIB, SPATIAL, TABLE
-from rewriters.regions.attention import KEYS, is_weighed, products, queries
+from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
+from patchconv_deploy.rewriters.operators.channelwise import JOINED, SOFTMAX
+from patchconv_deploy.rewriters.operators.products import PRODUCTS
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.operators.table import BARRIERS, CONTRIB, SPATIAL, TABLE
+from patchconv_deploy.rewriters.regions.attention import KEYS, is_weighed, products, queries
 
 __all__ = ["AXES", "Locality", "find_locality", "tiled_axes", "tiled_axis"]
 

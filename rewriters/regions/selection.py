@@ -9,10 +9,10 @@ from math import prod
 
 import onnx
 
-from rewriters.graph.shapes import Shapes
-from rewriters.operators.record import CONVOLUTIONS, Shape
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import Region
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, Shape
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import Region
 
 __all__ = ["ConvSize", "Selection", "candidates", "conv_size", "region_size", "select"]
 

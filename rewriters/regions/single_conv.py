@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from rewriters.graph.facts import CertainFacts, record_of
-from rewriters.graph.nodes import node_label
-from rewriters.operators.record import RowLocal, read_convolution
-from rewriters.operators.table import TABLE
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import Region, make_region
-from rewriters.regions.row_locality import tiled_axis
+from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
+from patchconv_deploy.rewriters.graph.nodes import node_label
+from patchconv_deploy.rewriters.operators.record import RowLocal, read_convolution
+from patchconv_deploy.rewriters.operators.table import TABLE
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import Region, make_region
+from patchconv_deploy.rewriters.regions.row_locality import tiled_axis
 
 __all__ = ["find_region"]
 

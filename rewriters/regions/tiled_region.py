@@ -6,13 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 
-from rewriters.graph.shapes import Shapes
-from rewriters.operators.record import ROWS
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import Region
-from rewriters.tiling import network as networks
-from rewriters.tiling import proof, proof_any_height, rounds
-from rewriters.tiling.patches import (
+from patchconv_deploy.rewriters.graph.shapes import Shapes
+from patchconv_deploy.rewriters.operators.record import ROWS
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import Region
+from patchconv_deploy.rewriters.tiling import network as networks
+from patchconv_deploy.rewriters.tiling import proof, proof_any_height, rounds
+from patchconv_deploy.rewriters.tiling.patches import (
     Extent,
     Patch,
     Rows,
@@ -22,7 +22,7 @@ from rewriters.tiling.patches import (
     place_windows,
     tile,
 )
-from rewriters.tiling.shrinking import shrink
+from patchconv_deploy.rewriters.tiling.shrinking import shrink
 
 __all__ = ["ORDERS", "RegionPlan", "plan_region"]
 

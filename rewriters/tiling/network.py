@@ -13,9 +13,9 @@ from fractions import Fraction
 from math import gcd, lcm
 from typing import NamedTuple
 
-from rewriters.tiling.patches import Rows
-from rewriters.tiling.row_maps import Ending, RowMap, dropped
-from rewriters.tiling.sizes import Size
+from patchconv_deploy.rewriters.tiling.patches import Rows
+from patchconv_deploy.rewriters.tiling.row_maps import Ending, RowMap, dropped
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = [
     "FAR",

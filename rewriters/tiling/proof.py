@@ -21,7 +21,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 
-from rewriters.tiling.network import (
+from patchconv_deploy.rewriters.tiling.network import (
     FAR,
     ONE_ROW,
     TALL,
@@ -32,7 +32,7 @@ from rewriters.tiling.network import (
     steps,
     walk,
 )
-from rewriters.tiling.patches import Extent, Rows, Tiling, covers
+from patchconv_deploy.rewriters.tiling.patches import Extent, Rows, Tiling, covers
 
 __all__ = [
     "Windows",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import cache, lru_cache
 
-from rewriters.tiling.network import (
+from patchconv_deploy.rewriters.tiling.network import (
     FAR,
     ONE_ROW,
     Network,
@@ -14,8 +14,16 @@ from rewriters.tiling.network import (
     heights_of_one_row,
     steps,
 )
-from rewriters.tiling.patches import Extent, Patch, Rows, Tiling, core, free_steps, place_windows
-from rewriters.tiling.proof import (
+from patchconv_deploy.rewriters.tiling.patches import (
+    Extent,
+    Patch,
+    Rows,
+    Tiling,
+    core,
+    free_steps,
+    place_windows,
+)
+from patchconv_deploy.rewriters.tiling.proof import (
     Windows,
     extents,
     fitting,

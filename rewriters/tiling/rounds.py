@@ -19,8 +19,8 @@ from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
 
-from rewriters.tiling.network import Network, first_height
-from rewriters.tiling.patches import (
+from patchconv_deploy.rewriters.tiling.network import Network, first_height
+from patchconv_deploy.rewriters.tiling.patches import (
     BEYOND,
     Extent,
     Patch,
@@ -30,8 +30,8 @@ from rewriters.tiling.patches import (
     core,
     free_steps,
 )
-from rewriters.tiling.proof import period, reach
-from rewriters.tiling.proof_any_height import prove_heights
+from patchconv_deploy.rewriters.tiling.proof import period, reach
+from patchconv_deploy.rewriters.tiling.proof_any_height import prove_heights
 
 __all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
 

@@ -26,7 +26,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
-from rewriters.tiling.patches import Rows
+from patchconv_deploy.rewriters.tiling.patches import Rows
 
 __all__ = [
     "Ending",

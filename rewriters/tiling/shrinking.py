@@ -34,8 +34,8 @@ from collections import deque
 from collections.abc import Sequence
 from functools import reduce
 
-from rewriters.tiling.network import Network, Shrinking
-from rewriters.tiling.patches import Rows, Tiling
+from patchconv_deploy.rewriters.tiling.network import Network, Shrinking
+from patchconv_deploy.rewriters.tiling.patches import Rows, Tiling
 
 __all__ = ["needed", "shrink"]
 

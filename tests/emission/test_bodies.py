@@ -12,17 +12,17 @@ import pytest
 from onnx import numpy_helper
 
 from patchconv_deploy import rewrite
+from patchconv_deploy.rewriters.emission import bodies
+from patchconv_deploy.rewriters.errors import SaveError
+from patchconv_deploy.rewriters.graph.external_data import is_external, tensors
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded, load
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.memory.reader import predict
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.verify.twin import float32_twin
-from rewriters.emission import bodies
-from rewriters.errors import SaveError
-from rewriters.graph.external_data import is_external, tensors
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded, load
-from rewriters.graph.skeleton import skeleton
-from rewriters.memory.reader import predict
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
     assert_same,
     chain,

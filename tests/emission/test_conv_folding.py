@@ -16,20 +16,20 @@ from onnx import helper, numpy_helper
 
 from patchconv_deploy import rewrite
 from patchconv_deploy.cli.main import rewrite_command
-from rewriters.emission.conv_folding import Folded
-from rewriters.errors import ExternalDataError
-from rewriters.graph.external_data import (
+from patchconv_deploy.rewriters.emission.conv_folding import Folded
+from patchconv_deploy.rewriters.errors import ExternalDataError
+from patchconv_deploy.rewriters.graph.external_data import (
     copy_external,
     external_range,
     is_external,
     is_pending,
     pending,
 )
-from rewriters.graph.model import Loaded, load
-from rewriters.graph.nodes import node_labels
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded, load
+from patchconv_deploy.rewriters.graph.nodes import node_labels
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
     Array,
     assert_same,

@@ -8,10 +8,10 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
     Array,
     assert_same_where_it_runs,
@@ -235,8 +235,8 @@ def test_every_height(made: onnx.ModelProto, inside: str, share: float, form: st
 
 def _reason(made: onnx.ModelProto, name: str) -> str:
     """Return why a node is in no region, empty if it is in one."""
-    from rewriters.prepare import look_at
-    from rewriters.regions.row_locality import find_locality
+    from patchconv_deploy.rewriters.prepare import look_at
+    from patchconv_deploy.rewriters.regions.row_locality import find_locality
 
     facts = look_at(Loaded(copy_of(made), None), Options()).facts.certain
     at = next(at for at, each in enumerate(facts.graph.node) if each.name == name)

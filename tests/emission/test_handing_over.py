@@ -16,13 +16,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from rewriters.emission import handing_over, writer
-from rewriters.emission.fragment import Join, Window
-from rewriters.emission.handing_over import Strip
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.emission import handing_over, writer
+from patchconv_deploy.rewriters.emission.fragment import Join, Window
+from patchconv_deploy.rewriters.emission.handing_over import Strip
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.oracle import oracle_run
 from tests.support.small_models import Dims, assert_same, copy_of, model, node, noise
 

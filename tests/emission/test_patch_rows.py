@@ -7,11 +7,11 @@ from typing import Any
 import onnx
 import pytest
 
-from rewriters.errors import OptionError
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import assert_same, copy_of, model, node, noise
 
 REL = 2e-6

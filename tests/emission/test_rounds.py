@@ -11,11 +11,11 @@ import pytest
 from onnx import TensorProto
 
 from patchconv_deploy.report.warnings import warnings_of
-from rewriters.errors import OptionError
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.oracle import oracle_run
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import (

@@ -8,14 +8,14 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.graph.model import Loaded
-from rewriters.operators import slicing
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
-from rewriters.tiling.patches import Rows
-from rewriters.tiling.row_maps import Ending
-from rewriters.tiling.sizes import Size, by_remainder
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.operators import slicing
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.tiling.patches import Rows
+from patchconv_deploy.rewriters.tiling.row_maps import Ending
+from patchconv_deploy.rewriters.tiling.sizes import Size, by_remainder
 from tests.support.small_models import (
     Array,
     assert_same_where_it_runs,

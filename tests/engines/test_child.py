@@ -14,15 +14,15 @@ from typing import Any
 import psutil
 import pytest
 
-from engines.errors import OutOfMemory, ParseError, RunError, TimeLimit
-from engines.process import addresses
-from engines.process.child import Child, child_process, module_command
+from patchconv_deploy.engines.errors import OutOfMemory, ParseError, RunError, TimeLimit
+from patchconv_deploy.engines.process import addresses
+from patchconv_deploy.engines.process.child import Child, child_process, module_command
 
 _CHILD = """
 import os, sys, time
 sys.path.insert(0, {root!r})
-from engines.process.child import serve
-from engines.errors import ParseError
+from patchconv_deploy.engines.process.child import serve
+from patchconv_deploy.engines.errors import ParseError
 def refuse(job): raise ParseError("node x")
 def large(job): return {{"got": len(job["text"]), "text": job["text"]}}
 def words(job): print(job["text"], file=sys.stderr, flush=True); os.abort()
@@ -87,7 +87,7 @@ def test_an_answer_has_a_time_limit(module: str) -> None:
 
 _PARENT = """
 import os, sys, threading
-from engines.process.child import child_process
+from patchconv_deploy.engines.process.child import child_process
 def work():
     with child_process("dying") as child:
         print(child._process.pid, flush=True)
@@ -159,7 +159,7 @@ def test_fixed_addresses_are_the_same_in_the_next_process(tmp_path: Path) -> Non
     code = (
         "import sys\n"
         f"sys.path.insert(0, {root!r})\n"
-        "from engines.process.addresses import fix_addresses\n"
+        "from patchconv_deploy.engines.process.addresses import fix_addresses\n"
         "print(fix_addresses(int(sys.argv[1])), id(bytearray(5000)), id(object()))\n"
     )
     script = tmp_path / "script.py"

@@ -26,17 +26,17 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from engines.errors import BuildError, ParseError
-from engines.measurement import Job, Measurement
-from engines.ort.measure import measure
-from engines.ort.options import OrtOptions
-from engines.trt.build import BuildResult, build
-from engines.trt.options import BuildOptions
+from patchconv_deploy.engines.errors import BuildError, ParseError
+from patchconv_deploy.engines.measurement import Job, Measurement
+from patchconv_deploy.engines.ort.measure import measure
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.trt.build import BuildResult, build
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.verify.inputs import save_inputs
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.rewrite import rewrite_model
 from tests.rewriting import test_real_models as real
 from tests.support import networks
 from tests.support.small_models import copy_of, most_elements, noise, super_resolution

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from engines.errors import RunError
-from engines.gpu import cuda as cuda_module
-from engines.gpu import nvml as nvml_module
-from engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.errors import RunError
+from patchconv_deploy.engines.gpu import cuda as cuda_module
+from patchconv_deploy.engines.gpu import nvml as nvml_module
+from patchconv_deploy.engines.gpu.cuda import Cuda
 
 
 def test_every_call_of_cuda_has_that_name_in_its_bindings() -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from engines.errors import DeviceMissing, EngineMissing
-from engines.gpu.nvml import DeviceMemory, open_device_memory, pci_bus_id
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing
+from patchconv_deploy.engines.gpu.nvml import DeviceMemory, open_device_memory, pci_bus_id
 
 MIB = 1 << 20
 
@@ -123,7 +123,7 @@ def test_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.gpu
 def test_gpu() -> None:
     """A block of 256 MiB taken on the device shows."""
-    from engines.gpu.cuda import Cuda
+    from patchconv_deploy.engines.gpu.cuda import Cuda
 
     try:
         pci_bus_id()

@@ -15,18 +15,18 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from engines.errors import DeviceMissing, EngineMissing, OptionError, RunError
-from engines.gpu.cuda import Cuda
-from engines.gpu.nvml import DeviceMemory
-from engines.measurement import Job, Measurement
-from engines.ort import child as measure_child
-from engines.ort import libraries as onnxruntime_gpu
-from engines.ort import measure as measuring
-from engines.ort import run as running
-from engines.ort.measure import measure
-from engines.ort.options import GPU_FIELDS, PROVIDERS, OrtOptions
-from engines.ort.run import open_session
 from patchconv_deploy.cli import measure as cli_measure
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing, OptionError, RunError
+from patchconv_deploy.engines.gpu.cuda import Cuda
+from patchconv_deploy.engines.gpu.nvml import DeviceMemory
+from patchconv_deploy.engines.measurement import Job, Measurement
+from patchconv_deploy.engines.ort import child as measure_child
+from patchconv_deploy.engines.ort import libraries as onnxruntime_gpu
+from patchconv_deploy.engines.ort import measure as measuring
+from patchconv_deploy.engines.ort import run as running
+from patchconv_deploy.engines.ort.measure import measure
+from patchconv_deploy.engines.ort.options import GPU_FIELDS, PROVIDERS, OrtOptions
+from patchconv_deploy.engines.ort.run import open_session
 from patchconv_deploy.verify.inputs import save_inputs
 from tests.engines.test_trt_run import FakeCuda
 from tests.support.small_models import chain, noise

@@ -17,7 +17,7 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.errors import (
+from patchconv_deploy.engines.errors import (
     BuildError,
     DeviceMissing,
     EngineMissing,
@@ -26,11 +26,11 @@ from engines.errors import (
     ParseError,
     WorkspaceError,
 )
-from engines.gpu.cuda import Cuda, cuda_device
-from engines.trt import build as tensorrt_build
-from engines.trt.allocator import Ledger
-from engines.trt.build import BuildResult, build, collect, load_module
-from engines.trt.options import BuildOptions, trtexec_command
+from patchconv_deploy.engines.gpu.cuda import Cuda, cuda_device
+from patchconv_deploy.engines.trt import build as tensorrt_build
+from patchconv_deploy.engines.trt.allocator import Ledger
+from patchconv_deploy.engines.trt.build import BuildResult, build, collect, load_module
+from patchconv_deploy.engines.trt.options import BuildOptions, trtexec_command
 from tests.support.small_models import cut, model, node, noise, value
 
 SHAPES = {"x": ((1, 2, 8, 8), (1, 2, 64, 40), (2, 2, 128, 80))}

@@ -16,22 +16,28 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from engines.errors import DeviceMissing, EngineMissing, LoadError, OptionError, RunError
-from engines.gpu import cuda as cuda_module
-from engines.gpu.cuda import Cuda, check_driver, cuda_device
-from engines.gpu.nvml import DeviceMemory
-from engines.measurement import Job
-from engines.tensorrt_layout import LAYOUTS
-from engines.timing import Timing, take_times
-from engines.trt import child as tensorrt_child
-from engines.trt import measure as measure_tensorrt_module
-from engines.trt import run as tensorrt_run
-from engines.trt.allocator import Allocator, Ledger, aligned, recording_allocator
-from engines.trt.build import BuildResult, build, load_module
-from engines.trt.measure import _MEASURED
-from engines.trt.options import BuildOptions
-from engines.trt.run import engine_memory, inspect, open_context, open_engine
 from patchconv_deploy.cli import build as cli_build
+from patchconv_deploy.engines.errors import (
+    DeviceMissing,
+    EngineMissing,
+    LoadError,
+    OptionError,
+    RunError,
+)
+from patchconv_deploy.engines.gpu import cuda as cuda_module
+from patchconv_deploy.engines.gpu.cuda import Cuda, check_driver, cuda_device
+from patchconv_deploy.engines.gpu.nvml import DeviceMemory
+from patchconv_deploy.engines.measurement import Job
+from patchconv_deploy.engines.tensorrt_layout import LAYOUTS
+from patchconv_deploy.engines.timing import Timing, take_times
+from patchconv_deploy.engines.trt import child as tensorrt_child
+from patchconv_deploy.engines.trt import measure as measure_tensorrt_module
+from patchconv_deploy.engines.trt import run as tensorrt_run
+from patchconv_deploy.engines.trt.allocator import Allocator, Ledger, aligned, recording_allocator
+from patchconv_deploy.engines.trt.build import BuildResult, build, load_module
+from patchconv_deploy.engines.trt.measure import _MEASURED
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.engines.trt.run import engine_memory, inspect, open_context, open_engine
 from patchconv_deploy.verify.inputs import save_inputs
 from tests.support.small_models import chain, cut, noise, run
 

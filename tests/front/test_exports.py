@@ -11,19 +11,22 @@ from types import ModuleType
 import onnx
 import pytest
 
-import engines.errors
 import patchconv_deploy
+import patchconv_deploy.engines.errors
 import patchconv_deploy.errors
-import rewriters.errors
+import patchconv_deploy.rewriters.errors
 from patchconv_deploy import rewrite
 from patchconv_deploy.measure.session_options import recommend
-from rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
+from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
 from tests.support.small_models import chain, session
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("tree", [rewriters.errors, patchconv_deploy.errors, engines.errors])
+@pytest.mark.parametrize(
+    "tree",
+    [patchconv_deploy.rewriters.errors, patchconv_deploy.errors, patchconv_deploy.engines.errors],
+)
 def test_every_error_is_exported_and_drawn(tree: ModuleType) -> None:
     """Who catches an error finds its class in the package, and its place in the tree."""
     exported = {getattr(patchconv_deploy, name) for name in patchconv_deploy.__all__}

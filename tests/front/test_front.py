@@ -25,7 +25,6 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 import patchconv_deploy
-from engines.process.child import Child
 from patchconv_deploy import (
     ModelError,
     OptionError,
@@ -38,10 +37,11 @@ from patchconv_deploy import (
 )
 from patchconv_deploy.api import make_options
 from patchconv_deploy.cli.main import rewrite_command
+from patchconv_deploy.engines.process.child import Child
 from patchconv_deploy.options import OPTIONS, names_of
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.commands import run_command
 from tests.support.small_models import file_names
 
@@ -374,7 +374,7 @@ def test_a_killed_runtime_is_reported_not_fatal(
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr("engines.process.child.sys.executable", str(script))
+    monkeypatch.setattr("patchconv_deploy.engines.process.child.sys.executable", str(script))
     result = rewrite(path, min_elements=0)
     assert "SIGKILL" in result.report.verification["reason"]
     assert result.path is not None

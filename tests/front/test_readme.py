@@ -11,7 +11,7 @@ import onnx_graphsurgeon as gs
 import pytest
 import torch
 
-from rewriters.planning import effort
+from patchconv_deploy.rewriters.planning import effort
 from tests.support.small_models import chain
 from tools.option_table import written
 

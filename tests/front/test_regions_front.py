@@ -15,17 +15,17 @@ from onnx.inliner import inline_local_functions
 
 from patchconv_deploy import UsageError, pareto, rewrite
 from patchconv_deploy.cli.main import main_rewrite, patchconv
-from rewriters.errors import BudgetError, OptionError
-from rewriters.graph.model import Loaded
-from rewriters.look import pareto_of
-from rewriters.memory.peak import Peak
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning import choose, effort, explore
-from rewriters.planning.plan_file import read_plan
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.weighed_plans import WeighedPlans
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import BudgetError, OptionError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.look import pareto_of
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning import choose, effort, explore
+from patchconv_deploy.rewriters.planning.plan_file import read_plan
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import (
     Array,

@@ -19,10 +19,10 @@ import onnx
 import pytest
 
 from patchconv_deploy import SaveError, rewrite
+from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.saving import stage
 from patchconv_deploy.scratch import scratch_folder, temporary_folder
 from patchconv_deploy.triton.publish import stage_version
-from rewriters.graph.model import load
 from tests.support.small_models import chain, copy_of, noise
 
 needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")

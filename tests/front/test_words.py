@@ -14,9 +14,9 @@ import engines
 import patchconv_deploy
 import rewriters
 from patchconv_deploy.cli.main import patchconv, rewrite_command
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.words import in_flags
-from rewriters.errors import OptionError
-from rewriters.options import Options
 
 # A server's flag, and trtexec's: other programs' options go by their own names.
 _FOREIGN = re.compile(r"--(model-config-name|(min|opt|max)Shapes)")

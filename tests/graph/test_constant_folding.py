@@ -11,12 +11,12 @@ import onnx
 import onnx.reference
 import pytest
 
-from rewriters.graph.constant_folding import Constants, infer_by_value
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded
-from rewriters.graph.nodes import attributes
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.use_def import index
 from tests.support.small_models import Array, model, node
 
 
@@ -128,7 +128,7 @@ def test_sizes_that_come_of_sizes_are_worked_out() -> None:
 
 def test_all_of_them_together_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A file of many small nodes does not become many kilobytes for each."""
-    monkeypatch.setattr("rewriters.graph.constant_folding._MOST_TOGETHER", 2500)
+    monkeypatch.setattr("patchconv_deploy.rewriters.graph.constant_folding._MOST_TOGETHER", 2500)
     nodes = [node("ConstantOfShape", "n", f"k{k}") for k in range(10)]
     known = constants(nodes, {"n": ints(1000)})
     assert [known.array(f"k{k}") is not None for k in range(10)] == [True] * 2 + [False] * 8

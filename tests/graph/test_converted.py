@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from patchconv_deploy import rewrite
-from rewriters.errors import OptionError
-from rewriters.graph.upgrade_opset import upgrade
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
 from tests.support.small_models import Array, model, node, noise, run, value
 
 X = noise(1, 4, 6, 6)
@@ -211,7 +211,7 @@ def test_a_converted_model_is_verified_even_if_nothing_is_cut(
 ) -> None:
     """A fault of the converter is found whether or not something is cut."""
     from patchconv_deploy import VerificationError
-    from rewriters.graph import upgrade_opset
+    from patchconv_deploy.rewriters.graph import upgrade_opset
 
     file, out = tmp_path / "old.onnx", tmp_path / "new.onnx"
     onnx.save(_upsampled(), file)

@@ -11,13 +11,18 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rewriters.errors import ExternalDataError
-from rewriters.graph.external_data import copy_external, external_range, is_external, tensors
-from rewriters.graph.model import load
-from rewriters.graph.skeleton import skeleton
-from rewriters.options import Options
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import ExternalDataError
+from patchconv_deploy.rewriters.graph.external_data import (
+    copy_external,
+    external_range,
+    is_external,
+    tensors,
+)
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import assert_same, chain, copy_of, model, node, noise
 
 
@@ -325,6 +330,8 @@ class TestCopy:
             (folder / "w.bin").write_bytes(b"short")
             return found
 
-        monkeypatch.setattr("rewriters.graph.external_data.external_range", shrinking)
+        monkeypatch.setattr(
+            "patchconv_deploy.rewriters.graph.external_data.external_range", shrinking
+        )
         with pytest.raises(ExternalDataError, match="became shorter"):
             copy_external(made, folder, io.BytesIO(), "new.bin")

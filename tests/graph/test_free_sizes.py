@@ -9,10 +9,10 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.prepare import look_at
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.prepare import look_at
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import assert_same, copy_of, model, node, noise, run
 
 FLOAT, INT, HALF = TensorProto.FLOAT, TensorProto.INT64, TensorProto.FLOAT16

@@ -10,15 +10,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rewriters.errors import ModelError, RewriterError
-from rewriters.graph.check import check
-from rewriters.graph.model import Loaded, load, opset_of
-from rewriters.graph.nodes import attributes, captured, convolutions_in_bodies, node_label
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.use_def import index
-from rewriters.options import Options
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import ModelError, RewriterError
+from patchconv_deploy.rewriters.graph.check import check
+from patchconv_deploy.rewriters.graph.model import Loaded, load, opset_of
+from patchconv_deploy.rewriters.graph.nodes import (
+    attributes,
+    captured,
+    convolutions_in_bodies,
+    node_label,
+)
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import chain, conv, copy_of, model, node, noise, value
 
 

@@ -19,12 +19,17 @@ import pytest
 from onnx import helper
 
 from patchconv_deploy.api import convert_model, pareto, rewrite
-from rewriters.errors import CrashError, ModelError
-from rewriters.graph import guarded
-from rewriters.graph.external_data import tensors
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.guarded import Refused, check_model, convert_version, infer_shapes
-from rewriters.graph.upgrade_opset import upgrade
+from patchconv_deploy.rewriters.errors import CrashError, ModelError
+from patchconv_deploy.rewriters.graph import guarded
+from patchconv_deploy.rewriters.graph.external_data import tensors
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.guarded import (
+    Refused,
+    check_model,
+    convert_version,
+    infer_shapes,
+)
+from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
 from tests.support.small_models import chain, copy_of, model, node, noise
 
 ROOT = str(Path(__file__).resolve().parents[2])
@@ -238,7 +243,7 @@ def test_an_interrupted_answer_is_nobody_elses(monkeypatch: pytest.MonkeyPatch) 
 
 _PARENT = """
 import sys, threading, time
-from rewriters.graph import guarded
+from patchconv_deploy.rewriters.graph import guarded
 from tests.support.small_models import chain
 from tests.graph.test_guarded import nested_functions
 guarded.infer_shapes(chain(2))
@@ -294,7 +299,8 @@ def test_whatever_started_the_caller(flags: str, tmp_path: Path) -> None:
     paths = [entry for entry in [ROOT, *sys.path] if entry]
     code = (
         f"import sys; sys.path[:] = {paths!r} + sys.path\n"
-        "from rewriters.graph import guarded\nfrom tests.support.small_models import chain\n"
+        "from patchconv_deploy.rewriters.graph import guarded\n"
+        "from tests.support.small_models import chain\n"
         "print(len(guarded.infer_shapes(chain(2)).graph.value_info), guarded._onnx._process)\n"
     )
     done = subprocess.run(
@@ -305,7 +311,7 @@ def test_whatever_started_the_caller(flags: str, tmp_path: Path) -> None:
         timeout=120,
         check=False,
     )
-    assert done.stdout.startswith("2 <rewriters.graph.guarded"), done.stderr
+    assert done.stdout.startswith("2 <patchconv_deploy.rewriters.graph.guarded"), done.stderr
 
 
 class TestConverting:
@@ -369,7 +375,8 @@ class TestConverting:
 def test_a_polite_end_leaves_nothing(tmp_path: Path) -> None:
     """An interpreter that ends by itself takes the process along, without a word."""
     code = (
-        "from rewriters.graph import guarded\nfrom tests.support.small_models import chain\n"
+        "from patchconv_deploy.rewriters.graph import guarded\n"
+        "from tests.support.small_models import chain\n"
         "guarded.infer_shapes(chain(2))\nprint(guarded._onnx._process._process.pid)\n"
     )
     done = subprocess.run(

@@ -15,15 +15,15 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.statistic_nodes import moments_by_row
-from rewriters.graph.statistics import Statistic, find_statistics, write_in_two
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.model_facts import analyse
-from rewriters.regions.row_locality import find_locality
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.statistic_nodes import moments_by_row
+from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics, write_in_two
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.float64 import in_double
 from tests.support.oracle import oracle_run
 from tests.support.regions_by_hand import tile_all
@@ -279,7 +279,7 @@ def test_a_mean_of_one_row_shows(monkeypatch: pytest.MonkeyPatch) -> None:
         new.nodes[-1].input[1] = new.nodes[-1].input[0]
         return made
 
-    monkeypatch.setattr("rewriters.graph.normalisations.moments_by_row", wrong)
+    monkeypatch.setattr("patchconv_deploy.rewriters.graph.normalisations.moments_by_row", wrong)
     made = _as_one()
     done = _cut(made)
     assert done.rewritten

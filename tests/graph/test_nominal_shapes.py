@@ -7,10 +7,10 @@ from typing import Any
 import onnx
 import pytest
 
-from rewriters.graph.fixed_shapes import nominal_shapes
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.fixed_shapes import nominal_shapes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import model, node, noise
 
 

@@ -10,8 +10,8 @@ import onnx
 import pytest
 
 from patchconv_deploy import convert_model, rewrite
-from rewriters.errors import RewriterError
-from rewriters.graph.normalise import normalise
+from patchconv_deploy.rewriters.errors import RewriterError
+from patchconv_deploy.rewriters.graph.normalise import normalise
 from tests.support.small_models import (
     assert_same,
     chain,

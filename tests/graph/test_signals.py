@@ -10,15 +10,15 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rewriters.graph import normalisations
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.statistic_nodes import in_blocks
-from rewriters.graph.statistics import Statistic, find_statistics, write_in_two
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.model_facts import analyse
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph import normalisations
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.statistic_nodes import in_blocks
+from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics, write_in_two
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.float64 import in_double
 from tests.support.oracle import oracle_run
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise, run, value

@@ -16,12 +16,17 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.statistics import Statistic, Statistics, find_statistics, write_in_two
-from rewriters.options import Options
-from rewriters.planning.model_facts import analyse
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.statistics import (
+    Statistic,
+    Statistics,
+    find_statistics,
+    write_in_two,
+)
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.oracle import oracle_run
 from tests.support.small_models import (
     Array,

@@ -16,16 +16,20 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.errors import DeviceMissing
-from engines.measurement import Job, Measurement, Spread
-from engines.ort.measure import measure
-from engines.ort.options import SESSION_OPTIONS, OrtOptions
-from engines.ort.run import open_session
-from engines.process.memory_probe import high_water_bytes, reset_high_water, resident_bytes
+from patchconv_deploy.engines.errors import DeviceMissing
+from patchconv_deploy.engines.measurement import Job, Measurement, Spread
+from patchconv_deploy.engines.ort.measure import measure
+from patchconv_deploy.engines.ort.options import SESSION_OPTIONS, OrtOptions
+from patchconv_deploy.engines.ort.run import open_session
+from patchconv_deploy.engines.process.memory_probe import (
+    high_water_bytes,
+    reset_high_water,
+    resident_bytes,
+)
 from patchconv_deploy.measure import tuning
 from patchconv_deploy.measure.run import best
+from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
 from patchconv_deploy.verify.inputs import save_inputs
-from rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
 from tests.support.commands import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -187,7 +191,7 @@ def test_a_crash_is_reported_and_survived(tmp_path: Path, monkeypatch: pytest.Mo
     script = tmp_path / "python"
     script.write_text("#!/bin/sh\nread line\nkill -9 $$\n")
     script.chmod(0o755)
-    monkeypatch.setattr("engines.process.child.sys.executable", str(script))
+    monkeypatch.setattr("patchconv_deploy.engines.process.child.sys.executable", str(script))
     found: list[Measurement] = measure([_chain(tmp_path, 64)], [OrtOptions()], runs=1)
     assert "SIGKILL" in found[0].error
 

@@ -12,15 +12,15 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from engines.errors import EngineMissing
-from engines.measurement import Job, Measurement, Spread
-from engines.ort.options import OrtOptions
 from patchconv_deploy import rewrite
 from patchconv_deploy.cli.main import patchconv
+from patchconv_deploy.engines.errors import EngineMissing
+from patchconv_deploy.engines.measurement import Job, Measurement, Spread
+from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.errors import PatchConvError
 from patchconv_deploy.measure import tuning
 from patchconv_deploy.measure.tuning import least_changed
-from rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
+from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
 from tests.support.small_models import assert_same, chain, file_names, noise
 
 DIMS = (1, 2, 64, 32)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rewriters.memory.executed import VIEWS, ExecutedNode
-from rewriters.memory.peak import Peak, peak
+from patchconv_deploy.rewriters.memory.executed import VIEWS, ExecutedNode
+from patchconv_deploy.rewriters.memory.peak import Peak, peak
 
 
 def simulate(

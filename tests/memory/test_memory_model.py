@@ -22,19 +22,19 @@ import numpy as np
 import onnx
 import pytest
 
-from engines.ort.options import OrtOptions
 from patchconv_deploy.cli.main import rewrite_command
+from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.measure.run import measure_onnxruntime
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.memory.peak import Peak, Weights
-from rewriters.memory.reader import predict, profile
-from rewriters.memory.targets import ENGINES
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning import choose as regional
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.memory.peak import Peak, Weights
+from patchconv_deploy.rewriters.memory.reader import predict, profile
+from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning import choose as regional
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import Dims, copy_of, node, noise
 from tests.support.small_models import model as small
 from tests.support.tiers import slow
@@ -287,7 +287,7 @@ LOADING = """
 import ctypes
 import sys
 import onnxruntime
-from engines.process.memory_probe import resident_bytes
+from patchconv_deploy.engines.process.memory_probe import resident_bytes
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = 2
 # What the first session of a process takes is not the model's.

@@ -8,7 +8,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-from rewriters.memory.processor import block_of, channel_block
+from patchconv_deploy.rewriters.memory.processor import block_of, channel_block
 from tests.support.small_models import model, node, noise
 
 

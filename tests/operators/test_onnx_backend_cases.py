@@ -18,9 +18,9 @@ import pytest
 from onnx import numpy_helper
 from onnx.backend.test.loader import load_model_tests
 
-from rewriters.graph.model import opset_of
-from rewriters.operators.record import CONVOLUTIONS
-from rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.graph.model import opset_of
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS
+from patchconv_deploy.rewriters.outcome import Outcome
 from tests.support.oracle import IR_VERSION, Array, ops, oracle_run, ort_run, rewrite
 
 # What ONNX Runtime reads; the operators of these cases are the same before and after.

@@ -19,8 +19,8 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotInRuntime
 
-from rewriters.operators.table import BARRIERS, TABLE
-from rewriters.regions.attention import KEYS
+from patchconv_deploy.rewriters.operators.table import BARRIERS, TABLE
+from patchconv_deploy.rewriters.regions.attention import KEYS
 from tests.support.random_graphs import Graph
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array, noise, operators, run

@@ -16,7 +16,7 @@ import onnx
 import pytest
 
 from patchconv_deploy import rewrite
-from rewriters.tiling.network import Link, Network, steps
+from patchconv_deploy.rewriters.tiling.network import Link, Network, steps
 from tests.support.small_models import model, node, noise
 
 # Seconds of the processor from the file to the file, and between two calls of progress.

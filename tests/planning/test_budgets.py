@@ -14,10 +14,10 @@ from pathlib import Path
 import onnx
 import pytest
 
-from rewriters.errors import BudgetError
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import copy_of
 from tests.support.tiers import slow
 from tools.calibrate_memory import SIZES, cases, measured

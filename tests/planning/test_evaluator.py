@@ -9,17 +9,17 @@ from typing import Any
 import onnx
 import pytest
 
-from rewriters.emission.forms import REGIONAL_FORMS
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.planning.candidates import candidates_of
-from rewriters.planning.effort import Effort
-from rewriters.planning.evaluated_plan import choices_of
-from rewriters.planning.evaluator import PlanEvaluator
-from rewriters.planning.model_facts import analyse
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.stages import Limits
-from rewriters.regions.tiled_region import ORDERS, RegionPlan
+from patchconv_deploy.rewriters.emission.forms import REGIONAL_FORMS
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.planning.candidates import candidates_of
+from patchconv_deploy.rewriters.planning.effort import Effort
+from patchconv_deploy.rewriters.planning.evaluated_plan import choices_of
+from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.regions.tiled_region import ORDERS, RegionPlan
 from tests.support.random_graphs import random_graph
 
 ENGINE = "onnxruntime-tuned"

@@ -17,30 +17,30 @@ from typing import Any
 import onnx
 import pytest
 
-from rewriters.emission.forms import REGIONAL_FORMS
-from rewriters.emission.names import NameScheme
-from rewriters.errors import BudgetError
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.look import pareto_of
-from rewriters.memory.peak import Peak
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning import effort
-from rewriters.planning.candidates import Candidates, candidates_of
-from rewriters.planning.choose import rank
-from rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
-from rewriters.planning.evaluated_plan import Candidate
-from rewriters.planning.evaluator import copied_of, recompute_of
-from rewriters.planning.model_facts import ModelFacts, analyse
-from rewriters.planning.offers import to_ask
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.shortest_path import cheapest_plan, least_peak
-from rewriters.planning.stages import Limits
-from rewriters.regions.region import Region, make_region
-from rewriters.regions.row_locality import find_locality
-from rewriters.regions.tiled_region import RegionPlan, plan_region
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.emission.forms import REGIONAL_FORMS
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.look import pareto_of
+from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning import effort
+from patchconv_deploy.rewriters.planning.candidates import Candidates, candidates_of
+from patchconv_deploy.rewriters.planning.choose import rank
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
+from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.evaluator import copied_of, recompute_of
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts, analyse
+from patchconv_deploy.rewriters.planning.offers import to_ask
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.shortest_path import cheapest_plan, least_peak
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.regions.region import Region, make_region
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import assert_same, conv, copy_of, model, node, noise
 from tests.support.tiers import slow

@@ -6,19 +6,19 @@ import random
 
 import onnx
 
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.planning.candidates import Candidates, candidates_of
-from rewriters.planning.model_facts import ModelFacts, analyse
-from rewriters.planning.predictor import MemoryPredictor
-from rewriters.planning.shortest_path import cheapest_plan
-from rewriters.planning.stage_graph import StageGraph
-from rewriters.planning.stages import CandidateRegion, Limits
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import Region, make_region
-from rewriters.tiling.network import steps
-from rewriters.tiling.patches import free_steps
-from rewriters.tiling.proof import extents
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.planning.candidates import Candidates, candidates_of
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts, analyse
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.planning.shortest_path import cheapest_plan
+from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
+from patchconv_deploy.rewriters.planning.stages import CandidateRegion, Limits
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import Region, make_region
+from patchconv_deploy.rewriters.tiling.network import steps
+from patchconv_deploy.rewriters.tiling.patches import free_steps
+from patchconv_deploy.rewriters.tiling.proof import extents
 from tests.support.random_graphs import random_graph
 from tools.models.deep import make
 

@@ -13,18 +13,18 @@ import onnx
 import pytest
 from onnx.reference import ReferenceEvaluator
 
-from rewriters.emission import handing_over
-from rewriters.emission.forms import REGIONAL_FORMS
-from rewriters.errors import BudgetError
-from rewriters.graph import statistic_nodes
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.candidates import candidates_of
-from rewriters.planning.plan_file import plan_data
-from rewriters.planning.stages import Limits
-from rewriters.prepare import look_at
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.emission import handing_over
+from patchconv_deploy.rewriters.emission.forms import REGIONAL_FORMS
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph import statistic_nodes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.candidates import candidates_of
+from patchconv_deploy.rewriters.planning.plan_file import plan_data
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.prepare import look_at
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise
 from tests.support.tiers import slow

@@ -19,16 +19,16 @@ import onnx
 import pytest
 from onnx import TensorProto, numpy_helper
 
-from rewriters.emission import handing_over
-from rewriters.graph import statistic_nodes
-from rewriters.graph.model import Loaded
-from rewriters.graph.nodes import bodies
-from rewriters.options import Options
-from rewriters.planning.candidates import candidates_of
-from rewriters.planning.plan_file import plan_data
-from rewriters.planning.stages import Limits
-from rewriters.prepare import look_at
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.emission import handing_over
+from patchconv_deploy.rewriters.graph import statistic_nodes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.nodes import bodies
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.planning.candidates import candidates_of
+from patchconv_deploy.rewriters.planning.plan_file import plan_data
+from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.prepare import look_at
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.oracle import oracle_run
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import Array, copy_of, run

@@ -16,13 +16,13 @@ from onnx import TensorProto
 
 from patchconv_deploy import OptionError, pareto, rewrite
 from patchconv_deploy.cli.main import patchconv
-from rewriters.errors import BudgetError
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.peak_holders import Reason
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.peak_holders import Reason
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.commands import run_command
 from tests.support.small_models import (
     Array,

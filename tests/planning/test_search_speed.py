@@ -10,13 +10,13 @@ from itertools import pairwise
 import onnx
 import pytest
 
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.planning import candidate_regions, growing
-from rewriters.planning import search as searching
-from rewriters.planning.candidates import candidates_of
-from rewriters.planning.model_facts import analyse
-from rewriters.planning.predictor import MemoryPredictor
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.planning import candidate_regions, growing
+from patchconv_deploy.rewriters.planning import search as searching
+from patchconv_deploy.rewriters.planning.candidates import candidates_of
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from tests.support.small_models import model, node, noise
 from tools.benchmark_rewriter import MAX_SEARCH, SEARCHES, search
 from tools.models.deep import KINDS, make

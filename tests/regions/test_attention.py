@@ -19,17 +19,17 @@ import pytest
 from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
 
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.operators import table
-from rewriters.operators.products import attend
-from rewriters.operators.record import Record, RowLocal
-from rewriters.operators.rules import same_rows
-from rewriters.options import Options
-from rewriters.planning.model_facts import analyse
-from rewriters.regions import row_locality
-from rewriters.regions.row_locality import find_locality
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.operators import table
+from patchconv_deploy.rewriters.operators.products import attend
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.operators.rules import same_rows
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.regions import row_locality
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.float64 import assert_same_in_double
 from tests.support.regions_by_hand import Cut, tile_all
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise

@@ -10,16 +10,16 @@ import onnx
 import pytest
 from onnx import TensorProto
 
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.memory.reader import predict
-from rewriters.operators import table
-from rewriters.operators.products import attend_by_heads
-from rewriters.operators.record import Record, RowLocal
-from rewriters.options import Options
-from rewriters.planning.model_facts import analyse
-from rewriters.regions.row_locality import find_locality
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.memory.reader import predict
+from patchconv_deploy.rewriters.operators import table
+from patchconv_deploy.rewriters.operators.products import attend_by_heads
+from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.planning.model_facts import analyse
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise, run, value
 

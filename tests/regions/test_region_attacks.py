@@ -17,15 +17,15 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import make_region
-from rewriters.regions.row_locality import find_locality
-from rewriters.rewrite import rewrite_model
-from rewriters.tiling.network import Link, Network, tallest_first
-from rewriters.tiling.proof_any_height import prove_every_height
-from rewriters.tiling.row_maps import Pointwise, Sliding, Transposed
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import make_region
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
+from patchconv_deploy.rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.tiling.network import Link, Network, tallest_first
+from patchconv_deploy.rewriters.tiling.proof_any_height import prove_every_height
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise, Sliding, Transposed
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array, Dims, assert_same, copy_of, model, node, noise, value
 from tests.support.tiers import slow
@@ -394,8 +394,8 @@ def test_a_slice_that_reads_one_number_twice() -> None:
 
 def test_a_tensor_made_inside_and_used_whole() -> None:
     """A region cannot hold a tensor of which each row needs all rows."""
-    from rewriters.graph.skeleton import skeleton
-    from rewriters.planning.model_facts import analyse
+    from patchconv_deploy.rewriters.graph.skeleton import skeleton
+    from patchconv_deploy.rewriters.planning.model_facts import analyse
 
     made, _ = _dynamic_weights()
     del made.graph.node[1:3]

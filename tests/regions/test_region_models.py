@@ -16,11 +16,11 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.errors import BudgetError
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.rewriting.test_real_models import FP16, FP32, QDQ_MEAN, QDQ_WORST
 from tests.support.networks import NETWORKS, OCR, Export, Original, exports, page
 from tests.support.regions_by_hand import tile_all

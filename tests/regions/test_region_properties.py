@@ -25,11 +25,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewriters.tiling import network as networks
-from rewriters.tiling import proof
-from rewriters.tiling.network import Link, Network, Shrinking
-from rewriters.tiling.patches import Patch, Tiling, covers, tile
-from rewriters.tiling.row_maps import (
+from patchconv_deploy.rewriters.tiling import network as networks
+from patchconv_deploy.rewriters.tiling import proof
+from patchconv_deploy.rewriters.tiling.network import Link, Network, Shrinking
+from patchconv_deploy.rewriters.tiling.patches import Patch, Tiling, covers, tile
+from patchconv_deploy.rewriters.tiling.row_maps import (
     Padding,
     Periodic,
     Pointwise,
@@ -39,7 +39,7 @@ from rewriters.tiling.row_maps import (
     dropped,
     removable_padding,
 )
-from rewriters.tiling.shrinking import shrink
+from patchconv_deploy.rewriters.tiling.shrinking import shrink
 from tests.support.random_graphs import random_graph
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array

@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.graph.model import Loaded
-from rewriters.operators.channelwise import JOINED
-from rewriters.options import Options
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.operators.channelwise import JOINED
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.float64 import assert_same_in_double
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise

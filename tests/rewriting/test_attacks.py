@@ -19,13 +19,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from patchconv_deploy import OptionError, SaveError, UsageError, pareto, rewrite
 from patchconv_deploy.cli.types import read_text
+from patchconv_deploy.rewriters.errors import ModelError
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded, load
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.verify import pairs
 from patchconv_deploy.verify.inputs import load_inputs, make_inputs
-from rewriters.errors import ModelError
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded, load
-from rewriters.graph.skeleton import skeleton
-from rewriters.outcome import Outcome
 from tests.support.oracle import rewrite as rewrite_proto
 from tests.support.small_models import Array, model, node, value
 

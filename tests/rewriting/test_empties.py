@@ -13,10 +13,10 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.emission.forms import FORMS
-from rewriters.emission.fragment import Fragment
-from rewriters.emission.names import NameScheme
-from rewriters.emission.opset_nodes import add_unsqueeze
+from patchconv_deploy.rewriters.emission.forms import FORMS
+from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.opset_nodes import add_unsqueeze
 from tests.support.small_models import (
     FP32,
     assert_same,

@@ -18,7 +18,7 @@ import pytest
 from onnx import TensorProto
 
 from patchconv_deploy import ModelError, OptionError, pareto, rewrite
-from rewriters.planning.plan_file import read_plan
+from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from tests.support.mutations import CLEAN, mutated
 from tests.support.small_models import chain, conv, cut, model, node, noise, session, value
 

@@ -16,7 +16,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 
-from rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.outcome import Outcome
 from tests.support.oracle import Array, conv, make_model, ops, ort_run, ort_session, rewrite, value
 
 _ELEMENTS = {np.int8: TensorProto.INT8, np.uint8: TensorProto.UINT8}

@@ -13,11 +13,11 @@ from onnx import TensorProto, helper
 from onnxruntime.quantization import CalibrationDataReader, QuantFormat, quantize_static
 
 from patchconv_deploy import rewrite
-from rewriters.graph.model import Loaded
-from rewriters.operators import quantised, table
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.operators import quantised, table
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import Array, copy_of, model, node, noise, run
 
 # Operator, its operands among "p", "q" and "flags", attributes.
@@ -128,8 +128,8 @@ def test_what_is_refused(
     case: str, changes: dict[str, Any], reason: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With the reason."""
-    from rewriters.prepare import look_at
-    from rewriters.regions.row_locality import find_locality
+    from patchconv_deploy.rewriters.prepare import look_at
+    from patchconv_deploy.rewriters.regions.row_locality import find_locality
 
     op, reads, more = CASES[case]
     monkeypatch.setitem(CASES, case, (op, reads, {**more, **changes}))

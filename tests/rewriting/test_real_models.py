@@ -20,11 +20,11 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.networks import NETWORKS, OCR, Export, Original, exports, page
 from tests.support.small_models import Array, copy_of, noise, session
 

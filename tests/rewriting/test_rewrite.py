@@ -14,13 +14,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from rewriters.errors import ModelError, OptionError
-from rewriters.graph.model import Loaded
-from rewriters.look import analyse_memory
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.planning.plan_file import METADATA_KEY
-from rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.errors import ModelError, OptionError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.look import analyse_memory
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY
+from patchconv_deploy.rewriters.regions.selection import Selection
 from tests.support.small_models import (
     Array,
     assert_same,

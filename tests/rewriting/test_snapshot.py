@@ -21,13 +21,13 @@ import onnx
 import pytest
 
 from patchconv_deploy.report.report import make_report
+from patchconv_deploy.rewriters.errors import RewriterError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.memory import targets
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.verify.verification import not_run
-from rewriters.errors import RewriterError
-from rewriters.graph.model import Loaded
-from rewriters.memory import targets
-from rewriters.options import Options
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
 from tests.support.random_graphs import random_graph
 from tests.support.small_models import chain, conv, super_resolution
 from tools.models.deep import make

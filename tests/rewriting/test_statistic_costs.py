@@ -13,11 +13,11 @@ from click.testing import CliRunner
 
 from patchconv_deploy.cli.main import patchconv
 from patchconv_deploy.report.text import mebibytes
-from rewriters import statistic_costs as costs
-from rewriters.graph.model import Loaded
-from rewriters.look import inspection_of
-from rewriters.options import Options
-from rewriters.planning.work import COPY
+from patchconv_deploy.rewriters import statistic_costs as costs
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.look import inspection_of
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.planning.work import COPY
 from tests.support.small_models import copy_of, model, node, noise
 
 _ROWS, _COLUMNS, _CHANNELS = 40, 24, 8

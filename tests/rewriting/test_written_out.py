@@ -13,12 +13,12 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from patchconv_deploy import rewrite
-from rewriters.graph import branches, fused_convs
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.regions.selection import Selection
-from rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.graph import branches, fused_convs
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
     Array,
     assert_same,
@@ -257,7 +257,7 @@ def test_the_other_branch_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong(graph: onnx.GraphProto, condition: Any, version: int) -> bool:
         return original(graph, lambda name: not condition(name), version)
 
-    monkeypatch.setattr("rewriters.prepare.inline_branches", wrong)
+    monkeypatch.setattr("patchconv_deploy.rewriters.prepare.inline_branches", wrong)
     made = _branched()
     outcome = _cut(made)
     with pytest.raises(AssertionError):

@@ -28,11 +28,11 @@ import onnxruntime
 from google.protobuf.message import Message
 from onnx import TensorProto, helper
 
-from engines.errors import EngineError
 from patchconv_deploy import PatchConvError, RewriterError, convert_model, pareto, rewrite
-from rewriters.graph.model import load
-from rewriters.look import inspection_of
-from rewriters.options import Options
+from patchconv_deploy.engines.errors import EngineError
+from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.look import inspection_of
+from patchconv_deploy.rewriters.options import Options
 from tests.support.small_models import Array, chain, conv, model, node, noise, value
 
 __all__ = ["ACTIONS", "CLEAN", "MODELS", "mutated", "run_one"]

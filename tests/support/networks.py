@@ -18,7 +18,7 @@ import numpy as np
 import onnx
 import pytest
 
-from rewriters.graph.model import load
+from patchconv_deploy.rewriters.graph.model import load
 from tests.support.small_models import Array, copy_of, noise, session
 
 __all__ = ["NETWORKS", "OCR", "Export", "Original", "exports", "page"]

@@ -16,19 +16,19 @@ from dataclasses import dataclass
 
 import onnx
 
-from rewriters.emission.bodies import move_into_bodies
-from rewriters.emission.names import NameScheme
-from rewriters.emission.splice import drop_unused_value_info, splice
-from rewriters.graph.check import check
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.graph.use_def import index
-from rewriters.planning.emitted_region import emit_region, ordered
-from rewriters.planning.model_facts import ModelFacts, analyse
-from rewriters.regions.refusal import Refusal
-from rewriters.regions.region import make_region
-from rewriters.regions.row_locality import Locality, find_locality
-from rewriters.regions.tiled_region import RegionPlan, plan_region
+from patchconv_deploy.rewriters.emission.bodies import move_into_bodies
+from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info, splice
+from patchconv_deploy.rewriters.graph.check import check
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.planning.emitted_region import emit_region, ordered
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts, analyse
+from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import make_region
+from patchconv_deploy.rewriters.regions.row_locality import Locality, find_locality
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["Cut", "tile_all"]
 

@@ -8,18 +8,18 @@ from typing import Any
 import onnx
 import pytest
 
-from rewriters.errors import OptionError
-from rewriters.graph.free_sizes import FreeSizes
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.outcome import Outcome
-from rewriters.regions.tiled_region import RegionPlan
-from rewriters.rewrite import rewrite_model
-from rewriters.tiling import rounds
-from rewriters.tiling.network import Link, Network
-from rewriters.tiling.proof_any_height import prove_every_height
-from rewriters.tiling.row_maps import Periodic, Pointwise, Sliding
-from rewriters.tiling.sizes import Size
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.free_sizes import FreeSizes
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
+from patchconv_deploy.rewriters.rewrite import rewrite_model
+from patchconv_deploy.rewriters.tiling import rounds
+from patchconv_deploy.rewriters.tiling.network import Link, Network
+from patchconv_deploy.rewriters.tiling.proof_any_height import prove_every_height
+from patchconv_deploy.rewriters.tiling.row_maps import Periodic, Pointwise, Sliding
+from patchconv_deploy.rewriters.tiling.sizes import Size
 from tests.support.small_models import assert_same, copy_of, model, node, noise
 
 

@@ -20,10 +20,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rewriters.tiling import network as networks
-from rewriters.tiling import proof, proof_any_height
-from rewriters.tiling.network import Network
-from rewriters.tiling.patches import (
+from patchconv_deploy.rewriters.tiling import network as networks
+from patchconv_deploy.rewriters.tiling import proof, proof_any_height
+from patchconv_deploy.rewriters.tiling.network import Network
+from patchconv_deploy.rewriters.tiling.patches import (
     Extent,
     Patch,
     Rows,
@@ -34,7 +34,7 @@ from rewriters.tiling.patches import (
     place_windows,
     tile,
 )
-from rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
 from tests.support.oracle import conv_padding
 from tests.support.tiers import examples
 

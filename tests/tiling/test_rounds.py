@@ -8,11 +8,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from rewriters.tiling import rounds
-from rewriters.tiling.network import Network, first_height, heights, steps
-from rewriters.tiling.patches import Extent, Placement, covers
-from rewriters.tiling.proof import extents, prove
-from rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
+from patchconv_deploy.rewriters.tiling import rounds
+from patchconv_deploy.rewriters.tiling.network import Network, first_height, heights, steps
+from patchconv_deploy.rewriters.tiling.patches import Extent, Placement, covers
+from patchconv_deploy.rewriters.tiling.proof import extents, prove
+from patchconv_deploy.rewriters.tiling.row_maps import Pointwise, RowMap, Sliding, Transposed
 
 
 def _maps() -> st.SearchStrategy[list[RowMap]]:

@@ -10,12 +10,12 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from rewriters.regions.selection import Selection
-from rewriters.tiling import network as networks
-from rewriters.tiling import proof
-from rewriters.tiling.network import Link, Network, Shrinking
-from rewriters.tiling.patches import Tiling, tile
-from rewriters.tiling.row_maps import (
+from patchconv_deploy.rewriters.regions.selection import Selection
+from patchconv_deploy.rewriters.tiling import network as networks
+from patchconv_deploy.rewriters.tiling import proof
+from patchconv_deploy.rewriters.tiling.network import Link, Network, Shrinking
+from patchconv_deploy.rewriters.tiling.patches import Tiling, tile
+from patchconv_deploy.rewriters.tiling.row_maps import (
     Padding,
     Pointwise,
     RowMap,
@@ -24,7 +24,7 @@ from rewriters.tiling.row_maps import (
     dropped,
     removable_padding,
 )
-from rewriters.tiling.shrinking import needed, shrink
+from patchconv_deploy.rewriters.tiling.shrinking import needed, shrink
 from tests.support.regions_by_hand import Cut, tile_all
 from tests.support.small_models import Array, assert_same, chain, cut, model, node, noise
 

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from fractions import Fraction
 
-from rewriters.tiling.sizes import Size, left_over, ratio
+from patchconv_deploy.rewriters.tiling.sizes import Size, left_over, ratio
 
 _SYMBOL = Size.free("h")
 

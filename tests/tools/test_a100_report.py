@@ -19,15 +19,15 @@ import pytest
 from click.testing import CliRunner, Result
 from onnx import numpy_helper
 
-from engines.errors import DeviceMissing, EngineMissing, RunError
-from engines.measurement import Job, Measurement, Spread
-from engines.ort.measure import Turns, time_in_turns
-from engines.ort.options import OrtOptions
-from engines.ort.run import open_session
-from engines.process import child
-from engines.trt import measure as measure_tensorrt
-from engines.trt.build import load_module
-from engines.trt.measure import TensorRTResult
+from patchconv_deploy.engines.errors import DeviceMissing, EngineMissing, RunError
+from patchconv_deploy.engines.measurement import Job, Measurement, Spread
+from patchconv_deploy.engines.ort.measure import Turns, time_in_turns
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.ort.run import open_session
+from patchconv_deploy.engines.process import child
+from patchconv_deploy.engines.trt import measure as measure_tensorrt
+from patchconv_deploy.engines.trt.build import load_module
+from patchconv_deploy.engines.trt.measure import TensorRTResult
 from tools import a100_report
 from tools.a100 import asking, models, pytorch
 from tools.a100.asking import CPU_ENGINES, GPU_ENGINES, Figure, Setting

@@ -17,8 +17,8 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from engines.ort.signature import runtime
 from patchconv_deploy import UsageError, check_triton_repository, write_triton_repository
+from patchconv_deploy.engines.ort.signature import runtime
 from patchconv_deploy.measure.run import measure_onnxruntime
 from patchconv_deploy.triton import memory as triton_memory
 from patchconv_deploy.triton.config import ConfigOptions

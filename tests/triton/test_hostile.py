@@ -12,8 +12,8 @@ from typing import Any
 import onnx
 import pytest
 
-from engines.ort.signature import runtime
 from patchconv_deploy import check_triton_repository, write_triton_repository
+from patchconv_deploy.engines.ort.signature import runtime
 from patchconv_deploy.triton.schema import read_config, schema, to_text
 from patchconv_deploy.triton.validate import check
 from patchconv_deploy.triton.validate import model as validate_model

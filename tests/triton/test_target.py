@@ -10,20 +10,20 @@ from pathlib import Path
 import onnx
 import pytest
 
-from engines.measurement import Job
-from engines.ort.measure import measure
 from patchconv_deploy import rewrite, write_triton_repository
+from patchconv_deploy.engines.measurement import Job
+from patchconv_deploy.engines.ort.measure import measure
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.memory.reader import predict
+from patchconv_deploy.rewriters.memory.targets import ENGINES, TARGETS
+from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY as OPTIONS_KEY
+from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY as PLAN_KEY
 from patchconv_deploy.triton.config import memory_options
 from patchconv_deploy.triton.memory import Footprint, footprint
 from patchconv_deploy.triton.target import planning
 from patchconv_deploy.verify.inputs import make_inputs, save_inputs
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
-from rewriters.memory.reader import predict
-from rewriters.memory.targets import ENGINES, TARGETS
-from rewriters.outcome import SESSION_OPTIONS_KEY as OPTIONS_KEY
-from rewriters.planning.plan_file import METADATA_KEY as PLAN_KEY
 from tests.support.small_models import chain
 from tools.calibrate_memory import BOUNDS, conv_chain, engine_here, measured, predicted
 

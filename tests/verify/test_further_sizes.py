@@ -12,11 +12,11 @@ import pytest
 from patchconv_deploy import rewrite
 from patchconv_deploy.errors import VerificationError
 from patchconv_deploy.report.report import all_sizes_text
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.verify.further import further_sizes
 from patchconv_deploy.verify.verification import Verification, verify
-from rewriters.graph.model import Loaded
-from rewriters.options import Options
-from rewriters.rewrite import rewrite_model
 from tests.support.small_models import copy_of, model, node, noise
 
 

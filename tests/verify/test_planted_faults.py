@@ -17,12 +17,12 @@ import onnx
 import pytest
 from onnx import TensorProto as T
 
-from engines.errors import EngineError, RunError
+from patchconv_deploy.engines.errors import EngineError, RunError
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.verify import pairs
 from patchconv_deploy.verify.child import _plain, _Worker
 from patchconv_deploy.verify.verification import Verification, verify
-from rewriters.graph.nodes import attributes
-from rewriters.outcome import Outcome
 from tests.support.small_models import Array, copy_of, cut, model, node, noise, value
 
 ROWS, COLUMNS, CHANNELS = 96, 24, 8

@@ -13,10 +13,10 @@ import pytest
 
 from patchconv_deploy import rewrite
 from patchconv_deploy.cli.main import main_rewrite
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.inference import infer
-from rewriters.graph.model import Loaded
-from rewriters.graph.skeleton import skeleton
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.inference import infer
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from tests.support.small_models import chain, copy_of, cut, model, node, noise, run
 
 

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engines.gpu.cuda import cuda_device
-from engines.measurement import Job, Measurement, Spread
-from engines.ort.measure import Turns, measure, time_in_turns
-from engines.ort.options import OrtOptions
-from engines.process.child import time_limit
-from engines.timing import Timing
-from engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
-from engines.trt.options import BuildOptions
+from patchconv_deploy.engines.gpu.cuda import cuda_device
+from patchconv_deploy.engines.measurement import Job, Measurement, Spread
+from patchconv_deploy.engines.ort.measure import Turns, measure, time_in_turns
+from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.engines.process.child import time_limit
+from patchconv_deploy.engines.timing import Timing
+from patchconv_deploy.engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
+from patchconv_deploy.engines.trt.options import BuildOptions
 from tools.a100.compared import Compared
 
 __all__ = [

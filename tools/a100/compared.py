@@ -22,8 +22,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, numpy_helper
 
-from engines.ort.run import open_session
-from engines.windows import Window, name_of
+from patchconv_deploy.engines.ort.run import open_session
+from patchconv_deploy.engines.windows import Window, name_of
 from tools.a100.cases import CHAIN, Case
 
 __all__ = [

@@ -13,8 +13,8 @@ import onnx
 from onnx import helper, numpy_helper
 
 from patchconv_deploy.api import rewrite
-from rewriters.graph.fixed_shapes import fix_shapes
-from rewriters.graph.model import load
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
+from patchconv_deploy.rewriters.graph.model import load
 from tools.a100.cases import CHAIN, REGIONAL, Case
 
 __all__ = ["FREE", "Variant", "variant_path", "write_inputs", "write_model", "write_variant"]

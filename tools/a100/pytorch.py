@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from engines.errors import EngineError
-from engines.measurement import Job, Spread, now
-from engines.process.child import child_process, time_limit
-from engines.timing import Timing
-from engines.windows import as_json
+from patchconv_deploy.engines.errors import EngineError
+from patchconv_deploy.engines.measurement import Job, Spread, now
+from patchconv_deploy.engines.process.child import child_process, time_limit
+from patchconv_deploy.engines.timing import Timing
+from patchconv_deploy.engines.windows import as_json
 from tools.a100.asking import Engine, Figure, Found, Request, Setting, latency_figures
 
 __all__ = ["PYTORCH", "PYTORCH_CPU"]

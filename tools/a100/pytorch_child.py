@@ -23,11 +23,11 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from engines.errors import LoadError, OutOfMemory
-from engines.gpu.nvml import open_device_memory
-from engines.process.child import serve
-from engines.timing import Timing, take_times
-from engines.windows import write_windows
+from patchconv_deploy.engines.errors import LoadError, OutOfMemory
+from patchconv_deploy.engines.gpu.nvml import open_device_memory
+from patchconv_deploy.engines.process.child import serve
+from patchconv_deploy.engines.timing import Timing, take_times
+from patchconv_deploy.engines.windows import write_windows
 
 __all__ = ["main"]
 

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from engines.measurement import now
 from patchconv_deploy.cli.types import write_bytes, write_text
+from patchconv_deploy.engines.measurement import now
 from tools.a100.asking import DEFAULT, Engine
 from tools.a100.cases import CHAIN, PUBLISHED, PUBLISHED_BY
 from tools.a100.compared import ORIGINAL_HERE

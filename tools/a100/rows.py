@@ -8,8 +8,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from engines.measurement import Job, now
-from engines.ort.measure import Turns
+from patchconv_deploy.engines.measurement import Job, now
+from patchconv_deploy.engines.ort.measure import Turns
 from tools.a100.asking import (
     DEFAULT,
     Engine,

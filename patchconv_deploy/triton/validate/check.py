@@ -20,9 +20,9 @@ from __future__ import annotations
 from contextlib import ExitStack
 from pathlib import Path
 
-from engines.errors import EngineError
-from engines.ort.signature import Runtime
-from engines.process.child import Child, child_process
+from patchconv_deploy.engines.errors import EngineError
+from patchconv_deploy.engines.ort.signature import Runtime
+from patchconv_deploy.engines.process.child import Child, child_process
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.triton.schema import read_config, schema
 from patchconv_deploy.triton.validate.config import config_problems, fill

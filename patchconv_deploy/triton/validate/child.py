@@ -15,8 +15,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from engines.ort.signature import runtime
-from engines.process.child import serve
+from patchconv_deploy.engines.ort.signature import runtime
+from patchconv_deploy.engines.process.child import serve
 from patchconv_deploy.triton.validate.check import check_model
 
 __all__ = ["main"]

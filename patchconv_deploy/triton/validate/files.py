@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePath
 from typing import Any
 
-from engines.ort.signature import Runtime
+from patchconv_deploy.engines.ort.signature import Runtime
 from patchconv_deploy.triton.validate.finding import FILES, RESERVED
 from patchconv_deploy.triton.validate.model import onnx_problems
 

@@ -6,13 +6,13 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from engines.ort.signature import Runtime
+from patchconv_deploy.engines.ort.signature import Runtime
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.rewriters.errors import RewriterError
 from patchconv_deploy.triton.schema import schema
 from patchconv_deploy.triton.signature import Signature, Tensor, read_signature
 from patchconv_deploy.triton.validate.config import parameter_problems, warmup_problems
 from patchconv_deploy.triton.validate.finding import text
-from rewriters.errors import RewriterError
 
 __all__ = ["onnx_problems"]
 

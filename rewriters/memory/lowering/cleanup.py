@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import (
     Lowering,
     Node,
     with_fields,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from rewriters.memory.executed import VIEWS
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.executed import VIEWS
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import (
     POINTWISE,
     Lowering,
     Node,

@@ -6,9 +6,9 @@ from collections import Counter
 from collections.abc import Sequence
 from math import prod
 
-from rewriters.memory.executed import VIEWS
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.executed import VIEWS
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import (
     Lowering,
     Node,
     with_fields,

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.lowering.node import (
     Node,
     Tensors,
 )
-from rewriters.memory.order import walk
+from patchconv_deploy.rewriters.memory.order import walk
 
 __all__ = ["Graph"]
 

@@ -22,9 +22,9 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import Lowered, Lowering, Node, Tensors
-from rewriters.memory.lowering.result import lowered
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import Lowered, Lowering, Node, Tensors
+from patchconv_deploy.rewriters.memory.lowering.result import lowered
 
 __all__ = ["lower"]
 

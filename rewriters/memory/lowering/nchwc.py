@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import (
     CONV_LIKE,
     NCHWC,
     Lowering,

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field, replace
 from math import prod
 from typing import Any
 
-from rewriters.memory.executed import Body, ExecutedNode
-from rewriters.memory.peak import Weights
-from rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.memory.executed import Body, ExecutedNode
+from patchconv_deploy.rewriters.memory.peak import Weights
+from patchconv_deploy.rewriters.operators.record import Shape
 
 
 @dataclass(frozen=True, slots=True)

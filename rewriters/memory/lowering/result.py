@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from math import prod
 
-from rewriters.memory.executed import ExecutedNode
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.executed import ExecutedNode
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import (
     NCHWC,
     Lowered,
     Lowering,
     Node,
     Tensors,
 )
-from rewriters.memory.peak import Weights
-from rewriters.operators.record import Record, Shape, read_convolution
+from patchconv_deploy.rewriters.memory.peak import Weights
+from patchconv_deploy.rewriters.operators.record import Record, Shape, read_convolution
 
 # Where a kernel expands windows segment by segment: bytes, for two threads.
 _SEGMENT = 2 * 64 << 10

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from itertools import accumulate
 
-from rewriters.memory.lowering.graph import Graph
-from rewriters.memory.lowering.node import (
+from patchconv_deploy.rewriters.memory.lowering.graph import Graph
+from patchconv_deploy.rewriters.memory.lowering.node import (
     POINTWISE,
     Lowering,
     Node,
