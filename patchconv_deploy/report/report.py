@@ -84,9 +84,13 @@ def sizes_text(shapes: Mapping[str, Sequence[int]]) -> str:
 
 
 def all_sizes_text(verification: Mapping[str, Any]) -> str:
-    """Return the sizes that a model was verified at: x 1x3x64x64; x 1x3x67x64."""
+    """Return the sizes that a model was verified at: x 1x3x64x64; x 1x3x67x64.
+
+    Where the height is free and it was verified at one alone, that is said.
+    """
     sizes = verification["sizes"] or [verification["shapes"]]
-    return "; ".join(map(sizes_text, sizes))
+    alone = ["at no other height"] if verification["one_height"] else []
+    return "; ".join([*map(sizes_text, sizes), *alone])
 
 
 def make_report(
@@ -136,18 +140,12 @@ def make_report(
         },
         "candidates": [candidate_json(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
-        "verification": {**_verification_json(verification), "doubt": doubt},
+        "verification": {**dataclasses.asdict(verification), "doubt": doubt},
         "warnings": list(warnings),
     }
     if tuned is not None:
         data["measured"] = [row.as_json() for row in tuned.results]
     return Report(data, warnings)
-
-
-def _verification_json(verification: Verification) -> dict[str, Any]:
-    data = dataclasses.asdict(verification)
-    del data["final"]
-    return data
 
 
 def _model_json(outcome: Outcome, source: Path | None) -> dict[str, Any]:

@@ -14,7 +14,12 @@ import onnx
 
 from patchconv_deploy.rewriters.errors import RewriterError
 from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
-from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from patchconv_deploy.rewriters.graph.fixed_shapes import (
+    fix_shapes,
+    free_inputs,
+    has_channels_last,
+    nominal_shapes,
+)
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.look import analyse_memory
@@ -121,7 +126,7 @@ def _sizes(model: onnx.ModelProto, ranges: Ranges) -> Iterator[dict[str, tuple[i
             }
             yield nominal_shapes(model, spatial, limits)
 
-    flat = any(len(s) > 3 and s[1] is None and s[-1] is not None for s in free.values())
+    flat = any(map(has_channels_last, free.values()))
     for each in (last, first) if flat else (first, last):
         yield from each()
 

@@ -8,17 +8,13 @@ height: then it is an odd number of the largest blocks that it takes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from patchconv_deploy.rewriters.errors import RewriterError
 from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
-from patchconv_deploy.rewriters.graph.fixed_shapes import (
-    fix_shapes,
-    free_inputs,
-    has_channels_last,
-    nominal_shapes,
-)
+from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
 from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.verify.cases import Ranges
 
@@ -32,61 +28,97 @@ _BLOCKS = (1, 2, 4, 8, 16, 32, 64)
 
 
 def further_sizes(
-    source: Loaded, sizes: InputSizes, axis: int, ranges: Ranges, assumed: InputSizes
-) -> Iterator[Sequence[InputSizes]]:
+    source: Loaded,
+    sizes: InputSizes,
+    rows_at: Callable[[InputSizes], object],
+    ranges: Ranges,
+    assumed: InputSizes,
+) -> Iterator[Iterator[InputSizes]]:
     """Yield sizes of the inputs in groups: of each group the first that can be run is wanted.
 
     Args:
         source: The original.
         sizes: Sizes that it was verified at.
-        axis: The dimension that is cut.
+        rows_at: Tells how many rows the regions that were cut have at some sizes of the inputs.
         ranges: Sizes that may be used, where they are given.
         assumed: Sizes that were assumed for what was predicted.
     """
-    free = free_inputs(source.model)
-    places = {name: at for name, shape in free.items() if (at := _place(shape, axis)) is not None}
+    places = _heights(source, sizes, rows_at)
     if not places:
         return
-    first = next(iter(places))
-    height = sizes[first][places[first]]
+    name, at = places[0]
+    height = sizes[name][at]
     low, high = 1, 1 << 31
-    for name, at in places.items():
-        if name in ranges:
-            low, high = max(low, ranges[name][at][0]), min(high, ranges[name][at][1])
+    for where, axis in places:
+        if where in ranges:
+            low, high = max(low, ranges[where][axis][0]), min(high, ranges[where][axis][1])
     known = _runs(source, sizes)
     wanted = (
         [_odd(height, block, high) for block in _BLOCKS],
         [-(-low // block) * block for block in _BLOCKS],
-        [assumed[first][places[first]]] if first in assumed else [],
+        [assumed[name][at]] if name in assumed else [],
     )
     done = {height}
-    for heights in wanted:
-        group = []
-        for rows in dict.fromkeys(heights):
+
+    def group(heights: list[int]) -> Iterator[InputSizes]:
+        for rows in heights:
             if rows in done or not low <= rows <= high:
                 continue
-            given = {
-                name: (*shape[: places[name]], rows, *shape[places[name] + 1 :])
-                if name in places
-                else shape
-                for name, shape in sizes.items()
-            }
-            found = {**sizes, **nominal_shapes(source.model, given=given)}
+            found = _with_heights(source, sizes, places, rows)
             # What inference says of the original is enough to leave out most that does not run.
             if not known or _runs(source, found):
-                group.append(found)
+                yield found
+
+    for heights in wanted:
+        yield group(list(dict.fromkeys(heights)))
         # The least that was taken before needs no second time.
         done.update(heights[:1])
-        yield group
 
 
-def _place(shape: Sequence[int | None], axis: int) -> int | None:
-    """Return the dimension of an input that is cut, if it is free; channels may come last."""
-    if len(shape) <= 2:
-        return None
-    if has_channels_last(shape):
-        axis -= 1
-    return axis if axis < len(shape) and shape[axis] is None else None
+def _heights(
+    source: Loaded, sizes: InputSizes, rows_at: Callable[[InputSizes], object]
+) -> list[tuple[str, int]]:
+    """Return the free dimensions of the inputs that the rows of what was cut depend on.
+
+    Found by trying: which dimension of an input becomes the one that is cut (channels may come
+    last, a model may transpose its input) is for the graph to say.
+    """
+    groups: dict[object, list[tuple[str, int]]] = {}
+    for value in source.model.graph.input:
+        shape = free_inputs(source.model).get(value.name, ())
+        for axis, size in enumerate(shape):
+            symbol = value.type.tensor_type.shape.dim[axis].dim_param
+            if size is None and value.name in sizes:
+                key = (value.name, axis) if symbol in ANONYMOUS else symbol
+                groups.setdefault(key, []).append((value.name, axis))
+    rows = rows_at(sizes)
+    return [
+        place
+        for places in groups.values()
+        if rows_at(_scaled(sizes, places, 2, 1)) != rows
+        for place in places
+    ]
+
+
+def _scaled(
+    sizes: InputSizes, places: Sequence[tuple[str, int]], by: int, over: int
+) -> dict[str, tuple[int, ...]]:
+    """Return sizes with some dimensions as much larger; where that is no integer, rounded up."""
+    found = dict(sizes)
+    for name, axis in places:
+        shape = list(found[name])
+        shape[axis] = -(-shape[axis] * by // over)
+        found[name] = tuple(shape)
+    return found
+
+
+def _with_heights(
+    source: Loaded, sizes: InputSizes, places: Sequence[tuple[str, int]], rows: int
+) -> InputSizes:
+    """Return sizes with another height, which other inputs follow."""
+    name, axis = places[0]
+    given = _scaled(sizes, places, rows, sizes[name][axis])
+    return {**sizes, **nominal_shapes(source.model, given=given)}
 
 
 def _odd(height: int, block: int, high: int) -> int:

@@ -16,6 +16,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,8 @@ class Verification:
         outputs: One `comparison.OutputComparison` as a dictionary per output.
         declined: It did not run because nobody wanted it to.
         sizes: All shapes of the inputs at which it passed, the first of them first.
-        final: There is no use in trying other sizes.
+        one_height: The height is free, and it was verified at one alone: the original runs at no
+            other that was tried, or takes too long.
     """
 
     ran: bool
@@ -81,7 +83,7 @@ class Verification:
     outputs: tuple[Mapping[str, Any], ...] = ()
     declined: bool = False
     sizes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
-    final: bool = False
+    one_height: bool = False
 
     @property
     def faint(self) -> bool:
@@ -90,9 +92,9 @@ class Verification:
         return bool(floats) and all(output["faint"] for output in floats)
 
 
-def not_run(reason: str, *, declined: bool = False, final: bool = False) -> Verification:
+def not_run(reason: str, *, declined: bool = False) -> Verification:
     """Return the verification that did not happen."""
-    return Verification(False, None, reason, declined=declined, final=final)
+    return Verification(False, None, reason, declined=declined)
 
 
 def verify(
@@ -133,8 +135,8 @@ def verify(
     pair = _Pair(original, rewritten, load(original), loaded, outcome, rtol, atol)
     own_seed = None if inputs else seed
     for case in cases(loaded, pair.source, seed, inputs, ranges or {}):
-        found = pair.compare(case, timeout_s, own_seed)
-        if found.final:
+        found, final = pair.compare(case, timeout_s, own_seed)
+        if final:
             return found
         if found.ran and not (found.passed and found.faint):
             return (
@@ -168,33 +170,42 @@ class _Pair:
     rtol: float | None
     atol: float | None
 
-    def compare(self, case: Case, timeout_s: float, seed: int | None) -> Verification:
+    def rows_at(self, sizes: Mapping[str, tuple[int, ...]]) -> list[Any]:
+        """Return the rows of each region's inputs at some sizes of the model's, None if unknown."""
+        known = [_known(each, sizes) for each in (self.source, self.loaded)]
+        regions = [cut.plan.region for cut in self.outcome.rewritten]
+        return [next(filter(None, map(region.rows, known)), None) for region in regions]
+
+    def compare(self, case: Case, timeout_s: float, seed: int | None) -> tuple[Verification, bool]:
         """Compare on one set of inputs.
 
         Args:
             case: The inputs.
             timeout_s: Seconds that the original may take.
             seed: Seed of the inputs, None if they were given.
+
+        Returns:
+            What was found, and whether there is no use in trying other sizes.
         """
         short = _does_not_fit(case.peak, self.outcome, self.loaded)
         if short is not None:
-            return not_run(short, final=True)
+            return not_run(short), True
         try:
             arrays = case.make()
         except UsageError as error:
-            return not_run(str(error), final=True)
+            return not_run(str(error)), True
         shapes = {name: tuple(array.shape) for name, array in arrays.items()}
         job = _job(self.source, self.loaded, self.outcome, shapes, rtol=self.rtol, atol=self.atol)
         models = self.original, self.rewritten
         try:
             result, via = compare_pair(models, arrays, case.peak, job, timeout_s)
         except TimeLimit as error:
-            return not_run(
+            reason = (
                 f"the original model: {error}; allow more with timeout_s=, or verify a copy "
-                "with smaller fixed shapes",
-                final=True,
+                "with smaller fixed shapes"
             )
-        return _verdict(result, via, seed, shapes)
+            return not_run(reason), True
+        return _verdict(result, via, seed, shapes), False
 
 
 def _at_further_sizes(
@@ -215,12 +226,12 @@ def _at_further_sizes(
     free = [cut for cut in pair.outcome.rewritten if cut.plan.tiling is None]
     if not first.passed or not free:
         return first
-    groups = further_sizes(pair.source, first.shapes, free[0].axis, ranges, pair.outcome.assumed)
+    groups = further_sizes(pair.source, first.shapes, pair.rows_at, ranges, pair.outcome.assumed)
     found, sizes = [first], [first.shapes]
     for group in groups:
-        for tried in group[:_TRIES]:
+        for tried in islice(group, _TRIES):
             case = case_at(pair.loaded, pair.source, tried, seed)
-            here = pair.compare(case, min(timeout_s, _FURTHER_S), seed)
+            here, _ = pair.compare(case, min(timeout_s, _FURTHER_S), seed)
             if here.ran and here.passed is False:
                 return here
             if here.passed:
@@ -229,7 +240,7 @@ def _at_further_sizes(
                 break
     outputs = zip(*(each.outputs for each in found), strict=True)
     worst = tuple(max(each, key=lambda o: float(o["max_rel"])) for each in outputs)
-    return replace(first, outputs=worst, sizes=tuple(sizes))
+    return replace(first, outputs=worst, sizes=tuple(sizes), one_height=len(sizes) == 1)
 
 
 def _job(

@@ -129,10 +129,61 @@ def test_sizes_of_inputs_of_one_height() -> None:
     outputs = {"y": (None,) * 4, "w": (None,) * 4, "u": (None,) * 2}
     source = Loaded(model(nodes, dims, outputs), None)
     sizes = {"x": (1, 3, 64, 48), "mask": (1, 1, 64, 48), "v": (2, 4)}
-    odd, least, assumed = further_sizes(source, sizes, 2, {}, {"x": (1, 3, 512, 512)})
-    assert odd[0] == {"x": (1, 3, 65, 48), "mask": (1, 1, 65, 48), "v": (2, 4)}
-    assert least[0]["x"] == (1, 3, 1, 48)
-    assert assumed[0]["mask"] == (1, 1, 512, 48)
+    odd, least, assumed = (
+        next(group)
+        for group in further_sizes(
+            source, sizes, lambda at: at["x"][2], {}, {"x": (1, 3, 512, 512)}
+        )
+    )
+    assert odd == {"x": (1, 3, 65, 48), "mask": (1, 1, 65, 48), "v": (2, 4)}
+    assert least["x"] == (1, 3, 1, 48)
+    assert assumed["mask"] == (1, 1, 512, 48)
+
+
+def test_heights_that_follow_each_other() -> None:
+    """A mask of twice the rows keeps twice the rows, whatever its symbol is called."""
+    dims: dict[str, Any] = {"x": (1, 3, "H", "W"), "mask": (1, 1, "M", "W")}
+    nodes = [node("Identity", "x", "y"), node("Identity", "mask", "w")]
+    source = Loaded(model(nodes, dims, {"y": (None,) * 4, "w": (None,) * 4}), None)
+    sizes = {"x": (1, 3, 64, 48), "mask": (1, 1, 128, 48)}
+    groups = further_sizes(source, sizes, lambda at: (at["x"][2], at["mask"][2]), {}, {})
+    odd, least, _ = ([*group] for group in groups)
+    assert odd[0] == {"x": (1, 3, 65, 48), "mask": (1, 1, 130, 48)}
+    assert least[0] == {"x": (1, 3, 1, 48), "mask": (1, 1, 2, 48)}
+
+
+@pytest.mark.parametrize("dims", [("N", "H", "W", 3), ("N", "H", 32, 3), (1, "H", 32, 3)])
+def test_channels_last(dims: tuple[Any, ...], tmp_path: Path) -> None:
+    """Rows are the second dimension of the input, whichever others are known."""
+    nodes = [
+        node("Transpose", "x", "t", perm=[0, 3, 1, 2]),
+        node("Conv", "t a", "p", pads=[1] * 4),
+        node("Relu", "p", "r"),
+        node("Conv", "r b", "y", pads=[1] * 4),
+    ]
+    weights = {"a": noise(16, 3, 3, 3) / 3, "b": noise(3, 16, 3, 3) / 9}
+    onnx.save(model(nodes, {"x": dims}, {"y": (None,) * 4}, weights), tmp_path / "m.onnx")
+    result = rewrite(tmp_path / "m.onnx", splits=4, max_recompute=9.0)
+    assert result.outcome.rewritten
+    found = result.report.verification
+    assert found["passed"]
+    first, *others = [sizes["x"] for sizes in found["sizes"]]
+    assert len(others) >= 2
+    for each in others:
+        assert each[1] != first[1]
+        assert (each[0], *each[2:]) == (first[0], *first[2:])
+
+
+def test_that_it_was_verified_at_one_height_alone_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A free height, and no time for another."""
+    monkeypatch.setattr("patchconv_deploy.verify.verification._FURTHER_S", 0.0)
+    onnx.save(_made(), tmp_path / "m.onnx")
+    found = rewrite(tmp_path / "m.onnx", splits=4).report.verification
+    assert found["passed"]
+    assert found["one_height"]
+    assert all_sizes_text(found).endswith("; at no other height")
 
 
 def test_nothing_is_written_of_what_is_wrong(
