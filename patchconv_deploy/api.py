@@ -253,7 +253,7 @@ def rewrite(
             predicted time that keeps it is taken; `BudgetError` if none does. Without one the need
             is made as low as ``splits`` and ``max_recompute`` allow.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
-            without a budget or ``max_tensor_elements``, else any.
+            without a budget, ``max_tensor_elements`` or ``patch_rows``, else any.
         form: How to cut: "fused" (whole regions of layers, one patch after the other), "shrinking"
             (the same with less recompute, layers of a patch of many heights), "loop" (an ONNX
             Loop), "rounds" (where the height is free, a Loop of as many patches of a fixed height
@@ -594,7 +594,7 @@ def convert_model(
             as "512MiB" or "2GB" (`UsageError` if it is no size), as predicted for ``target``.
             `BudgetError` if no plan keeps it.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
-            without a budget or ``max_tensor_elements``, else any.
+            without a budget, ``max_tensor_elements`` or ``patch_rows``, else any.
         form: How to cut: "fused", "shrinking", "loop", "rounds", "batch", "sequential" or "auto",
             as for `rewrite`. `OptionError` for any other, and for single convolutions beside a
             budget or ``max_recompute``.

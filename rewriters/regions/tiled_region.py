@@ -209,7 +209,10 @@ def _proven(
 
 def _given_alone(region: Region) -> str:
     least, most = region.heights or (1, 1)
-    return f"proven from {least} to {most} rows alone, the heights that are given with shapes="
+    return (
+        f"proven where its input has {least} to {most} rows, which is what the ranges given with "
+        "shapes= come to there, and at no other height"
+    )
 
 
 def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:
