@@ -141,8 +141,8 @@ _DECLARED = (
         flags=("--max-recompute",),
         value="X",
         help="Most work after over before: 1.25.",
-        meaning="most work after over before (1.5 without a budget; with `--patch-rows` any, unless "
-        "it is given)",
+        meaning="most work after over before (1.5 without a budget; any with "
+        "`--patch-rows`, unless it is given)",
         python=_ALL,
         reported="max_recompute",
         kind=float,
