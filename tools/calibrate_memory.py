@@ -268,6 +268,7 @@ class Case:
 OCR = {
     "ppocr_det": "ch_PP-OCRv4_det_infer",
     "ppocr_cls": "ch_ppocr_mobile_v2.0_cls_infer",
+    "ppocr_rec": "ch_PP-OCRv4_rec_infer",
 }
 SIZES: dict[str, tuple[tuple[int, int], ...]] = {
     "chain": ((256, 256), (512, 512)),
