@@ -1,6 +1,6 @@
 """The options of a rewrite, declared once.
 
-The commands are made of this table (`option`), and the README's is written from it
+The commands are made of this table (`option`), and that of docs/command-line.md is written from it
 (`tools.option_table`). The Python functions spell their keywords out, for people and for type
 checkers; tests hold them, and the keys of the report, against the table.
 """
@@ -38,10 +38,11 @@ class Declared:
 
     Attributes:
         name: The keyword in Python, and the parameter of the command.
-        flags: How it is typed, as click has it; the first one stands in the README.
-        value: What stands for its value in the README, empty for none.
+        flags: How it is typed, as click has it; the first one stands in the documentation.
+        value: What stands for its value in the documentation, empty for none.
         help: The command's help, half a line.
-        meaning: The README's text (Markdown); empty where the option shares the row above.
+        meaning: The documentation's text (Markdown; links as from docs/command-line.md); empty
+            where the option shares the row above.
         python: The functions that have the keyword.
         reported: Its key among the report's options, empty if it has none.
         default: What it is where nothing is said, in Python and on the command line.
@@ -65,7 +66,7 @@ class Declared:
 
     @property
     def shown(self) -> str:
-        """How it is typed, in the README: of a switch that is on already, what turns it off."""
+        """How it is typed, in the documentation: of a switch that is on, what turns it off."""
         flag = self.flags[0].partition("/")[2] or self.flags[0]
         return f"`{flag} {self.value}`" if self.value else f"`{flag}`"
 
@@ -87,15 +88,15 @@ class Declared:
 
 _FILE = click.Path(path_type=Path)
 
-# In the order of the README's table; a command has its own.
+# In the order of the documentation's table; a command has its own.
 _DECLARED = (
     Declared(
         name="out",
         flags=("-o", "--output"),
         value="OUT",
         help="Default: MODEL.patched.onnx.",
-        meaning="default `MODEL.patched.onnx`; overwritten with `--force` alone, the input and its "
-        "weights never",
+        meaning="the file to write, `MODEL.patched.onnx` by default. It is overwritten with "
+        "`--force` alone; the input and its weights never are",
         python=_REWRITES,
         kind=_FILE,
     ),
@@ -111,9 +112,9 @@ _DECLARED = (
         flags=("--splits",),
         value="N",
         help="Patches, 4 by default; with a budget: at most so many.",
-        meaning="most patches per region, patches per Conv. Without a budget: the plan that writes "
-        "to least, which is what the process needs. More patches never rank worse. Default: 4, or "
-        "more where 4 gain nothing",
+        meaning="most patches of a region; patches of a Conv in the forms for single Convs. "
+        "Without a budget the plan that writes to least is taken. Default: 4, or more where 4 gain "
+        "nothing ([more](choosing.md#splits))",
         python=_REWRITES,
         reported="splits",
         kind=int,
@@ -123,15 +124,9 @@ _DECLARED = (
         flags=("--memory-budget",),
         value="SIZE",
         help="Most activation memory: 512MiB, 2G (GiB) or 2GB (10^9 bytes). Least time that fits.",
-        meaning="most activation memory (`512MiB`, `2G`; GB is 10^9, G and GiB are 2^30 bytes), as "
-        "predicted for the target: under ONNX Runtime both what its arena has in use at once and "
-        "what it ever writes to (which the process keeps), less 5 % for the prediction's error. Of "
-        "all plans weighed the one of least predicted time (the work, and what is copied) that "
-        "fits. Which plans are weighed does not depend on the budget, so a larger one never takes "
-        "longer, and `--pareto` shows what each one gets. Exit code 1, with what holds the least "
-        "peak found and the budgets to ask for instead, each with its work and time, if there is "
-        "none; also where nobody can tell (a peak that is unknown, an old opset, a rewritten "
-        "model). A budget that is kept already writes the original, and says so",
+        meaning="most activation memory, as predicted for the target: `512MiB`, `2G`, `2GB` (GB "
+        "is 10^9 bytes, G and GiB are 2^30). Of all plans weighed the one of least predicted time "
+        "that fits is taken; exit code 1 if none does ([more](choosing.md#memory-budget))",
         python=_REWRITES,
         reported="memory_budget_bytes",
         kind=SizeType(),
@@ -141,8 +136,7 @@ _DECLARED = (
         flags=("--max-recompute",),
         value="X",
         help="Most work after over before: 1.25.",
-        meaning="most work after over before (1.5 without a budget; any with "
-        "`--patch-rows`, unless it is given)",
+        meaning="most work after over work before; without a budget 1.5, with `--patch-rows` any",
         python=_ALL,
         reported="max_recompute",
         kind=float,
@@ -152,15 +146,9 @@ _DECLARED = (
         flags=("--form",),
         help="fused, shrinking, loop, rounds: whole regions; batch, sequential: single Convs. "
         "auto: regions, or the Convs that are named by --include or --min-elements.",
-        meaning="`fused`: a region's patches one after the other; `shrinking`: the same, every "
-        "layer without the rows that later layers do not need, about half the recompute; `loop`: "
-        "an ONNX Loop, a graph of constant size; `rounds`: where the height is free, a Loop of as "
-        "many patches of a fixed height as an image needs, so that the bound holds at every size "
-        "(ONNX Runtime, opset 13 and later; else as `shrinking`); `batch`, `sequential`: single "
-        "Convs, windows stacked in the batch dimension or one Conv per patch; `auto` (default): "
-        "where the height is free `rounds`, else with a budget the least time that fits, without "
-        "one the least memory, of forms that are within 2 % of each other the plainest (for "
-        "TensorRT a loop where it saves a quarter); single Convs if they are named",
+        meaning="how patches are written: `fused`, `shrinking`, `loop`, `rounds` for whole "
+        "regions, `batch`, `sequential` for single Convs, or `auto` (default), which chooses "
+        "([more](choosing.md#form))",
         python=_REWRITES,
         reported="form",
         default="auto",
@@ -172,8 +160,7 @@ _DECLARED = (
         value="N",
         help="Rows of a patch where the height is free (rounds), instead of --splits.",
         meaning="where the height is free: rows of a region's first output that each patch has of "
-        "its own (of whole steps, as many or a few less), in the form `rounds`, in place of "
-        "`--splits` or a budget. The peak grows with them, the work with their number",
+        "its own, in place of `--splits` or a budget ([more](sizes.md#rows-of-a-patch))",
         python=_REWRITES,
         reported="patch_rows",
         kind=int,
@@ -183,9 +170,8 @@ _DECLARED = (
         name="target",
         flags=("--target",),
         help="Engine that memory is predicted for.",
-        meaning="the engine memory is predicted for: `onnxruntime` (default) at the session "
-        "options that are recommended, `onnxruntime-default` at its own, `triton` at what a Triton "
-        "server can set (no memory pattern, reuse on), `tensorrt`",
+        meaning="the engine that memory is predicted for: `onnxruntime` (default), "
+        "`onnxruntime-default`, `triton` or `tensorrt` ([more](choosing.md#target))",
         python=_ALL,
         reported="target",
         default="onnxruntime",
@@ -196,11 +182,8 @@ _DECLARED = (
         flags=("--max-tensor-elements",),
         value="N",
         help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
-        meaning="no tensor of more elements; 2^31 - 1 for `--target tensorrt`, whose convolutions "
-        "take no more. A network with 3.0e9 elements in a tensor, planned by TensorRT for RTX "
-        "(whose builder does not check; `pytest tests/engines/test_engine_evidence.py -k "
-        "refuses`): 22,906 MiB as it is, 11,485 in the two patches the limit asks for, 1,842 with "
-        "`--memory-budget 2GiB`",
+        meaning="no tensor of more elements than this; 2^31 - 1 for `--target tensorrt` "
+        "([more](choosing.md#tensors-that-are-too-large))",
         python=_ALL,
         reported="max_tensor_elements",
         kind=int,
@@ -211,7 +194,7 @@ _DECLARED = (
         flags=("--plan",),
         value="FILE",
         help="Do what this plan says.",
-        meaning="the plan as JSON: write it, edit it, apply it",
+        meaning="apply a [plan file](plan-files.md); write one",
         python=_REWRITES,
         kind=_FILE,
     ),
@@ -227,8 +210,8 @@ _DECLARED = (
         name="axis",
         flags=("--axis",),
         help="Axis to cut.",
-        meaning="`height` (default), `width`, `depth`, a tensor dimension (2 and up), or `auto`: "
-        "of height and width the one that serves better",
+        meaning="the axis to cut: `height` (default), `width`, `depth`, a dimension of the tensor "
+        "(2 and up), or `auto`: of height and width the one that serves better",
         python=_ALL,
         reported="axis",
         default="height",
@@ -240,7 +223,7 @@ _DECLARED = (
         flags=("--include",),
         value="GLOB",
         help="Cut Convs by name, large or not.",
-        meaning="Convs by name, and nodes to leave as they are",
+        meaning="cut only Convs of such names; leave nodes of such names as they are",
         python=_ALL,
         reported="include",
         default=(),
@@ -279,7 +262,7 @@ _DECLARED = (
         value="NAME:1x3x512x512",
         help="Fix an input's free dimensions; 256..4096 leaves one free.",
         meaning="fix an input's free dimensions, in the output too; `1x3x256..4096x512` leaves one "
-        "free and predicts for the largest",
+        "free and predicts for the largest ([more](sizes.md))",
         python=_ALL,
         reported="shapes",
         kind=RangesType(),
@@ -289,10 +272,8 @@ _DECLARED = (
         name="pareto_only",
         flags=("--pareto",),
         help="Print predicted peak against work, at every budget; run and write nothing.",
-        meaning="predicted peak against work and time, from the model as it is to the least peak "
-        "found: each row is what a budget of 5 % more gets (`--memory-budget`); with `--report` as "
-        "JSON. Nothing is run or written; options that ask for one plan or a file are refused "
-        "beside it. `patchconv inspect --pareto` shows the same curve",
+        meaning="print predicted peak against work and time; run and write nothing "
+        "([more](choosing.md#the-curve-of-budgets))",
         python=_COMMAND,
         default=False,
     ),
@@ -300,7 +281,7 @@ _DECLARED = (
         name="dry_run",
         flags=("--dry-run",),
         help="Show what would be done; run and write nothing.",
-        meaning="show, or write down, what is done",
+        meaning="show what would be done; write the [report](report.md) as JSON",
         python=_FILES,
         default=False,
     ),
@@ -316,9 +297,8 @@ _DECLARED = (
         name="measure",
         flags=("--measure",),
         help="Measure both models; under ONNX Runtime, find the session options to recommend.",
-        meaning="measure both models (below). Under ONNX Runtime the session options that the "
-        "written model recommends are then found by measuring; without it they are predicted, and "
-        "called that",
+        meaning="measure both models when the result is verified; under ONNX Runtime this finds "
+        "the session options that the written model recommends ([more](onnxruntime.md))",
         python=_FILES,
         default=False,
     ),
@@ -335,7 +315,7 @@ _DECLARED = (
         name="verbose",
         flags=("-v", "--verbose"),
         help="List every Conv left alone; log what is done.",
-        meaning="every Conv left alone and what is done; errors and warnings alone",
+        meaning="list every Conv left alone and log what is done; print errors and warnings alone",
         python=_COMMAND,
         default=False,
     ),
@@ -362,7 +342,7 @@ _DECLARED = (
         name="verify",
         flags=("--verify/--no-verify",),
         help="Run both, compare.",
-        meaning="verification, below",
+        meaning="do not [verify](verification.md); tolerances, seed, inputs of your own",
         python=_REWRITES,
         default=True,
     ),
@@ -400,7 +380,7 @@ _DECLARED = (
         name="require_verified",
         flags=("--require-verified",),
         help="Write nothing that is not verified.",
-        meaning="what could not be verified is exit code 1 and no file",
+        meaning="write nothing that could not be verified: exit code 1 then",
         python=_FILES,
         default=False,
     ),
@@ -409,7 +389,7 @@ _DECLARED = (
         flags=("--fold/--no-fold",),
         help="Fold BatchNormalization, Mul and Add into Convs once, so that patches share weights.",
         meaning="leave it to the runtime to fold BatchNormalization, Mul and Add into each clone "
-        "of a Conv (below)",
+        "of a Conv ([more](onnxruntime.md#what-loading-costs))",
         python=_REWRITES,
         reported="fold",
         default=True,
@@ -469,7 +449,7 @@ def names_of(function: str) -> frozenset[str]:
 
 
 def option_table() -> str:
-    """Return the README's table, a row for the options that share a text."""
+    """Return the documentation's table, a row for the options that share a text."""
     rows: list[tuple[list[str], str]] = []
     for each in _DECLARED:
         if each.meaning:

@@ -1,7 +1,8 @@
-"""Set up and run: ``python3 tools/dev.py demo|test|test-slow|lint``. Needs Python 3.11 to 3.13.
+"""Set up and run: ``python3 tools/dev.py demo|test|test-slow|lint|docs``.
 
-Nothing else needs to be installed: each command makes the virtual environment it runs in (below
-``.venv/`` of the repository, or where --env says) and installs into it. Standard library alone.
+Needs Python 3.11 to 3.13 and nothing else that is installed: each command makes the virtual
+environment it runs in (below ``.venv/`` of the repository, or where --env says) and installs into
+it. Standard library alone.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ COMMANDS = {
     "test": "run the tests (about twenty minutes on 2 cores)",
     "test-slow": "run the slow tier of the tests",
     "lint": "format check, lint, types, layers",
+    "docs": "build the documentation into build/site; a link that leads nowhere is an error",
 }
 
 
@@ -116,6 +118,15 @@ def lint(environment: Environment) -> None:
         run([str(environment.scripts / command[0]), *command[1:]])
 
 
+def build_docs(environment: Environment) -> None:
+    """Build the documentation; warnings are errors."""
+    environment.prepare([])
+    build = [str(environment.python), "-m", "mkdocs", "build", "--strict", "--quiet"]
+    # What it advertises is no warning about these pages.
+    run(build, NO_MKDOCS_2_WARNING="1")
+    print(f"Built: {ROOT / 'build' / 'site' / 'index.html'}")
+
+
 def main() -> None:
     """Read the command line."""
     if not (3, 11) <= sys.version_info[:2] <= (3, 13):
@@ -133,6 +144,8 @@ def main() -> None:
         demo(Environment(folder / "demo", "cpu"))
     elif name == "lint":
         lint(Environment(folder / "test", "test,lint"))
+    elif name == "docs":
+        build_docs(Environment(folder / "docs", "docs"))
     else:
         run_tests(Environment(folder / "test", "test,lint"), more, slow=name == "test-slow")
 

@@ -1,6 +1,6 @@
-"""Write the README's table of options from their declarations.
+"""Write the documentation's table of options from their declarations.
 
-    python -m tools.option_table README.md
+    python -m tools.option_table docs/command-line.md
 
 The table stands between two comments; all else in the file stays as it is.
 """
@@ -14,7 +14,7 @@ from patchconv_deploy.options import option_table
 
 __all__ = ["written"]
 
-_BEGIN = "<!-- options: written by `python -m tools.option_table README.md` -->"
+_BEGIN = "<!-- options: written by `python -m tools.option_table docs/command-line.md` -->"
 _END = "<!-- end of options -->"
 
 

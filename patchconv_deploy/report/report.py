@@ -45,7 +45,7 @@ class Report:
     """What was done to a model.
 
     Attributes:
-        data: The report as JSON-ready data; see the README for its keys.
+        data: The report as JSON-ready data; docs/report.md has its keys.
         warnings: What the user should know, one line each; what is to be known of the verification
             last.
     """

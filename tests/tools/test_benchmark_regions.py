@@ -1,4 +1,4 @@
-"""The README's table: what its figures are of, from rows of known numbers."""
+"""The table of docs/results.md: what its figures are of, from rows of known numbers."""
 
 from __future__ import annotations
 

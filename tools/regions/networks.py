@@ -92,7 +92,7 @@ def _budget(mebibytes: int, floor: Floor = Floor(), **keywords: Any) -> Rewritin
 
 
 def _reached(peak: int, best: int, time: float) -> Floor:
-    """Return what the README says was reached, with what a repetition may differ by.
+    """Return what docs/results.md says was reached, with what a repetition may differ by.
 
     Args:
         peak: MiB of the row.
@@ -138,7 +138,7 @@ NETWORKS: Mapping[str, Network] = {
         (
             _splits(8, _reached(198, 785, 1.38)),
             _splits(16, _reached(163, 785, 1.53)),
-            # README's 0.94 is of a machine that was not quiet: more work takes no less time.
+            # docs/results.md's 0.94 is of a machine that was not quiet: more work, no less time.
             _budget(170, _reached(152, 785, 1.31)),
         ),
         {},
