@@ -187,6 +187,15 @@ def test_words_are_those_of_the_code() -> None:
             assert word in code, (word, file)
 
 
+def test_codes_are_those_of_the_code() -> None:
+    """Every code that docs/what-is-cut.md explains is one that the rewriters give."""
+    rows = re.findall(r"^\| ((?:`[a-z-]+`(?:, )?)+) \|", text_of("docs/what-is-cut.md"), re.M)
+    codes = re.findall(r"`([a-z-]+)`", " ".join(rows))
+    assert len(codes) > 10
+    code = "".join(file.read_text(encoding="utf-8") for file in ROOT.glob("rewriters/**/*.py"))
+    assert not [each for each in codes if f'"{each}"' not in code]
+
+
 def test_the_options_are_the_declared_ones() -> None:
     """`python -m tools.option_table` changes nothing; what it does is seen elsewhere."""
     text = text_of(_OPTIONS_PAGE)

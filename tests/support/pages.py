@@ -27,13 +27,11 @@ class Block:
         language: What stands behind the fence.
         text: What is in it.
         not_run: Why it is not run by a test; empty if it is.
-        slow: Its commands are of the slow tier even where a reader would run them first.
     """
 
     language: str
     text: str
     not_run: str = ""
-    slow: bool = False
 
 
 def text_of(page: str) -> str:
@@ -45,15 +43,15 @@ def blocks_of(page: str) -> list[Block]:
     """Return the fenced blocks of a page, in order.
 
     Raises:
-        ValueError: A comment above a block says neither "run: slow" nor "not run: REASON".
+        ValueError: A comment above a block does not say "not run: REASON".
     """
     blocks = []
     for found in _FENCE.finditer(text_of(page)):
         mark = found["mark"] or ""
         reason = mark.removeprefix("not run: ") if mark.startswith("not run: ") else ""
-        if mark not in ("", "run: slow") and not reason:
+        if mark and not reason:
             raise ValueError(f"{page}: what is {mark!r} above a block?")
-        blocks.append(Block(found["language"], found["text"], reason, mark == "run: slow"))
+        blocks.append(Block(found["language"], found["text"], reason))
     return blocks
 
 
