@@ -200,7 +200,8 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
 
     What counts is what the process needs: in an arena more patches may have as much in use as fewer
     have, and touch less of it. Only where nothing touches less, what is in use. A plan that takes
-    much longer has to save some memory for it.
+    much longer has to save some memory for it, and one that has more in use has to touch as much
+    less.
     """
     fitting = _fitting(weighed, limits, plain)
     compiled = weighed.evaluator.compiled
@@ -210,6 +211,7 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
             for plan in fitting
             if figure(plan.peak) < GAIN * figure(plain)
             and plan.peak.need <= plain.need
+            and plan.peak.bytes + plan.peak.touched <= plain.bytes + plain.touched
             and 1 - figure(plan.peak) / figure(plain) >= _WORTH * (plan.figures.time - 1)
         ]
         if gaining:

@@ -248,5 +248,5 @@ class _Looked:
         return _Cause(
             "layers whose patches would need as much",
             "no-gain",
-            "try splits=16, max_recompute=3 or axis='width'",
+            "try more patches (splits=16 or more), more work (max_recompute=3) or axis='width'",
         )

@@ -34,8 +34,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("networks")
 
 
-# A chain, super-resolution, and one that is refused budgets; all others in the slow tier.
-_DEFAULT = ("chain", "srvgg", "ppocr_cls")
+# A chain, and one that is refused budgets; all others in the slow tier.
+_DEFAULT = ("chain", "ppocr_cls")
 
 
 @pytest.mark.parametrize("network", [n if n in _DEFAULT else slow(n) for n in SIZES])

@@ -133,7 +133,7 @@ def _assert_restrictions_hardly_help(kind: str, share: float) -> None:
 
 @pytest.mark.usefixtures("quick")
 @pytest.mark.parametrize("kind", ["unet", "rrdbnet"])
-@pytest.mark.parametrize("share", [0.6, 0.4])
+@pytest.mark.parametrize("share", [slow(0.6), 0.4])
 def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
     """Neither one form alone, nor fewer patches; nor more memory."""
     _assert_restrictions_hardly_help(kind, share)
@@ -148,7 +148,7 @@ def test_a_restriction_hardly_helps_where_all_is_weighed(kind: str, share: float
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("seeds", [range(30), slow(range(30, 110))], ids=["first", "more"])
+@pytest.mark.parametrize("seeds", [range(15), slow(range(15, 110))], ids=["first", "more"])
 @pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-default"])
 def test_plans_of_random_graphs_compute_the_same(target: str, seeds: range) -> None:
     """Whatever the planner takes of what it weighed: budgets, numbers of patches, single forms.

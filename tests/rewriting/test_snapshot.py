@@ -120,7 +120,7 @@ def _fix_block(set_item: Callable[[Any, str, Any], object]) -> None:
 
 
 # Those that take longest; the others are of the same kinds.
-_SLOW = ("free", "rrdbnet", "unet")
+_SLOW = ("free", "rrdbnet", "unet", "vae")
 
 
 @pytest.mark.parametrize(

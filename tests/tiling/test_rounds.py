@@ -49,7 +49,7 @@ def _outs(network: Network, rows: int) -> list[Extent] | None:
     ]
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(_maps(), st.integers(1, 9))
 def test_every_height_far_beyond_those_that_are_proven(maps: list[RowMap], stride: int) -> None:
     """What is proven of the heights that are looked at is true of those that are not."""

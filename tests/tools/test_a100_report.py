@@ -498,6 +498,7 @@ def test_a_stopped_report_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert "no report of this program" in _report(tmp_path, "--cpu", "--resume").output
 
 
+@pytest.mark.slow
 def test_a_decoder_that_was_stopped_half_way_is_taken_over_whole_or_not_at_all(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -585,6 +586,7 @@ def test_the_whole_matrix_without_a_gpu(tmp_path: Path) -> None:
             assert cut < 0.7 * whole, (engine, side)
 
 
+@pytest.mark.slow
 def test_settings_are_swept_and_compared(tmp_path: Path) -> None:
     """On the CPU the defaults, and no arena, where the runtime keeps no figure of its own."""
     cells = [f"onnxruntime/conv3-2048x2048x512/{form}" for form in ("original", "batch-x2")]
