@@ -61,6 +61,8 @@ def emit(
     opset: int,
     names: NameScheme,
     base: str,
+    *,
+    in_turn: bool = False,
 ) -> Fragment:
     """Emit a planned region.
 
@@ -72,6 +74,8 @@ def emit(
         opset: Version of the default domain.
         names: The name scheme.
         base: What new names derive from.
+        in_turn: Patches at known rows that are written one after the other have to run so
+            (`emission.in_turn`).
 
     Returns:
         The fragment that makes the region's outputs.
@@ -90,5 +94,7 @@ def emit(
         stacked.stacked(bounds, loop=FORMS[form].loop)
     else:
         writer = PatchWriter(fragment, plan, graph, shapes, targets)
-        writer.sequential(bounds, regional=FORMS[form].regional)
+        regional = FORMS[form].regional
+        in_turn = in_turn and regional and targets is None
+        writer.sequential(bounds, regional=regional, in_turn=in_turn)
     return fragment

@@ -13,6 +13,7 @@ import onnx_graphsurgeon as gs
 
 from patchconv_deploy.rewriters.emission.bounds import Bounds, RunTimeNumber, Span, Targets
 from patchconv_deploy.rewriters.emission.fragment import Fragment, Join, Window
+from patchconv_deploy.rewriters.emission.in_turn import Turn
 from patchconv_deploy.rewriters.emission.names import Like, of_number
 from patchconv_deploy.rewriters.emission.opset_nodes import (
     add_concat,
@@ -132,6 +133,7 @@ class PatchWriter:
         batch: int,
         patch: int,
         crops: Mapping[str, tuple[Span, str]] | None = None,
+        turn: Turn | None = None,
     ) -> list[WindowTensor]:
         """Clone the region's nodes on a patch's window (or ``batch`` stacked ones).
 
@@ -142,6 +144,7 @@ class PatchWriter:
             batch: Windows that are stacked.
             patch: Number of the patch.
             crops: Outputs to crop as soon as they are there: what is read of them are cores.
+            turn: The patch before, where this one is to wait for it.
 
         Returns:
             The outputs.
@@ -183,6 +186,9 @@ class PatchWriter:
             replaced.update({i: into.ints(numbers) for i, numbers in padding.items()})
             for i, axis in link.carriers:
                 replaced[i] = tensors[Edge(node.input[i], axis)].variable
+            if turn is not None:
+                read = {i: tensors[Edge(node.input[i], axis)] for i, axis in link.carriers}
+                replaced.update(turn.inputs(node, link, wanted, self._whole, read.__getitem__))
             variables = into.clone(
                 node,
                 replaced,
@@ -248,26 +254,31 @@ class PatchWriter:
             return {}, {link.pads.index: values}
         return {**dict.fromkeys(link.pads.without), "pads": values}, {}
 
-    def sequential(self, bounds: list[Bounds], *, regional: bool) -> None:
+    def sequential(self, bounds: list[Bounds], *, regional: bool, in_turn: bool = False) -> None:
         """Emit each patch after the one before.
 
         Args:
             bounds: Where the patches start and end.
             regional: What they make may be handed over to other regions in strips.
+            in_turn: A patch reads something of the one before, so that it has to wait for it.
         """
         outputs = self.region.outputs
         cores: list[list[gs.Variable]] = [[] for _ in outputs]
         rows: list[list[Any]] = [[] for _ in outputs]
         early = self._cropped_early(bounds) if regional and self.targets is None else {}
         inside = {name for names in early.values() for name in names}
+        before: list[WindowTensor] = []
         for k, bound in enumerate(bounds):
+            turn = Turn(self.fragment, k, before) if before else None
             suffixes = [of_number(f"core_{k}", at) for at in range(len(outputs))]
             crops = {
                 edge.name: (bound.cores[at], suffixes[at])
                 for at, edge in enumerate(outputs)
                 if edge.name in early
             }
-            made = self._clones(self.fragment, self._windows(bound, k), f"_{k}", 1, k, crops)
+            windows = self._windows(bound, k)
+            made = self._clones(self.fragment, windows, f"_{k}", 1, k, crops, turn)
+            before = made if in_turn else []
             for at, (edge, y) in enumerate(zip(outputs, made, strict=True)):
                 core = y
                 if edge.name not in crops and edge.name not in inside:

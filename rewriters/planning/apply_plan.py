@@ -41,7 +41,7 @@ def apply_plan(
     names = NameScheme.avoiding(facts.index.names)
     links = find_locality(certain, data["axis"]).links
     run_rank = run_rank_of(predictor, data["order"], engine, row_local(facts, links))
-    emitted = []
+    emitted, compiled = [], ENGINES[engine].lowering.compiler
     for entry in data["regions"]:
         unknown = [label for label in entry["nodes"] if label not in positions]
         if unknown:
@@ -63,12 +63,12 @@ def apply_plan(
         )
         if not isinstance(plan, RegionPlan):
             raise OptionError(f"plan=: the region of {label!r} cannot be cut: {plan.reason}")
-        if FORMS[entry["form"]].grows and ENGINES[engine].lowering.compiler:
+        if FORMS[entry["form"]].grows and compiled:
             raise OptionError("plan=: TensorRT takes no rounds; plan for it with target='tensorrt'")
         if FORMS[entry["form"]].grows and plan.tiling is None and entry.get("patch_rows"):
             plan = replace(plan, stride=max(1, entry["patch_rows"] // plan.extents[0].step))
         base = labels[nodes[0]] if len(nodes) == 1 else label
-        cut = emit_region(plan, entry["form"], facts, names, base)
+        cut = emit_region(plan, entry["form"], facts, names, base, compiled=compiled)
         if plan.stride is not None and cut.plan.stride is None:
             raise OptionError(
                 f"plan=: the region of {label!r} cannot be cut into patches of "

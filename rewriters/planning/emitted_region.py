@@ -87,7 +87,13 @@ class EmittedRegion:
 
 
 def emit_region(
-    plan: RegionPlan, form: str, facts: ModelFacts, names: NameScheme, base: str
+    plan: RegionPlan,
+    form: str,
+    facts: ModelFacts,
+    names: NameScheme,
+    base: str,
+    *,
+    compiled: bool = False,
 ) -> EmittedRegion:
     """Emit a planned region.
 
@@ -97,8 +103,11 @@ def emit_region(
         facts: The model.
         names: The name scheme.
         base: What new names derive from.
+        compiled: A compiler will run it, in an order of its own.
     """
     certain = facts.certain
+    # Networks without statistics keep their order, as far as was measured.
+    in_turn = compiled and bool(facts.statistics.entries)
     sized = _at_assumed_sizes(plan, facts)
     if FORMS[form].grows:
         grown = _in_rounds(plan, sized, facts)
@@ -110,14 +119,18 @@ def emit_region(
         plan = plan.shrunk()
         # Windows of a height known at run time alone are uniform.
         form = form if plan.tiling is not None else FORMS[form].falls_back
-    fragment = emit(plan, form, certain.graph, certain.shapes, certain.opset, names, base)
+    fragment = emit(
+        plan, form, certain.graph, certain.shapes, certain.opset, names, base, in_turn=in_turn
+    )
     if not facts.assumes and plan.tiling is not None:
         return EmittedRegion(plan, form, fragment, fragment)
     if sized is None:
         return EmittedRegion(plan, form, fragment, None)
     if plan.shrinking is not None:
         sized = sized.shrunk()
-    assumed = emit(sized, form, certain.graph, facts.sizing, certain.opset, names, base)
+    assumed = emit(
+        sized, form, certain.graph, facts.sizing, certain.opset, names, base, in_turn=in_turn
+    )
     return EmittedRegion(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
 
 

@@ -104,7 +104,8 @@ class PlanEvaluator:
     def _emit(self, plan: RegionPlan, form: str) -> EmittedRegion:
         key = choice_of(plan.region, plan.splits), form
         if key not in self._emitted:
-            made = emit_region(plan, form, self.facts, self._names, plan.region.label)
+            label, compiled = plan.region.label, self.compiled
+            made = emit_region(plan, form, self.facts, self._names, label, compiled=compiled)
             self._emitted[key] = made
             further = plan.splits * self._further(plan.region.nodes)
             proven = 0 if made.plan.stride is None else PROVEN * made.plan.walked
