@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,7 @@ from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.planning.candidates import row_local
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region
+from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.orders import run_rank_of
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.regions.refusal import Refusal
@@ -37,7 +38,7 @@ def apply_plan(
     """
     facts, labels = predictor.facts, predictor.facts.labels
     certain = facts.certain
-    positions = {label: at for at, label in labels.items()}
+    positions = _positions(facts)
     names = NameScheme.avoiding(facts.index.names)
     links = find_locality(certain, data["axis"]).links
     run_rank = run_rank_of(predictor, data["order"], engine, row_local(facts, links))
@@ -46,12 +47,13 @@ def apply_plan(
         unknown = [label for label in entry["nodes"] if label not in positions]
         if unknown:
             raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
-        nodes = sorted({positions[label] for label in entry["nodes"]})
-        made = {name for at in nodes for name in certain.graph.node[at].output}
+        named = {at for label in entry["nodes"] for at in positions[label]}
+        made = {name for at in named for name in certain.graph.node[at].output}
         strange = [name for name in entry["outputs"] if name not in made]
         if strange:
             raise OptionError(f"plan=: no node of its region makes {strange[0]!r}")
-        outside = [label for label in entry["nodes"] if positions[label] not in links]
+        nodes = _own_half(facts, links, named, entry["outputs"])
+        outside = [labels[at] for at in nodes if at not in links]
         if outside:
             raise OptionError(f"plan=: node {outside[0]!r} cannot be in a region")
         label = labels[max(nodes)]
@@ -76,3 +78,34 @@ def apply_plan(
             )
         emitted.append(cut)
     return tuple(emitted), run_rank
+
+
+def _positions(facts: ModelFacts) -> dict[str, list[int]]:
+    """Return where the nodes of each name stand: of a statistic several (`graph.statistics`)."""
+    found: dict[str, list[int]] = {}
+    for at, label in facts.labels.items():
+        for name in {label, facts.own_label(at)}:
+            found.setdefault(name, []).append(at)
+    return found
+
+
+def _own_half(
+    facts: ModelFacts, links: Collection[int], named: Collection[int], outputs: Sequence[str]
+) -> list[int]:
+    """Return the nodes of a region of those that its names stand for.
+
+    A statistic is written in two, and both halves go by the name of the model's node. The region's
+    is that which leads to its outputs.
+    """
+    if not any(at in facts.statistic_of for at in named):
+        return sorted(named)
+    within = {at for at in named if at in links}
+    index, reached = facts.index, set[int]()
+    ahead = [at for at in map(index.producer.get, outputs) if at in within]
+    while ahead:
+        at = ahead.pop()
+        if at not in reached:
+            reached.add(at)
+            before = map(index.producer.get, facts.executed[at].reads)
+            ahead += [other for other in before if other in within]
+    return sorted(at for at in named if at in reached or at not in facts.statistic_of)

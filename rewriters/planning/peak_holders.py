@@ -115,7 +115,7 @@ def reasons_of(
     facts = predictor.facts
     looked = _Looked(facts, predictor.run(engine)[0], links, why, kept, refused)
     for name, size in peak.alive:
-        tensor = _tensor(facts, name)
+        tensor = looked.tensor(name)
         cause, positions = looked.cause(tensor)
         held[cause] += size
         names = [facts.own_label(at) for at in positions] if cause is not _INTERFACE else [tensor]
@@ -152,14 +152,6 @@ def size_advice(facts: ModelFacts) -> str:
     """Return how to fix sizes that are known once the inputs' are, as large as they are taken."""
     free = {name: tuple(sizes) or _SHAPED for name, sizes in facts.assumed.items()}
     return f"fix with shapes={free}" if free else "fix the inputs' with shapes="
-
-
-def _tensor(facts: ModelFacts, name: str) -> str:
-    """Return the model's tensor that one of an engine's run is, or is a copy of."""
-    if name in facts.bytes:
-        return name
-    base = copied(name)
-    return base if base in facts.bytes else name.rpartition("/")[0] or name
 
 
 class _Looked:
@@ -201,6 +193,13 @@ class _Looked:
             for name in node.output
             if name not in facts.index.producer
         }
+
+    def tensor(self, name: str) -> str:
+        """Return the model's tensor that one of an engine's run is, or is a copy of."""
+        # What an engine adds is called after what it copies.
+        after = (name, copied(name), name.rpartition("/")[0])
+        known = (one for one in after if one in self.facts.bytes or one in self.inside)
+        return next(known, after[-1] or name)
 
     def cause(self, name: str) -> tuple[_Cause, list[int]]:
         """Return why a tensor that is alive at the peak is whole, and the nodes it is about."""

@@ -201,6 +201,17 @@ def test_what_is_not_cut_keeps_its_own_nodes() -> None:
     assert {n.name for n in outcome.model.graph.node} == {n.name for n in made.graph.node}
 
 
+def test_names_with_slashes_are_no_twins() -> None:
+    """As exporters name tensors: what is called /a/b is no copy of something called /a."""
+    made = vae_decoder((SIDE, SIDE), blocks=6)
+    outer = {"x", "y", *(tensor.name for tensor in made.graph.initializer)}
+    for each in made.graph.node:
+        for names in (each.input, each.output):
+            names[:] = [n if n in outer or not n else f"/net/{n}" for n in names]
+    outcome = _cut(made, splits=2)
+    assert [reason.reason for reason in outcome.reasons] == ["GroupNorm statistics"]
+
+
 def test_regions_and_causes_have_the_names_of_the_model() -> None:
     """What is written in two to be cut is called in reports what it is called in the model."""
     made = vae_decoder((SIDE, SIDE), blocks=1)

@@ -1,0 +1,42 @@
+"""A plan as it is written in a file, applied again."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.plan_file import read_plan
+from patchconv_deploy.rewriters.rewrite import rewrite_model
+from tests.planning.test_peak_holders import vae_decoder
+from tests.support.small_models import copy_of
+
+SIDE = 64
+
+
+def _cut(**options: object) -> Outcome:
+    made = copy_of(vae_decoder((SIDE, SIDE)))
+    return rewrite_model(Loaded(made, None), Options(**options))  # type: ignore[arg-type]
+
+
+def test_a_plan_with_statistics_gives_the_same_model_again() -> None:
+    """Both halves of a normalisation go by its name; each region finds its own again."""
+    once = _cut(splits=8, max_recompute=4.0)
+    labels = [set(entry.nodes) for entry in once.rewritten]
+    assert any(a & b for n, a in enumerate(labels) for b in labels[n + 1 :])
+    again = _cut(plan=read_plan(json.dumps(once.plan)))
+    assert again.model.SerializeToString(deterministic=True) == once.model.SerializeToString(
+        deterministic=True
+    )
+
+
+def test_a_plan_names_nodes_that_there_are() -> None:
+    """A name that no node has is said."""
+    plan = dict(_cut(splits=8, max_recompute=4.0).plan or {})
+    plan["regions"] = [{**plan["regions"][0], "nodes": ["nowhere"]}]
+    with pytest.raises(OptionError, match="no node 'nowhere'"):
+        _cut(plan=plan)
