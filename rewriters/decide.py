@@ -12,11 +12,13 @@ import onnx
 from patchconv_deploy.rewriters.errors import BudgetError
 from patchconv_deploy.rewriters.graph.nodes import convolutions_in_bodies
 from patchconv_deploy.rewriters.memory.peak import Peak, size_text
+from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.options import OLDEST_OPSET, TOO_OLD, Options
 from patchconv_deploy.rewriters.planning.apply_plan import apply_plan
 from patchconv_deploy.rewriters.planning.choose import ChosenRegions, choose_regions
-from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, ordered
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.evaluator import costs_of
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.peak_holders import Reason, reasons_of, size_advice
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
@@ -39,6 +41,7 @@ class Decision:
         peaks: Per place of a region and form the predicted peak of the region alone.
         weighed: Plans that were weighed.
         recompute: Work after over before.
+        time: Predicted time after over before.
         order: Name of the order of the nodes, `planning.orders.run_rank_of`.
         run_rank: When each node is wanted to run, by position; None for the order of the file.
         axis: The axis that is cut.
@@ -51,6 +54,7 @@ class Decision:
     peaks: Mapping[int, Mapping[str, int]] = field(default_factory=dict)
     weighed: tuple[Candidate, ...] = ()
     recompute: float | None = None
+    time: float | None = None
     order: str = "file"
     run_rank: list[int] | None = None
     axis: str | int = "height"
@@ -88,8 +92,20 @@ def decide(
         )
     if options.plan is not None:
         regions, run_rank = apply_plan(predictor, options.plan, engine)
+        arrangement = ordered(facts, regions, run_rank, sized=True)
+        compiled = ENGINES[engine].lowering.compiler
+        costs = None
+        if arrangement is not None:
+            costs = costs_of(facts, regions, arrangement, compiled=compiled)
+        work, time = costs or (None, None)
         return Decision(
-            regions, (), order=options.plan["order"], run_rank=run_rank, axis=options.plan["axis"]
+            regions,
+            (),
+            recompute=work,
+            time=time,
+            order=options.plan["order"],
+            run_rank=run_rank,
+            axis=options.plan["axis"],
         )
     if not options.by_region:
         found = cut_singles(
@@ -135,6 +151,7 @@ def _by_region(
         cut.forms,
         weighed=cut.weighed,
         recompute=cut.recompute,
+        time=cut.time if cut.regions else None,
         order=cut.order,
         run_rank=cut.run_rank,
         axis=axis,

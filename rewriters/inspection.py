@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -10,7 +10,7 @@ import onnx
 from patchconv_deploy.rewriters.emission.forms import GAIN
 from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.operators.record import Shape
-from patchconv_deploy.rewriters.planning.candidates import candidates_of
+from patchconv_deploy.rewriters.planning.candidates import candidates_of, row_local
 from patchconv_deploy.rewriters.planning.choose import unbeaten
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate, EvaluatedPlan, original_of
 from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
@@ -18,9 +18,18 @@ from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.statistic_costs import StatisticCost, statistic_costs
 
-__all__ = ["Barrier", "Inspection", "Run", "TensorSize", "inspect_model"]
+__all__ = [
+    "Barrier",
+    "Inspection",
+    "Overview",
+    "Run",
+    "TensorSize",
+    "inspect_model",
+    "overview_of_model",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +112,24 @@ class Inspection:
     statistics: tuple[StatisticCost, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Overview:
+    """What is told of a model without a search; lists are sorted, the largest first.
+
+    Attributes:
+        tensors: Activations.
+        barriers: Nodes that cannot be in a region and read or make something large.
+        statistics: What looks at the whole image and is served all the same, with what it costs.
+        reasons: What holds the model's peak as it is. What patches can be made of has the code
+            "no-gain", whether they gain anything or not: that takes a search.
+    """
+
+    tensors: tuple[TensorSize, ...]
+    barriers: tuple[Barrier, ...]
+    statistics: tuple[StatisticCost, ...]
+    reasons: tuple[Reason, ...]
+
+
 def inspect_model(
     predictor: MemoryPredictor,
     axis: str | int,
@@ -121,23 +148,6 @@ def inspect_model(
     """
     facts = predictor.facts
     found = candidates_of(predictor, axis, frozenset(), engine=engine)
-    graph, labels = facts.certain.graph, facts.labels
-    tensors = [
-        TensorSize(
-            name, facts.sizing.dims.get(name), facts.bytes.get(name) or 0, facts.own_label(at)
-        )
-        for at, node in enumerate(graph.node)
-        for name in node.output
-        if facts.bytes.get(name)
-        and (at not in facts.statistic_of or name == facts.statistic_of[at].output)
-    ]
-    barriers = [
-        Barrier(labels[at], graph.node[at].op_type, reason, size)
-        for at, reason in found.reasons.items()
-        if at not in found.links
-        and at not in facts.statistic_of
-        and (size := _touched(facts, graph.node[at])) != 0
-    ]
     plain = predictor.predict(None, engine)
     runs: list[Run] = []
     curve: tuple[Candidate, ...] = () if left else (original_of(plain),)
@@ -152,10 +162,8 @@ def inspect_model(
         )
     return Inspection(
         peak=plain,
-        tensors=tuple(sorted(tensors, key=lambda each: -each.bytes)),
-        barriers=tuple(
-            sorted(barriers, key=lambda each: (each.bytes is not None, -(each.bytes or 0)))
-        ),
+        tensors=_tensors(facts),
+        barriers=_barriers(facts, found.links, found.reasons),
         runs=tuple(sorted(runs, key=lambda each: (-each.peak, -each.nodes))),
         assumed=facts.assumed,
         unknown=unknown_sizes(facts) if plain.unknown else None,
@@ -165,6 +173,58 @@ def inspect_model(
         curve=curve,
         statistics=statistic_costs(facts, found.links),
     )
+
+
+def overview_of_model(
+    predictor: MemoryPredictor, axis: str | int, engine: str, kept: Collection[int] = ()
+) -> Overview:
+    """Tell what can be told of a model without searching for plans.
+
+    Args:
+        predictor: Predicts the model's memory.
+        axis: "height", "width", "depth" or a dimension of the tensor.
+        engine: A key of `memory.targets.ENGINES`.
+        kept: Positions of the nodes that the user wants left as they are.
+    """
+    facts = predictor.facts
+    locality = find_locality(facts.certain, axis)
+    links = row_local(facts, locality.links, kept)
+    plain = predictor.predict(None, engine)
+    return Overview(
+        tensors=_tensors(facts),
+        barriers=_barriers(facts, links, locality.reasons),
+        statistics=statistic_costs(facts, links),
+        reasons=reasons_of(predictor, plain, links, locality.reasons, kept, (), engine),
+    )
+
+
+def _tensors(facts: ModelFacts) -> tuple[TensorSize, ...]:
+    """Return the activations, the largest first; of what is written in two the results alone."""
+    found = [
+        TensorSize(
+            name, facts.sizing.dims.get(name), facts.bytes.get(name) or 0, facts.own_label(at)
+        )
+        for at, node in enumerate(facts.certain.graph.node)
+        for name in node.output
+        if facts.bytes.get(name)
+        and (at not in facts.statistic_of or name == facts.statistic_of[at].output)
+    ]
+    return tuple(sorted(found, key=lambda each: -each.bytes))
+
+
+def _barriers(
+    facts: ModelFacts, links: Collection[int], reasons: Mapping[int, str]
+) -> tuple[Barrier, ...]:
+    """Return the nodes that cannot be in a region, those of unknown size first, then by bytes."""
+    graph, labels = facts.certain.graph, facts.labels
+    found = [
+        Barrier(labels[at], graph.node[at].op_type, reason, size)
+        for at, reason in reasons.items()
+        if at not in links
+        and at not in facts.statistic_of
+        and (size := _touched(facts, graph.node[at])) != 0
+    ]
+    return tuple(sorted(found, key=lambda each: (each.bytes is not None, -(each.bytes or 0))))
 
 
 def _touched(facts: ModelFacts, node: onnx.NodeProto) -> int | None:

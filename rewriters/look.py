@@ -13,7 +13,12 @@ from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
-from patchconv_deploy.rewriters.inspection import Inspection, inspect_model
+from patchconv_deploy.rewriters.inspection import (
+    Inspection,
+    Overview,
+    inspect_model,
+    overview_of_model,
+)
 from patchconv_deploy.rewriters.memory.targets import TARGETS
 from patchconv_deploy.rewriters.options import MOST_SPLITS, OLDEST_OPSET, TOO_OLD, Options
 from patchconv_deploy.rewriters.planning.choose import pareto
@@ -22,7 +27,14 @@ from patchconv_deploy.rewriters.planning.model_facts import analyse
 from patchconv_deploy.rewriters.planning.peak_holders import Reason, unknown_sizes
 from patchconv_deploy.rewriters.prepare import conv_sizes, holds_plan, look_at
 
-__all__ = ["analyse_memory", "check_one_axis", "inspection_of", "pareto_of", "unknown_of"]
+__all__ = [
+    "analyse_memory",
+    "check_one_axis",
+    "inspection_of",
+    "overview_of",
+    "pareto_of",
+    "unknown_of",
+]
 
 
 def analyse_memory(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> int | None:
@@ -55,6 +67,19 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
     limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
     engine = TARGETS[options.target].engine
     return inspect_model(predictor, options.axes[0], engine, limits, left)
+
+
+def overview_of(loaded: Loaded, options: Options) -> Overview:
+    """Return what holds a model's memory, without a search; the model is not changed.
+
+    Args:
+        loaded: The model; external weights stay on disk.
+        options: As for `rewrite_model`; form, splits, budget and plan are not looked at.
+    """
+    predictor = look_at(loaded, options)
+    facts = predictor.facts
+    kept, _ = kept_nodes(facts, options, conv_sizes(facts))
+    return overview_of_model(predictor, options.axes[0], TARGETS[options.target].engine, kept)
 
 
 def unknown_of(loaded: Loaded, options: Options) -> Reason | None:

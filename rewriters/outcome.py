@@ -86,6 +86,8 @@ class Outcome:
         already: The model held a plan and was left alone.
         weighed: Figures of every plan of regions that was weighed.
         recompute: Work after over before, None if it is not known.
+        time: Predicted time after over before: the work, and what is copied; None if it is not
+            known, or nothing was cut.
         plan: What was done, as `planning.plan_file.plan_data`.
         defaults: Predicted peaks before and after at ONNX Runtime's default session options, None
             where another engine is in view, or they are unknown.
@@ -111,6 +113,7 @@ class Outcome:
     already: bool = False
     weighed: tuple[Candidate, ...] = ()
     recompute: float | None = None
+    time: float | None = None
     plan: Mapping[str, Any] | None = None
     defaults: tuple[int, int] | None = None
     fits: bool = False

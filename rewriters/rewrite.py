@@ -190,6 +190,7 @@ def _predicted(
         after=after or replace(before[0], unknown=max(1, before[0].unknown)),
         after_by_form=by_form,
         recompute=decided.recompute,
+        time=decided.time,
         defaults=defaults,
     )
 

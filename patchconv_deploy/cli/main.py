@@ -9,25 +9,24 @@ import json
 import logging
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
 from patchconv_deploy.cli.build import build_command
 from patchconv_deploy.cli.inspect import inspect_command
 from patchconv_deploy.cli.measure import measure_command
 from patchconv_deploy.cli.pareto import check_pareto, pareto_json, print_pareto
+from patchconv_deploy.cli.progress import progress_bar
+from patchconv_deploy.cli.report import report_command
 from patchconv_deploy.cli.triton import triton_command
 from patchconv_deploy.cli.types import check_json_target, read_text, write_text
 from patchconv_deploy.console import (
     complain,
     log_to_stderr,
-    printable,
-    stderr_console,
     stdout_console,
 )
 from patchconv_deploy.engines.errors import DeviceMissing, EngineError, EngineMissing, OptionError
@@ -50,21 +49,6 @@ __all__ = ["main", "main_rewrite"]
 
 
 logger = logging.getLogger(__name__)
-
-
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[str, int, int], None] | None]:
-    """Show progress on a terminal; nothing elsewhere."""
-    console = stderr_console()
-    if quiet or not console.is_terminal:
-        yield None
-        return
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), TimeElapsedColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("reading", total=None)
-        yield lambda what, done, total: bar.update(
-            task, description=printable(what), completed=done, total=total if total > 1 else None
-        )
 
 
 @click.command("rewrite", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -176,7 +160,7 @@ def rewrite_command(
         )
         _show_curve(model, options, report, quiet)
         return
-    with _progress(quiet) as progress, _report_of_failure(report):
+    with progress_bar(quiet) as progress, _report_of_failure(report):
         result = rewrite(
             model,
             out,
@@ -311,6 +295,8 @@ patchconv.add_command(measure_command)
 patchconv.add_command(build_command)
 
 patchconv.add_command(triton_command)
+
+patchconv.add_command(report_command)
 
 
 def _run(command: click.Command) -> int:

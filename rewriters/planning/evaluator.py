@@ -28,7 +28,7 @@ from patchconv_deploy.rewriters.planning.stages import RegionChoice
 from patchconv_deploy.rewriters.planning.work import COPY
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
-__all__ = ["PlanEvaluator", "copied_of", "recompute_of"]
+__all__ = ["PlanEvaluator", "copied_of", "costs_of", "recompute_of"]
 
 
 # Tensors that a node reads without costing more to predict, and what each further one costs.
@@ -168,16 +168,17 @@ class PlanEvaluator:
         further = self._further(at for at in range(len(self._more_reads)) if at not in inside)
         further += sum(plan.splits * self._further(plan.region.nodes) for plan in regions)
         self._spend(len(peak.live_bytes) + further)
-        work = recompute_of(self.facts, emitted, arrangement)
-        if work is None:
+        costs = costs_of(self.facts, emitted, arrangement, compiled=self.compiled)
+        if costs is None:
             return None
+        work, time = costs
         figures = Candidate(
             form,
             len(regions),
             max(plan.splits for plan in regions),
             peak.need,
             work,
-            (work + copied_of(self.facts, emitted)) * FORMS[form].time[self.compiled],
+            time,
             fits=True,
             order=order,
             unknown=peak.unknown,
@@ -239,6 +240,28 @@ def recompute_of(
             return None
         after += share * sum(work[at] for at in entry.plan.region.nodes)
     return after / sum(work) if sum(work) else 1.0
+
+
+def costs_of(
+    facts: ModelFacts,
+    emitted: Sequence[EmittedRegion],
+    arrangement: Sequence[int | Fragment],
+    *,
+    compiled: bool,
+) -> tuple[float, float] | None:
+    """Return work and predicted time, both after over before; as `recompute_of`.
+
+    Args:
+        facts: The model.
+        emitted: Its regions; of several forms the slowest counts for all.
+        arrangement: They and the other nodes.
+        compiled: A compiler runs them.
+    """
+    work = recompute_of(facts, emitted, arrangement)
+    if work is None:
+        return None
+    slowest = max((FORMS[entry.form].time[compiled] for entry in emitted), default=1.0)
+    return work, (work + copied_of(facts, emitted)) * slowest
 
 
 def copied_of(facts: ModelFacts, emitted: Sequence[EmittedRegion]) -> float:

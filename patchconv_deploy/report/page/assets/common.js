@@ -1,0 +1,86 @@
+"use strict";
+// What the plots share: the page's data, its colours, and text that is never markup.
+const Report = {
+  data: JSON.parse(document.getElementById("data").textContent),
+
+  mib(bytes) {
+    const found = bytes / 1048576;
+    const digits = found >= 0.1 || !bytes ? 1 : 3;
+    const scaled = found * 10 ** digits;
+    // Halves go to the even side, as in the tables.
+    const whole = scaled % 1 === 0.5 ? 2 * Math.round(scaled / 2) : Math.round(scaled);
+    return (whole / 10 ** digits).toLocaleString("en-US", {
+      minimumFractionDigits: digits,
+      maximumFractionDigits: digits,
+    });
+  },
+
+  colour(name) {
+    return getComputedStyle(document.documentElement).getPropertyValue(`--${name}`).trim();
+  },
+
+  hue(region) {
+    return Report.colour(`hue-${region % 8}`);
+  },
+
+  // A colour of six digits, as the sheet has them, with an opacity.
+  faint(colour, opacity) {
+    const number = parseInt(colour.slice(1), 16);
+    return `rgba(${number >> 16}, ${(number >> 8) & 255}, ${number & 255}, ${opacity})`;
+  },
+
+  // An element with text: [tag, class, text], or plain strings, in a row.
+  write(place, parts) {
+    place.replaceChildren(
+      ...parts.map((part) => {
+        if (typeof part === "string") return document.createTextNode(part);
+        const [tag, name, text] = part;
+        const made = document.createElement(tag);
+        if (name) made.className = name;
+        made.textContent = text;
+        return made;
+      }),
+    );
+  },
+
+  // Call something now, and again whenever the colours change or the page is printed.
+  withColours(draw) {
+    draw();
+    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    matchMedia("print").addEventListener("change", draw);
+  },
+
+  axis(more) {
+    const font = '12px system-ui, -apple-system, "Segoe UI", Roboto, sans-serif';
+    const line = { stroke: Report.colour("line"), width: 1 };
+    return {
+      stroke: Report.colour("quiet"),
+      font,
+      labelFont: font,
+      grid: line,
+      ticks: { ...line, size: 4 },
+      ...more,
+    };
+  },
+
+  // Keep a plot as wide as its place.
+  fitted(place, plot, height) {
+    const watch = new ResizeObserver(() => {
+      const width = Math.floor(place.clientWidth - 20);
+      if (width > 60 && width !== plot.width) plot.setSize({ width, height });
+    });
+    watch.observe(place);
+    return watch;
+  },
+};
+
+document.addEventListener("toggle", (event) => {
+  const region = event.target.dataset && event.target.dataset.region;
+  if (region !== undefined && Report.highlight) {
+    Report.highlight(event.target.open ? Number(region) : -1);
+  }
+}, true);
+
+addEventListener("beforeprint", () => {
+  for (const each of document.querySelectorAll("details.region")) each.open = true;
+});
