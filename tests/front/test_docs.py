@@ -177,6 +177,17 @@ def test_what_is_named_exists(page: str) -> None:
     assert not missing
 
 
+def test_rooms_hold_what_the_architecture_says() -> None:
+    """Modules that are named by their room, as `planning.search` or `emission/writer.py`."""
+    rooms = "graph|operators|regions|memory|tiling|emission|planning"
+    named = re.findall(rf"`((?:{rooms})[./]\w+)", text_of("docs/architecture.md"))
+    assert len(named) > 30
+    places = [ROOT / "rewriters" / name.replace(".", "/") for name in named]
+    assert not [
+        place for place in places if not (place.is_dir() or place.with_suffix(".py").exists())
+    ]
+
+
 def test_words_are_those_of_the_code() -> None:
     """Every word of the glossary stands in the file that it names."""
     rows = re.findall(r"^\| ([^|]+) \| [^|]+ \| `([\w./]+)` \|$", text_of("docs/glossary.md"), re.M)
