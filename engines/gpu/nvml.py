@@ -29,9 +29,11 @@ from patchconv_deploy.engines.gpu.cuda import load_driver
 
 __all__ = [
     "INTERVAL_S",
+    "Device",
     "DeviceMemory",
     "DeviceRun",
     "device_state",
+    "devices",
     "open_device_memory",
     "pci_bus_id",
 ]
@@ -197,3 +199,57 @@ def open_device_memory(
         )
     finally:
         nvml.nvmlShutdown()
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU as NVML knows it.
+
+    Attributes:
+        name: Its name.
+        total_bytes: Its memory.
+        free_bytes: What of it nobody uses.
+        capability: Its compute capability, "9.0"; empty where it does not tell.
+    """
+
+    name: str
+    total_bytes: int
+    free_bytes: int
+    capability: str = ""
+
+
+def devices() -> tuple[str, tuple[Device, ...]]:
+    """Return the driver's version and the GPUs, in NVML's order.
+
+    Raises:
+        DeviceMissing: nvidia-ml-py or the driver is not there, or does not answer.
+    """
+    try:
+        nvml: Any = importlib.import_module("pynvml")
+    except ImportError as error:
+        raise DeviceMissing("pynvml is not installed") from error
+    try:
+        nvml.nvmlInit()
+    except (nvml.NVMLError, OSError) as error:
+        raise DeviceMissing(f"NVML cannot be used on this machine ({error})") from error
+    try:
+        found = []
+        for number in range(nvml.nvmlDeviceGetCount()):
+            handle = nvml.nvmlDeviceGetHandleByIndex(number)
+            memory = nvml.nvmlDeviceGetMemoryInfo(handle)
+            capability = ""
+            with suppress(nvml.NVMLError, AttributeError):
+                capability = ".".join(map(str, nvml.nvmlDeviceGetCudaComputeCapability(handle)))
+            name = _text(nvml.nvmlDeviceGetName(handle))
+            found.append(Device(name, int(memory.total), int(memory.free), capability))
+        return _text(nvml.nvmlSystemGetDriverVersion()), tuple(found)
+    except (nvml.NVMLError, AttributeError) as error:
+        raise DeviceMissing(f"NVML does not answer ({error})") from error
+    finally:
+        with suppress(nvml.NVMLError, AttributeError):
+            nvml.nvmlShutdown()
+
+
+def _text(name: str | bytes) -> str:
+    """Return a name, which older packages hand out as bytes."""
+    return name.decode("utf-8", "replace") if isinstance(name, bytes) else name

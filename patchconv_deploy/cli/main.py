@@ -17,6 +17,7 @@ import click
 
 from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
 from patchconv_deploy.cli.build import build_command
+from patchconv_deploy.cli.doctor import doctor_command
 from patchconv_deploy.cli.inspect import inspect_command
 from patchconv_deploy.cli.measure import measure_command
 from patchconv_deploy.cli.pareto import check_pareto, pareto_json, print_pareto
@@ -297,6 +298,8 @@ patchconv.add_command(build_command)
 patchconv.add_command(triton_command)
 
 patchconv.add_command(report_command)
+
+patchconv.add_command(doctor_command)
 
 
 def _run(command: click.Command) -> int:
