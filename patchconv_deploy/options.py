@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from patchconv_deploy.cli.types import AxisType, RangesType, SizeType
+from patchconv_deploy.cli.types import AxisType, BudgetType, RangesType
 from patchconv_deploy.measure.run import ENGINES
 from patchconv_deploy.rewriters.emission.forms import FORMS
 from patchconv_deploy.rewriters.memory.targets import TARGETS
@@ -123,13 +123,15 @@ _DECLARED = (
         name="memory_budget",
         flags=("--memory-budget",),
         value="SIZE",
-        help="Most activation memory: 512MiB, 2G (GiB) or 2GB (10^9 bytes). Least time that fits.",
+        help="Most activation memory: 512MiB, 2G (GiB), 2GB (10^9 bytes), or auto: what is free on "
+        "this machine, less what loading takes. Least time that fits.",
         meaning="most activation memory, as predicted for the target: `512MiB`, `2G`, `2GB` (GB "
         "is 10^9 bytes, G and GiB are 2^30). Of all plans weighed the one of least predicted time "
         "that fits is taken; exit code 1 if none does ([more](choosing.md#memory-budget))",
         python=_REWRITES,
         reported="memory_budget_bytes",
-        kind=SizeType(),
+        kind=BudgetType(),
+        metavar="SIZE|auto",
     ),
     Declared(
         name="max_recompute",

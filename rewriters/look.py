@@ -31,6 +31,7 @@ __all__ = [
     "analyse_memory",
     "check_one_axis",
     "inspection_of",
+    "loading_of",
     "overview_of",
     "pareto_of",
     "unknown_of",
@@ -67,6 +68,19 @@ def inspection_of(loaded: Loaded, options: Options) -> Inspection:
     limits = replace(options.limits, splits=MOST_SPLITS, recompute=options.max_recompute or inf)
     engine = TARGETS[options.target].engine
     return inspect_model(predictor, options.axes[0], engine, limits, left)
+
+
+def loading_of(loaded: Loaded, options: Options) -> tuple[int, int]:
+    """Return what loading a model is predicted to take, and its inputs, bytes.
+
+    Args:
+        loaded: The model; not changed.
+        options: The target and the sizes are looked at. Inputs of unknown size count as nothing.
+    """
+    predictor = look_at(loaded, options)
+    facts = predictor.facts
+    loading = predictor.predict(None, TARGETS[options.target].engine).weights.loading
+    return loading, sum(facts.bytes.get(name) or 0 for name in facts.inputs)
 
 
 def overview_of(loaded: Loaded, options: Options) -> Overview:

@@ -16,7 +16,9 @@ from pathlib import Path
 import click
 
 from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
+from patchconv_deploy.cli.auto_budget import auto_budget
 from patchconv_deploy.cli.build import build_command
+from patchconv_deploy.cli.config import config_option
 from patchconv_deploy.cli.doctor import doctor_command
 from patchconv_deploy.cli.inspect import inspect_command
 from patchconv_deploy.cli.measure import measure_command
@@ -24,7 +26,7 @@ from patchconv_deploy.cli.pareto import check_pareto, pareto_json, print_pareto
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.report import report_command
 from patchconv_deploy.cli.triton import triton_command
-from patchconv_deploy.cli.types import check_json_target, read_text, write_text
+from patchconv_deploy.cli.types import AUTO, check_json_target, read_text, write_text
 from patchconv_deploy.console import (
     complain,
     log_to_stderr,
@@ -88,6 +90,7 @@ logger = logging.getLogger(__name__)
 @option("force")
 @option("verbose")
 @option("quiet")
+@config_option()
 @click.version_option(VERSION)
 @click.pass_context
 def rewrite_command(
@@ -95,7 +98,7 @@ def rewrite_command(
     model: Path,
     out: Path | None,
     splits: int | None,
-    memory_budget: int | None,
+    memory_budget: int | str | None,
     max_recompute: float | None,
     form: str,
     patch_rows: int | None,
@@ -140,6 +143,9 @@ def rewrite_command(
     log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
     given_plan = None if plan is None else read_plan(read_text("--plan", plan))
     sizes = {name: [a if a == b else (a, b) for a, b in each] for name, each in shapes}
+    if memory_budget == AUTO and not pareto_only:
+        looked = Options(target=target, ranges=dict(shapes), allow_custom_ops=allow_custom_ops)
+        memory_budget = auto_budget(model, looked, quiet=quiet)
     if pareto_only:
         options = make_options(
             splits=splits,
@@ -281,7 +287,15 @@ def _report_of_failure(path: Path | None) -> Iterator[None]:
         raise
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+_COMPLETION = """\b
+Completion: put one of these where your shell begins.
+  bash  eval "$(_PATCHCONV_COMPLETE=bash_source patchconv)"
+  zsh   eval "$(_PATCHCONV_COMPLETE=zsh_source patchconv)"
+  fish  _PATCHCONV_COMPLETE=fish_source patchconv | source
+"""
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_COMPLETION)
 @click.version_option(VERSION)
 def patchconv() -> None:
     """PatchConv for exported ONNX graphs."""

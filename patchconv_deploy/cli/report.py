@@ -10,9 +10,10 @@ from typing import Any
 import click
 
 from patchconv_deploy.api import make_options
+from patchconv_deploy.cli.auto_budget import auto_budget
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.reproduce import commands
-from patchconv_deploy.cli.types import given, read_text, write_text
+from patchconv_deploy.cli.types import AUTO, given, read_text, write_text
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
 from patchconv_deploy.options import option
 from patchconv_deploy.report.page.content import content
@@ -20,6 +21,7 @@ from patchconv_deploy.report.page.figures import read_figures
 from patchconv_deploy.report.page.plots import check_matplotlib, write_plots
 from patchconv_deploy.report.page.render import check_jinja, check_page_target, render
 from patchconv_deploy.report.page.subject import Asked, look_at
+from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.words import Command, flag_of
 
@@ -130,6 +132,13 @@ def report_command(
     if patched is not None:
         _check_planned(context)
     log_to_stderr(logging.ERROR)
+    if planning["memory_budget"] == AUTO:
+        looked = Options(
+            target=planning["target"],
+            ranges=dict(shapes),
+            allow_custom_ops=planning["allow_custom_ops"],
+        )
+        planning["memory_budget"] = auto_budget(model, looked, quiet=quiet)
     sizes = {name: [a if a == b else (a, b) for a, b in each] for name, each in shapes}
     keywords: dict[str, Any] = {
         **planning,

@@ -12,7 +12,9 @@ import click
 from patchconv_deploy.sizes import SIZES, doubted, parse_size
 
 __all__ = [
+    "AUTO",
     "AxisType",
+    "BudgetType",
     "ShapeType",
     "SizeType",
     "check_json_target",
@@ -24,6 +26,9 @@ __all__ = [
 
 
 _LONGEST_TEXT = 64 << 20
+
+# The budget that is what is free on this machine.
+AUTO = "auto"
 
 
 class ShapeType(click.ParamType[tuple[str, tuple[int, ...]]]):
@@ -113,6 +118,18 @@ class SizeType(click.ParamType[int]):
         return size
 
 
+class BudgetType(click.ParamType[int | str]):
+    """A size, or "auto" for what is free on this machine."""
+
+    name = "SIZE|auto"
+
+    def convert(
+        self, value: str | int, param: click.Parameter | None, ctx: click.Context | None
+    ) -> int | str:
+        """Return bytes, or "auto"."""
+        return value if value == AUTO else SizeType().convert(value, param, ctx)
+
+
 def read_text(option: str, path: Path) -> str:
     """Return what a file holds.
 
@@ -133,13 +150,14 @@ def read_text(option: str, path: Path) -> str:
 
 
 def given(context: click.Context) -> list[click.Parameter]:
-    """Return the options that stood on the command line, those left at their defaults not."""
-    source = click.core.ParameterSource.COMMANDLINE
+    """Return the options that were given, in a file of options too; those at their defaults not."""
+    source = click.core.ParameterSource
+    said = (source.COMMANDLINE, source.DEFAULT_MAP)
     return [
         parameter
         for parameter in context.command.params
         if isinstance(parameter, click.Option)
-        and context.get_parameter_source(parameter.name or "") == source
+        and context.get_parameter_source(parameter.name or "") in said
     ]
 
 
