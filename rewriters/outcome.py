@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import onnx
@@ -65,8 +65,11 @@ class Rewritten:
         """
         if self.rows is not None:
             return self.rows, self.seams
-        rows = self.plan.region.rows(shapes)
-        return None if rows is None else self.plan.seams_at(rows)
+        region = self.plan.region
+        rows = region.rows(shapes)
+        if rows is None:
+            return None
+        return replace(self.plan, region=region.at(shapes)).seams_at(rows)
 
 
 @dataclass(frozen=True, slots=True)

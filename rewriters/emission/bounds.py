@@ -23,6 +23,7 @@ from patchconv_deploy.rewriters.tiling.patches import (
     place_windows,
 )
 from patchconv_deploy.rewriters.tiling.proof import window_slack
+from patchconv_deploy.rewriters.tiling.row_maps import Fitted
 
 __all__ = [
     "Bounds",
@@ -211,8 +212,9 @@ def free_heights(
     region, network = plan.region, plan.region.network
     heights = [_height(fragment, edge, at) for at, edge in enumerate(region.inputs)]
     rows: dict[int, Any] = dict(zip(network.inputs, heights, strict=True))
+    own = None if region.height is None else _height(fragment, region.height, len(heights))
     outs = [
-        SymbolicExtent(_rows_of(network, number, rows), extent)
+        SymbolicExtent(_rows_of(network, number, rows, own), extent)
         for number, extent in zip(network.outputs, plan.extents, strict=True)
     ]
     return heights, outs, reduce(minimum, (free_steps(out, maximum) for out in outs))
@@ -225,13 +227,14 @@ def _height(fragment: Fragment, edge: Edge, at: int) -> RunTimeNumber:
     return RunTimeNumber(fragment, rows)
 
 
-def _rows_of(network: Network, number: int, rows: dict[int, Any]) -> Any:
+def _rows_of(network: Network, number: int, rows: dict[int, Any], own: Any) -> Any:
     """Return the rows of a tensor of a region.
 
     Args:
         network: The region.
         number: The tensor.
         rows: Rows of its inputs, as numbers of any kind; what is worked out is added.
+        own: The model's height, None where nothing is fitted to it.
     """
     makers = {number: link for link in network.links for number in link.makes}
     pending = [number]
@@ -240,7 +243,12 @@ def _rows_of(network: Network, number: int, rows: dict[int, Any]) -> Any:
         if link is None:
             pending.pop()
         elif link.reads[0] in rows:
-            rows.update(dict.fromkeys(link.makes, link.row_map.rows_out(rows[link.reads[0]])))
+            read, row_map = rows[link.reads[0]], link.row_map
+            if isinstance(row_map, Fitted):
+                made = row_map.rows_out_at(read, own)
+            else:
+                made = row_map.rows_out(read)
+            rows.update(dict.fromkeys(link.makes, made))
         else:
             pending.append(link.reads[0])
     return rows[number]

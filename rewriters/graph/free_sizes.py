@@ -19,6 +19,7 @@ import onnx
 from patchconv_deploy.rewriters.graph.constant_folding import Constants
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
+from patchconv_deploy.rewriters.graph.size_tables import Table, turned
 from patchconv_deploy.rewriters.operators.record import Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 from patchconv_deploy.rewriters.operators.table import SPATIAL, table_of
@@ -76,6 +77,7 @@ class FreeSizes:
         places: An input of the model and a dimension of it, for each free size.
         elements: Element types that nothing else tells.
         ranges: The least and the largest of a free size, where that is given.
+        tables: Tensors of sizes of more dimensions than one, all of which are known.
     """
 
     dims: Mapping[str, Dims]
@@ -83,6 +85,7 @@ class FreeSizes:
     places: Mapping[str, tuple[str, int]]
     elements: Mapping[str, int]
     ranges: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    tables: frozenset[str] = frozenset()
 
     def within(self, given: Mapping[str, Sequence[tuple[int, int]]]) -> FreeSizes:
         """Return the same with the ranges of some inputs' sizes.
@@ -120,7 +123,8 @@ class FreeSizes:
     def makes_sizes(self, node: onnx.NodeProto) -> bool:
         """Tell whether a node makes sizes, all of which are known."""
         return node.domain in _DOMAINS and all(
-            name in self.values and None not in self.values[name] for name in node.output
+            name in self.tables or (name in self.values and None not in self.values[name])
+            for name in node.output
         )
 
     def shape_of(self, node: onnx.NodeProto) -> tuple[Size, ...] | None:
@@ -161,7 +165,8 @@ def follow_sizes(
         if node.output and node.domain in (*_DOMAINS, CONTRIB_DOMAIN):
             walk.follow(node, at, record)
     values = {name: value for name, (value, _) in walk.values.items()}
-    return FreeSizes(walk.dims, values, walk.places, walk.elements)
+    tables = frozenset(name for name, table in walk.tables.items() if None not in table)
+    return FreeSizes(walk.dims, values, walk.places, walk.elements, tables=tables)
 
 
 class _Walk:
@@ -172,6 +177,7 @@ class _Walk:
         self.elements: dict[str, int] = {}
         # Quotients of reals that are no whole number at every size: what is divided, and by what.
         self.quotients: dict[str, tuple[tuple[Size, int], ...]] = {}
+        self.tables: dict[str, Table] = {}
         self._reals: set[str] = set()
         self._shapes = shapes
         self._constants = constants
@@ -194,7 +200,9 @@ class _Walk:
         """Find the sizes of what a node makes, and what it makes if that is sizes."""
         if self._makes_reals(node):
             self._reals.add(node.output[0])
-        value = _value(node, self) if node.domain in _DOMAINS else None
+        value = None
+        if node.domain in _DOMAINS and node.output:
+            value = _value(node, self) or self._turned(node)
         if value is not None and len(value[0]) <= _MOST_ELEMENTS:
             self._take(node.output[0], value)
         for name in node.output:
@@ -212,6 +220,27 @@ class _Walk:
                 if size is None and name not in self._shapes.doubtful:
                     found[axis] = self._along(node, at, axis, record)
             self.dims[name] = tuple(found)
+
+    def _turned(self, node: onnx.NodeProto) -> Value | None:
+        """Return what a node makes of tables of sizes, where that is a vector or a number."""
+        table = turned(node, self._table, lambda name: _numbers(self.value(name)))
+        if table is None or table.size > _MOST_ELEMENTS:
+            return None
+        if table.ndim > 1:
+            self.tables[node.output[0]] = table
+            return None
+        return tuple(table.reshape(-1)), not table.ndim
+
+    def _table(self, name: str) -> Table | None:
+        """Return a small tensor of sizes of any rank, None if it is not known as such."""
+        if name in self.tables:
+            return self.tables[name]
+        value = self.value(name)
+        if value is None:
+            return None
+        made = np.empty(len(value[0]), object)
+        made[:] = value[0]
+        return made.reshape(() if value[1] else (-1,))
 
     def _makes_reals(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Cast":
@@ -374,7 +403,14 @@ def _value(node: onnx.NodeProto, walk: _Walk) -> Value | None:
                 return None
             if node.op_type in ("Div", "Mod") and any(walk.is_real(name) for name in node.input):
                 return _divided(node, walk, pair[0], pair[1])
-            return _calculated(node.op_type, pair[0], pair[1])
+            # With fmod the sign is that of the dividend.
+            op = "Fmod" if values.get("fmod", 0) else node.op_type
+            return _calculated(op, pair[0], pair[1])
+        case "Neg":
+            value = walk.value(node.input[0])
+            if value is None:
+                return None
+            return tuple(None if size is None else size * -1 for size in value[0]), value[1]
     return None
 
 
@@ -490,7 +526,11 @@ def _number(op: str, a: Size, b: Size) -> Size | None:
             return None if a.constant is None else b * a.constant
         case "Div" if by is None and (times := ratio(a, b)) is not None:
             return Size.number(int(times)) if times.denominator == 1 else None
-        case "Div" | "Mod" if by and by > 0 and a.is_never_below(_ZERO):
+        case "Mod" if by and by > 0:
+            # Of whole numbers: the sign is that of the divisor, as here.
+            rest: Size | None = a % by
+            return rest
+        case "Div" | "Fmod" if by and by > 0 and a.is_never_below(_ZERO):
             made: Size | None = a // by if op == "Div" else a % by
             return made
     return None

@@ -6,7 +6,14 @@ from collections.abc import Sequence
 
 from patchconv_deploy.rewriters.operators.record import Absolute, Pads, Record, RowLocal
 from patchconv_deploy.rewriters.operators.rules import FAR, optional, same_rows, with_number
-from patchconv_deploy.rewriters.tiling.row_maps import Ending, Padding, Pointwise, RowMap, Sliding
+from patchconv_deploy.rewriters.tiling.row_maps import (
+    Ending,
+    Fitted,
+    Padding,
+    Pointwise,
+    RowMap,
+    Sliding,
+)
 from patchconv_deploy.rewriters.tiling.sizes import Size, by_remainder
 
 __all__ = ["pad", "slice_rows"]
@@ -72,19 +79,34 @@ def _pad_to_multiple(
     if rows is None or at + half >= len(stated):
         return unknown
     above, below = stated[at], stated[at + half]
-    begin = None if above is None else above.constant
-    if begin is None or begin < 0 or below is None:
+    if above is None or below is None:
         return unknown
-    ends = by_remainder(below, rows, _LONGEST_PERIOD)
-    if ends is None or min(ends) < 0:
+    if min(*above.values, *below.values) < 0 or not _is_periodic(rows, above, below):
         return unknown
-    mode, most = record.attributes.get("mode", "constant"), max(begin, *ends)
+    mode, most = record.attributes.get("mode", "constant"), max(*above.values, *below.values)
     margins = {"constant": 0, "edge": 1, "reflect": most + 1}
     if mode not in margins:
         return f"its mode is {mode!r}"
     if most == 0:
         return RowLocal(Pointwise(), ((0, axis),), axis)
-    return RowLocal(Ending(begin, ends, margins[mode]), ((0, axis),), axis)
+    return RowLocal(_ending(rows, above, below, margins[mode]), ((0, axis),), axis)
+
+
+def _is_periodic(rows: Size, *sizes: Size) -> bool:
+    """Tell whether sizes come back to the same values, by the height that rows follow from."""
+    return all(
+        not size.slope and size.symbol in ("", rows.symbol) and size.period <= _LONGEST_PERIOD
+        for size in sizes
+    )
+
+
+def _ending(rows: Size, above: Size, below: Size, margin: int = 0) -> RowMap:
+    """Return what comes or goes at the ends: by the rows themselves where these tell, else not."""
+    begin = above.constant
+    ends = None if begin is None else by_remainder(below, rows, _LONGEST_PERIOD)
+    if begin is None or ends is None:
+        return Fitted(above, below, margin)
+    return Ending(begin, ends, margin)
 
 
 def slice_rows(record: Record, axis: int) -> RowLocal | str:
@@ -133,31 +155,30 @@ def slice_rows(record: Record, axis: int) -> RowLocal | str:
 def _slice_to_size(record: Record, axis: int, starts: Sequence[int] | None) -> RowLocal | str:
     """Slice down to a row that is worked out, as many rows from the end at every size."""
     unknown = "its bounds are known at run time alone"
-    stated = record.stated[2] if len(record.stated) > 2 else None
+    last = record.stated[2] if len(record.stated) > 2 else None
     x, rank = record.free[0] if record.free else (), len(record.shape(0) or ())
-    if starts is None or stated is None or len(stated) != len(starts):
+    if starts is None or last is None or len(last) != len(starts):
         return unknown
-    axes = optional(record, 3, "axes", tuple(range(len(starts))))
-    strides = optional(record, 4, "", (1,) * len(starts))
+    count = len(starts)
+    axes = optional(record, 3, "axes", tuple(range(count)))
+    strides = optional(record, 4, "", (1,) * count)
     if axes is None or strides is None:
         return unknown
     axes = tuple(at % rank for at in axes)
     if axis not in axes:
         return same_rows(axis)
     at = axes.index(axis)
-    rows, end = x[axis] if axis < len(x) else None, stated[at]
+    rows, end = x[axis] if axis < len(x) else None, last[at]
     less = None if rows is None or end is None else end - rows
     if less is None or rows is None or end is None or not end.slope:
         return unknown
-    if starts[at] < 0 or strides[at] != 1:
+    if starts[at] < 0 or strides[at] != 1 or max(less.values) > 0:
         return unknown
-    below = by_remainder(less, rows, _LONGEST_PERIOD)
-    if below is None or max(below) > 0:
+    if not _is_periodic(rows, less):
         return unknown
-    count = len(starts)
-    row_map: RowMap = Sliding(1, 1, -starts[at], below[0])
-    if len(below) > 1:
-        row_map = Ending(-starts[at], below)
+    row_map = _ending(rows, Size.number(-starts[at]), less)
+    if isinstance(row_map, Ending) and len(row_map.ends) == 1:
+        row_map = Sliding(1, 1, row_map.begin, row_map.ends[0])
     return RowLocal(
         row_map,
         ((0, axis),),

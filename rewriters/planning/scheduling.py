@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fractions import Fraction
 from math import gcd, lcm, prod
 
@@ -13,6 +14,7 @@ from patchconv_deploy.rewriters.memory.targets import Engine
 from patchconv_deploy.rewriters.operators.record import FOLDED, RowLocal, is_channelwise
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.schedule import Entry, Schedule, ScheduledNode, Tensor
+from patchconv_deploy.rewriters.tiling.row_maps import Fitted
 
 __all__ = ["make_schedule"]
 
@@ -118,6 +120,7 @@ class _Layout:
     def _carried(self, position: int, link: RowLocal | None) -> tuple[RowLocal | None, list[int]]:
         """Return a node's row map, None if it does not fit, and what it reads along the axis."""
         node = self._facts.certain.graph.node[position]
+        link = None if link is None else self._at_sizes(link)
         carried: list[int] = []
         for i, axis in link.carriers if link is not None else ():
             name = node.input[i]
@@ -128,6 +131,14 @@ class _Layout:
             self.tensors[number].rows = rows
             carried.append(number)
         return link, carried
+
+    def _at_sizes(self, link: RowLocal) -> RowLocal | None:
+        """Return a node's rows at the sizes that are assumed, None where they are not known."""
+        if not isinstance(link.row_map, Fitted):
+            return link
+        place = self._facts.certain.free.places.get(link.row_map.symbol)
+        height = None if place is None else self._rows(*place)
+        return None if height is None else replace(link, row_map=link.row_map.at(height))
 
     def _make(self, position: int, link: RowLocal | None) -> list[int]:
         """Return new versions of what a node makes that somebody reads."""

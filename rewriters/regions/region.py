@@ -24,6 +24,7 @@ from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.operators.record import RowLocal
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.tiling.network import Link, Network, heights, steps, tallest_first
+from patchconv_deploy.rewriters.tiling.row_maps import Fitted
 from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["Edge", "Region", "make_region"]
@@ -51,6 +52,8 @@ class Region:
             rank is known.
         heights: The least and the largest height (`Network.rows_at`) that it is run at, where that
             is given; None for any.
+        height: An input of the model and the dimension of it that is its height, where anything
+            in the region is fitted to that (`tiling.row_maps.Fitted`); else None.
     """
 
     nodes: tuple[int, ...]
@@ -60,6 +63,7 @@ class Region:
     links: tuple[RowLocal, ...]
     rank: int = 0
     heights: tuple[int, int] | None = None
+    height: Edge | None = None
 
     @property
     def inputs(self) -> tuple[Edge, ...]:
@@ -81,6 +85,14 @@ class Region:
                 return None
             found.append(rows)
         return tuple(found)
+
+    def at(self, shapes: Shapes) -> Region:
+        """Return the same at known shapes: what is fitted to the model's height is numbers."""
+        dims = () if self.height is None else shapes.dims.get(self.height.name, ())
+        known = None
+        if self.height is not None and self.height.axis < len(dims):
+            known = dims[self.height.axis]
+        return self if known is None else replace(self, network=self.network.at(known), height=None)
 
 
 def make_region(
@@ -136,8 +148,14 @@ def make_region(
     network = Network(len(numbers), tuple(entries), tuple(inputs), outputs)
     edges = tuple(numbers)
     given: tuple[int, int] | None = None
+    height = None
+    if network.fits:
+        height = _height(facts, network, [edges[number] for number in inputs])
+        if height is None:
+            reason = "it ends by sizes that are known at run time alone; fix them with shapes="
+            return Refusal(label, reason, "size-unknown")
     if any(_is_free(facts.shapes, edges[number]) for number in inputs):
-        if len(inputs) > 1:
+        if len(inputs) > 1 or network.fits:
             network = replace(network, sizes=_sizes(facts, [edges[n] for n in inputs]))
         if len(inputs) == 1 or network.sizes:
             network = tallest_first(network)
@@ -146,7 +164,7 @@ def make_region(
             size = Size.free(size.symbol)
         given = facts.free.range_of(size)
     own = tuple(links[at] for at in ordered)
-    region = Region(ordered, label, tuple(numbers), network, own, rank, given)
+    region = Region(ordered, label, tuple(numbers), network, own, rank, given, height)
     return _fitting(facts, region) or region
 
 
@@ -156,6 +174,14 @@ def _sizes(facts: CertainFacts, inputs: Sequence[Edge]) -> tuple[Size, ...]:
     known = tuple(size for size in sizes if size is not None and size.symbol and size.slope > 0)
     one = len({size.symbol for size in known}) == 1
     return known if one and len(known) == len(sizes) else ()
+
+
+def _height(facts: CertainFacts, network: Network, inputs: Sequence[Edge]) -> Edge | None:
+    """Return the model's height that everything in a region follows from, None if there is none."""
+    symbols = {link.row_map.symbol for link in network.links if isinstance(link.row_map, Fitted)}
+    symbols |= {size.symbol for size in _sizes(facts, inputs)}
+    place = facts.free.places.get(next(iter(symbols))) if len(symbols) == 1 else None
+    return Edge(*place) if place is not None and _sizes(facts, inputs) else None
 
 
 def _is_free(shapes: Shapes, edge: Edge) -> bool:

@@ -224,6 +224,8 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
         splits: Patches asked for, at least 1.
         opset: Version of the default domain.
     """
+    if region.rows(shapes) is not None:
+        region = region.at(shapes)
     label, network = region.label, region.network
     if splits == 1:
         return Refusal(label, "one patch is the whole Conv", "one-patch")

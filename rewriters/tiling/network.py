@@ -10,11 +10,12 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from functools import lru_cache
 from math import gcd, lcm
 from typing import NamedTuple
 
 from patchconv_deploy.rewriters.tiling.patches import Rows
-from patchconv_deploy.rewriters.tiling.row_maps import Ending, RowMap, dropped
+from patchconv_deploy.rewriters.tiling.row_maps import Ending, Fitted, RowMap, dropped
 from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = [
@@ -95,6 +96,17 @@ class Network:
         """Return the rows of each input at a height of the model, or of its one input."""
         return tuple(size.at(height) for size in self.sizes) if self.sizes else (height,)
 
+    @property
+    def fits(self) -> int:
+        """Heights of the model after which what is fitted to it repeats; 0 where nothing is."""
+        maps = [link.row_map for link in self.links if isinstance(link.row_map, Fitted)]
+        return lcm(*(lcm(each.begin.period, each.end.period) for each in maps)) if maps else 0
+
+    def at(self, height: int) -> Network:
+        """Return it at a height of the model: what is fitted to that is padded by numbers."""
+        period = self.fits
+        return _at(self, height % period) if period else self
+
     def advance(self, step: Sequence[int]) -> tuple[int, int] | None:
         """Return after which height all inputs are whole steps taller, and how many steps.
 
@@ -110,7 +122,7 @@ class Network:
         pairs = list(zip(self.sizes, rows, strict=True))
         if any(size.slope < 1 for size in self.sizes):
             return None
-        height = lcm(*(size.period for size in self.sizes))
+        height = lcm(*(size.period for size in self.sizes), self.fits or 1)
         height *= lcm(*(r // gcd(r, size.slope * (height // size.period)) for size, r in pairs))
         found = {size.slope * (height // size.period) // r for size, r in pairs}
         return (height, found.pop()) if len(found) == 1 else None
@@ -120,6 +132,15 @@ class Network:
         """Return operators one after the other: tensor 0 is the input, the last the output."""
         links = tuple(Link(row_map, (k,), (k + 1,)) for k, row_map in enumerate(row_maps))
         return cls(len(links) + 1, links, (0,), (len(links),))
+
+
+@lru_cache(maxsize=4096)
+def _at(network: Network, height: int) -> Network:
+    links = [
+        link._replace(row_map=link.row_map.at(height)) if isinstance(link.row_map, Fitted) else link
+        for link in network.links
+    ]
+    return replace(network, links=tuple(links))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,7 +223,12 @@ def steps(network: Network) -> tuple[int, ...] | str:
 
 
 def heights(network: Network, rows: Sequence[int]) -> tuple[int, ...] | str:
-    """Return the rows of every tensor, given those of the inputs; or why they do not fit."""
+    """Return the rows of every tensor, given those of the inputs; or why they do not fit.
+
+    Args:
+        network: The region, at a height (`Network.at`) where anything in it is fitted to that.
+        rows: Rows of each input.
+    """
     found = _given(network, rows)
     misfit = ""
     for link in network.links:
@@ -237,7 +263,7 @@ def heights_of_one_row(network: Network, rows: int) -> tuple[int, ...] | None:
         None where the rows of what is joined are not those of the first operand.
     """
     found = _given(network, network.rows_at(rows))
-    for link in network.links:
+    for link in network.at(rows).links:
         first = found[link.reads[0]]
         if any(found[tensor] > first for tensor in link.reads):
             return None
@@ -263,12 +289,12 @@ def tallest_first(network: Network) -> Network:
     for rows in range(first, first + _LOW):
         found = _given(network, network.rows_at(rows))
         low = False
-        for at, link in enumerate(links):
+        for at, link in enumerate(replace(network, links=tuple(links)).at(rows).links):
             most = max(found[tensor] for tensor in link.reads)
             if found[link.reads[0]] == 1 < most:
                 tallest = next(tensor for tensor in link.reads if found[tensor] == most)
                 rest = [tensor for tensor in link.reads if tensor != tallest]
-                links[at] = link._replace(reads=(tallest, *rest))
+                links[at] = links[at]._replace(reads=(tallest, *rest))
             low = low or any(found[tensor] == 1 for tensor in link.reads)
             for tensor in link.makes:
                 found[tensor] = link.row_map.rows_out(most)
@@ -390,7 +416,7 @@ def first_height(network: Network) -> int:
 def _has_rows(network: Network, rows: int) -> bool:
     # Not by `heights`: where tensors fit each other does not grow with the height.
     found = _given(network, network.rows_at(rows))
-    for link in network.links:
+    for link in network.at(rows).links:
         for tensor in link.makes:
             found[tensor] = link.row_map.rows_out(min(found[n] for n in link.reads))
     return rows > TALL or min(found) >= 1

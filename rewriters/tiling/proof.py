@@ -62,22 +62,22 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     turns = 1
     if rows is None:
         turn, turns = _advance(network)
-        given = [network.rows_at(p) for p in range(turn)]
+        given = [(network.at(p), network.rows_at(p)) for p in range(turn)]
     else:
-        given = [tuple(rows)]
+        given = [(network, tuple(rows))]
     worst = [(-1, -1)] * len(network.outputs)
-    for sizes in given:
+    for here, sizes in given:
         tall = [
             size + (TALL + 2) * turns * step[tensor]
             for size, tensor in zip(sizes, network.inputs, strict=True)
         ]
-        whole = heights(network, tall)
+        whole = heights(here, tall)
         if isinstance(whole, str) and rows is None:
             # The model itself does not run at such heights.
             continue
         whole = fitting(whole)
         # Two steps shorter than the whole and one down: an interior window.
-        valid = walk(network, step, whole, shift=1, trim=2)
+        valid = walk(here, step, whole, shift=1, trim=2)
         for k, tensor in enumerate(network.outputs):
             if isinstance(valid, str) or not len(valid[tensor]):
                 worst[k] = (FAR, FAR)
@@ -87,7 +87,10 @@ def extents(network: Network, rows: Sequence[int] | None, height: int = 0) -> tu
     if min(worst) < (0, 0):
         raise ValueError("there is no height at which its tensors fit")
     if rows is None:
-        tried = (heights(network, network.rows_at(height + k)) for k in range(len(given) + 1))
+        tried = (
+            heights(network.at(height + k), network.rows_at(height + k))
+            for k in range(len(given) + 1)
+        )
         whole = next((found for found in tried if not isinstance(found, str)), "nothing fits")
     else:
         whole = heights(network, rows)
@@ -209,7 +212,7 @@ def window_slack(network: Network, at: int = 0) -> int:
     worst = extents(network, None, first_height(network))
     most = 0
     for rows in heights_to_walk(network, worst, 2):
-        whole = heights(network, network.rows_at(rows))
+        whole = heights(network.at(rows), network.rows_at(rows))
         if isinstance(whole, str):
             continue
         free = min(
@@ -244,7 +247,8 @@ def reach(network: Network) -> int:
     step = fitting(steps(network))
     source = period(network)
     total = 0
-    for link in network.links:
+    # How many rows one needs does not depend on what is padded.
+    for link in network.at(0).links:
         needs = link.row_map.needs(Rows(0, 1), TALL)
         total += -(-len(needs) * source // step[link.reads[0]])
     return max(1, total)

@@ -65,9 +65,11 @@ def prove_heights(
         return str(error)
     if any(extent.top >= FAR for extent in worst):
         return "its windows leave no right row"
-    windows = Windows(step)
+    walked: dict[Network, Windows] = {}
     for rows in network.within(to_walk(worst)):
-        whole = heights(network, network.rows_at(rows))
+        sized = network.at(rows)
+        windows = walked.setdefault(sized, Windows(step))
+        whole = heights(sized, network.rows_at(rows))
         joined = heights_of_one_row(network, rows) if whole == ONE_ROW else None
         if whole == ONE_ROW and joined is None:
             return f"at {rows} rows: {whole}"
@@ -85,7 +87,7 @@ def prove_heights(
         elif joined is not None:
             reason = prove_one_row(network, tiling, joined)
         else:
-            reason = prove(network, network.rows_at(rows), tiling, windows=windows)
+            reason = prove(sized, network.rows_at(rows), tiling, windows=windows)
         if reason is not None:
             return f"at {rows} rows: {reason}"
     return None

@@ -6,9 +6,11 @@
     Transposed    [ceil((a + p - K + 1) / s), floor((b - 1 + p) / s) + 1)           s*(H-1)+o+K-p-q
     Padding       [a - p, b - p)                                                    H + p + q
     Ending        [a - p, b - p)                                                    H + p + q(H)
+    Fitted        [a - p(N), b - p(N))                                              H + p(N) + q(N)
     Periodic      [low(a), high(b - 1)), read off one period                        H*n//d
 
-s: stride, p and q: begin and end padding (negative: rows cut off; q(H) has a period), K: the reach
+s: stride, p and q: begin and end padding (negative: rows cut off; q(H) has a
+period, and so has what follows from the model's own height N), K: the reach
 ``dilation * (kernel - 1) + 1``, o: output padding, n/d: the factor rows are resized by. Rows
 outside [0, H) stand for padding at a true border of the image. ``K - 1`` and ``p`` enter with the
 window's own height where SAME padding depends on it.
@@ -27,9 +29,11 @@ from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from patchconv_deploy.rewriters.tiling.patches import Rows
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = [
     "Ending",
+    "Fitted",
     "Padding",
     "Periodic",
     "Pointwise",
@@ -219,6 +223,65 @@ class Ending:
 
     def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
         return out.shifted(-self.begin)
+
+
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """Pad or Slice to rows that follow from the model's own height, and not from its input's alone.
+
+    A map of half the rows that is doubled lacks a row of the map it came from, or it does not:
+    which of the two is lost on the way. Every window of an image gets what the whole gets, a
+    number; so it is a `Padding` at each height.
+
+    Attributes:
+        begin: Rows added above, negative where they are cut off, by the model's height.
+        end: The same below.
+        margin: Rows at a true border that the padding there is made of, cut ones included.
+    """
+
+    begin: Size
+    end: Size
+    margin: int = 0
+    step_in: int = 1
+    step_out: int = 1
+
+    @property
+    def symbol(self) -> str:
+        """The model's height, by name."""
+        return self.begin.symbol or self.end.symbol
+
+    def at(self, height: int) -> Padding:
+        """Return what it is at a height of the model."""
+        return Padding(self.begin.at(height), self.end.at(height), self.margin)
+
+    def rows_out(self, rows: Any) -> Any:
+        """Return the output rows for input rows that are a function of the model's height."""
+        if not isinstance(rows, Size):
+            raise TypeError("its rows follow from the model's height alone")
+        padded = rows + self.begin
+        return None if padded is None else padded + self.end
+
+    def rows_out_at(self, rows: Any, height: Any) -> Any:
+        """Return the output rows at a height that is worked out; ``+ - * //`` alone."""
+        added = self.begin + self.end
+        assert added is not None  # both follow from one height
+        return rows + _by_remainder(added, height)
+
+    def needs(self, out: Rows, rows: int) -> Rows:
+        """Raise a `TypeError`: at a height it is a `Padding`."""
+        raise TypeError("its rows follow from the model's height alone")
+
+
+def _by_remainder(size: Size, height: Any) -> Any:
+    """Return a size that comes back to the same values, at a height that is worked out."""
+    period = size.period
+    made: Any = size.values[0]
+    for rest in range(1, period):
+        more = size.values[rest] - size.values[rest - 1]
+        if more:
+            # 1 where so many rows or more are left, else 0.
+            made = ((height + (period - rest)) // period - height // period) * more + made
+    return made
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,6 +72,25 @@ WAYS: dict[str, tuple[list[onnx.NodeProto], int | None]] = {
             node("Reshape", "column flat", "p"),
             node("Gather", "p second", "n", axis=0),
         ],
+        50,
+    ),
+    "out of a matrix that is turned": (
+        [
+            node("Shape", "x", "s"),
+            node("Reshape", "s square", "q"),
+            node("Slice", "q last before one back", "r0"),
+            node("Transpose", "r0", "r1", perm=[1, 0]),
+            node("Reshape", "r1 flat", "p"),
+            node("Gather", "p one", "n", axis=0),
+        ],
+        50,
+    ),
+    "up to a multiple, by a remainder below 0": (
+        [node("Neg", "h", "m"), node("Mod", "m three", "k"), node("Add", "h k", "n")],
+        51,
+    ),
+    "by a remainder of the dividend's sign": (
+        [node("Neg", "h", "m"), node("Mod", "m three", "k", fmod=1), node("Add", "h k", "n")],
         None,
     ),
 }
@@ -100,6 +119,9 @@ def _model(nodes: list[onnx.NodeProto]) -> onnx.ModelProto:
         "flat": np.array([-1]),
         "one": np.array([0]),
         "second": np.array([1]),
+        "last": np.array([-1]),
+        "before": np.array([-(2**62)]),
+        "back": np.array([-1]),
         "front": np.array([1, 8]),
         "width": np.array([16]),
     }
