@@ -18,6 +18,7 @@ from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.reach import Reach, reaches
 from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.statistic_costs import StatisticCost, statistic_costs
 
@@ -97,6 +98,7 @@ class Inspection:
             whole model would be left as it is.
         statistics: What looks at the whole image and is served all the same, with what it costs;
             none where the whole model would be left as it is.
+        reach: How far each output looks along the axis, for who runs the model on tiles.
     """
 
     peak: Peak
@@ -110,6 +112,7 @@ class Inspection:
     reasons: tuple[Reason, ...] = ()
     curve: tuple[Candidate, ...] = ()
     statistics: tuple[StatisticCost, ...] = ()
+    reach: tuple[Reach, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,7 @@ def inspect_model(
         reasons=reasons,
         curve=curve,
         statistics=statistic_costs(facts, found.links),
+        reach=reaches(facts, find_locality(facts.certain, axis)),
     )
 
 

@@ -93,6 +93,7 @@ def _print(found: Inspection, target: str, console: Console) -> None:
     _print_tensors(found, console)
     _print_barriers(found, console)
     _print_statistics(found, console)
+    _print_reach(found, console)
     _print_runs(found, console)
     if found.runs:
         return
@@ -142,6 +143,26 @@ def _print_statistics(found: Inspection, console: Console) -> None:
         )
     if found.statistics:
         console.print(rows)
+
+
+def _print_reach(found: Inspection, console: Console) -> None:
+    """Say how far each output looks, or what in the image all of it depends on."""
+    for each in found.reach:
+        name = printable(each.output)
+        if not each.bounded:
+            first = each.unbounded_by[0]
+            more = len(each.unbounded_by) - 1
+            what = f"{printable(first.node)}: " if first.node else ""
+            also = f" and {more} more" if more else ""
+            console.print(
+                f"Output {name} has no reach: {what}{printable(in_flags(first.reason))}{also}"
+            )
+        for read in each.inputs:
+            up, down = read.scale
+            console.print(
+                f"Output {name} looks {read.above} rows above and {read.below} below into "
+                f"{printable(read.input)}, steps of {read.step} rows, {up}/{down} of its rows"
+            )
 
 
 def _print_runs(found: Inspection, console: Console) -> None:
