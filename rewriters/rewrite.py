@@ -19,6 +19,7 @@ from operator import is_
 from patchconv_deploy.rewriters.budget import check_budget, fits_as_it_is
 from patchconv_deploy.rewriters.decide import Decision, decide, left_in_bodies
 from patchconv_deploy.rewriters.emission.bodies import move_into_bodies
+from patchconv_deploy.rewriters.emission.constant_slices import cut_constants
 from patchconv_deploy.rewriters.emission.conv_folding import Folded, fold_clones
 from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
 from patchconv_deploy.rewriters.emission.fragment import Fragment
@@ -231,6 +232,10 @@ def _spliced(
     if options.fold:
         made = {node.name for fragment in fragments for node in fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
+        saved = cut_constants(model, made, loaded.folder)
+        weights = outcome.after.weights
+        weights = replace(weights, held=max(0, weights.held - saved))
+        outcome = replace(outcome, after=replace(outcome.after, weights=weights))
     record(model, METADATA_KEY, plan)
     if target.session_options and options.by_region:
         record(model, SESSION_OPTIONS_KEY, target.session_options)

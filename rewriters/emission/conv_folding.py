@@ -47,8 +47,8 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info
-from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, pending
+from patchconv_deploy.rewriters.emission.constants import constants_of, replace_nodes, values_of
+from patchconv_deploy.rewriters.graph.external_data import is_external, pending
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.use_def import Index, index
 from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, FOLDED, is_channelwise
@@ -126,7 +126,7 @@ def fold_clones(
         clones: Names of the nodes that are clones.
         folder: The folder that its external weights lie in; None: they are out of reach.
     """
-    found, constants = index(model), _constants(model.graph)
+    found, constants = index(model), constants_of(model.graph)
     groups: dict[_Recipe, list[_Clone]] = {}
     for position, node in enumerate(model.graph.node):
         if node.name in clones and node.op_type in CONVOLUTIONS and node.domain in _DEFAULT:
@@ -151,20 +151,8 @@ def fold_clones(
         for clone in several:
             read += _rewire(model.graph, clone, inputs)
     gone = {at for several in groups.values() for clone in several for at in clone.behind}
-    _remove(model, gone, made, read)
+    replace_nodes(model, gone, made, read)
     return Folded(len(groups), sum(len(recipe.affine) for recipe in groups))
-
-
-def _constants(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
-    """Return what cannot change, by every name it goes by; initializers and Constant nodes."""
-    inputs = {value.name for value in graph.input}
-    known = {tensor.name: tensor for tensor in graph.initializer if tensor.name not in inputs}
-    for node in graph.node:
-        if node.op_type == "Constant" and node.domain in _DEFAULT:
-            known.update((node.output[0], a.t) for a in node.attribute if a.name == "value")
-        elif node.op_type == "Identity" and node.input[0] in known:
-            known[node.output[0]] = known[node.input[0]]
-    return known
 
 
 def _match(
@@ -243,11 +231,11 @@ def _evaluate(
     recipe: _Recipe, constants: Mapping[str, onnx.TensorProto], folder: Path | None
 ) -> tuple[onnx.TensorProto | None, onnx.TensorProto | None]:
     """Return the weights, None where they stay as they are, and the bias if there is one now."""
-    bias = _values(constants[recipe.bias], folder) if recipe.bias else None
+    bias = values_of(constants[recipe.bias], folder) if recipe.bias else None
     factors = []
     with np.errstate(all="ignore"):  # as in the runtime, where infinity and NaN just come out
         for entry in recipe.affine:
-            values = [_values(constants[name], folder) for name in entry.constants]
+            values = [values_of(constants[name], folder) for name in entry.constants]
             factor, bias = _step(entry, values, bias)
             if factor is not None:
                 factors.append(factor)
@@ -288,15 +276,6 @@ def _step(
     return None, number if bias is None else bias + number
 
 
-def _values(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    if not is_external(tensor):
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
-    assert folder is not None
-    read = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type)
-    read.raw_data = external_range(tensor, folder).read()
-    return np.asarray(onnx.numpy_helper.to_array(read))
-
-
 def _free(base: str, names: set[str]) -> str:
     """Return a name that is not taken, and take it."""
     others = (f"{base}_{number}" for number in count(2))
@@ -313,53 +292,3 @@ def _rewire(graph: onnx.GraphProto, clone: _Clone, inputs: Sequence[str]) -> Ite
     conv.input.extend(inputs)
     conv.output[0] = last.output[0]
     return read
-
-
-def _remove(
-    model: onnx.ModelProto,
-    gone: Collection[int],
-    made: Sequence[onnx.TensorProto],
-    read: Iterable[str],
-) -> None:
-    """Take out nodes, add constants, and drop those that nobody reads any more."""
-    graph = model.graph
-    between = {graph.node[at].input[0] for at in gone}
-    nodes = [node for at, node in enumerate(graph.node) if at not in gone]
-    if model.ir_version >= 4:
-        graph.initializer.extend(made)
-    else:  # every initializer is listed among the inputs there
-        nodes[:0] = [
-            onnx.helper.make_node("Constant", [], [tensor.name], name=tensor.name, value=tensor)
-            for tensor in made
-        ]
-    del graph.node[:]
-    graph.node.extend(nodes)
-    drop_unused_value_info(graph, between)
-    _drop_unread(model, read)
-
-
-def _drop_unread(model: onnx.ModelProto, names: Iterable[str]) -> None:
-    """Drop the constants among ``names`` that nobody reads, with the nodes they came by."""
-    graph = model.graph
-    found = index(model)
-    inputs = {value.name for value in graph.input}
-    readers = {name: len(found.users.get(name, ())) for name in names}
-    nodes: set[int] = set()
-    dead: set[str] = set()
-    queue = [name for name, users in readers.items() if not users]
-    for name in queue:
-        if name in found.outputs or name in inputs:
-            continue
-        dead.add(name)
-        at = found.producer.get(name)
-        if at is not None:
-            nodes.add(at)
-            queue += [
-                source for source in graph.node[at].input if set(found.users[source]) <= nodes
-            ]
-    for at in sorted(nodes, reverse=True):
-        del graph.node[at]
-    for at in reversed(range(len(graph.initializer))):
-        if graph.initializer[at].name in dead:
-            del graph.initializer[at]
-    drop_unused_value_info(graph, dead)
