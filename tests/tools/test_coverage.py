@@ -113,6 +113,8 @@ def test_an_unknown_peak_is_a_pair_that_is_missed() -> None:
         (60, [], "floor"),
         (10, [(90, "MatMul", "it sums")], "method"),
         (10, [(90, "MatMul", "it sums"), (80, "Resize", "its mode")], "ours"),
+        (10, [(90, "MatMul", "it sums"), (80, "Reshape", "it takes rows apart")], "method"),
+        (10, [(90, "Reshape", "it takes rows apart")], "ours"),
         (10, [], "ours"),
     ],
 )

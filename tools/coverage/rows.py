@@ -35,6 +35,10 @@ _WHOLE = frozenset(
     "ReduceMax ReduceMean ReduceSum Softmax TopK".split()
 )
 
+# What stands around those and only moves elements, and what reads no elements.
+_LAYOUT = frozenset("Flatten Identity Reshape Squeeze Transpose Unsqueeze".split())
+_NOTHING = frozenset({"Shape", "Size"})
+
 # Most reasons that are told.
 _REASONS = 6
 
@@ -168,16 +172,27 @@ def _judged(
         return judged
     candidates = candidates_of(predictor, options.axes[0], frozenset(), engine=outcome.engine)
     links, why = candidates.links, candidates.reasons
+    # What the regions made is no tensor of the model: it is counted for itself.
+    alive = outcome.after.alive
+    known = tuple((tensor, size) for tensor, size in alive if tensor in facts.bytes)
+    pieces = sum(size for _, size in alive) - sum(size for _, size in known)
+    peak = replace(outcome.after, bytes=outcome.after.bytes - pieces, alive=known)
     reasons = outcome.reasons or reasons_of(
-        predictor, outcome.after, links, why, (), candidates.refused, outcome.engine
+        predictor, peak, links, why, (), candidates.refused, outcome.engine
     )
     left = [(each.bytes or 0, each.code, each.reason) for each in reasons]
+    if pieces:
+        left = sorted([*left, (pieces, "patches", "windows, pieces and what is made of them")])[
+            ::-1
+        ]
     graph = facts.certain.graph
     barriers = sorted(
         (
             (_bytes(facts, at), graph.node[at].op_type, reason)
             for at, reason in why.items()
-            if at not in links and at not in facts.statistic_of
+            if at not in links
+            and at not in facts.statistic_of
+            and graph.node[at].op_type not in _NOTHING
         ),
         key=lambda each: -each[0],
     )
@@ -190,15 +205,16 @@ def _judged(
 def _fault(judged: Row, barriers: list[tuple[int, str, str]]) -> str:
     """Return whose fault it is that the aim is missed.
 
-    The floor's where twice it is more than the peak, the method's where a node that looks at all
-    rows touches more than half of what is left, else the rewriter's.
+    The floor's where twice it is more than the peak; the method's where all nodes that are left
+    alone, read or make more than a patch's share of what is left, and do not only move elements,
+    look at all rows; else the rewriter's.
     """
     floor, after, before = judged.floor, judged.after, judged.before
     if floor is None or after is None or before is None:
         return "ours"
     if floor >= AIM * before:
         return "floor"
-    large = [op for size, op, _ in barriers if size > AIM * after]
+    large = [op for size, op, _ in barriers if op not in _LAYOUT and SPLITS * size > after]
     return "method" if large and all(op in _WHOLE for op in large) else "ours"
 
 
