@@ -104,8 +104,11 @@ def reaches(facts: ModelFacts, locality: Locality) -> tuple[Reach, ...]:
 
 def _reach(facts: ModelFacts, locality: Locality, output: str) -> Reach:
     nodes = _before(facts, output)
+    after = _of_statistics(facts, nodes)
     lookers = [
-        _looker(facts, locality.reasons, at) for at in sorted(nodes) if at not in locality.links
+        _looker(facts, locality.reasons, at)
+        for at in sorted(nodes)
+        if at not in locality.links and at not in after
     ]
     if lookers:
         return Reach(output, False, unbounded_by=tuple(dict.fromkeys(lookers)))
@@ -132,6 +135,17 @@ def _before(facts: ModelFacts, output: str) -> set[int]:
         found.add(at)
         ahead.extend(facts.executed[at].reads)
     return found
+
+
+def _of_statistics(facts: ModelFacts, nodes: set[int]) -> set[int]:
+    """Return the nodes that read statistics alone: they see no more of the image than these."""
+    found: set[int] = set()
+    for at in sorted(nodes):
+        before = {facts.index.producer.get(name) for name in facts.executed[at].reads}
+        before &= nodes
+        if before and all(other in found or other in facts.statistic_of for other in before):
+            found.add(at)
+    return found - facts.statistic_of.keys()
 
 
 def _looker(facts: ModelFacts, reasons: Mapping[int, str], at: int) -> Looker:

@@ -129,6 +129,19 @@ def test_what_looks_at_the_whole_image_is_named() -> None:
     assert [(i.above, i.below) for i in other.inputs] == [(1, 1)]
 
 
+def test_what_is_made_of_statistics_alone_is_not_named() -> None:
+    """A gate looks at the image through its pool; the layers behind that add nothing."""
+    nodes = [
+        node("Conv", "x a", "c", name="conv", pads=[1] * 4),
+        node("GlobalAveragePool", "c", "p", name="pool"),
+        node("Conv", "p b", "q", name="squeeze"),
+        node("HardSigmoid", "q", "g", name="gate"),
+        node("Mul", "c g", "y", name="scale"),
+    ]
+    (found,) = _reach(_free(nodes, {"a": noise(2, 2, 3, 3), "b": noise(2, 2, 1, 1)}))
+    assert [(each.node, each.kind) for each in found.unbounded_by] == [("pool", "statistic")]
+
+
 def test_inspect_has_it(tmp_path: Path) -> None:
     """As JSON and in words."""
     onnx.save(_strided(), tmp_path / "m.onnx")

@@ -109,6 +109,7 @@ def test_another_models_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "chain.onnx", patched, "was not made of"),
         (patched, patched, "was rewritten itself"),
         (source, other, "holds no plan"),
+        (patched, "--no-verify", "was rewritten itself"),
     ):
         done = run_command("report", first, second, "--no-curve", "-o", tmp_path / "page.html")
         assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr

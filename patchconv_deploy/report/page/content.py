@@ -117,8 +117,6 @@ def _times_less(before: float | None, after: float | None) -> str:
 def _lead(subject: Subject) -> str:
     """Return what was done, in a sentence."""
     outcome, peak = subject.outcome, subject.report.data["peak_activation_bytes"]
-    if outcome.already:
-        return "This model was rewritten before; name the model that it was made of."
     if not outcome.rewritten:
         if outcome.fits:
             return "Nothing is cut: the model keeps the budget as it is."

@@ -9,6 +9,7 @@ from typing import Any
 
 from patchconv_deploy.api import Progress, rewrite
 from patchconv_deploy.engines.ort.options import OrtOptions
+from patchconv_deploy.errors import UsageError
 from patchconv_deploy.measure.run import check_engine, measure_onnxruntime
 from patchconv_deploy.report.page.figures import Figures, Row, check_same_rewrite, row_of
 from patchconv_deploy.report.page.provenance import remake
@@ -115,6 +116,11 @@ def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
     if asked.measure:
         check_engine("onnxruntime")
     done = _planned(asked, progress) if asked.patched is None else _read_back(asked, progress)
+    if done.outcome.already:
+        raise UsageError(
+            f"{asked.source}: was rewritten itself; name the model that it was made of, and this one "
+            "as PATCHED"
+        )
     check_same_rewrite(asked.figures, [entry.nodes for entry in done.outcome.rewritten])
     given = asked.figures.verification
     axis = done.options.axis
