@@ -35,12 +35,16 @@ logger = logging.getLogger(__name__)
 
 # The operators exporters do arithmetic on sizes with.
 _ARITHMETIC = frozenset(
-    "Add Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Identity Max Min Mod Mul "
-    "Neg Range Reshape Slice Squeeze Sub Transpose Unsqueeze Where".split()
+    "Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Greater GreaterOrEqual "
+    "Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range Reshape Slice Squeeze Sub "
+    "Transpose Unsqueeze Where Xor".split()
 )
 
 # Of these the result has the broadcast shape of what they read.
-_BROADCAST = frozenset("Add Div Equal Max Min Mod Mul Sub Where".split())
+_BROADCAST = frozenset(
+    "Add And Div Equal Greater GreaterOrEqual Less LessOrEqual Max Min Mod Mul Or Sub Where "
+    "Xor".split()
+)
 
 _DEEPEST = 50
 

@@ -41,6 +41,7 @@ _CUBE = {
     "b": np.ones((1, _LARGE, 1), np.int32),
     "c": np.ones((1, 1, _LARGE), np.int32),
     "t": np.ones((_LARGE, 1, 1), np.bool_),
+    "u": np.ones((1, _LARGE, 1), np.bool_),
 }
 
 
@@ -48,6 +49,8 @@ _CUBE = {
     ("made", "weights"),
     [
         *[(node(op, "a b", "k"), _CUBE) for op in ("Add", "Sub", "Mul", "Div", "Mod", "Equal")],
+        *[(node(op, "a b", "k"), _CUBE) for op in ("Greater", "GreaterOrEqual", "Less")],
+        *[(node(op, "t u", "k"), _CUBE) for op in ("And", "Or", "Xor")],
         (node("Max", "a b c", "k"), _CUBE),
         (node("Min", "a b c", "k"), _CUBE),
         (node("Where", "t b c", "k"), _CUBE),

@@ -203,6 +203,38 @@ def _branched(
     return model(nodes, {"x": dims}, {"y": (None,) * 4}, weights)
 
 
+@pytest.mark.parametrize(
+    ("condition", "taken"),
+    [
+        ([node("Greater", "n three", "c")], False),
+        ([node("GreaterOrEqual", "n three", "c")], True),
+        ([node("Less", "three n", "c")], False),
+        ([node("LessOrEqual", "three n", "c")], True),
+        ([node("Less", "n three", "d"), node("Not", "d", "c")], True),
+        ([node("Equal", "n three", "d"), node("Less", "n n", "e"), node("And", "d e", "c")], False),
+        ([node("Equal", "n three", "d"), node("Less", "n n", "e"), node("Or", "d e", "c")], True),
+        (
+            [node("Equal", "n three", "d"), node("Equal", "n n", "e"), node("Xor", "d e", "c")],
+            False,
+        ),
+    ],
+    ids=["greater", "no less", "less", "no greater", "not", "and", "or", "either"],
+)
+def test_a_condition_that_compares_sizes(condition: list[onnx.NodeProto], taken: bool) -> None:
+    """What is decided by the sizes is the branch that is taken; the channels are three."""
+    made = _branched()
+    at = next(k for k, each in enumerate(made.graph.node) if each.op_type == "Equal")
+    after = list(made.graph.node)[at + 1 :]
+    del made.graph.node[at:]
+    made.graph.node.extend([*condition, *after])
+    outcome = _cut(made)
+    assert all(each.op_type != "If" for each in outcome.model.graph.node)
+    inside = {name for cut in outcome.rewritten for name in cut.nodes}
+    assert ("of_branch" if taken else "minus") in inside
+    feed = {"x": noise(1, 3, 40, 9)}
+    assert_same(made, outcome.model, feed, 2e-6)
+
+
 @pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("dims", [("N", 3, "H", "W"), (2, 3, 48, 9)])
 def test_the_branch_that_is_taken(count: int, dims: tuple[Any, ...]) -> None:
