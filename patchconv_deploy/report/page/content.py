@@ -288,7 +288,7 @@ def _verification(subject: Subject) -> dict[str, Any]:
             False: ("bad", "mismatch"),
             None: ("none", "not verifiable"),
         }[found["passed"]]
-    reason = found["doubt"] or found["reason"] or ("" if found["ran"] else "not asked for")
+    reason = "not asked for" if found["declined"] else found["doubt"] or found["reason"]
     at = printable(f"at {all_sizes_text(found)}") if found["ran"] else printable(in_flags(reason))
     return {
         "state": state,

@@ -138,6 +138,7 @@ def _check_verification(found: Mapping[str, Any]) -> None:
     """
     if found["passed"] not in (True, False, None):
         raise ValueError
+    bool(found["declined"])
     for text in ("reason", "via", "doubt"):
         str(found[text])
     for shapes in (found["shapes"], *found["sizes"]):

@@ -118,8 +118,8 @@ def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
     done = _planned(asked, progress) if asked.patched is None else _read_back(asked, progress)
     if done.outcome.already:
         raise UsageError(
-            f"{asked.source}: was rewritten itself; name the model that it was made of, and this one "
-            "as PATCHED"
+            f"{asked.source}: was rewritten itself; name the model that it was made of, and this "
+            "one as PATCHED"
         )
     check_same_rewrite(asked.figures, [entry.nodes for entry in done.outcome.rewritten])
     given = asked.figures.verification
