@@ -25,7 +25,7 @@ from tools.coverage.table import as_json, markdown, totals_of, totals_text
 @click.option("--only", multiple=True, type=click.Choice(list(NETWORKS)), help="Networks to take.")
 @click.option("--exporter", multiple=True, type=click.Choice(EXPORTERS), help="Exporters to take.")
 @click.option("--form", multiple=True, type=click.Choice(FORMS), help="Forms to take.")
-@click.option("--predict", is_flag=True, help="Predict alone, verify nothing: a third of the time.")
+@click.option("--predict", is_flag=True, help="Predict alone, verify nothing.")
 @click.option("--measure", is_flag=True, help="Measure both models, in processes of their own.")
 @click.option("--report", type=click.Path(path_type=Path), help="Write the table (.md, .json).")
 def main(
