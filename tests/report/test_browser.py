@@ -170,11 +170,22 @@ def test_a_script_that_gets_in_does_not_run(browser: Any, tmp_path: Path) -> Non
 
 
 def test_it_prints(browser: Any, decoder: Path) -> None:
-    """On paper every region is open, and what only a pointer can use is gone."""
+    """On paper it is light, every region is open, the graph is a picture; then it is as before."""
     opened = _Opened(browser, decoder, "dark")
-    opened.page.emulate_media(media="print")
-    opened.page.evaluate("dispatchEvent(new Event('beforeprint'))")
-    assert not opened.page.is_visible("nav")
-    assert opened.page.evaluate("document.querySelectorAll('.region:not([open])').length") == 0
-    assert len(opened.page.pdf()) > 20_000
+    page = opened.page
+    ink = "getComputedStyle(document.documentElement).getPropertyValue('--before').trim()"
+    assert page.evaluate(ink) == "#d98a66"
+    page.emulate_media(media="print")
+    page.evaluate("void dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(ink) == "#b4603c"
+    assert not page.is_visible("nav")
+    assert not page.is_visible("#graph-plot")
+    assert page.evaluate("document.querySelector('.graph-picture').naturalWidth") > 100
+    assert page.evaluate("document.querySelectorAll('.region:not([open])').length") == 0
+    assert len(page.pdf()) > 20_000
+    page.emulate_media(media="screen")
+    page.evaluate("void dispatchEvent(new Event('afterprint'))")
+    assert page.evaluate(ink) == "#d98a66"
+    assert page.is_visible("#graph-plot")
+    assert page.evaluate("document.images.length") == 0
     opened.close()

@@ -1,6 +1,10 @@
 "use strict";
 // What the plots share: the page's data, its colours, and text that is never markup.
 const Report = {
+  // Whether the page goes to paper, which is light and so many pixels wide, margins left out.
+  paper: false,
+  PAPER: 660,
+
   data: JSON.parse(document.getElementById("data").textContent),
 
   mib(bytes) {
@@ -47,7 +51,12 @@ const Report = {
   withColours(draw) {
     draw();
     matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
-    matchMedia("print").addEventListener("change", draw);
+    addEventListener("beforeprint", draw);
+    addEventListener("afterprint", draw);
+  },
+
+  width(place) {
+    return Report.paper ? Report.PAPER : Math.max(200, Math.floor(place.clientWidth - 20));
   },
 
   axis(more) {
@@ -66,8 +75,8 @@ const Report = {
   // Keep a plot as wide as its place.
   fitted(place, plot, height) {
     const watch = new ResizeObserver(() => {
-      const width = Math.floor(place.clientWidth - 20);
-      if (width > 60 && width !== plot.width) plot.setSize({ width, height });
+      const width = Report.width(place);
+      if (width !== plot.width) plot.setSize({ width, height });
     });
     watch.observe(place);
     return watch;
@@ -81,6 +90,14 @@ document.addEventListener("toggle", (event) => {
   }
 }, true);
 
+// Before all others that listen: they draw for paper, then.
 addEventListener("beforeprint", () => {
+  Report.paper = true;
+  document.documentElement.classList.add("paper");
   for (const each of document.querySelectorAll("details.region")) each.open = true;
+});
+
+addEventListener("afterprint", () => {
+  Report.paper = false;
+  document.documentElement.classList.remove("paper");
 });

@@ -105,7 +105,7 @@
     const room = 0.04 * Math.max(0.02, xs[xs.length - 1] - xs[0]);
     const highest = Math.max(...all.map((entry) => entry.plan.peak)) / 1048576;
     const options = {
-      width: Math.max(200, place.clientWidth - 20),
+      width: Report.width(place),
       height: HEIGHT,
       cursor: { points: { show: false }, drag: { x: false, y: false } },
       legend: { live: false },

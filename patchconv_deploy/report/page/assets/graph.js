@@ -427,13 +427,26 @@
     }
   });
 
+  // On paper all of the graph stands as a picture; the canvas would be drawn too late.
+  function picture() {
+    for (const old of document.querySelectorAll(".graph-picture")) old.remove();
+    if (!Report.paper) return;
+    const image = document.createElement("img");
+    image.className = "graph-picture";
+    image.alt = "The model's graph";
+    image.src = cy.png({ full: true, maxWidth: 1600, maxHeight: 4000, bg: "#ffffff" });
+    place.after(image);
+  }
+
   let begun = false;
   Report.withColours(() => {
-    if (begun) {
-      redraw();
-      cy.style(style());
+    if (!begun) {
+      begun = true;
+      return;
     }
-    begun = true;
+    redraw();
+    cy.style(style());
+    picture();
   });
   fit(READABLE);
 })();

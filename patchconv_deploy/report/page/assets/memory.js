@@ -139,7 +139,7 @@
       };
     });
     const options = {
-      width: Math.max(200, place.clientWidth - 20),
+      width: Report.width(place),
       height: HEIGHT,
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
       padding: [10, 14, 0, 0],
