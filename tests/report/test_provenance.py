@@ -11,6 +11,7 @@ import onnx
 import onnx.numpy_helper
 import pytest
 
+from patchconv_deploy.engines.measurement import Measurement
 from patchconv_deploy.report.page.figures import read_figures
 from patchconv_deploy.report.text import mebibytes
 from tests.planning.test_peak_holders import vae_decoder
@@ -171,6 +172,24 @@ def test_figures_of_before_are_shown(tmp_path: Path) -> None:
     table = page.section("measured")
     assert "model.patched.onnx reuse off, pattern on 5.0 10.0 0.5 1.50x" in table
     assert "broken.onnx: out of memory" in table
+
+
+def test_both_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The files themselves, the rewritten one as it recommends, at the sizes that it has."""
+    options = ("--splits", "4", "--shape", "x:1x2x96x64")
+    source, patched = _pair(tmp_path, chain(4, (1, 2, "h", 64)), *options)
+    asked: list[Any] = []
+
+    def measured(models: list[Path], _: Any, **more: Any) -> list[Measurement]:
+        asked.append((models, more["shapes"], more["recommended"]))
+        figures = zip(models, (8 << 20, 2 << 20), strict=True)
+        return [Measurement(str(path), version="1", peak_bytes=peak) for path, peak in figures]
+
+    monkeypatch.setattr("patchconv_deploy.report.page.subject.measure_onnxruntime", measured)
+    page, _ = _page(source, patched, "--no-verify", "--measure")
+    assert asked == [([source, patched], {"x": (1, 2, 96, 64)}, True)]
+    assert "8.0 → 2.0 MiB measured" in page.section("summary")
+    assert [line["bytes"] for line in page.data["plots"]["measured"]] == [8 << 20, 2 << 20]
 
 
 def test_a_verification_of_before_is_not_done_again(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Which region a node of a rewritten model belongs to, by its name, and short names."""
+"""Which region a node of a rewritten model belongs to, by its name."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from patchconv_deploy.console import printable
 from patchconv_deploy.rewriters.outcome import Rewritten
 
-__all__ = ["Regions", "short"]
+__all__ = ["Regions"]
 
 # New nodes are called <base>/<tag>/<what>; a tag that the model has already gets a number.
 _NEW = re.compile(r"(?P<base>.*)/patchconv(?:_\d+)?/(?P<what>.+)", re.DOTALL)
@@ -41,8 +41,3 @@ class Regions:
         if match is None or match["base"] not in self._by_base:
             return None, printable(name)
         return self._by_base[match["base"]], printable(match["what"])
-
-
-def short(name: str, most: int = 46) -> str:
-    """Return a name of so many characters at most, its end being what tells it from others."""
-    return name if len(name) <= most else "…" + name[1 - most :]
