@@ -101,6 +101,12 @@ def test_commands_are_known(page: str) -> None:
                 assert program in ("trtexec", "curl", "docker", "nvidia-smi", "grep"), line
 
 
+def test_every_command_is_listed() -> None:
+    """In the first table of docs/command-line.md."""
+    table = text_of(_OPTIONS_PAGE).partition("## ")[0]
+    assert set(re.findall(r"`patchconv ([a-z]+)", table)) == set(patchconv.commands)
+
+
 def test_a_command_that_is_not_known_is_found() -> None:
     """An option that is gone is refused as it is on the command line."""
     with pytest.raises(click.UsageError, match="No such option"):
