@@ -126,8 +126,9 @@ _DECLARED = (
         help="Most activation memory: 512MiB, 2G (GiB), 2GB (10^9 bytes), or auto: what is free on "
         "this machine, less what loading takes. Least time that fits.",
         meaning="most activation memory, as predicted for the target: `512MiB`, `2G`, `2GB` (GB "
-        "is 10^9 bytes, G and GiB are 2^30). Of all plans weighed the one of least predicted time "
-        "that fits is taken; exit code 1 if none does ([more](choosing.md#memory-budget))",
+        "is 10^9 bytes, G and GiB are 2^30), or `auto`: what is free here. Of all plans weighed "
+        "the one of least predicted time that fits is taken; exit code 1 if none does "
+        "([more](choosing.md#memory-budget))",
         python=_REWRITES,
         reported="memory_budget_bytes",
         kind=BudgetType(),

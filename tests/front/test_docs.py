@@ -21,6 +21,7 @@ import torch
 
 from patchconv_deploy import rewrite
 from patchconv_deploy.cli.main import patchconv, rewrite_command
+from patchconv_deploy.options import OPTIONS
 from patchconv_deploy.rewriters.planning import effort
 from tests.support.pages import PAGES, ROOT, blocks_of, commands_of, prose_of, text_of
 from tests.support.small_models import chain, model, node, noise
@@ -64,10 +65,12 @@ def _typed(page: str) -> Iterator[str]:
 def test_blocks_say_what_they_are(page: str) -> None:
     """Each has a language; what is not run has a reason; commands stand in no other place."""
     for block in blocks_of(page):
-        assert block.language in (*_TYPED, "python", "text", "json"), block.text
+        assert block.language in (*_TYPED, "python", "text", "json", "toml"), block.text
         assert not block.not_run or block.language in (*_TYPED, "python"), block.text
         if block.language == "json":
             json.loads(block.text)
+        if block.language == "toml":
+            assert set(tomllib.loads(block.text)) <= set(OPTIONS)
     assert not re.search(
         r"^    (\$ |patchconv|python|pip|pytest|import|from) ", prose_of(page), re.M
     )
