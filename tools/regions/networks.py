@@ -154,7 +154,7 @@ NETWORKS: Mapping[str, Network] = {
         "PP-OCR v4 detector, 2048x2048",
         "det",
         (2048, 2048),
-        (_splits(8), _budget(230, _DETECTOR)),
+        (_splits(8), _budget(160, _DETECTOR)),
         {},
     ),
     "srvgg": Network(
