@@ -16,7 +16,7 @@ from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.options import MOST_SPLITS, Options
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
-from patchconv_deploy.rewriters.planning.evaluator import recompute_of
+from patchconv_deploy.rewriters.planning.evaluator import costs_of
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
@@ -81,14 +81,23 @@ def with_patch_rows(facts: ModelFacts, options: Options, found: Decision) -> Dec
     names = NameScheme.avoiding(facts.index.names)
     regions = [_cut_anew(entry, rows, facts, names) for entry in found.regions]
     arrangement = ordered(facts, regions, found.run_rank, sized=True)
-    work = None if arrangement is None else recompute_of(facts, regions, arrangement)
+    costs = None
+    if arrangement is not None:
+        costs = costs_of(facts, regions, arrangement, compiled=False)
+    work, time = costs or (None, None)
     if work is not None and work > (options.max_recompute or inf):
         raise OptionError(
             f"patch_rows={rows}: patches this low make {work:.2f}x the work, more than "
             f"max_recompute={options.max_recompute} allows"
         )
     return replace(
-        found, regions=regions, forms={"rounds": regions}, recompute=work, weighed=(), peaks={}
+        found,
+        regions=regions,
+        forms={"rounds": regions},
+        recompute=work,
+        time=time,
+        weighed=(),
+        peaks={},
     )
 
 

@@ -71,6 +71,7 @@ def test_a_plan_file_holds_them() -> None:
     assert outcome.plan is not None
     again = _cut(made, plan=outcome.plan)
     assert again.model.SerializeToString() == outcome.model.SerializeToString()
+    assert again.time == outcome.time is not None
 
 
 @pytest.mark.parametrize(
