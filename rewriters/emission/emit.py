@@ -74,8 +74,8 @@ def emit(
         opset: Version of the default domain.
         names: The name scheme.
         base: What new names derive from.
-        in_turn: Patches at known rows that are written one after the other have to run so
-            (`emission.in_turn`).
+        in_turn: Patches of whole regions that are written one after the other have to run so
+            (`emission.in_turn`); at known rows alone.
 
     Returns:
         The fragment that makes the region's outputs.
@@ -95,6 +95,5 @@ def emit(
     else:
         writer = PatchWriter(fragment, plan, graph, shapes, targets)
         regional = FORMS[form].regional
-        in_turn = in_turn and regional and targets is None
-        writer.sequential(bounds, regional=regional, in_turn=in_turn)
+        writer.sequential(bounds, regional=regional, in_turn=in_turn and regional)
     return fragment

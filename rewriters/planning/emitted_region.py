@@ -107,7 +107,7 @@ def emit_region(
     """
     certain = facts.certain
     # Networks without statistics keep their order, as far as was measured.
-    in_turn = compiled and bool(facts.statistics.entries)
+    in_turn = compiled and bool(facts.statistics.entries) and plan.tiling is not None
     sized = _at_assumed_sizes(plan, facts)
     if FORMS[form].grows:
         grown = _in_rounds(plan, sized, facts)
