@@ -232,7 +232,7 @@ def _spliced(
     if options.fold:
         made = {node.name for fragment in fragments for node in fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
-        saved = cut_constants(model, made, loaded.folder)
+        saved = cut_constants(model, made)
         weights = outcome.after.weights
         weights = replace(weights, held=max(0, weights.held - saved))
         outcome = replace(outcome, after=replace(outcome.after, weights=weights))

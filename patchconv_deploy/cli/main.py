@@ -26,7 +26,13 @@ from patchconv_deploy.cli.pareto import check_pareto, pareto_json, print_pareto
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.report import report_command
 from patchconv_deploy.cli.triton import triton_command
-from patchconv_deploy.cli.types import AUTO, check_json_target, read_text, write_text
+from patchconv_deploy.cli.types import (
+    AUTO,
+    check_json_target,
+    read_text,
+    shapes_keyword,
+    write_text,
+)
 from patchconv_deploy.console import (
     complain,
     log_to_stderr,
@@ -142,7 +148,7 @@ def rewrite_command(
         check_engine(engine)
     log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
     given_plan = None if plan is None else read_plan(read_text("--plan", plan))
-    sizes = {name: [a if a == b else (a, b) for a, b in each] for name, each in shapes}
+    sizes = shapes_keyword(shapes)
     if memory_budget == AUTO and not pareto_only:
         looked = Options(target=target, ranges=dict(shapes), allow_custom_ops=allow_custom_ops)
         memory_budget = auto_budget(model, looked, quiet=quiet)

@@ -13,7 +13,14 @@ from patchconv_deploy.api import make_options
 from patchconv_deploy.cli.auto_budget import auto_budget
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.reproduce import commands
-from patchconv_deploy.cli.types import AUTO, given, read_text, write_text
+from patchconv_deploy.cli.types import (
+    AUTO,
+    given,
+    read_text,
+    shapes_keyword,
+    spelled_ranges,
+    write_text,
+)
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
 from patchconv_deploy.options import option
 from patchconv_deploy.report.page.content import content
@@ -139,11 +146,10 @@ def report_command(
             allow_custom_ops=planning["allow_custom_ops"],
         )
         planning["memory_budget"] = auto_budget(model, looked, quiet=quiet)
-    sizes = {name: [a if a == b else (a, b) for a, b in each] for name, each in shapes}
     keywords: dict[str, Any] = {
         **planning,
         "plan": None if plan is None else read_plan(read_text("--plan", plan)),
-        "shapes": sizes,
+        "shapes": shapes_keyword(shapes),
     }
     with progress_bar(quiet) as progress:
         subject = look_at(
@@ -219,7 +225,5 @@ def _spelled(parameter: click.Option, value: Any) -> list[str]:
         off = value is False and parameter.secondary_opts
         return [parameter.secondary_opts[0] if off else flag]
     if parameter.name == "shapes":
-        name, pairs = value
-        dims = "x".join(str(low) if low == high else f"{low}..{high}" for low, high in pairs)
-        value = f"{name}:{dims}"
+        value = spelled_ranges(*value)
     return [flag, str(value)]

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
+from patchconv_deploy.cli.types import spelled_ranges
 from patchconv_deploy.console import printable
 from patchconv_deploy.options import OPTIONS
 from patchconv_deploy.rewriters.options import Options
@@ -58,9 +59,9 @@ def _sizes(options: Options) -> tuple[str, str]:
     given |= {name: list(pairs) for name, pairs in options.ranges.items()}
     ranges, largest = "", ""
     for name, pairs in given.items():
-        words = "x".join(str(low) if low == high else f"{low}..{high}" for low, high in pairs)
-        ranges += f" --shape {_word(f'{name}:{words}')}"
-        largest += f" --shape {_word(name + ':' + 'x'.join(str(high) for _, high in pairs))}"
+        most = [(high, high) for _, high in pairs]
+        ranges += f" --shape {_word(spelled_ranges(name, pairs))}"
+        largest += f" --shape {_word(spelled_ranges(name, most))}"
     return ranges, largest
 
 

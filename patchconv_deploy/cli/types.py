@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 import click
@@ -20,6 +21,8 @@ __all__ = [
     "check_json_target",
     "given",
     "read_text",
+    "shapes_keyword",
+    "spelled_ranges",
     "write_bytes",
     "write_text",
 ]
@@ -80,6 +83,22 @@ class RangesType(click.ParamType[tuple[str, tuple[tuple[int, int], ...]]]):
         if not colon or not name or not sizes:
             self.fail(f"{value!r} is not of the form NAME:1x3x512x512", param, ctx)
         return name, tuple(sizes)
+
+
+def spelled_ranges(name: str, ranges: Iterable[tuple[int, int]]) -> str:
+    """Return what `RangesType` reads: NAME:1x3x256..4096x512."""
+    dims = (str(low) if low == high else f"{low}..{high}" for low, high in ranges)
+    return f"{name}:{'x'.join(dims)}"
+
+
+def shapes_keyword(
+    shapes: Iterable[tuple[str, Sequence[tuple[int, int]]]],
+) -> dict[str, list[int | tuple[int, int]]]:
+    """Return what was typed as the keyword ``shapes`` of `patchconv_deploy.rewrite`."""
+    return {
+        name: [low if low == high else (low, high) for low, high in ranges]
+        for name, ranges in shapes
+    }
 
 
 class AxisType(click.ParamType[str | int]):

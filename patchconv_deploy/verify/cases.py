@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,11 +21,12 @@ from patchconv_deploy.rewriters.graph.fixed_shapes import (
     nominal_shapes,
 )
 from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.look import analyse_memory
 from patchconv_deploy.verify.inputs import load_inputs, make_inputs
 
-__all__ = ["Case", "Ranges", "case_at", "cases"]
+__all__ = ["Case", "Ranges", "case_at", "cases", "shapes_at"]
 
 
 logger = logging.getLogger(__name__)
@@ -92,10 +93,23 @@ def case_at(
         sizes: Sizes of the inputs with free dimensions.
         seed: Seed of the inputs.
     """
+    make = partial(make_inputs, loaded.model, shapes_at(loaded, sizes), sizes, seed)
+    return Case(make, _predict(source, sizes))
+
+
+def shapes_at(loaded: Loaded, sizes: Mapping[str, Sequence[int]]) -> Shapes:
+    """Return what is known of a model's tensors at the sizes of its inputs.
+
+    Args:
+        loaded: The model; not changed.
+        sizes: Sizes of its inputs.
+
+    Raises:
+        RewriterError: They do not fit the model, or nothing can be known at them.
+    """
     slim = skeleton(loaded)
     fix_shapes(slim, sizes)
-    make = partial(make_inputs, loaded.model, infer_by_value(slim), sizes, seed)
-    return Case(make, _predict(source, sizes))
+    return infer_by_value(slim)
 
 
 def _sizes(model: onnx.ModelProto, ranges: Ranges) -> Iterator[dict[str, tuple[int, ...]]]:

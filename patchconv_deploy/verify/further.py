@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from patchconv_deploy.rewriters.errors import RewriterError
-from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
-from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, free_inputs, nominal_shapes
+from patchconv_deploy.rewriters.graph.fixed_shapes import free_inputs, nominal_shapes
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS
-from patchconv_deploy.rewriters.graph.skeleton import skeleton
-from patchconv_deploy.verify.cases import Ranges
+from patchconv_deploy.verify.cases import Ranges, shapes_at
 
 __all__ = ["further_sizes"]
 
@@ -83,10 +81,9 @@ def _heights(
     Found by trying: which dimension of an input becomes the one that is cut (channels may come
     last, a model may transpose its input) is for the graph to say.
     """
-    groups: dict[object, list[tuple[str, int]]] = {}
+    free, groups = free_inputs(source.model), dict[object, list[tuple[str, int]]]()
     for value in source.model.graph.input:
-        shape = free_inputs(source.model).get(value.name, ())
-        for axis, size in enumerate(shape):
+        for axis, size in enumerate(free.get(value.name, ())):
             symbol = value.type.tensor_type.shape.dim[axis].dim_param
             if size is None and value.name in sizes:
                 key = (value.name, axis) if symbol in ANONYMOUS else symbol
@@ -131,10 +128,8 @@ def _odd(height: int, block: int, high: int) -> int:
 
 def _runs(source: Loaded, sizes: InputSizes) -> bool:
     """Tell whether all outputs have a size, as far as inference knows."""
-    slim = skeleton(source)
     try:
-        fix_shapes(slim, sizes)
-        shapes = infer_by_value(slim)
+        shapes = shapes_at(source, sizes)
     except RewriterError:
         return False
     dims = [shapes.dims.get(value.name, (None,)) for value in source.model.graph.output]

@@ -27,15 +27,12 @@ from patchconv_deploy.engines.errors import TimeLimit
 from patchconv_deploy.engines.ort.run import installed
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.rewriters.errors import RewriterError
-from patchconv_deploy.rewriters.graph.constant_folding import infer_by_value
 from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, tensors
-from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
 from patchconv_deploy.rewriters.graph.model import Loaded, load, opset_of
 from patchconv_deploy.rewriters.graph.shapes import Shapes
-from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.graph.use_def import index
 from patchconv_deploy.rewriters.outcome import Outcome
-from patchconv_deploy.verify.cases import Case, Ranges, case_at, cases
+from patchconv_deploy.verify.cases import Case, Ranges, case_at, cases, shapes_at
 from patchconv_deploy.verify.further import further_sizes
 from patchconv_deploy.verify.inputs import load_inputs
 from patchconv_deploy.verify.pairs import ARENA, compare_pair
@@ -300,10 +297,8 @@ def _does_not_fit(peak: int | None, outcome: Outcome, loaded: Loaded) -> str | N
 
 def _known(loaded: Loaded, shapes: Mapping[str, tuple[int, ...]]) -> Shapes:
     """Return what is known of a model's tensors at the sizes of its inputs."""
-    slim = skeleton(loaded)
     try:
-        fix_shapes(slim, shapes)
-        return infer_by_value(slim)
+        return shapes_at(loaded, shapes)
     except RewriterError as error:
         logger.debug("the sizes of inner tensors are unknown: %s", error)
         return Shapes({}, {})

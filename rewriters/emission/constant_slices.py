@@ -13,14 +13,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from hashlib import sha256
-from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from patchconv_deploy.rewriters.emission.constants import constants_of, replace_nodes, values_of
+from patchconv_deploy.rewriters.emission.constants import constants_of, replace_nodes
 from patchconv_deploy.rewriters.graph.external_data import is_external
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.use_def import Index, index
@@ -30,13 +29,14 @@ __all__ = ["cut_constants"]
 
 Array = np.ndarray[Any, Any]
 
+# Element type, shape and content of a window: equal windows have the same.
+_Key: TypeAlias = tuple[str, tuple[int, ...], bytes]
+
 # Less is not worth a constant of its own, and windows of a constant may come to so many times it.
 _LEAST, _MOST_TIMES = 1 << 10, 1.5
 
 
-def cut_constants(
-    model: onnx.ModelProto, slices: Collection[str], folder: Path | None = None
-) -> int:
+def cut_constants(model: onnx.ModelProto, slices: Collection[str]) -> int:
     """Put windows of constants in the place of Slices, in place.
 
     Only where nothing else reads the constant, so that it goes; constants in another file are left
@@ -45,78 +45,77 @@ def cut_constants(
     Args:
         model: A model with patches in its main graph.
         slices: Names of nodes that were written; others are left alone.
-        folder: The folder that its external weights lie in.
 
     Returns:
         Bytes that the model's constants are smaller by; less than 0 where windows overlap by more.
     """
-    graph = model.graph
-    found, constants = index(model), constants_of(graph)
+    graph, constants = model.graph, constants_of(model.graph)
     cut: dict[str, list[int]] = {}
     for at, node in enumerate(graph.node):
         if node.op_type == "Slice" and node.name in slices and node.input[0] in constants:
             cut.setdefault(node.input[0], []).append(at)
-    made: dict[bytes, onnx.TensorProto] = {}
+    if not cut:
+        return 0
+    found = index(model)
+    made: dict[_Key, onnx.TensorProto] = {}
     renamed: dict[str, str] = {}
-    gone: set[int] = set()
-    read: list[str] = []
+    gone: list[int] = []
     saved = 0
     for name, places in cut.items():
-        windows = _windows(found, constants, name, places, folder)
-        if windows is None:
+        if is_external(constants[name]) or not _is_free_to_go(found, name, places):
             continue
-        saved += values_of(constants[name], folder).nbytes
-        for at, window in zip(places, windows, strict=True):
-            node = graph.node[at]
-            tensor = onnx.numpy_helper.from_array(np.ascontiguousarray(window), node.output[0])
-            same = made.setdefault(_digest(tensor), tensor)
-            if same is tensor:
+        whole = np.asarray(onnx.numpy_helper.to_array(constants[name]))
+        windows = _windows([graph.node[at] for at in places], whole, constants)
+        if not windows:
+            continue
+        saved += whole.nbytes
+        for at, (key, window) in zip(places, windows, strict=True):
+            output = graph.node[at].output[0]
+            if key not in made:
+                made[key] = onnx.numpy_helper.from_array(np.ascontiguousarray(window), output)
                 saved -= window.nbytes
             else:
-                renamed[node.output[0]] = same.name
-            read += node.input
-            gone.add(at)
+                renamed[output] = made[key].name
+            gone.append(at)
     if not gone:
         return 0
     for node in graph.node:
         for i, name in enumerate(node.input):
             if name in renamed:
                 node.input[i] = renamed[name]
-    replace_nodes(model, gone, list(made.values()), read)
+    read = [name for at in gone for name in graph.node[at].input]
+    replace_nodes(model, set(gone), list(made.values()), read)
     return saved
 
 
-def _windows(
-    found: Index,
-    constants: Mapping[str, onnx.TensorProto],
-    name: str,
-    places: Sequence[int],
-    folder: Path | None,
-) -> list[Array] | None:
-    """Return the windows of a constant, None where it is to stay."""
-    tensor = constants[name]
-    if is_external(tensor) or set(found.users.get(name, ())) != set(places):
-        return None
-    if any(_is_looked_at(found, found.graph.node[at].output[0]) for at in places):
-        return None
-    whole, windows = values_of(tensor, folder), []
-    if whole.dtype.hasobject:
-        return None
+def _is_free_to_go(found: Index, name: str, places: Sequence[int]) -> bool:
+    """Tell whether a constant is read by some Slices alone, whose windows may change their names.
+
+    They may not where they are outputs of the graph or are read in a body.
+    """
+    if set(found.users.get(name, ())) != set(places):
+        return False
     for at in places:
-        window = _sliced(found.graph.node[at], whole, constants)
+        window = found.graph.node[at].output[0]
+        readers = (found.graph.node[user] for user in found.users.get(window, ()))
+        if window in found.outputs or any(window not in node.input for node in readers):
+            return False
+    return True
+
+
+def _windows(
+    nodes: Sequence[onnx.NodeProto], whole: Array, constants: Mapping[str, onnx.TensorProto]
+) -> list[tuple[_Key, Array]]:
+    """Return what Slices make of a constant, each with what equal ones share; none if it stays."""
+    windows = []
+    for node in nodes:
+        window = None if whole.dtype.hasobject else _sliced(node, whole, constants)
         if window is None:
-            return None
-        windows.append(window)
-    distinct = {(w.shape, sha256(w.tobytes()).digest()): w.nbytes for w in windows}
-    if whole.nbytes < _LEAST or sum(distinct.values()) > _MOST_TIMES * whole.nbytes:
-        return None
-    return windows
-
-
-def _is_looked_at(found: Index, name: str) -> bool:
-    """Tell whether a tensor is an output of the graph or read in a body, and so keeps its name."""
-    readers = (found.graph.node[at] for at in found.users.get(name, ()))
-    return name in found.outputs or any(name not in node.input for node in readers)
+            return []
+        key = str(window.dtype), window.shape, sha256(window.tobytes()).digest()
+        windows.append((key, window))
+    total = sum(window.nbytes for window in dict(windows).values())
+    return [] if whole.nbytes < _LEAST or total > _MOST_TIMES * whole.nbytes else windows
 
 
 def _sliced(
@@ -136,8 +135,3 @@ def _sliced(
     for begin, end, axis in zip(*bounds, strict=True):
         taken[axis] = slice(int(begin), int(end))
     return whole[tuple(taken)]
-
-
-def _digest(tensor: onnx.TensorProto) -> bytes:
-    what = f"{tensor.data_type} {list(tensor.dims)} ".encode()
-    return sha256(what + tensor.raw_data).digest()

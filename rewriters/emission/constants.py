@@ -1,23 +1,15 @@
-"""Constants of a model: their values, and taking out nodes and what nobody reads any more."""
+"""Constants of a model: by name, and taking out nodes and what nobody reads any more."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from pathlib import Path
-from typing import Any
 
-import numpy as np
 import onnx
-import onnx.numpy_helper
 
 from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info
-from patchconv_deploy.rewriters.graph.external_data import external_range, is_external
 from patchconv_deploy.rewriters.graph.use_def import index
 
-__all__ = ["constants_of", "replace_nodes", "values_of"]
-
-
-Array = np.ndarray[Any, Any]
+__all__ = ["constants_of", "replace_nodes"]
 
 
 def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
@@ -30,24 +22,6 @@ def constants_of(graph: onnx.GraphProto) -> dict[str, onnx.TensorProto]:
         elif node.op_type == "Identity" and node.input[0] in known:
             known[node.output[0]] = known[node.input[0]]
     return known
-
-
-def values_of(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    """Return a tensor's values, of a file of weights where they lie there.
-
-    Args:
-        tensor: The tensor.
-        folder: The model's folder.
-
-    Raises:
-        ExternalDataError: The file does not hold them.
-    """
-    if not is_external(tensor):
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
-    assert folder is not None
-    read = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type)
-    read.raw_data = external_range(tensor, folder).read()
-    return np.asarray(onnx.numpy_helper.to_array(read))
 
 
 def replace_nodes(

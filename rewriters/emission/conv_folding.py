@@ -47,8 +47,8 @@ import numpy as np
 import onnx
 import onnx.numpy_helper
 
-from patchconv_deploy.rewriters.emission.constants import constants_of, replace_nodes, values_of
-from patchconv_deploy.rewriters.graph.external_data import is_external, pending
+from patchconv_deploy.rewriters.emission.constants import constants_of, replace_nodes
+from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, pending
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.use_def import Index, index
 from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, FOLDED, is_channelwise
@@ -231,11 +231,11 @@ def _evaluate(
     recipe: _Recipe, constants: Mapping[str, onnx.TensorProto], folder: Path | None
 ) -> tuple[onnx.TensorProto | None, onnx.TensorProto | None]:
     """Return the weights, None where they stay as they are, and the bias if there is one now."""
-    bias = values_of(constants[recipe.bias], folder) if recipe.bias else None
+    bias = _values(constants[recipe.bias], folder) if recipe.bias else None
     factors = []
     with np.errstate(all="ignore"):  # as in the runtime, where infinity and NaN just come out
         for entry in recipe.affine:
-            values = [values_of(constants[name], folder) for name in entry.constants]
+            values = [_values(constants[name], folder) for name in entry.constants]
             factor, bias = _step(entry, values, bias)
             if factor is not None:
                 factors.append(factor)
@@ -274,6 +274,15 @@ def _step(
     if entry.op_type == "Mul":
         return number, None if bias is None else bias * number
     return None, number if bias is None else bias + number
+
+
+def _values(tensor: onnx.TensorProto, folder: Path | None) -> Array:
+    if not is_external(tensor):
+        return np.asarray(onnx.numpy_helper.to_array(tensor))
+    assert folder is not None
+    read = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type)
+    read.raw_data = external_range(tensor, folder).read()
+    return np.asarray(onnx.numpy_helper.to_array(read))
 
 
 def _free(base: str, names: set[str]) -> str:

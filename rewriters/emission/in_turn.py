@@ -9,7 +9,8 @@ zero, and no NaN or infinity is smaller than itself.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import cached_property
 from math import inf, prod
 from typing import Protocol
 
@@ -64,7 +65,7 @@ class Turn:
         link: RowLocal,
         inside: Collection[str],
         whole: Callable[[str], Made],
-        windows: Callable[[int], Made],
+        windows: Mapping[int, Made],
     ) -> dict[int, gs.Tensor]:
         """Return inputs of a node, by index, that are to be read in place of its own.
 
@@ -73,20 +74,17 @@ class Turn:
             link: What is known of it.
             inside: What the patch made itself so far: a node that reads of it waits already.
             whole: Returns a tensor around by its name.
-            windows: Returns the window that is read as an input, by index.
+            windows: What it reads along the axis, by index.
         """
-        carriers = [i for i, _ in link.carriers]
-        if not self._before or any(node.input[i] in inside for i in carriers):
+        if not self._before or any(node.input[i] in inside for i in windows):
             return {}
+        small = {}
         if node.op_type in _ARITHMETIC:
-            for i, name in enumerate(node.input):
-                small = whole(name) if i not in carriers and i not in link.constants else None
-                if small is not None and small.like[1] in _FLOATS:
-                    return {i: self._wait(small)}
-        for i in carriers:
-            window = windows(i)
-            if window.like[1] in _FLOATS:
-                return {i: self._wait(window)}
+            others = set(range(len(node.input))) - windows.keys() - link.constants.keys()
+            small = {i: whole(node.input[i]) for i in sorted(others)}
+        for i, read in (*small.items(), *windows.items()):
+            if read.like[1] in _FLOATS:
+                return {i: self._wait(read)}
         return {}
 
     def _wait(self, x: Made) -> gs.Variable:
@@ -99,29 +97,25 @@ class Turn:
     def _zero(self, kind: int) -> gs.Variable:
         """Return a zero that is there once the patch before is done."""
         if kind not in self._zeros:
-            add, prefix = self._fragment.add, f"after_{self._number}"
-            bools = ((1,), onnx.TensorProto.BOOL)
-            if not self._zeros:
-                last = min(self._before, key=_elements)
-                dims, of = last.like
-                one = add_slice(
-                    self._fragment,
-                    last.variable,
-                    range(len(dims)),
-                    [0] * len(dims),
-                    [1] * len(dims),
-                    f"{prefix}/first",
-                    like=((1,) * len(dims), of),
-                )
-                flat = add_reshape(
-                    self._fragment, one, self._fragment.ints([1]), f"{prefix}/flat", like=((1,), of)
-                )
-                self._never = add("Less", [flat, flat], f"{prefix}/never", like=bools)
-            like = ((1,), kind)
-            self._zeros[kind] = add(
-                "Cast", [self._never], f"{prefix}/zero_{kind}", attrs={"to": kind}, like=like
+            suffix = f"after_{self._number}/zero_{kind}"
+            self._zeros[kind] = self._fragment.add(
+                "Cast", [self._never], suffix, attrs={"to": kind}, like=((1,), kind)
             )
         return self._zeros[kind]
+
+    @cached_property
+    def _never(self) -> gs.Variable:
+        """False, once the patch before is done: one number of what it made is below itself."""
+        fragment, prefix = self._fragment, f"after_{self._number}"
+        last = min(self._before, key=_elements)
+        dims, kind = last.like
+        begin, end, axes = [0] * len(dims), [1] * len(dims), range(len(dims))
+        one = add_slice(
+            fragment, last.variable, axes, begin, end, f"{prefix}/first", like=(tuple(end), kind)
+        )
+        flat = add_reshape(fragment, one, fragment.ints([1]), f"{prefix}/flat", like=((1,), kind))
+        like = ((1,), onnx.TensorProto.BOOL)
+        return fragment.add("Less", [flat, flat], f"{prefix}/never", like=like)
 
 
 def _elements(made: Made) -> float:

@@ -184,11 +184,10 @@ class PatchWriter:
             replaced.update(self._less_rows(into, node, link, entry, [y for _, y in made]))
             attributes, padding = self._less_padding(link, entry, at)
             replaced.update({i: into.ints(numbers) for i, numbers in padding.items()})
-            for i, axis in link.carriers:
-                replaced[i] = tensors[Edge(node.input[i], axis)].variable
+            read = {i: tensors[Edge(node.input[i], axis)] for i, axis in link.carriers}
+            replaced.update({i: tensor.variable for i, tensor in read.items()})
             if turn is not None:
-                read = {i: tensors[Edge(node.input[i], axis)] for i, axis in link.carriers}
-                replaced.update(turn.inputs(node, link, wanted, self._whole, read.__getitem__))
+                replaced.update(turn.inputs(node, link, wanted, self._whole, read))
             variables = into.clone(
                 node,
                 replaced,

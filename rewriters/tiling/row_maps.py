@@ -25,6 +25,7 @@ Source: ONNX operator definitions of Conv, ConvTranspose, AveragePool, Pad and R
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -212,14 +213,7 @@ class Ending:
     step_out: int = 1
 
     def rows_out(self, rows: Any) -> Any:  # noqa: D102
-        period = len(self.ends)
-        made = rows + (self.begin + self.ends[0])
-        for rest in range(1, period):
-            more = self.ends[rest] - self.ends[rest - 1]
-            if more:
-                # 1 where so many rows or more are left, else 0.
-                made = made + ((rows + (period - rest)) // period - rows // period) * more
-        return made
+        return _plus_by_remainder(rows, [self.begin + end for end in self.ends], rows)
 
     def needs(self, out: Rows, rows: int) -> Rows:  # noqa: D102
         return out.shifted(-self.begin)
@@ -265,22 +259,22 @@ class Fitted:
         """Return the output rows at a height that is worked out; ``+ - * //`` alone."""
         added = self.begin + self.end
         assert added is not None  # both follow from one height
-        return rows + _by_remainder(added, height)
+        return _plus_by_remainder(rows, added.values, height)
 
     def needs(self, out: Rows, rows: int) -> Rows:
         """Raise a `TypeError`: at a height it is a `Padding`."""
         raise TypeError("its rows follow from the model's height alone")
 
 
-def _by_remainder(size: Size, height: Any) -> Any:
-    """Return a size that comes back to the same values, at a height that is worked out."""
-    period = size.period
-    made: Any = size.values[0]
+def _plus_by_remainder(rows: Any, values: Sequence[int], height: Any) -> Any:
+    """Return rows and one of some values more, by what is left of a height; ``+ - * //`` alone."""
+    period = len(values)
+    made = rows + values[0]
     for rest in range(1, period):
-        more = size.values[rest] - size.values[rest - 1]
+        more = values[rest] - values[rest - 1]
         if more:
             # 1 where so many rows or more are left, else 0.
-            made = ((height + (period - rest)) // period - height // period) * more + made
+            made = made + ((height + (period - rest)) // period - height // period) * more
     return made
 
 

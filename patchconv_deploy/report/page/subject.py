@@ -127,7 +127,11 @@ def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
     if done.outcome.plan is not None:
         axis = done.outcome.plan["axis"]
     options = replace(done.options, axis="height" if axis == "auto" else axis)
-    overview = overview_of(_fresh(asked.source, done.sizes), options)
+    original = load(asked.source)
+    fix_shapes(original.model, done.sizes)
+    overview = overview_of(original, options)
+    curve = _curve(asked, original, options, done, progress)
+    fix_shapes(original.model, options.shapes)
     return Subject(
         asked,
         done.options,
@@ -138,9 +142,9 @@ def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
         (*done.rows, *asked.figures.rows),
         (*done.failed, *asked.figures.failed),
         overview,
-        _curve(asked, options, done, progress),
+        curve,
         done.doubt,
-        _fresh(asked.source, done.sizes, options),
+        original,
     )
 
 
@@ -231,17 +235,8 @@ def _read_back(asked: Asked, progress: Progress | None) -> _Done:
     return _Done(remade.options, remade.outcome, report, *_parted(rows), remade.sizes, remade.doubt)
 
 
-def _fresh(source: Path, sizes: Mapping[str, Shape], options: Options | None = None) -> Loaded:
-    """Return the original as it is in its file, at given sizes."""
-    loaded = load(source)
-    fix_shapes(loaded.model, sizes)
-    if options is not None:
-        fix_shapes(loaded.model, options.shapes)
-    return loaded
-
-
 def _curve(
-    asked: Asked, options: Options, done: _Done, progress: Progress | None
+    asked: Asked, original: Loaded, options: Options, done: _Done, progress: Progress | None
 ) -> Sequence[Candidate]:
     """Return the curve of peak against work; empty where no plans of regions are to be found."""
     if not asked.curve or done.outcome.already or done.outcome.before.unknown:
@@ -252,6 +247,6 @@ def _curve(
         progress("searching the curve", 0, 1)
     free = replace(options, plan=None)
     try:
-        return pareto_of(_fresh(asked.source, done.sizes), free)
+        return pareto_of(original, free)
     except OptionError:  # of an opset that is too old nothing is cut
         return ()
