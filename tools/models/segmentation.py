@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
@@ -21,6 +22,15 @@ def conv_norm(
         nn.BatchNorm2d(width),
         nn.ReLU(),
     )
+
+
+def _together(maps: Sequence[Tensor]) -> Tensor:
+    """Return maps of ever lower sizes as one of the first one's size, channels side by side."""
+    size = maps[0].shape[2:]
+    larger = [
+        functional.interpolate(m, size=size, mode="bilinear", align_corners=False) for m in maps[1:]
+    ]
+    return torch.cat([maps[0], *larger], 1)
 
 
 class Backbone(nn.Module):
@@ -119,12 +129,7 @@ class FPNSegmentation(nn.Module):
                 maps[at + 1], size=maps[at].shape[2:], mode="nearest"
             )
         maps = [layer(m) for layer, m in zip(self.smooth, maps, strict=True)]
-        size = maps[0].shape[2:]
-        maps = [
-            functional.interpolate(m, size=size, mode="bilinear", align_corners=False) if at else m
-            for at, m in enumerate(maps)
-        ]
-        y = self.head(torch.cat(maps, 1))
+        y = self.head(_together(maps))
         return functional.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
 
 
@@ -236,12 +241,7 @@ class HRNet(nn.Module):
         for branches, fuse in zip(self.branches, self.fuse, strict=True):
             maps = [branch(m) for branch, m in zip(branches, maps, strict=True)]
             maps = [self._fused(maps, fuse[3 * to : 3 * to + 3], to) for to in range(3)]
-        size = maps[0].shape[2:]
-        maps = [
-            functional.interpolate(m, size=size, mode="bilinear", align_corners=False) if at else m
-            for at, m in enumerate(maps)
-        ]
-        y = self.head(torch.cat(maps, 1))
+        y = self.head(_together(maps))
         return functional.interpolate(y, size=x.shape[2:], mode="bilinear", align_corners=False)
 
     @staticmethod
