@@ -9,6 +9,8 @@
     | GPU a plan is for      | the one it is on | the same     | compute capability, set         |
     | timing cache           | yes              | yes          | none; its calls do nothing      |
     | hardware compatibility | yes              | yes          | a warning, then ignored         |
+    | tiling in the L2 cache | from 10.8 on     | yes          | yes                             |
+    | weights streamed       | if strong        | yes          | yes                             |
 
 Figures read from the build messages are a plan: what the builder lays out, not what a device was
 seen to use. Network inputs and outputs are not in them.
@@ -52,6 +54,7 @@ from patchconv_deploy.engines.trt.allocator import Ledger, recording_allocator
 from patchconv_deploy.engines.trt.options import (
     HARDWARE_LEVELS,
     POOLS,
+    TILING_LEVELS,
     TYPES,
     VERBOSITIES,
     BuildOptions,
@@ -347,6 +350,7 @@ def check_options(options: BuildOptions, module: Any) -> tuple[str, ...]:
     for tactic in options.tactic_sources:
         if not hasattr(module.TacticSource, tactic[1:]):
             raise OptionError(f"--tacticSources {tactic}: {_label(module)} has no such source")
+    _check_newer_options(options, module)
     if engine_of(module) == "tensorrt-rtx":
         if options.hardware_compatibility_level != "none":
             raise OptionError(
@@ -362,6 +366,30 @@ def check_options(options: BuildOptions, module: Any) -> tuple[str, ...]:
         if options.timing_cache_file is not None:
             notes.append("--timingCacheFile: TensorRT for RTX keeps no timing cache; left out")
     return tuple(notes)
+
+
+def _check_newer_options(options: BuildOptions, module: Any) -> None:
+    """Refuse what came with a later TensorRT than this one, or needs more than is asked for.
+
+    Raises:
+        OptionError: It names the option, and what has it.
+    """
+    tiling = options.tiling_optimization_level, options.l2_limit_for_tiling
+    for flag, value in zip(
+        ("--tilingOptimizationLevel", "--l2LimitForTiling"), tiling, strict=True
+    ):
+        # Both came with the enumeration.
+        if value is not None and not hasattr(module, "TilingOptimizationLevel"):
+            raise OptionError(f"{flag}: {_label(module)} has none; TensorRT 10.8 and later have")
+    if not options.allow_weight_streaming:
+        return
+    if not hasattr(module.BuilderFlag, "WEIGHT_STREAMING"):
+        raise OptionError(f"--allowWeightStreaming: {_label(module)} streams no weights")
+    if not (options.strongly_typed or _always_strongly_typed(module)):
+        raise OptionError(
+            f"--allowWeightStreaming: {_label(module)} streams the weights of strongly typed "
+            "networks alone; add --stronglyTyped"
+        )
 
 
 def make_network(module: Any, builder: Any, options: BuildOptions) -> Any:
@@ -497,6 +525,26 @@ def set_tactics(module: Any, config: Any, options: BuildOptions) -> None:
     config.set_tactic_sources(sources)
 
 
+def set_tiling(module: Any, config: Any, options: BuildOptions) -> None:
+    """Say how long to look for tiles that stay in the L2 cache, and what there is of it.
+
+    Raises:
+        OptionError: It did not take, which TensorRT says in its log alone.
+    """
+    wanted: dict[str, tuple[str, Any]] = {}
+    if options.tiling_optimization_level is not None:
+        name = TILING_LEVELS[options.tiling_optimization_level]
+        level = getattr(module.TilingOptimizationLevel, name)
+        wanted["tiling_optimization_level"] = ("--tilingOptimizationLevel", level)
+    if options.l2_limit_for_tiling is not None:
+        wanted["l2_limit_for_tiling"] = ("--l2LimitForTiling", options.l2_limit_for_tiling)
+    for attribute, (flag, value) in wanted.items():
+        setattr(config, attribute, value)
+        kept = getattr(config, attribute)
+        if kept != value:
+            raise OptionError(f"{flag} {value}: refused by {_label(module)}, which keeps {kept}")
+
+
 def set_precision(module: Any, config: Any, options: BuildOptions) -> None:
     """Set what numbers kernels may use."""
     for name in options.precisions:
@@ -531,8 +579,11 @@ def make_config(module: Any, builder: Any, network: Any, options: BuildOptions) 
         config.set_flag(module.BuilderFlag.VERSION_COMPATIBLE)
     if options.refit:
         config.set_flag(module.BuilderFlag.REFIT)
+    if options.allow_weight_streaming:
+        config.set_flag(module.BuilderFlag.WEIGHT_STREAMING)
     set_precision(module, config, options)
     set_pools(module, config, options)
+    set_tiling(module, config, options)
     set_tactics(module, config, options)
     add_profiles(builder, config, network, options)
     return config
@@ -595,7 +646,8 @@ def set_formats(module: Any, network: Any, options: BuildOptions) -> None:
                     f"{flag} {spec}: {tensor.name} is of type {tensor.dtype.name} in the model, "
                     "which is kept; cast the ONNX model instead"
                 )
-            tensor.allowed_formats = 1 << int(getattr(module.TensorFormat, FORMATS[layout]))
+            kinds = {getattr(module.TensorFormat, FORMATS[each]) for each in layout.split("+")}
+            tensor.allowed_formats = sum(1 << int(each) for each in kinds)
 
 
 def run_build(builder: Any, network: Any, config: Any) -> bytes | None:

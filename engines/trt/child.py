@@ -2,6 +2,7 @@
 
 {"do": "build", "engine": ..., "model": ..., "options": {...}, "plan": FILE or null}
 {"do": "measure", "engine": ..., "plan": FILE, "inputs": FILE.npz, "host_code": false}
+    with "weight_streaming_budget": what of streamable weights the device keeps
     with "windows" and "sampled": windows of the first output are written to that file
 {"do": "time", "timing": {...}}    after "measure": the same plan, as often as asked
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +78,12 @@ class _Worker:
         phases["cuda_context"] = _phase(device)
         with self._watched() as device:
             opened = self._stack.enter_context(
-                open_engine(plan, module, host_code=job["host_code"])
+                open_engine(
+                    plan,
+                    module,
+                    host_code=job["host_code"],
+                    weight_streaming_budget=job.get("weight_streaming_budget"),
+                )
             )
         self._opened, ledger = opened, opened.allocator.ledger
         phases["open"] = _phase(device, opened.weights_peak_bytes, opened.weights_live_bytes)
@@ -115,6 +122,7 @@ class _Worker:
             "device_memory_per_profile_bytes": list(memory.profiles),
             "io_bytes": io_bytes,
             "process_bytes": high_water_bytes(),
+            "weight_streaming": None if opened.streaming is None else asdict(opened.streaming),
             "layer_information": inspect(module, opened.engine),
         }
 

@@ -51,6 +51,8 @@ class TensorRTResult:
         device_memory_bytes: Measured: context memory as the engine says, its largest profile's.
         device_memory_per_profile_bytes: Measured: the same of each profile.
         layer_information: Measured: the engine inspector's, per layer.
+        weight_streaming: Measured: bytes of weights that may be streamed, those that the device
+            keeps, and what their copies need; None where no budget was given.
         peak_bytes: Measured: most the allocator had out while running, without the weights.
         peak_with_weights_bytes: Measured: the same with them.
         process_bytes: Measured: the process's resident high-water mark.
@@ -77,6 +79,7 @@ class TensorRTResult:
     device_memory_bytes: int | None = None
     device_memory_per_profile_bytes: Sequence[int] = ()
     layer_information: Any = None
+    weight_streaming: Mapping[str, int] | None = None
     phases: Mapping[str, Any] = field(default_factory=dict)
     device_state: Mapping[str, Any] = field(default_factory=dict)
     peak_bytes: int | None = None
@@ -133,6 +136,7 @@ _MEASURED = (
     "device_memory_bytes",
     "device_memory_per_profile_bytes",
     "process_bytes",
+    "weight_streaming",
     "layer_information",
 )
 
@@ -261,6 +265,7 @@ def _begin(
                 inputs=str(job.inputs),
                 # It was built a moment ago from a model: its code is TensorRT's own.
                 host_code=wanted.version_compatible,
+                weight_streaming_budget=wanted.weight_streaming_budget,
                 windows=as_json(job.windows),
                 sampled=None if job.sampled is None else str(job.sampled),
             )

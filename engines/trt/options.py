@@ -7,7 +7,7 @@ Source of the flags and of their spelling: NVIDIA/TensorRT, samples/common/sampl
 
 from __future__ import annotations
 
-import shlex
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,15 +17,18 @@ from patchconv_deploy.engines.errors import OptionError
 from patchconv_deploy.engines.tensorrt_layout import FORMATS
 
 __all__ = [
+    "AUTOMATIC",
     "HARDWARE_LEVELS",
     "POOLS",
     "TACTICS",
+    "TILING_LEVELS",
     "TYPES",
     "VERBOSITIES",
     "BuildOptions",
     "Profile",
     "Shape",
-    "trtexec_command",
+    "share_of_weights",
+    "spelled_shape",
 ]
 
 
@@ -67,6 +70,14 @@ TYPES = {
 
 _LEVELS = range(6)
 
+# trtexec's number of a tiling level -> the module's enumerator.
+TILING_LEVELS = ("NONE", "FAST", "MODERATE", "FULL")
+
+# A budget of streamed weights that TensorRT chooses.
+AUTOMATIC = "auto"
+
+_PERCENT = re.compile(r"(\d+(?:\.\d+)?)%")
+
 
 @dataclass(frozen=True, slots=True)
 class BuildOptions:
@@ -83,9 +94,9 @@ class BuildOptions:
             0 here, since patches are independent of each other: on parallel streams several are
             alive at once, and what the cutting saved is spent again.
         input_io_formats: Type and layout of the inputs, one for all or one for each in order:
-            "fp16:hwc8" (channels last, rounded up to 8), "hwc16", "hwc", "chw". The type is the
-            network's own. Empty leaves it to TensorRT: chw. A baseline of cutting: it must not be
-            credited for what a layout does.
+            "fp16:hwc8" (channels last, rounded up to 8), "hwc16", "hwc", "chw"; "fp16:chw+hwc8"
+            leaves TensorRT the choice of two. The type is the network's own. Empty leaves it to
+            TensorRT: chw. A baseline of cutting: it must not be credited for what a layout does.
         output_io_formats: The same of the outputs.
         timing_cache_file: Timing cache, read if there and written after the build.
         fp16: Allow fp16 kernels in an fp32 network (TensorRT 10 alone).
@@ -96,6 +107,15 @@ class BuildOptions:
         no_tf32: Multiply fp32 in full, without TF32.
         tactic_sources: "+NAME" to add a source to TensorRT's own, "-NAME" to take one off.
         builder_optimization_level: 0 (fast build) to 5 (longest search).
+        tiling_optimization_level: 0 (none) to 3 (longest search): whether TensorRT looks for tiles
+            of layers that follow each other, which stay in the GPU's L2 cache. TensorRT 10.8 and
+            later.
+        l2_limit_for_tiling: Bytes of that cache that this engine may count on. The same versions.
+        allow_weight_streaming: Build a plan whose weights may stay on the host and be copied when
+            they are needed. TensorRT 10 asks for ``strongly_typed`` with it.
+        weight_streaming_budget: What of such weights the device keeps where the plan is opened:
+            bytes, a share such as "40%", or "auto", TensorRT's choice. It is no part of the plan.
+            None keeps all of them. TensorRT 10.1 and later.
         version_compatible: Let later TensorRT versions load the plan.
         hardware_compatibility_level: "none", "ampere+" or "sameComputeCapability".
         refit: Let weights be exchanged in the built engine. Off, since it bars fusions.
@@ -121,6 +141,10 @@ class BuildOptions:
     no_tf32: bool = False
     tactic_sources: tuple[str, ...] = ()
     builder_optimization_level: int | None = None
+    tiling_optimization_level: int | None = None
+    l2_limit_for_tiling: int | None = None
+    allow_weight_streaming: bool = False
+    weight_streaming_budget: int | str | None = None
     version_compatible: bool = False
     hardware_compatibility_level: str = "none"
     refit: bool = False
@@ -143,10 +167,19 @@ class BuildOptions:
                 if not colon:
                     raise OptionError(f"{flag} {spec}: is not of the form fp16:hwc8")
                 _one_of(flag, kind, TYPES)
-                _one_of(flag, layout, FORMATS)
+                for each in layout.split("+"):
+                    _one_of(flag, each, FORMATS)
         level = self.builder_optimization_level
         if level is not None and level not in _LEVELS:
             raise OptionError(f"--builderOptimizationLevel {level}: must be 0 to {_LEVELS[-1]}")
+        level = self.tiling_optimization_level
+        if level is not None and level not in range(len(TILING_LEVELS)):
+            raise OptionError(
+                f"--tilingOptimizationLevel {level}: must be 0 to {len(TILING_LEVELS) - 1}"
+            )
+        if self.l2_limit_for_tiling is not None and self.l2_limit_for_tiling < 0:
+            raise OptionError(f"--l2LimitForTiling {self.l2_limit_for_tiling}: is 0 bytes or more")
+        self._check_budget()
         signs: dict[str, str] = {}
         for tactic in self.tactic_sources:
             sign, name = tactic[:1], tactic[1:]
@@ -162,6 +195,25 @@ class BuildOptions:
             raise OptionError(
                 f"--{self.precisions[0]} and --stronglyTyped: a strongly typed network keeps the "
                 "types of the ONNX model; give one of the two"
+            )
+
+    def _check_budget(self) -> None:
+        budget = self.weight_streaming_budget
+        if budget is None:
+            return
+        if not self.allow_weight_streaming:
+            raise OptionError(
+                "--weightStreamingBudget: only a plan built with --allowWeightStreaming streams "
+                "its weights; give both"
+            )
+        if isinstance(budget, str):
+            good = budget == AUTOMATIC or share_of_weights(budget) is not None
+        else:
+            good = budget >= 0
+        if not good:
+            raise OptionError(
+                f"--weightStreamingBudget {budget}: must be a size, a share of the weights such as "
+                f"40%, or {AUTOMATIC}"
             )
 
     @property
@@ -196,6 +248,10 @@ class BuildOptions:
             "no_tf32": self.no_tf32,
             "tactic_sources": list(self.tactic_sources),
             "builder_optimization_level": self.builder_optimization_level,
+            "tiling_optimization_level": self.tiling_optimization_level,
+            "l2_limit_for_tiling": self.l2_limit_for_tiling,
+            "allow_weight_streaming": self.allow_weight_streaming,
+            "weight_streaming_budget": self.weight_streaming_budget,
             "version_compatible": self.version_compatible,
             "hardware_compatibility_level": self.hardware_compatibility_level,
             "refit": self.refit,
@@ -227,6 +283,13 @@ class BuildOptions:
         )
 
 
+def share_of_weights(text: str) -> float | None:
+    """Return the share, 0 to 1, that a text such as "40%" is; None if it is none."""
+    found = _PERCENT.fullmatch(text)
+    share = None if found is None else float(found[1]) / 100
+    return share if share is None or share <= 1 else None
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -241,72 +304,12 @@ def _check_profile(profile: Profile) -> None:
         if not len(least) == len(opt) == len(most):
             raise OptionError(f"profile of input {name}: min, opt and max have different ranks")
         if any(not 0 <= a <= b <= c for a, b, c in zip(least, opt, most, strict=True)):
+            shapes = ", ".join(spelled_shape(shape) for shape in (least, opt, most))
             raise OptionError(
-                f"profile of input {name}: {_dims(least)}, {_dims(opt)}, {_dims(most)} are not "
-                "min <= opt <= max in every dimension"
+                f"profile of input {name}: {shapes} are not min <= opt <= max in every dimension"
             )
 
 
-def _dims(shape: Shape) -> str:
+def spelled_shape(shape: Shape) -> str:
+    """Return a shape as trtexec reads it: 1x3x8x8, or scalar."""
     return "x".join(str(size) for size in shape) if shape else "scalar"
-
-
-def _size(size: int) -> str:
-    """Spell bytes as trtexec reads them: one letter. It takes "64MiB" for 64 bytes."""
-    for unit, letter in ((1 << 20, "M"), (1 << 10, "K")):
-        if size % unit == 0:
-            return f"{size // unit}{letter}"
-    return f"{size}B"
-
-
-def _shape_flags(profile: Profile) -> list[str]:
-    flags = []
-    for position, flag in enumerate(("min", "opt", "max")):
-        spec = ",".join(f"{name}:{_dims(shapes[position])}" for name, shapes in profile.items())
-        flags.append(f"--{flag}Shapes={spec}")
-    return flags
-
-
-def trtexec_command(options: BuildOptions, model: Path, plan: Path) -> str:
-    """Return the `trtexec` command line that asks TensorRT for the same.
-
-    It stops after the build, as the build here does. `compute_capability` has no flag: `trtexec`
-    builds for the GPU it runs on.
-
-    Args:
-        options: What to ask for.
-        model: The ONNX model.
-        plan: Where the plan goes.
-    """
-    words = ["trtexec", f"--onnx={model}", f"--saveEngine={plan}", "--skipInference"]
-    for number, profile in enumerate(options.profiles):
-        # Several sets of shapes are accepted behind --profile alone.
-        if len(options.profiles) > 1:
-            words.append(f"--profile={number}")
-        words += _shape_flags(profile)
-    if options.mem_pool_size:
-        pools = (f"{pool}:{_size(size)}" for pool, size in options.mem_pool_size.items())
-        words.append("--memPoolSize=" + ",".join(pools))
-    if options.max_aux_streams is not None:
-        words.append(f"--maxAuxStreams={options.max_aux_streams}")
-    words += [f"{flag}={','.join(wanted)}" for flag, wanted in options.io_formats.items() if wanted]
-    if options.timing_cache_file is not None:
-        words.append(f"--timingCacheFile={options.timing_cache_file}")
-    switches = (
-        (options.fp16, "--fp16"),
-        (options.bf16, "--bf16"),
-        (options.int8, "--int8"),
-        (options.strongly_typed, "--stronglyTyped"),
-        (options.no_tf32, "--noTF32"),
-        (options.version_compatible, "--versionCompatible"),
-        (options.refit, "--refit"),
-    )
-    words += [flag for on, flag in switches if on]
-    if options.tactic_sources:
-        words.append("--tacticSources=" + ",".join(options.tactic_sources))
-    if options.builder_optimization_level is not None:
-        words.append(f"--builderOptimizationLevel={options.builder_optimization_level}")
-    if options.hardware_compatibility_level != "none":
-        words.append(f"--hardwareCompatibilityLevel={options.hardware_compatibility_level}")
-    words.append(f"--profilingVerbosity={options.profiling_verbosity}")
-    return shlex.join(words)

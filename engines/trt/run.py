@@ -26,12 +26,13 @@ from patchconv_deploy.engines.gpu.cuda import Cuda
 from patchconv_deploy.engines.tensorrt_layout import LAYOUTS, Layout
 from patchconv_deploy.engines.trt.allocator import ALIGNMENT, recording_allocator
 from patchconv_deploy.engines.trt.build import check_machine, collect
-from patchconv_deploy.engines.trt.options import Shape
+from patchconv_deploy.engines.trt.options import AUTOMATIC, Shape, share_of_weights
 
 __all__ = [
     "Context",
     "Engine",
     "EngineMemory",
+    "WeightStreaming",
     "engine_memory",
     "inspect",
     "open_context",
@@ -55,6 +56,21 @@ class EngineMemory:
 
 
 @dataclass(frozen=True, slots=True)
+class WeightStreaming:
+    """Weights that an open engine may leave on the host.
+
+    Attributes:
+        streamable_bytes: All of them.
+        budget_bytes: What of them the device keeps.
+        scratch_bytes: What a context needs for their copies, in its memory.
+    """
+
+    streamable_bytes: int
+    budget_bytes: int
+    scratch_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
 class Engine:
     """An open engine. Made by `open_engine`.
 
@@ -66,6 +82,7 @@ class Engine:
         weights_peak_bytes: Most that was allocated while it was opened.
         weights_live_bytes: What stayed allocated then: its weights, mostly.
         device: The GPU.
+        streaming: How its weights are streamed; None where no budget was given.
     """
 
     engine: Any
@@ -75,6 +92,7 @@ class Engine:
     weights_peak_bytes: int
     weights_live_bytes: int
     device: str
+    streaming: WeightStreaming | None = None
 
 
 def engine_memory(module: Any, engine: Any) -> EngineMemory:
@@ -110,7 +128,13 @@ def inspect(module: Any, engine: Any) -> Any:
 
 
 @contextmanager
-def open_engine(plan: bytes, module: Any, *, host_code: bool = False) -> Iterator[Engine]:
+def open_engine(
+    plan: bytes,
+    module: Any,
+    *,
+    host_code: bool = False,
+    weight_streaming_budget: int | str | None = None,
+) -> Iterator[Engine]:
     """Open a plan.
 
     Args:
@@ -118,8 +142,11 @@ def open_engine(plan: bytes, module: Any, *, host_code: bool = False) -> Iterato
         module: `tensorrt` or `tensorrt_rtx`.
         host_code: Let code in the plan run on the host: a version-compatible plan carries its own
             runtime. For plans that were built here alone; one from elsewhere may do anything.
+        weight_streaming_budget: What of the streamable weights the device keeps
+            (`BuildOptions.weight_streaming_budget`).
 
     Raises:
+        OptionError: This TensorRT takes no such budget, or not this one.
         DeviceMissing: There is no driver or no GPU.
         EngineMissing: cuda-python is not installed.
         LoadError: TensorRT refuses the plan.
@@ -141,8 +168,44 @@ def open_engine(plan: bytes, module: Any, *, host_code: bool = False) -> Iterato
                     "was built in the same command)"
                 )
             raise LoadError(f"TensorRT {module.__version__} refuses the plan: {why}")
+        # Before any context is made: afterwards it cannot be changed.
+        streaming = _stream_weights(module, engine, weight_streaming_budget)
         ledger = allocator.ledger
-        yield Engine(engine, module, cuda, allocator, ledger.peak_bytes, ledger.live_bytes, device)
+        yield Engine(
+            engine, module, cuda, allocator, ledger.peak_bytes, ledger.live_bytes, device, streaming
+        )
+
+
+def _stream_weights(module: Any, engine: Any, budget: int | str | None) -> WeightStreaming | None:
+    """Leave weights on the host, but for a budget; None where none is given.
+
+    Raises:
+        OptionError: This TensorRT takes no such budget, or not this one.
+    """
+    if budget is None:
+        return None
+    if not hasattr(engine, "weight_streaming_budget_v2"):
+        raise OptionError(
+            f"--weightStreamingBudget: TensorRT {module.__version__} takes none; TensorRT 10.1 and "
+            "later do"
+        )
+    streamable = int(engine.streamable_weights_size)
+    if streamable == 0:
+        return WeightStreaming(0, 0, 0)
+    if isinstance(budget, int):
+        wanted = min(budget, streamable)
+    elif budget == AUTOMATIC:
+        wanted = int(engine.get_weight_streaming_automatic_budget())
+    else:
+        wanted = int((share_of_weights(budget) or 0.0) * streamable)
+    engine.weight_streaming_budget_v2 = wanted
+    kept = int(engine.weight_streaming_budget_v2)
+    if kept != wanted:
+        raise OptionError(
+            f"--weightStreamingBudget {budget}: TensorRT refuses {wanted} of {streamable} "
+            f"streamable bytes and keeps {kept}"
+        )
+    return WeightStreaming(streamable, kept, int(engine.weight_streaming_scratch_memory_size))
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,84 +5,32 @@ from __future__ import annotations
 import json
 import logging
 import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import click
 
-from patchconv_deploy.cli.types import check_json_target, write_bytes, write_text
+from patchconv_deploy.cli.trtexec import WeightsType, parse_formats, parse_pools, profile
+from patchconv_deploy.cli.types import SizeType, check_json_target, write_bytes, write_text
 from patchconv_deploy.console import log_to_stderr, stdout_console, styled
 from patchconv_deploy.engines.gpu.cuda import Cuda
 from patchconv_deploy.engines.measurement import now
 from patchconv_deploy.engines.trt.build import build, load_module
 from patchconv_deploy.engines.trt.options import (
     HARDWARE_LEVELS,
+    TILING_LEVELS,
     VERBOSITIES,
     BuildOptions,
-    Profile,
-    Shape,
-    trtexec_command,
 )
-from patchconv_deploy.engines.trt.run import inspect, open_engine
+from patchconv_deploy.engines.trt.run import WeightStreaming, inspect, open_engine
+from patchconv_deploy.engines.trt.trtexec import trtexec_command
 from patchconv_deploy.report.text import mebibytes
 from patchconv_deploy.rewriters.graph.fixed_shapes import free_inputs
 from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.saving import check_target, external_files
 from patchconv_deploy.words import Command, in_flags
 
-__all__ = ["build_command", "parse_pools", "parse_shapes"]
-
-
-_UNITS = {"B": 0, "K": 10, "M": 20, "G": 30}
-
-
-def parse_shapes(text: str) -> dict[str, Shape]:
-    """Read ``a:1x3x8x8,b:1x4`` as trtexec does; a name may be quoted and hold colons.
-
-    Raises:
-        click.UsageError: The text is of another form.
-    """
-    shapes: dict[str, Shape] = {}
-    for entry in filter(None, text.split(",")):
-        name, _, dims = entry.rpartition(":")
-        try:
-            shapes[name.strip("'\"")] = tuple(int(size) for size in dims.lower().split("x"))
-        except ValueError:
-            name = ""
-        if not name:
-            raise click.UsageError(f"shape {entry!r} is not of the form NAME:1x3x512x512")
-    return shapes
-
-
-def parse_pools(text: str) -> dict[str, int]:
-    """Read ``workspace:512,tacticSharedMem:64K``: MiB, or a number with B, K, M or G.
-
-    Raises:
-        click.UsageError: The text is of another form.
-    """
-    pools: dict[str, int] = {}
-    for entry in filter(None, text.split(",")):
-        name, _, size = entry.partition(":")
-        unit = size[-1:].upper() if size[-1:].isalpha() else "M"
-        digits = size[:-1] if size[-1:].isalpha() else size
-        try:
-            pools[name] = int(float(digits) * 2 ** _UNITS[unit])
-        except (ValueError, KeyError) as error:
-            raise click.UsageError(
-                f"--memPoolSize {entry!r} is not of the form workspace:512 (MiB) or workspace:64K"
-            ) from error
-    return pools
-
-
-def _profile(least: str, opt: str, most: str) -> tuple[Profile, ...]:
-    given = [parse_shapes(text) for text in (least, opt, most)]
-    named = next((shapes for shapes in given if shapes), None)
-    if named is None:
-        return ()
-    # As trtexec: what is left out is what is given, the optimum first.
-    filled = [shapes or given[1] or named for shapes in given]
-    if any(set(shapes) != set(named) for shapes in filled):
-        raise click.UsageError("--minShapes, --optShapes and --maxShapes name different inputs")
-    return ({name: (filled[0][name], filled[1][name], filled[2][name]) for name in named},)
+__all__ = ["build_command"]
 
 
 @click.command("build", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
@@ -107,6 +55,22 @@ def _profile(least: str, opt: str, most: str) -> tuple[Profile, ...]:
     show_default=True,
     help="Parallel streams would run patches side by side and undo the patching.",
 )
+@click.option(
+    "--inputIOFormats",
+    "--input-formats",
+    "input_formats",
+    default="",
+    metavar="TYPE:LAYOUT,...",
+    help="Layout of the inputs, one for all or one each: fp16:hwc8 (also hwc16, hwc, chw).",
+)
+@click.option(
+    "--outputIOFormats",
+    "--output-formats",
+    "output_formats",
+    default="",
+    metavar="TYPE:LAYOUT,...",
+    help="The same of the outputs.",
+)
 @click.option("--timingCacheFile", "timing_cache", type=click.Path(path_type=Path))
 @click.option("--fp16", is_flag=True, help="TensorRT 10 alone; later: cast the ONNX model.")
 @click.option("--bf16", is_flag=True)
@@ -115,6 +79,34 @@ def _profile(least: str, opt: str, most: str) -> tuple[Profile, ...]:
 @click.option("--noTF32", "no_tf32", is_flag=True)
 @click.option("--tacticSources", "tactics", default="", help="-CUDNN,+CUBLAS")
 @click.option("--builderOptimizationLevel", "level", type=click.IntRange(0, 5))
+@click.option(
+    "--tilingOptimizationLevel",
+    "--tiling-optimization-level",
+    "tiling",
+    type=click.IntRange(0, len(TILING_LEVELS) - 1),
+    help="How long to look for tiles of layers that stay in the GPU's L2 cache; 0: do not.",
+)
+@click.option(
+    "--l2LimitForTiling",
+    "--l2-limit-for-tiling",
+    "l2_limit",
+    type=SizeType(),
+    help="What of that cache this plan may count on.",
+)
+@click.option(
+    "--allowWeightStreaming",
+    "--allow-weight-streaming",
+    "stream_weights",
+    is_flag=True,
+    help="Let weights stay on the host and be copied when they are needed.",
+)
+@click.option(
+    "--weightStreamingBudget",
+    "--weight-streaming-budget",
+    "weights_budget",
+    type=WeightsType(),
+    help="Open the plan on the GPU with so much of these weights there, and show what it needs.",
+)
 @click.option("--versionCompatible", "version_compatible", is_flag=True)
 @click.option(
     "--hardwareCompatibilityLevel",
@@ -144,6 +136,8 @@ def build_command(
     max_shapes: str,
     pools: str,
     aux_streams: int,
+    input_formats: str,
+    output_formats: str,
     timing_cache: Path | None,
     fp16: bool,
     bf16: bool,
@@ -152,6 +146,10 @@ def build_command(
     no_tf32: bool,
     tactics: str,
     level: int | None,
+    tiling: int | None,
+    l2_limit: int | None,
+    stream_weights: bool,
+    weights_budget: int | str | None,
     version_compatible: bool,
     hardware: str,
     refit: bool,
@@ -170,9 +168,11 @@ def build_command(
             f"--timingCacheFile {timing_cache}: no such folder {timing_cache.parent}"
         )
     options = BuildOptions(
-        profiles=_profile(min_shapes, opt_shapes, max_shapes),
+        profiles=profile(min_shapes, opt_shapes, max_shapes),
         mem_pool_size=parse_pools(pools),
         max_aux_streams=aux_streams,
+        input_io_formats=parse_formats(input_formats),
+        output_io_formats=parse_formats(output_formats),
         timing_cache_file=timing_cache,
         fp16=fp16,
         bf16=bf16,
@@ -181,6 +181,10 @@ def build_command(
         no_tf32=no_tf32,
         tactic_sources=tuple(filter(None, tactics.split(","))),
         builder_optimization_level=level,
+        tiling_optimization_level=tiling,
+        l2_limit_for_tiling=l2_limit,
+        allow_weight_streaming=stream_weights,
+        weight_streaming_budget=weights_budget,
         version_compatible=version_compatible,
         hardware_compatibility_level=hardware,
         refit=refit,
@@ -192,7 +196,7 @@ def build_command(
     written = [path.resolve() for path in (out, json_file, layer_info) if path is not None]
     if len(set(written)) < len(written):
         raise click.UsageError("-o, --json and --exportLayerInfo name the same file")
-    if layer_info is not None:
+    if layer_info is not None or weights_budget is not None:
         # Before the build, which may take long.
         Cuda.load()
     free = set(free_inputs(loaded.model))
@@ -206,11 +210,20 @@ def build_command(
     result = build(model, options, module)
     write_bytes(out, result.plan)
     command = trtexec_command(options, model, out)
+    streaming = None
     if layer_info is not None:
         command += f" --exportLayerInfo={shlex.quote(str(layer_info))}"
-        with open_engine(result.plan, module) as opened:
-            text = json.dumps(inspect(module, opened.engine), indent=2)
-        write_text(layer_info, text + "\n")
+    if layer_info is not None or weights_budget is not None:
+        with open_engine(
+            result.plan,
+            module,
+            host_code=version_compatible,
+            weight_streaming_budget=weights_budget,
+        ) as opened:
+            streaming = opened.streaming
+            layers = inspect(module, opened.engine)
+        if layer_info is not None:
+            write_text(layer_info, json.dumps(layers, indent=2) + "\n")
     if json_file is not None:
         data = {
             "model": str(model),
@@ -218,6 +231,7 @@ def build_command(
             "trtexec": command,
             "date": now(),
             **result.as_json(),
+            "weight_streaming": None if streaming is None else asdict(streaming),
         }
         write_text(json_file, json.dumps({"results": [data]}, indent=2) + "\n")
     console = stdout_console()
@@ -228,8 +242,20 @@ def build_command(
         f"{mebibytes(result.planned_scratch_bytes)} MiB, weights "
         f"{mebibytes(result.weights_bytes)} MiB",
     )
+    if streaming is not None:
+        console.print(_streaming_line(streaming))
     for note in result.notes:
         console.print(styled(("note:", "yellow"), " ", in_flags(note)))
     console.print(f"Written: {out}")
     console.print("The same with trtexec:")
     console.print(f"  {command}")
+
+
+def _streaming_line(streaming: WeightStreaming) -> str:
+    if not streaming.streamable_bytes:
+        return "streamed weights: none, the plan has no weights that can be streamed"
+    return (
+        f"streamed weights: {mebibytes(streaming.budget_bytes)} of "
+        f"{mebibytes(streaming.streamable_bytes)} MiB stay on the device, their copies need "
+        f"{mebibytes(streaming.scratch_bytes)} MiB"
+    )

@@ -30,7 +30,8 @@ from patchconv_deploy.engines.gpu.cuda import Cuda, cuda_device
 from patchconv_deploy.engines.trt import build as tensorrt_build
 from patchconv_deploy.engines.trt.allocator import Ledger
 from patchconv_deploy.engines.trt.build import BuildResult, build, collect, load_module
-from patchconv_deploy.engines.trt.options import BuildOptions, trtexec_command
+from patchconv_deploy.engines.trt.options import BuildOptions
+from patchconv_deploy.engines.trt.trtexec import trtexec_command
 from tests.support.small_models import cut, model, node, noise, value
 
 SHAPES = {"x": ((1, 2, 8, 8), (1, 2, 64, 40), (2, 2, 128, 80))}
@@ -43,6 +44,18 @@ SHAPES = {"x": ((1, 2, 8, 8), (1, 2, 64, 40), (2, 2, 128, 80))}
         ({"mem_pool_size": {"workspace": -1}}, "--memPoolSize workspace:-1"),
         ({"max_aux_streams": -1}, "--maxAuxStreams -1"),
         ({"input_io_formats": ("hwc8",)}, "--inputIOFormats hwc8: is not of the form fp16:hwc8"),
+        ({"tiling_optimization_level": 4}, "--tilingOptimizationLevel 4: must be 0 to 3"),
+        ({"l2_limit_for_tiling": -1}, "--l2LimitForTiling -1: is 0 bytes or more"),
+        ({"weight_streaming_budget": 5}, "built with --allowWeightStreaming streams"),
+        (
+            {"allow_weight_streaming": True, "weight_streaming_budget": "101%"},
+            "--weightStreamingBudget 101%: must be a size, a share of the weights such as 40%",
+        ),
+        (
+            {"allow_weight_streaming": True, "weight_streaming_budget": -1},
+            "--weightStreamingBudget -1: must be a size",
+        ),
+        ({"input_io_formats": ("fp16:chw+nchw",)}, "--inputIOFormats nchw: must be one of chw"),
         ({"input_io_formats": ("half:hwc8",)}, "--inputIOFormats half: must be one of fp32, fp16"),
         ({"output_io_formats": ("fp16:nhwc",)}, "--outputIOFormats nhwc: must be one of chw, hwc"),
         ({"builder_optimization_level": 6}, "--builderOptimizationLevel 6: must be 0 to 5"),
@@ -87,6 +100,9 @@ def test_command_spells_every_option() -> None:
         no_tf32=True,
         tactic_sources=("-CUDNN", "+JIT_CONVOLUTIONS"),
         builder_optimization_level=5,
+        tiling_optimization_level=2,
+        l2_limit_for_tiling=4 << 20,
+        allow_weight_streaming=True,
         version_compatible=True,
         hardware_compatibility_level="ampere+",
         refit=True,
@@ -114,11 +130,26 @@ def test_command_spells_every_option() -> None:
         "--refit",
         "--tacticSources=-CUDNN,+JIT_CONVOLUTIONS",
         "--builderOptimizationLevel=5",
+        "--tilingOptimizationLevel=2",
+        "--l2LimitForTiling=4194304",
+        "--allowWeightStreaming",
         "--hardwareCompatibilityLevel=ampere+",
         "--profilingVerbosity=none",
     ]
     typed = trtexec_command(BuildOptions(strongly_typed=True), Path("a"), Path("b"))
     assert "--stronglyTyped" in typed.split()
+
+
+@pytest.mark.parametrize(
+    ("budget", "said"), [(512 << 20, "512M"), (0, "0M"), ("40%", "40%"), ("auto", "-1")]
+)
+def test_command_spells_a_budget_of_weights(budget: int | str, said: str) -> None:
+    """It is used where a plan runs: trtexec is not told to stop before that."""
+    options = BuildOptions(allow_weight_streaming=True, weight_streaming_budget=budget)
+    words = shlex.split(trtexec_command(options, Path("a"), Path("b")))
+    assert f"--weightStreamingBudget={said}" in words
+    assert "--allowWeightStreaming" in words
+    assert "--skipInference" not in words
 
 
 def test_options_as_json() -> None:
@@ -130,6 +161,10 @@ def test_options_as_json() -> None:
         tactic_sources=("+CUDNN",),
         input_io_formats=("fp16:hwc8",),
         output_io_formats=("fp16:chw",),
+        tiling_optimization_level=1,
+        l2_limit_for_tiling=9,
+        allow_weight_streaming=True,
+        weight_streaming_budget="40%",
         bf16=True,
     )
     assert BuildOptions.from_json(json.loads(json.dumps(options.as_json()))) == options
@@ -185,6 +220,7 @@ def stand_in(
     plan: bytes | None = b"plan",
     errors: Sequence[Any] = (),
     cache_fits: bool = True,
+    l2_cache: int = 40 << 20,
 ) -> tuple[Any, Recorder]:
     """Make a TensorRT of a version.
 
@@ -197,6 +233,7 @@ def stand_in(
         plan: What the build gives.
         errors: The parser's.
         cache_fits: Whether a timing cache that is not empty is accepted.
+        l2_cache: Limit above which one for tiling does not take.
     """
     recorder, old = Recorder(), version.startswith("10")
     record = recorder.calls.append
@@ -211,6 +248,9 @@ def stand_in(
     class Config:
         def __setattr__(self, name: str, given: Any) -> None:
             record((f"config.{name}", given))
+            if name == "l2_limit_for_tiling" and given > l2_cache:
+                given = 0
+            object.__setattr__(self, name, given)
 
         def set_flag(self, flag: Any) -> None:
             record(("config.set_flag", flag.name))
@@ -304,7 +344,7 @@ def stand_in(
         OnnxParser=OnnxParser,
         NetworkDefinitionCreationFlag=enumeration("EXPLICIT_BATCH STRONGLY_TYPED"),
         BuilderFlag=enumeration(
-            ("FP16 BF16 INT8 " if old else "") + "REFIT VERSION_COMPATIBLE TF32"
+            ("FP16 BF16 INT8 " if old else "") + "REFIT VERSION_COMPATIBLE TF32 WEIGHT_STREAMING"
         ),
         MemoryPoolType=enumeration(
             "WORKSPACE DLA_MANAGED_SRAM DLA_LOCAL_DRAM DLA_GLOBAL_DRAM TACTIC_SHARED_MEMORY"
@@ -315,6 +355,8 @@ def stand_in(
         TensorFormat=enumeration("LINEAR CHW2 HWC8 CHW4 CHW16 CHW32 DHWC8 CDHW32 HWC"),
         LayerType=enumeration("CONVOLUTION DECONVOLUTION ACTIVATION"),
     )
+    if not version.startswith("10.0"):
+        module.TilingOptimizationLevel = enumeration("NONE FAST MODERATE FULL")
     return module, recorder
 
 
@@ -411,6 +453,8 @@ def test_layouts_of_inputs_and_outputs(version: str, gpu: str, file: Path) -> No
     build(file, wanted, module)
     # Bits of the module's own numbers.
     assert [each.allowed_formats for each in (*inputs, *outputs)] == [1 << 2, 1 << 2, 1 << 8, 1]
+    build(file, BuildOptions(input_io_formats=("fp16:chw+hwc8+chw",)), module)
+    assert [each.allowed_formats for each in inputs] == [1 | 1 << 2] * 2
 
 
 @pytest.mark.parametrize(
@@ -465,6 +509,51 @@ def test_precision_of_11(flag: str, gpu: str, file: Path) -> None:
     assert not recorder.calls
     build(file, BuildOptions(strongly_typed=True), module)
     assert recorder.named("create_network") == [(0,)]
+
+
+@BOTH
+def test_tiling_in_the_cache(version: str, gpu: str, file: Path) -> None:
+    """The level's number becomes the module's own; a limit that does not take is refused."""
+    module, recorder = stand_in(version)
+    build(file, BuildOptions(tiling_optimization_level=2, l2_limit_for_tiling=3 << 20), module)
+    (level,) = recorder.named("config.tiling_optimization_level")
+    assert level == (module.TilingOptimizationLevel.MODERATE,)
+    assert recorder.named("config.l2_limit_for_tiling") == [(3 << 20,)]
+    module, recorder = stand_in(version, l2_cache=1 << 20)
+    with pytest.raises(OptionError, match=r"--l2LimitForTiling 3145728: refused by .* keeps 0"):
+        build(file, BuildOptions(l2_limit_for_tiling=3 << 20), module)
+    assert not recorder.named("build")
+
+
+@pytest.mark.parametrize(
+    ("options", "flag"),
+    [
+        ({"tiling_optimization_level": 0}, "--tilingOptimizationLevel"),
+        ({"l2_limit_for_tiling": 1 << 20}, "--l2LimitForTiling"),
+    ],
+)
+def test_tiling_came_with_10_8(options: dict[str, Any], flag: str, gpu: str, file: Path) -> None:
+    """An earlier TensorRT has no such attribute: refused before anything is made."""
+    module, recorder = stand_in("10.0.1")
+    with pytest.raises(OptionError, match=f"{flag}: TensorRT 10.0.1 has none; TensorRT 10.8"):
+        build(file, BuildOptions(**options), module)
+    assert not recorder.calls
+
+
+def test_weight_streaming(gpu: str, file: Path) -> None:
+    """TensorRT 10 streams weights of strongly typed networks; later ones know no others."""
+    module, recorder = stand_in("10.16")
+    with pytest.raises(OptionError, match="strongly typed networks alone; add --stronglyTyped"):
+        build(file, BuildOptions(allow_weight_streaming=True), module)
+    assert not recorder.calls
+    build(file, BuildOptions(allow_weight_streaming=True, strongly_typed=True), module)
+    assert recorder.named("config.set_flag") == [("WEIGHT_STREAMING",)]
+    module, recorder = stand_in("11.1")
+    build(file, BuildOptions(allow_weight_streaming=True), module)
+    assert recorder.named("config.set_flag") == [("WEIGHT_STREAMING",)]
+    del module.BuilderFlag.WEIGHT_STREAMING
+    with pytest.raises(OptionError, match=r"--allowWeightStreaming: TensorRT 11\.1 streams no"):
+        build(file, BuildOptions(allow_weight_streaming=True), module)
 
 
 def test_tactic_sources(gpu: str, file: Path) -> None:
@@ -917,6 +1006,10 @@ def test_rtx_takes_the_other_options(rtx: Any, tmp_path: Path) -> None:
         no_tf32=True,
         tactic_sources=("-JIT_CONVOLUTIONS",),
         builder_optimization_level=5,
+        tiling_optimization_level=1,
+        l2_limit_for_tiling=1 << 20,
+        allow_weight_streaming=True,
+        input_io_formats=("fp32:chw+hwc",),
         profiling_verbosity="none",
         compute_capability="SM89",
     )
@@ -925,6 +1018,16 @@ def test_rtx_takes_the_other_options(rtx: Any, tmp_path: Path) -> None:
     (note,) = result.notes
     assert "no timing cache" in note
     assert not (tmp_path / "cache").exists()
+
+
+def test_rtx_reads_back_what_is_set_for_tiling(rtx: Any) -> None:
+    """A limit that does not take is said in its log alone; it can be read back."""
+    with collect(rtx) as (made_logger, _):
+        config = rtx.Builder(made_logger).create_builder_config()
+        tensorrt_build.set_tiling(rtx, config, BuildOptions(tiling_optimization_level=3))
+        assert config.tiling_optimization_level == rtx.TilingOptimizationLevel.FULL
+        config.l2_limit_for_tiling = -5
+        assert config.l2_limit_for_tiling == 0
 
 
 def test_rtx_files_that_are_no_models(rtx: Any, tmp_path: Path) -> None:

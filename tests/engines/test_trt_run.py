@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
@@ -37,8 +38,15 @@ from patchconv_deploy.engines.trt.allocator import Allocator, Ledger, aligned, r
 from patchconv_deploy.engines.trt.build import BuildResult, build, load_module
 from patchconv_deploy.engines.trt.measure import _MEASURED
 from patchconv_deploy.engines.trt.options import BuildOptions
-from patchconv_deploy.engines.trt.run import engine_memory, inspect, open_context, open_engine
+from patchconv_deploy.engines.trt.run import (
+    WeightStreaming,
+    engine_memory,
+    inspect,
+    open_context,
+    open_engine,
+)
 from patchconv_deploy.verify.inputs import save_inputs
+from tests.support.pages import blocks_of, commands_of
 from tests.support.small_models import chain, cut, noise, run
 
 __all__ = ["FakeCuda"]
@@ -281,6 +289,7 @@ def fake_module(calls: list[Any], *, v2: bool = True, resizes: bool = True) -> A
 
     class Runtime:
         gpu_allocator: Any = None
+        engine: Any = None
 
         def __init__(self, made_logger: Any) -> None:
             self.logger = made_logger
@@ -290,8 +299,9 @@ def fake_module(calls: list[Any], *, v2: bool = True, resizes: bool = True) -> A
                 self.logger.log("Severity.ERROR", "too short")
                 return None
             self.gpu_allocator.allocate(500, 256, 0)
-            return engine
+            return self.engine
 
+    Runtime.engine = engine
     return SimpleNamespace(
         __name__="tensorrt",
         __version__="11.1" if v2 else "10.0",
@@ -437,7 +447,9 @@ def test_the_measuring_process_reports_all_of_it(
 ) -> None:
     """Phases, peaks with and without weights, the engine's own figures, its layers; then time."""
     calls: list[Any] = []
-    monkeypatch.setattr(tensorrt_child, "load_module", lambda engine: fake_module(calls))
+    module = fake_module(calls)
+    _streams(module)
+    monkeypatch.setattr(tensorrt_child, "load_module", lambda engine: module)
     used = [100]
     memory = DeviceMemory(lambda: used[0], state=lambda: {"power_w": 250.0})
     monkeypatch.setattr(cuda, "initialise", lambda: used.append(used.pop() + 40))
@@ -452,6 +464,7 @@ def test_the_measuring_process_reports_all_of_it(
                 "plan": str(tmp_path / "plan"),
                 "inputs": str(tmp_path / "inputs.npz"),
                 "host_code": False,
+                "weight_streaming_budget": "25%",
                 "sampled": str(tmp_path / "windows.npz"),
                 "windows": [[[2, 3], [0, 2]]],
             }
@@ -472,6 +485,7 @@ def test_the_measuring_process_reports_all_of_it(
         "io_bytes": 3 * 2 * 4 + 3 * 3 * 4,
         "process_bytes": found["process_bytes"],
         "layer_information": {"Layers": ["json"]},
+        "weight_streaming": {"streamable_bytes": 1000, "budget_bytes": 250, "scratch_bytes": 64},
     }
     # The CUDA context is the device's alone; a moment's memory is in the runs', not in the context.
     assert [(name, p["peak_bytes"], p["held_bytes"]) for name, p in phases.items()] == [
@@ -615,25 +629,148 @@ def test_code_in_a_plan_runs_where_it_was_built_alone(cuda: FakeCuda) -> None:
     assert seen == [True, False]
 
 
+_RESULT = BuildResult(
+    plan=b"plan", seconds=1.0, engine="tensorrt", version="11.1", device="stand-in",
+    planned_activation_bytes=1, planned_scratch_bytes=1, weights_bytes=1, layers=(),
+    skipped_tactics=(), notes=(), messages=(), options=BuildOptions(),
+)  # fmt: skip
+
+
+def _streams(module: Any, *, streamable: int = 1000) -> Any:
+    """Let a stand-in's plans stream weights, and choose 300 bytes by itself; return its engine."""
+    engine = module.Runtime.engine
+    engine.streamable_weights_size = streamable
+    engine.weight_streaming_budget_v2 = streamable
+    engine.weight_streaming_scratch_memory_size = 64
+    engine.get_weight_streaming_automatic_budget = lambda: 300
+    return engine
+
+
+@pytest.mark.parametrize(
+    ("budget", "kept"),
+    [(400, 400), (0, 0), (5000, 1000), ("25%", 250), ("100%", 1000), ("auto", 300)],
+)
+def test_weights_stay_on_the_host_but_for_a_budget(
+    budget: int | str, kept: int, cuda: FakeCuda
+) -> None:
+    """Bytes, a share of what can be streamed, or TensorRT's choice; more than all is all."""
+    module = fake_module([])
+    engine = _streams(module)
+    with open_engine(b"plan", module, weight_streaming_budget=budget) as opened:
+        assert engine.weight_streaming_budget_v2 == kept
+        assert opened.streaming == WeightStreaming(1000, kept, 64)
+    engine.weight_streaming_budget_v2 = 77
+    with open_engine(b"plan", module) as opened:
+        assert opened.streaming is None
+    assert engine.weight_streaming_budget_v2 == 77
+
+
+def test_budgets_of_weights_that_do_not_take(cuda: FakeCuda) -> None:
+    """TensorRT 10.0 has another call; what it refuses is read back; no weights, no budget."""
+    module = fake_module([], v2=False)
+    with (
+        pytest.raises(OptionError, match=r"TensorRT 10\.0 takes none; TensorRT 10\.1 and later do"),
+        open_engine(b"plan", module, weight_streaming_budget=5),
+    ):
+        pass
+    module = fake_module([])
+
+    class Stubborn:
+        streamable_weights_size = 1000
+        weight_streaming_budget_v2 = property(lambda self: 9, lambda self, value: None)
+
+    module.Runtime.engine = Stubborn()
+    with (
+        pytest.raises(OptionError, match="refuses 5 of 1000 streamable bytes and keeps 9"),
+        open_engine(b"plan", module, weight_streaming_budget=5),
+    ):
+        pass
+    module = fake_module([])
+    _streams(module, streamable=0)
+    with open_engine(b"plan", module, weight_streaming_budget=5) as opened:
+        assert opened.streaming == WeightStreaming(0, 0, 0)
+
+
+def test_the_command_shows_what_is_streamed(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``build --weightStreamingBudget`` opens the plan, and says how much stays on the device."""
+    model, plan, figures = (tmp_path / name for name in ("model.onnx", "model.plan", "f.json"))
+    onnx.save(chain(1, (1, 2, 16, 8)), model)
+    asked: list[BuildOptions] = []
+    module = fake_module([])
+    _streams(module, streamable=8 << 20)
+
+    def made(_: Path, options: BuildOptions, __: Any) -> BuildResult:
+        asked.append(options)
+        return replace(_RESULT, options=options)
+
+    monkeypatch.setattr(cli_build, "load_module", lambda engine: module)
+    monkeypatch.setattr(cli_build, "build", made)
+    command = [str(model), "-o", str(plan), "--json", str(figures), "--allow-weight-streaming"]
+    command += ["--weight-streaming-budget", "2MiB", "--tiling-optimization-level", "1"]
+    command += ["--l2-limit-for-tiling", "3MiB", "--input-formats", "fp32:chw"]
+    done = CliRunner().invoke(cli_build.build_command, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert "streamed weights: 2.0 of 8.0 MiB stay on the device" in done.output
+    assert "--allowWeightStreaming --weightStreamingBudget=2M" in " ".join(done.output.split())
+    (options,) = asked
+    assert options.tiling_optimization_level == 1
+    assert options.l2_limit_for_tiling == 3 << 20
+    assert options.input_io_formats == ("fp32:chw",)
+    (data,) = json.loads(figures.read_text())["results"]
+    assert data["weight_streaming"]["budget_bytes"] == 2 << 20
+    assert data["options"]["weight_streaming_budget"] == 2 << 20
+
+
+def test_the_documentation_s_trtexec_lines_are_those_that_are_printed(
+    cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each `patchconv build` of the page stands over the `trtexec` line that it prints."""
+    onnx.save(chain(1, (1, 2, 16, 8)), tmp_path / "model.patched.onnx")
+    monkeypatch.chdir(tmp_path)
+    module = fake_module([])
+    _streams(module)
+    monkeypatch.setattr(cli_build, "load_module", lambda engine: module)
+    monkeypatch.setattr(cli_build, "build", lambda *_: _RESULT)
+    pairs = 0
+    for block in blocks_of("docs/tensorrt.md"):
+        words = [shlex.split(line) for line in commands_of(block)]
+        if [each[0] for each in words] != ["patchconv", "trtexec"]:
+            continue
+        (_, _, *arguments), told = words
+        arguments.append("--force")
+        done = CliRunner().invoke(cli_build.build_command, arguments, catch_exceptions=False)
+        printed = shlex.split(done.output.partition("trtexec:\n")[2].replace("\n", " "))
+        assert sorted(printed) == sorted(told)
+        pairs += 1
+    assert pairs == 2
+
+
 def test_layers_are_exported_by_the_command(
     cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``build --exportLayerInfo``, as trtexec names it: the inspector's JSON, in a file."""
     model, plan, layers = (tmp_path / name for name in ("model.onnx", "model.plan", "layers.json"))
     onnx.save(chain(1, (1, 2, 16, 8)), model)
-    made = BuildResult(
-        plan=b"plan", seconds=1.0, engine="tensorrt", version="11.1", device="stand-in",
-        planned_activation_bytes=1, planned_scratch_bytes=1, weights_bytes=1, layers=(),
-        skipped_tactics=(), notes=(), messages=(), options=BuildOptions(),
-    )  # fmt: skip
-    monkeypatch.setattr(cli_build, "load_module", lambda engine: fake_module([]))
-    monkeypatch.setattr(cli_build, "build", lambda *_: made)
-    command = [str(model), "-o", str(plan), "--exportLayerInfo", str(layers)]
+    module, runtimes = fake_module([]), []
+
+    class Runtime(module.Runtime):  # type: ignore[misc, name-defined]
+        def deserialize_cuda_engine(self, plan: bytes) -> Any:
+            runtimes.append(self)
+            return super().deserialize_cuda_engine(plan)
+
+    module.Runtime = Runtime
+    monkeypatch.setattr(cli_build, "load_module", lambda engine: module)
+    monkeypatch.setattr(cli_build, "build", lambda *_: _RESULT)
+    command = [str(model), "-o", str(plan), "--exportLayerInfo", str(layers), "--versionCompatible"]
     done = CliRunner().invoke(cli_build.build_command, command, catch_exceptions=False)
     assert done.exit_code == 0
     assert json.loads(layers.read_text()) == {"Layers": ["json"]}
     assert f"--exportLayerInfo={layers}" in done.output
     assert plan.read_bytes() == b"plan"
+    # Such a plan carries code, which was built a moment ago.
+    assert [each.engine_host_code_allowed for each in runtimes] == [True]
 
 
 def test_refusals(cuda: FakeCuda) -> None:
