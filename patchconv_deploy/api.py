@@ -108,6 +108,7 @@ def make_options(
     patch_rows: int | None,
     target: str,
     max_tensor_elements: int | None,
+    max_buffer: int | str | None,
     plan: Mapping[str, Any] | None,
     axis: str | int,
     include: Sequence[str],
@@ -149,6 +150,7 @@ def make_options(
         memory_budget=_bytes("memory_budget", memory_budget),
         max_recompute=max_recompute,
         max_tensor_elements=max_tensor_elements,
+        max_buffer=_bytes("max_buffer", max_buffer),
         target=target,
         plan=None if plan is None else read_plan(json.dumps(plan)),
         fold=fold,
@@ -217,6 +219,7 @@ def rewrite(
     patch_rows: int | None = None,
     target: str = "onnxruntime",
     max_tensor_elements: int | None = None,
+    max_buffer: int | str | None = None,
     plan: Mapping[str, Any] | None = None,
     axis: str | int = "height",
     include: Sequence[str] = (),
@@ -253,7 +256,7 @@ def rewrite(
             predicted time that keeps it is taken; `BudgetError` if none does. Without one the need
             is made as low as ``splits`` and ``max_recompute`` allow.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
-            without a budget, ``max_tensor_elements`` or ``patch_rows``, else any.
+            without a budget, ``max_tensor_elements``, ``max_buffer`` or ``patch_rows``, else any.
         form: How to cut: "fused" (whole regions of layers, one patch after the other), "shrinking"
             (the same with less recompute, layers of a patch of many heights), "loop" (an ONNX
             Loop), "rounds" (where the height is free, a Loop of as many patches of a fixed height
@@ -266,12 +269,15 @@ def rewrite(
             has of its own, 1 or more, in the form "rounds"; of whole steps of the region, as many
             or a few less. `OptionError` where they are fewer than a step, the height is fixed, the
             form is another one, or beside ``splits``, ``memory_budget``,
-            ``max_tensor_elements`` or ``plan``.
+            ``max_tensor_elements``, ``max_buffer`` or ``plan``.
         target: The engine that memory is predicted for: "onnxruntime" (at the session options that
             the report recommends), "onnxruntime-default" (at its own defaults), "triton" (at the
             options that a Triton server can be told) or "tensorrt". `OptionError` for any other.
         max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
             for "tensorrt", else any.
+        max_buffer: Most bytes of a tensor, inputs, outputs and weights among them, a number or text
+            such as "128MiB" (`UsageError` if it is no size): what WebGPU and Vulkan bind as one
+            buffer. `BudgetError` where it cannot be kept, with what can.
         plan: A plan as `RewriteResult.outcome.plan` has it, to do just that. `OptionError` if it is
             no plan, or not one of this model.
         axis: The axis to cut: "height", "width", "depth", a dimension of the tensor, 2 or above, or
@@ -350,6 +356,7 @@ def rewrite(
         patch_rows=patch_rows,
         target=target,
         max_tensor_elements=max_tensor_elements,
+        max_buffer=max_buffer,
         plan=plan,
         axis=axis,
         include=include,
@@ -429,6 +436,7 @@ def pareto(
     max_recompute: float | None = None,
     target: str = "onnxruntime",
     max_tensor_elements: int | None = None,
+    max_buffer: int | str | None = None,
     axis: str | int = "height",
     include: Sequence[str] = (),
     exclude: Sequence[str] = (),
@@ -446,6 +454,9 @@ def pareto(
             "triton" or "tensorrt", as for `rewrite`. `OptionError` for any other.
         max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
             for "tensorrt", else any.
+        max_buffer: Most bytes of a tensor, inputs, outputs and weights among them, a number or text
+            such as "128MiB" (`UsageError` if it is no size): what WebGPU and Vulkan bind as one
+            buffer. `BudgetError` where it cannot be kept, with what can.
         axis: The axis to cut: "height", "width", "depth", or a dimension of the tensor, 2 or above.
             `OptionError` for any other: a curve is along one axis, so "auto" is none.
         include: Name patterns (fnmatch) of convolutions; of these only matches are cut.
@@ -478,6 +489,7 @@ def pareto(
         patch_rows=None,
         target=target,
         max_tensor_elements=max_tensor_elements,
+        max_buffer=max_buffer,
         plan=None,
         axis=axis,
         include=include,
@@ -565,6 +577,7 @@ def convert_model(
     patch_rows: int | None = None,
     target: str = "onnxruntime",
     max_tensor_elements: int | None = None,
+    max_buffer: int | str | None = None,
     plan: Mapping[str, Any] | None = None,
     axis: str | int = "height",
     include: Sequence[str] = (),
@@ -594,7 +607,7 @@ def convert_model(
             as "512MiB" or "2GB" (`UsageError` if it is no size), as predicted for ``target``.
             `BudgetError` if no plan keeps it.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
-            without a budget, ``max_tensor_elements`` or ``patch_rows``, else any.
+            without a budget, ``max_tensor_elements``, ``max_buffer`` or ``patch_rows``, else any.
         form: How to cut: "fused", "shrinking", "loop", "rounds", "batch", "sequential" or "auto",
             as for `rewrite`. `OptionError` for any other, and for single convolutions beside a
             budget or ``max_recompute``.
@@ -602,11 +615,14 @@ def convert_model(
             has of its own, 1 or more, in the form "rounds"; of whole steps of the region, as many
             or a few less. `OptionError` where they are fewer than a step, the height is fixed, the
             form is another one, or beside ``splits``, ``memory_budget``,
-            ``max_tensor_elements`` or ``plan``.
+            ``max_tensor_elements``, ``max_buffer`` or ``plan``.
         target: The engine that memory is predicted for: "onnxruntime", "onnxruntime-default",
             "triton" or "tensorrt", as for `rewrite`. `OptionError` for any other.
         max_tensor_elements: Most elements of a tensor, 1 or more (`OptionError`). None: 2^31 - 1
             for "tensorrt", else any.
+        max_buffer: Most bytes of a tensor, inputs, outputs and weights among them, a number or text
+            such as "128MiB" (`UsageError` if it is no size): what WebGPU and Vulkan bind as one
+            buffer. `BudgetError` where it cannot be kept, with what can.
         plan: A plan as `RewriteResult.outcome.plan` has it, to do just that. `OptionError` if it is
             no plan, or not one of this model.
         axis: The axis to cut: "height", "width", "depth", a dimension of the tensor, 2 or above, or
@@ -651,6 +667,7 @@ def convert_model(
             patch_rows=patch_rows,
             target=target,
             max_tensor_elements=max_tensor_elements,
+            max_buffer=max_buffer,
             plan=plan,
             axis=axis,
             include=include,
@@ -672,6 +689,7 @@ def convert_model(
         patch_rows=patch_rows,
         target=target,
         max_tensor_elements=max_tensor_elements,
+        max_buffer=max_buffer,
         plan=plan,
         axis=axis,
         include=include,

@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import click
 
-from patchconv_deploy.cli.types import AxisType, BudgetType, RangesType
+from patchconv_deploy.cli.types import AxisType, BudgetType, RangesType, SizeType
 from patchconv_deploy.measure.run import ENGINES
 from patchconv_deploy.rewriters.emission.forms import FORMS
 from patchconv_deploy.rewriters.memory.targets import TARGETS
@@ -191,6 +191,18 @@ _DECLARED = (
         reported="max_tensor_elements",
         kind=int,
         metavar="N",
+    ),
+    Declared(
+        name="max_buffer",
+        flags=("--max-buffer",),
+        value="SIZE",
+        help="Most bytes of a tensor: what WebGPU or Vulkan binds as one buffer.",
+        meaning="no tensor of more bytes than this, inputs, outputs and weights among them: "
+        "`128MiB`, what WebGPU and Vulkan bind as one buffer "
+        "([more](choosing.md#tensors-that-are-too-large))",
+        python=_ALL,
+        reported="max_buffer_bytes",
+        kind=SizeType(),
     ),
     Declared(
         name="plan",

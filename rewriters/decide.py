@@ -190,7 +190,7 @@ def _useless(options: Options, before: Peak, reasons: Sequence[Reason], *, cut: 
     if before.unknown:
         words = "the peak is unknown, as sizes elsewhere are"
         return Refusal("", words, "size-unknown")
-    if options.memory_budget is not None:
+    if options.memory_budget is not None or options.max_buffer is not None:
         return Refusal("", "the model keeps the budget as it is", "no-gain")
     words = "cutting it lowers no peak"
     if reasons:

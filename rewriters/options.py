@@ -10,7 +10,7 @@ from typing import Any
 from patchconv_deploy.rewriters.emission.forms import FORMS, SINGLE_FORMS
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.memory.targets import ENGINES, TARGETS
-from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.planning.stages import LargestTensor, Limits
 from patchconv_deploy.rewriters.regions.row_locality import AXES
 from patchconv_deploy.rewriters.regions.selection import Selection
 
@@ -51,6 +51,7 @@ class Options:
         memory_budget: Most bytes of activations (`memory.Peak.need`), None for as few as can be.
         max_recompute: Most work after over before; None: 1.5 without a budget, else any.
         max_tensor_elements: Most elements of a tensor, None for any number.
+        max_buffer: Most bytes of a tensor, None for any number.
         target: The engine whose memory is predicted: "onnxruntime" (at the session options that are
             recommended for the model), "onnxruntime-default" (at its own), "triton" (at those that
             a Triton server can be told: the memory pattern is off, reuse is on), or "tensorrt".
@@ -71,6 +72,7 @@ class Options:
     memory_budget: int | None = None
     max_recompute: float | None = None
     max_tensor_elements: int | None = None
+    max_buffer: int | None = None
     target: str = "onnxruntime"
     patch_rows: int | None = None
     plan: Mapping[str, Any] | None = None
@@ -89,7 +91,7 @@ class Options:
     @property
     def limits(self) -> Limits:
         """What a plan of regions has to keep."""
-        free = self.memory_budget is None and self.max_tensor_elements is None
+        free = self._free
         recompute = self.max_recompute
         if recompute is None:
             recompute = _RECOMPUTE if free else inf
@@ -97,9 +99,15 @@ class Options:
             budget=inf if self.memory_budget is None else self.memory_budget,
             recompute=recompute,
             splits=self.patches if free or self.splits is not None else MOST_SPLITS,
-            elements=self._elements,
+            tensor=LargestTensor(self._elements, self.max_buffer),
             more=free and self.splits is None,
         )
+
+    @property
+    def _free(self) -> bool:
+        """Whether there is no limit to keep: the peak is made as low as can be."""
+        limits = self.memory_budget, self.max_tensor_elements, self.max_buffer
+        return all(limit is None for limit in limits)
 
     @property
     def _elements(self) -> int | None:
@@ -116,9 +124,8 @@ class Options:
         if self.patch_rows is not None:
             return True
         named = self.selection.include or self.selection.min_elements is not None
-        free = self.memory_budget is None and self.max_tensor_elements is None
         if self.form == "auto":
-            return not (named and free)
+            return not (named and self._free)
         return self.form not in SINGLE_FORMS
 
     def __post_init__(self) -> None:
@@ -146,6 +153,8 @@ class Options:
             )
         if self.max_tensor_elements is not None and self.max_tensor_elements < 1:
             raise OptionError(f"max_tensor_elements={self.max_tensor_elements}: must be 1 or more")
+        if self.max_buffer is not None and self.max_buffer < 1:
+            raise OptionError(f"max_buffer={self.max_buffer}: must be 1 byte or more")
         if self.target not in TARGETS:
             raise OptionError(f"target={self.target!r}: must be {' or '.join(TARGETS)}")
         compiled = ENGINES[TARGETS[self.target].engine].lowering.compiler
@@ -153,7 +162,9 @@ class Options:
             raise OptionError(
                 f"form={self.form!r}: TensorRT takes no sequences of tensors; use form='auto'"
             )
-        if self.form in SINGLE_FORMS and (self.memory_budget or self.max_recompute):
+        if self.form in SINGLE_FORMS and (
+            self.memory_budget or self.max_recompute or self.max_buffer
+        ):
             raise OptionError(
                 f"form={self.form!r} cuts convolutions one by one, which meets no budget; "
                 "use form='auto'"
@@ -178,6 +189,7 @@ class Options:
             "splits": self.splits,
             "memory_budget": self.memory_budget,
             "max_tensor_elements": self.max_tensor_elements,
+            "max_buffer": self.max_buffer,
             "plan": self.plan,
         }
         for name, other in others.items():

@@ -13,6 +13,7 @@ from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.rewriters.planning.peak_holders import Reason
+from patchconv_deploy.rewriters.planning.written_tensors import WrittenTensor
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.selection import ConvSize
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
@@ -102,6 +103,8 @@ class Outcome:
         unfixed: Predicted peak of the model as it was given, at the sizes that were fixed, bytes;
             None where that changes nothing. An engine that knows sizes when it loads a model may
             lay it out otherwise.
+        largest: The largest activation before and after, at assumed sizes; None where its size is
+            unknown.
     """
 
     model: onnx.ModelProto
@@ -125,3 +128,4 @@ class Outcome:
     data_sized: tuple[str, ...] = ()
     folded: Folded = field(default_factory=Folded)
     unfixed: int | None = None
+    largest: tuple[WrittenTensor | None, WrittenTensor | None] = (None, None)

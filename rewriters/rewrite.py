@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import is_
 
-from patchconv_deploy.rewriters.budget import check_budget, fits_as_it_is
+from patchconv_deploy.rewriters.budget import check_budget, check_buffers, fits_as_it_is
 from patchconv_deploy.rewriters.decide import Decision, decide, left_in_bodies
 from patchconv_deploy.rewriters.emission.bodies import move_into_bodies
 from patchconv_deploy.rewriters.emission.constant_slices import cut_constants
@@ -46,6 +46,7 @@ from patchconv_deploy.rewriters.planning.peak_holders import unknown_sizes
 from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY, plan_data
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.written_tensors import largest_of
 from patchconv_deploy.rewriters.prepare import (
     WrittenOut,
     conv_sizes,
@@ -99,7 +100,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     progress("analysing", 0, 1)
     subject, unfixed = _prepare(loaded, options, already=already)
     facts, before = subject.predictor.facts, subject.before[0]
-    fits = fits_as_it_is(facts, options, before, already=already)
+    largest = largest_of(subject.predictor, ())
+    fits = fits_as_it_is(facts, options, before, largest, already=already)
     unchanged = Outcome(
         subject.loaded.model,
         (),
@@ -114,6 +116,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         unknown=unknown_sizes(facts) if before.unknown else None,
         data_sized=facts.data_sized,
         unfixed=unfixed if unfixed != before.bytes else None,
+        largest=(largest, largest),
     )
     if already:
         return replace(unchanged, fits=fits)
@@ -134,6 +137,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         reasons=decided.reasons,
     )
     if not decided.regions:
+        check_buffers(options, largest)
         facts.statistics.undo(subject.loaded.model.graph)
         subject.written_out.undo(subject.loaded.model.graph)
         return replace(unchanged, fits=fits)
@@ -142,6 +146,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         raise OptionError("the regions depend on each other in a circle; cut fewer of them")
     predicted = _predicted(subject, decided, unchanged, progress)
     check_budget(options, None if predicted.after.unknown else predicted.after)
+    check_buffers(options, predicted.largest[1])
     progress("splicing", len(decided.forms), len(decided.forms) + 1)
     return _spliced(subject, decided, order, options, predicted)
 
@@ -193,6 +198,7 @@ def _predicted(
         recompute=decided.recompute,
         time=decided.time,
         defaults=defaults,
+        largest=(unchanged.largest[0], largest_of(predictor, decided.regions, run_rank)),
     )
 
 
@@ -216,6 +222,7 @@ def _spliced(
         decided.order,
         [(e.plan, e.form, r.nodes) for e, r in zip(regions, done, strict=True)],
         options.target,
+        options.max_buffer,
     )
     remaining = {
         n for item in order if isinstance(item, int) for n in model.graph.node[item].output

@@ -70,6 +70,7 @@ logger = logging.getLogger(__name__)
 @option("patch_rows")
 @option("target")
 @option("max_tensor_elements")
+@option("max_buffer")
 @option("plan")
 @option("plan_out")
 @option("axis")
@@ -110,6 +111,7 @@ def rewrite_command(
     patch_rows: int | None,
     target: str,
     max_tensor_elements: int | None,
+    max_buffer: int | None,
     plan: Path | None,
     plan_out: Path | None,
     axis: str | int,
@@ -161,6 +163,7 @@ def rewrite_command(
             patch_rows=patch_rows,
             target=target,
             max_tensor_elements=max_tensor_elements,
+            max_buffer=max_buffer,
             plan=given_plan,
             axis=axis,
             include=include,
@@ -184,6 +187,7 @@ def rewrite_command(
             patch_rows=patch_rows,
             target=target,
             max_tensor_elements=max_tensor_elements,
+            max_buffer=max_buffer,
             plan=given_plan,
             axis=axis,
             include=include,

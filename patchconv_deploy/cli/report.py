@@ -43,6 +43,7 @@ _PLANNING = (
     "patch_rows",
     "target",
     "max_tensor_elements",
+    "max_buffer",
     "plan",
     "axis",
     "min_elements",
@@ -70,6 +71,7 @@ _PLANNING = (
 @option("patch_rows")
 @option("target")
 @option("max_tensor_elements")
+@option("max_buffer")
 @option("plan")
 @option("axis")
 @option("min_elements")

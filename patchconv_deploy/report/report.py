@@ -133,6 +133,10 @@ def make_report(
         "refused": [dataclasses.asdict(refusal) for refusal in outcome.refused],
         "peak_activation_bytes": _peak_json(outcome),
         "process_bytes": _process_json(outcome),
+        "largest_tensor": {
+            when: None if found is None else found._asdict()
+            for when, found in zip(("before", "after"), outcome.largest, strict=True)
+        },
         "recompute": outcome.recompute,
         "folded": {
             "convolutions": outcome.folded.convolutions,
@@ -167,6 +171,7 @@ def _options_json(options: Options) -> dict[str, Any]:
         "memory_budget_bytes": options.memory_budget,
         "max_recompute": options.max_recompute,
         "max_tensor_elements": options.max_tensor_elements,
+        "max_buffer_bytes": options.max_buffer,
         "patch_rows": options.patch_rows,
         "target": options.target,
         "axis": options.axis,

@@ -72,7 +72,9 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         _print_table(outcome, console)
     _print_refusals(outcome, console, all_rows=all_rows)
     _print_peak(report, outcome, console)
-    if not outcome.rewritten:
+    if outcome.rewritten:
+        _print_largest_tensor(report, outcome, console)
+    else:
         _print_uncut(report, outcome, console)
     _print_process(outcome, console)
     fixing = report.data["peak_activation_bytes"]["before_fixing"]
@@ -129,10 +131,30 @@ def _print_peak(report: Report, outcome: Outcome, console: Console) -> None:
 
 def _print_fits(report: Report, outcome: Outcome, console: Console) -> None:
     budget = report.data["options"]["memory_budget_bytes"]
-    if outcome.fits and budget is not None:
+    limit = report.data["options"]["max_buffer_bytes"]
+    largest, _ = outcome.largest
+    if not outcome.fits:
+        return
+    if budget is not None:
         console.print(
             f"It fits as it is ({mebibytes(outcome.before.need)} of {mebibytes(budget)} MiB); cut "
             f"it anyway with {in_flags('splits=N')} in place of the budget.",
+        )
+    elif limit is not None and largest is not None:
+        console.print(
+            f"No activation is larger than {mebibytes(limit)} MiB as it is (the largest, "
+            f"{largest.name}, has {mebibytes(largest.bytes)}); cut it anyway with "
+            f"{in_flags('splits=N')} in place of the limit.",
+        )
+
+
+def _print_largest_tensor(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print the largest tensor before and after, where its size was limited."""
+    limit, (before, after) = report.data["options"]["max_buffer_bytes"], outcome.largest
+    if limit is not None and before is not None and after is not None:
+        console.print(
+            f"Largest activation: {mebibytes(before.bytes)} -> {mebibytes(after.bytes)} MiB of "
+            f"{mebibytes(limit)} ({after.name})",
         )
 
 

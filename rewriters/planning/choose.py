@@ -27,7 +27,7 @@ from patchconv_deploy.rewriters.planning.evaluated_plan import (
 from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
 from patchconv_deploy.rewriters.planning.explore import explore, explore_next
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
-from patchconv_deploy.rewriters.planning.offers import budget_error, to_ask
+from patchconv_deploy.rewriters.planning.offers import budget_error, tensor_error, to_ask
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.progress import Progress
 from patchconv_deploy.rewriters.planning.stages import Limits
@@ -101,14 +101,15 @@ def choose_regions(
     plain = predictor.predict(None, engine)
     found = candidates_of(predictor, axis, kept, engine, progress)
     weighed = WeighedPlans(
-        predictor, found, engine, limits.elements, _forms(predictor.facts, found, form, engine)
+        predictor, found, engine, limits.tensor, _forms(predictor.facts, found, form, engine)
     )
     taken = None
-    fits = plain.need <= limits.budget < inf and not weighed.too_large
+    limited = limits.budget < inf or limits.tensor.bytes is not None
+    fits = limited and plain.need <= limits.budget and not weighed.too_large
     if not fits:
         explore(weighed, limits.splits, progress)
         if limits.budget < inf or weighed.too_large:
-            taken = _within(weighed, limits, plain)
+            taken = _within(weighed, limits, plain, predictor)
         else:
             taken = _least(weighed, limits, plain)
             while taken is None and limits.more and explore_next(weighed, progress):
@@ -119,7 +120,11 @@ def choose_regions(
         regions=() if taken is None else taken.emitted,
         forms={} if taken is None else weighed.in_forms(taken),
         weighed=tuple(
-            replace(plan.figures, fits=_fits(plan, limits, plain), taken=plan is taken)
+            replace(
+                plan.figures,
+                fits=_fits(plan, limits, plain) and _keeps_tensors(weighed, plan, limits),
+                taken=plan is taken,
+            )
             for plan in weighed.by_time()
         ),
         recompute=figures.recompute,
@@ -175,6 +180,15 @@ def _fits(plan: EvaluatedPlan, limits: Limits, plain: Peak) -> bool:
     return held and plan.figures.recompute <= _ROUNDED * limits.recompute
 
 
+def _keeps_tensors(weighed: WeighedPlans, plan: EvaluatedPlan, limits: Limits) -> bool:
+    """Tell whether no tensor that a plan would write has more bytes than one may have.
+
+    The search counts tensors of the model, cut or not; windows and what is put together are others.
+    """
+    most = limits.tensor.bytes
+    return most is None or weighed.evaluator.largest(plan) <= most
+
+
 def _fitting(weighed: WeighedPlans, limits: Limits, plain: Peak) -> list[EvaluatedPlan]:
     """Return the plans that keep the limits and lose no more in weights than they gain.
 
@@ -183,7 +197,9 @@ def _fitting(weighed: WeighedPlans, limits: Limits, plain: Peak) -> list[Evaluat
     return [
         plan
         for plan in weighed.by_time()
-        if _fits(plan, limits, plain) and (weighed.too_large or _pays(plan.peak, plain))
+        if _fits(plan, limits, plain)
+        and (weighed.too_large or _pays(plan.peak, plain))
+        and _keeps_tensors(weighed, plan, limits)
     ]
 
 
@@ -241,7 +257,9 @@ def _need(peak: Peak) -> int:
     return peak.need
 
 
-def _within(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan:
+def _within(
+    weighed: WeighedPlans, limits: Limits, plain: Peak, predictor: MemoryPredictor
+) -> EvaluatedPlan:
     """Return the plan of least time that keeps the limits.
 
     The budget is one of activations; what is loaded counts in `_fitting` alone.
@@ -254,7 +272,33 @@ def _within(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan
         return taken
     others = _fitting(weighed, replace(limits, budget=inf), plain)
     graph = weighed.candidates.stage_graphs[0]
+    if weighed.too_large and not others:
+        kept = None
+        if limits.tensor.bytes is not None:
+            kept = _least_buffer(weighed, limits, plain, predictor)
+        raise tensor_error(limits, graph, kept)
     raise budget_error(others, limits, plain, graph, too_large=weighed.too_large)
+
+
+def _least_buffer(
+    weighed: WeighedPlans, limits: Limits, plain: Peak, predictor: MemoryPredictor
+) -> int | None:
+    """Return bytes that a plan keeps every tensor at where the limit cannot be kept.
+
+    Looked for is a plan that goes as low as what no tiling makes smaller, then any plan.
+    """
+    graph, engine = weighed.candidates.stage_graphs[0], weighed.evaluator.engine
+    floor = max((tensor.size for tensor in graph.untileable(limits.tensor)), default=None)
+    found: list[int] = []
+    for size in dict.fromkeys([floor, None]):
+        if found:
+            break
+        tensor = replace(limits.tensor, bytes=size)
+        again = WeighedPlans(predictor, weighed.candidates, engine, tensor, weighed.forms)
+        explore(again, limits.splits)
+        asked = replace(limits, tensor=tensor, budget=inf)
+        found = [again.evaluator.largest(plan) for plan in _fitting(again, asked, plain)]
+    return min(found, default=None)
 
 
 def pareto(
@@ -280,7 +324,8 @@ def pareto(
         return [original_of(plain)]
     found = candidates_of(predictor, axis, kept, engine)
     _, plans = unbeaten(predictor, found, limits, engine, plain)
-    return [original_of(plain), *(plan.figures for plan in plans)]
+    fits = not found.stage_graphs[0].too_large(limits.tensor)
+    return [replace(original_of(plain), fits=fits), *(plan.figures for plan in plans)]
 
 
 def unbeaten(
@@ -298,7 +343,8 @@ def unbeaten(
         plain: Predicted peak of the model as it is.
     """
     forms = _forms(predictor.facts, found, "auto", engine)
-    weighed = WeighedPlans(predictor, found, engine, limits.elements, forms)
+    weighed = WeighedPlans(predictor, found, engine, limits.tensor, forms)
     explore(weighed)
     fitting = _fitting(weighed, replace(limits, budget=inf), plain)
-    return weighed.evaluator, pareto_front(fitting, plain.need)
+    # Where the model as it is keeps no limit, plans may need more than it does.
+    return weighed.evaluator, pareto_front(fitting, inf if weighed.too_large else plain.need)

@@ -26,6 +26,7 @@ from patchconv_deploy.rewriters.planning.orders import run_rank_of
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.stages import RegionChoice
 from patchconv_deploy.rewriters.planning.work import COPY
+from patchconv_deploy.rewriters.planning.written_tensors import largest_of
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["PlanEvaluator", "copied_of", "costs_of", "recompute_of"]
@@ -73,8 +74,17 @@ class PlanEvaluator:
         self._names = NameScheme.avoiding(facts.index.names)
         self._emitted: dict[tuple[RegionChoice, str], EmittedRegion] = {}
         self._known: dict[tuple[tuple[RegionChoice, ...], str], list[_Known]] = {}
+        self._largest: dict[EvaluatedPlan, int] = {}
         self._run_ranks: dict[str, list[int] | None] = {}
         self._more_reads = [_READ * max(0, len(node.reads) - _FEW) for node in facts.executed]
+
+    def largest(self, plan: EvaluatedPlan) -> int:
+        """Return the bytes of the largest tensor that a plan would write."""
+        if plan not in self._largest:
+            run_rank = self.run_rank_of(plan.figures.order)
+            found = largest_of(self._predictor, plan.emitted, run_rank)
+            self._largest[plan] = 0 if found is None else found.bytes
+        return self._largest[plan]
 
     @property
     def compiled(self) -> bool:

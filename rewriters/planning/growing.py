@@ -170,6 +170,7 @@ class _GrowingRegion:
     __slots__ = (
         "_alive",
         "_begin",
+        "_buffer",
         "_bytes",
         "_component",
         "_elements",
@@ -193,7 +194,7 @@ class _GrowingRegion:
         self._work = 0.0
         # Bytes of what is alive at full height, now and at most; bytes of inputs; elements of the
         # largest tensor made.
-        self._bytes = self._inside = self._input_bytes = self._elements = 0
+        self._bytes = self._inside = self._input_bytes = self._elements = self._buffer = 0
         # Valid rows of every tensor, those that are inputs, and the bytes of those alive.
         self._valid: dict[int, Rows] = {}
         self._windows: set[int] = set()
@@ -238,6 +239,7 @@ class _GrowingRegion:
             alive[number] = tensors[number].size
         now = self._bytes + node.size
         self._elements = max(self._elements, node.elements)
+        self._buffer = max(self._buffer, node.buffer)
         self._inside = max(self._inside, now - alive.get(node.takes_over, 0))
         for number in node.ends:
             if number in alive:
@@ -252,7 +254,8 @@ class _GrowingRegion:
         self.walked += len(outputs)
         common, free = self.connection.step, None
         # The most rows per step, as a fraction: compared without making one of each.
-        most, per, output_bytes, largest, joined, broadest = 0, 1, 0, 0, 0, 0
+        most, per, output_bytes, largest, joined = 0, 1, 0, 0, 0
+        broadest, broadest_buffer = 0, 0
         for number in outputs:
             tensor, valid = self._tensors[number], self._valid[number]
             step = tensor.step // common
@@ -269,6 +272,7 @@ class _GrowingRegion:
                 joined = max(joined, tensor.size)
             if not tensor.untileable:
                 broadest = max(broadest, tensor.elements)
+                broadest_buffer = max(broadest_buffer, tensor.size)
         shared = gcd(most, per)
         read = [self._tensors[number] for number in self._windows]
         dying = sum(t.bytes for t in read if t.in_strips and t.last_use < end)
@@ -288,5 +292,7 @@ class _GrowingRegion:
             rows=most // shared,
             step=per // shared,
             elements=self._elements,
+            buffer=self._buffer,
             broadest=broadest,
+            broadest_buffer=broadest_buffer,
         )

@@ -50,6 +50,7 @@ class GrowingNode(NamedTuple):
         work: Its work.
         size: Bytes of what it makes.
         elements: Elements of the largest tensor that it makes.
+        buffer: Bytes of the largest tensor that it makes.
         edges: Tensors that it reads and makes, and one more.
     """
 
@@ -65,6 +66,7 @@ class GrowingNode(NamedTuple):
     work: float
     size: int
     elements: int
+    buffer: int
     edges: int
 
 
@@ -107,6 +109,7 @@ def growing_nodes(schedule: Schedule) -> list[GrowingNode | None]:
                 work=node.work,
                 size=sum(tensor.size for tensor in made),
                 elements=max(tensor.elements for tensor in made),
+                buffer=max(tensor.size for tensor in made),
                 edges=edges([node]),
             )
         )

@@ -11,7 +11,7 @@ from patchconv_deploy.rewriters.planning.evaluated_plan import EvaluatedPlan, pa
 from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
 from patchconv_deploy.rewriters.planning.stages import Limits
 
-__all__ = ["MARGIN", "budget_error", "to_ask"]
+__all__ = ["MARGIN", "budget_error", "tensor_error", "to_ask", "typed_size"]
 
 
 # Kept back of a budget: the prediction is this much too low at worst on the tests' models.
@@ -34,23 +34,16 @@ def budget_error(
     *,
     too_large: bool,
 ) -> BudgetError:
-    """Return the error that no plan keeps the limits, with what to ask for instead.
+    """Return the error that no plan keeps the budget, with what to ask for instead.
 
     Args:
         plans: The plans that keep all limits but the budget, the least time first.
         limits: What is asked for.
         plain: Predicted peak of the model as it is.
         graph: The stages of one order of its nodes.
-        too_large: It has tensors of more elements than the limit.
+        too_large: It has larger tensors than the limits allow.
     """
     least = min((plan.peak for plan in plans), key=lambda peak: peak.need, default=None)
-    if too_large and least is None:
-        names = ", ".join(graph.untileable(limits.elements or 0)[:3])
-        return BudgetError(
-            f"tensors of more than {limits.elements} elements stay, whatever is cut"
-            + (f": {names}" if names else ""),
-            (),
-        )
     offers = _offers(plans, plain) if limits.budget < inf and not too_large else ()
     there = least if least is not None and least.need < plain.need else plain
     held = ", ".join(f"{name} ({size_text(size)})" for name, size in there.alive[:3])
@@ -61,6 +54,39 @@ def budget_error(
         f"below {size_text(graph.bound)}. " + (_advice(offers, limits) if offers else ""),
         offers,
     )
+
+
+def tensor_error(limits: Limits, graph: StageGraph, kept: int | None) -> BudgetError:
+    """Return the error that no plan keeps every tensor as small as asked for.
+
+    Args:
+        limits: What is asked for.
+        graph: The stages of one order of the nodes.
+        kept: Bytes that some plan keeps every tensor at; None where that is not known.
+    """
+    most, found = limits.tensor, graph.untileable(limits.tensor)[:3]
+    if most.bytes is None:
+        names = ", ".join(tensor.name for tensor in found)
+        said = f"tensors of more than {most.elements} elements stay, whatever is cut"
+        return BudgetError(said + (f": {names}" if names else ""))
+    what = size_text(most.bytes)
+    if most.elements is not None:
+        what += f" and {most.elements} elements"
+    said = f"no plan was found that keeps every tensor within {what}"
+    if found:
+        names = ", ".join(f"{tensor.name} ({size_text(tensor.size)})" for tensor in found)
+        said += f"; read whole, and no smaller whatever is cut: {names}"
+    if kept is not None:
+        said += f"; max_buffer='{typed_size(kept)}' can be kept"
+    return BudgetError(said)
+
+
+def typed_size(size: int) -> str:
+    """Return bytes as they are typed: rounded up to a tenth, so that it is enough."""
+    for unit, letters in ((2**20, "MiB"), (2**10, "KiB")):
+        if size >= unit:
+            return f"{-(-size * 10 // unit) / 10:g}{letters}"
+    return f"{size}B"
 
 
 def _offers(plans: Sequence[EvaluatedPlan], plain: Peak) -> tuple[Offer, ...]:

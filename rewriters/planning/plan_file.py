@@ -25,6 +25,7 @@ def plan_data(
     order: str,
     entries: Sequence[tuple[RegionPlan, str, Sequence[str]]],
     target: str,
+    max_buffer: int | None = None,
 ) -> dict[str, Any]:
     """Return the plan of a model as data for JSON, readable and editable.
 
@@ -33,6 +34,7 @@ def plan_data(
         order: Name of the order that the nodes stand in.
         entries: Regions with their form and the labels of their nodes.
         target: The engine that it is made for, as the user named it; nothing depends on it.
+        max_buffer: Bytes of a tensor that it was held to; nothing depends on it.
     """
     regions: list[dict[str, Any]] = []
     for plan, form, labels in entries:
@@ -54,6 +56,7 @@ def plan_data(
         "target": target,
         "axis": axis,
         "order": order,
+        **({} if max_buffer is None else {"max_buffer": max_buffer}),
         "regions": regions,
     }
 

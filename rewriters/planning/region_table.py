@@ -45,7 +45,7 @@ class RegionTable:
         self._in_strips = in_strips
         found = sorted(regions, key=lambda region: region.end)
         # Products of these are taken: of more than 64 bits in numbers of any size.
-        most = max((max(r.inside, r.elements, r.free) * r.rows for r in found), default=0)
+        most = max((max(r.inside, r.elements, r.buffer, r.free) * r.rows for r in found), default=0)
         whole = np.int64 if most < _MOST_WHOLE else np.object_
         kinds = [
             np.float64 if name in ("work", "saved") else whole for name in CandidateRegion._fields
@@ -58,9 +58,9 @@ class RegionTable:
         )
         self._at = {(region.begin, region.end): at for at, region in enumerate(found)}
         self._allowed = np.ones(len(found), dtype=bool)
-        # Per number of patches the bytes alive at once, and the elements of the largest tensor.
+        # Per number of patches the bytes alive at once; per figure those of the largest tensor.
         self._peaks: dict[int, Figure] = {}
-        self._elements: dict[int, Figure] = {}
+        self._largest: dict[tuple[str, int], Figure] = {}
 
     def __len__(self) -> int:
         return len(self._at)
@@ -83,11 +83,13 @@ class RegionTable:
             self._peaks[splits] = self._all.peak(fewest, in_strips=self._in_strips)
         return self._peaks[splits]
 
-    def _widest(self, splits: int) -> Figure:
-        if splits not in self._elements:
+    def _widest(self, figure: str, splits: int) -> Figure:
+        """Return the "elements" or the bytes ("buffer") of the largest tensor."""
+        if (figure, splits) not in self._largest:
             fewest = np.minimum(splits, self._all.free)
-            self._elements[splits] = self._all.of_window(self._all.elements, fewest)
-        return self._elements[splits]
+            whole = getattr(self._all, figure)
+            self._largest[figure, splits] = self._all.of_window(whole, fewest)
+        return self._largest[figure, splits]
 
     def hops(self, limits: Limits, alike: int | None = None) -> Hops:
         """Return the regions that keep the limits, each in the fewest patches that do.
@@ -104,10 +106,14 @@ class RegionTable:
         # that do not.
         missed = sum((self._peak(splits) > budget).astype(np.int64) for splits in tried)
         allowed = self._allowed
-        if limits.elements is not None:
-            wide = [self._widest(splits) > limits.elements for splits in tried]
-            missed = np.maximum(missed, sum(each.astype(np.int64) for each in wide))
-            allowed = allowed & (self._all.broadest <= limits.elements)
+        for figure, most, broadest in (
+            ("elements", limits.tensor.elements, self._all.broadest),
+            ("buffer", limits.tensor.bytes, self._all.broadest_buffer),
+        ):
+            if most is not None:
+                wide = [self._widest(figure, splits) > most for splits in tried]
+                missed = np.maximum(missed, sum(each.astype(np.int64) for each in wide))
+                allowed = allowed & (broadest <= most)
         rows = np.flatnonzero(allowed & (missed < len(tried)))
         found = self._all.at(rows)
         splits = np.minimum(np.array(tried)[missed[rows]], found.free)

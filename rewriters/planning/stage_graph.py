@@ -18,12 +18,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import inf
 
 from patchconv_deploy.rewriters.planning.candidate_regions import candidate_regions
 from patchconv_deploy.rewriters.planning.region_table import RegionTable
-from patchconv_deploy.rewriters.planning.schedule import Schedule
-from patchconv_deploy.rewriters.planning.stages import Limits
+from patchconv_deploy.rewriters.planning.schedule import Schedule, Tensor
+from patchconv_deploy.rewriters.planning.stages import LargestTensor, Limits
 
 __all__ = ["StageGraph", "live_bytes", "stage_graphs_of"]
 
@@ -51,8 +50,8 @@ class StageGraph:
     live_bytes: list[int]
     walked: int
     in_strips: bool = False
-    # Per limit on elements `live_bytes`, None of a node that must be cut.
-    _uncut: dict[int | None, list[int | None]] = field(default_factory=dict)
+    # Per limit on tensors `live_bytes`, None of a node that must be cut.
+    _uncut: dict[LargestTensor, list[int | None]] = field(default_factory=dict)
 
     @cached_property
     def size(self) -> int:
@@ -91,13 +90,16 @@ class StageGraph:
         outputs = sum(t.bytes for t in schedule.tensors if t.last_use >= end)
         return max([outputs, *whole])
 
-    def too_large(self, most: int) -> bool:
-        """Tell whether a tensor between nodes has more elements than that."""
-        return any(t.elements > most and t.made_at >= 0 for t in self.schedule.tensors)
+    def too_large(self, most: LargestTensor) -> bool:
+        """Tell whether a tensor between nodes is larger than that."""
+        tensors = self.schedule.tensors
+        return any(most.exceeded_by(t.elements, t.size) and t.made_at >= 0 for t in tensors)
 
-    def untileable(self, most: int) -> list[str]:
-        """Return tensors of more elements that no tiling makes smaller."""
-        return [t.name for t in self.schedule.tensors if t.elements > most and t.untileable]
+    def untileable(self, most: LargestTensor) -> list[Tensor]:
+        """Return the larger tensors that no tiling makes smaller, the most bytes first."""
+        tensors = self.schedule.tensors
+        found = [t for t in tensors if t.untileable and most.exceeded_by(t.elements, t.size)]
+        return sorted(found, key=lambda tensor: -tensor.size)
 
     def forbid(self, begin: int, end: int) -> None:
         """Have no region between two places: it was found not to be provable."""
@@ -105,11 +107,15 @@ class StageGraph:
 
     def uncut(self, limits: Limits) -> list[bool]:
         """Tell of every node whether it may be left as it is."""
-        if limits.elements not in self._uncut:
-            most, tensors = limits.elements or inf, self.schedule.tensors
-            wide = {n for n, t in enumerate(tensors) if t.elements > most and not t.untileable}
+        most = limits.tensor
+        if most not in self._uncut:
+            wide = {
+                number
+                for number, tensor in enumerate(self.schedule.tensors)
+                if most.exceeded_by(tensor.elements, tensor.size) and not tensor.untileable
+            }
             strips = self._strips
-            self._uncut[limits.elements] = [
+            self._uncut[most] = [
                 None
                 if node.rematerialised
                 or not wide.isdisjoint(node.makes)
@@ -118,7 +124,7 @@ class StageGraph:
                 for alive, node in zip(self.live_bytes, self.schedule.nodes, strict=True)
             ]
         budget = limits.budget
-        return [alive is not None and alive <= budget for alive in self._uncut[limits.elements]]
+        return [alive is not None and alive <= budget for alive in self._uncut[most]]
 
 
 def stage_graphs_of(

@@ -12,9 +12,11 @@ import numpy as np
 from patchconv_deploy.rewriters.planning.work import COPY
 
 __all__ = [
+    "ANY_TENSOR",
     "USUAL",
     "CandidateRegion",
     "Figure",
+    "LargestTensor",
     "Limits",
     "Plan",
     "RegionChoice",
@@ -40,6 +42,28 @@ def patch_counts(most: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True, slots=True)
+class LargestTensor:
+    """How large a tensor may be.
+
+    Attributes:
+        elements: Most elements, None for any number.
+        bytes: Most bytes, None for any number.
+    """
+
+    elements: int | None = None
+    bytes: int | None = None
+
+    def exceeded_by(self, elements: int, size: int) -> bool:
+        """Tell whether a tensor of so many elements and bytes is larger."""
+        if self.elements is not None and elements > self.elements:
+            return True
+        return self.bytes is not None and size > self.bytes
+
+
+ANY_TENSOR = LargestTensor()
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """What a plan has to keep.
 
@@ -47,7 +71,7 @@ class Limits:
         budget: Most bytes of activations alive at once.
         recompute: Most work after over before.
         splits: Most patches per region.
-        elements: Most elements of a tensor, None for any number.
+        tensor: How large a tensor may be.
         shrinks: Windows may shrink: their work is counted so.
         more: More patches than that may be taken where so few gain nothing.
         alike: Patches of every region that hands strips over; None for the fewest that do.
@@ -56,7 +80,7 @@ class Limits:
     budget: float = inf
     recompute: float = inf
     splits: int = _PATCH_COUNTS[-1]
-    elements: int | None = None
+    tensor: LargestTensor = ANY_TENSOR
     shrinks: bool = False
     more: bool = False
     alike: int | None = None
@@ -95,7 +119,9 @@ class CandidateRegion(NamedTuple):
         rows: Rows of the output of most steps.
         step: Its rows per step.
         elements: Elements of its largest tensor.
+        buffer: Bytes of its largest tensor.
         broadest: Elements of its largest output.
+        broadest_buffer: Bytes of its largest output.
     """
 
     begin: Figure
@@ -113,7 +139,9 @@ class CandidateRegion(NamedTuple):
     rows: Figure
     step: Figure
     elements: Figure
+    buffer: Figure
     broadest: Figure
+    broadest_buffer: Figure
 
     def window(self, splits: Figure) -> Figure:
         """Return how many of the `rows` a window has."""

@@ -13,7 +13,12 @@ from patchconv_deploy.rewriters.planning.evaluated_plan import EvaluatedPlan, ch
 from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.stage_graph import StageGraph
-from patchconv_deploy.rewriters.planning.stages import Limits, RegionChoice
+from patchconv_deploy.rewriters.planning.stages import (
+    ANY_TENSOR,
+    LargestTensor,
+    Limits,
+    RegionChoice,
+)
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["OTHER_FORMS", "WeighedPlans"]
@@ -30,14 +35,14 @@ class WeighedPlans:
         predictor: Predicts the model's memory.
         candidates: What there is to choose from.
         engine: A key of `memory.targets.ENGINES`.
-        elements: Most elements of a tensor, None for any number.
+        tensor: How large a tensor may be.
         forms: Forms of regions.
 
     Attributes:
         evaluator: Works out what a plan comes to.
         effort: What that may cost.
         limits: What plans of the present level keep.
-        too_large: The model as it is has tensors of too many elements.
+        too_large: The model as it is has tensors that are too large.
         searched_forms: Forms in which plans of the search are weighed; a loop is weighed of the
             best.
         handed: Per number of patches the plans that hand strips over, by the stages and the form.
@@ -48,14 +53,14 @@ class WeighedPlans:
         predictor: MemoryPredictor,
         candidates: Candidates,
         engine: str,
-        elements: int | None = None,
+        tensor: LargestTensor = ANY_TENSOR,
         forms: Sequence[str] = REGIONAL_FORMS,
     ) -> None:
         self.candidates = candidates
         self.forms = forms
         self.searched_forms = [form for form in forms if form in UNROLLED_FORMS] or forms
-        self.limits = Limits(splits=1, elements=elements)
-        self.too_large = elements is not None and candidates.stage_graphs[0].too_large(elements)
+        self.limits = Limits(splits=1, tensor=tensor)
+        self.too_large = candidates.stage_graphs[0].too_large(tensor)
         self.effort = Effort(len(predictor.facts.uncut))
         self.evaluator = PlanEvaluator(
             predictor, engine, candidates.links.keys(), self.effort.spend

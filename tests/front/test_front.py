@@ -467,6 +467,7 @@ REPORTED: dict[str, tuple[Any, Any]] = {
     "patch_rows": (16, 16),
     "target": ("triton", "triton"),
     "max_tensor_elements": (2**20, 2**20),
+    "max_buffer": ("1MiB", 2**20),
     "axis": ("width", "width"),
     "include": (("first", "s*"), ["first", "s*"]),
     "exclude": ("second", ["second"]),
