@@ -109,7 +109,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
 @click.option(
     "--tune",
     is_flag=True,
-    help="Run each model with and without memory reuse and memory pattern; show the best.",
+    help="Run each model with and without memory reuse, memory pattern and arena; show the best.",
 )
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
 @click.pass_context

@@ -107,9 +107,11 @@ def tune_onnxruntime(
     seed: int = 0,
     memory_limit: int | None = None,
 ) -> list[list[Measurement]]:
-    """Measure each model under the four pairs of memory reuse and memory pattern, arena on.
+    """Measure each model with memory reuse, memory pattern and the arena each on and off.
 
-    The four run in turn, so that their times can be compared; one model comes after the other.
+    The pairs of the first two run in turn, so that their times can be compared; those without the
+    arena afterwards, in turn with the defaults again, since each holds its memory meanwhile. One
+    model comes after the other.
 
     Args:
         models: The files.
@@ -121,22 +123,27 @@ def tune_onnxruntime(
         memory_limit: Address space of each measuring process, bytes.
 
     Returns:
-        Per model four results, the runtime's defaults first; the best one says so in ``note``.
+        Per model four results with the arena, the runtime's defaults first, then, on the CPU, four
+        without; the best one says so in ``note``.
     """
-    pairs = memory_pairs(options)
+    pairs, others = memory_pairs(options), _without_arena(options)
     tuned = []
     with prepared(models, shapes, seed) as made:
         for one in made:
-            results = measure(
-                [one.job] * len(pairs),
-                pairs,
-                runs=runs,
-                processes=processes,
-                memory_limit=memory_limit,
-            )
+            results: list[Measurement] = []
+            for settings in [pairs, *([[pairs[0], *others]] if others else [])]:
+                found = measure(
+                    [one.job] * len(settings),
+                    settings,
+                    runs=runs,
+                    processes=processes,
+                    memory_limit=memory_limit,
+                )
+                # The defaults are there once.
+                results += found[1:] if results else found
             chosen = best(results)
             if chosen is not None:
-                text = f"best: {spelled(chosen, ('memory_pattern', 'memory_reuse'))}"
+                text = f"best: {spelled(chosen, ('arena', 'memory_pattern', 'memory_reuse'))}"
                 results[results.index(chosen)] = noted(chosen, text, one.note)
             tuned.append(results)
     return tuned
@@ -148,6 +155,13 @@ def memory_pairs(options: OrtOptions) -> list[OrtOptions]:
         dataclasses.replace(options, arena=True, memory_reuse=reuse, memory_pattern=pattern)
         for reuse, pattern in itertools.product((True, False), repeat=2)
     ]
+
+
+def _without_arena(options: OrtOptions) -> list[OrtOptions]:
+    """Return `memory_pairs` without the arena; none under a provider of a GPU, whose it is not."""
+    if options.provider != "cpu":
+        return []
+    return [dataclasses.replace(pair, arena=False) for pair in memory_pairs(options)]
 
 
 def best(results: Sequence[Measurement]) -> Measurement | None:

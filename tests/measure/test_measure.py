@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import mmap
 import os
@@ -26,8 +27,9 @@ from patchconv_deploy.engines.process.memory_probe import (
     reset_high_water,
     resident_bytes,
 )
+from patchconv_deploy.measure import run as measure_run
 from patchconv_deploy.measure import tuning
-from patchconv_deploy.measure.run import best
+from patchconv_deploy.measure.run import best, tune_onnxruntime
 from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY as METADATA_KEY
 from patchconv_deploy.verify.inputs import save_inputs
 from tests.support.commands import run_command
@@ -351,22 +353,46 @@ def test_what_a_model_recommends_is_not_trusted(entry: str, tmp_path: Path) -> N
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_tuning_tries_four_and_names_the_best(tmp_path: Path) -> None:
-    """The pairs of reuse and pattern with the arena on; the best is one of the lowest peaks."""
+def test_tuning_tries_eight_and_names_the_best(tmp_path: Path) -> None:
+    """The pairs of reuse and pattern, with the arena and without; the best is of the lowest."""
     model, target = _chain(tmp_path, 256).model, tmp_path / "figures.json"
     done = _command(model, "--tune", "--runs", "1", "--processes", "1", "--json", target)
     assert done.returncode == 0, done.stderr
-    best = rf"^note: {re.escape(str(model))}: best: --(no-)?mem-pattern"
+    best = rf"^note: {re.escape(str(model))}: best: --(no-)?arena, --(no-)?mem-pattern"
     assert len(re.findall(best, done.stdout, re.MULTILINE)) == 1
     data = json.loads(target.read_text())
     options = [each["options"] for each in data["results"]]
     assert [(each["memory_reuse"], each["memory_pattern"]) for each in options] == [
         (True, True), (True, False), (False, True), (False, False),
-    ]  # fmt: skip
-    assert all(each["arena"] for each in options)
+    ] * 2  # fmt: skip
+    assert [each["arena"] for each in options] == [True] * 4 + [False] * 4
     (chosen,) = data["best"]
     assert set(chosen["session_options"]) == set(SESSION_OPTIONS)
     assert chosen["peak_bytes"] <= 1.02 * min(each["peak_bytes"] for each in data["results"])
+
+
+@pytest.mark.parametrize(("provider", "turns"), [("cpu", [4, 5]), ("cuda", [4])])
+def test_settings_without_the_arena_are_held_against_the_defaults(
+    provider: str, turns: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No more than five hold their memory at once; the arena is not what a GPU's memory lies in."""
+    asked: list[list[OrtOptions]] = []
+
+    def measured(jobs: Any, options: list[OrtOptions], **_: Any) -> list[Measurement]:
+        asked.append(options)
+        return [
+            Measurement("m", options=dataclasses.asdict(each), peak_bytes=100 + each.arena)
+            for each in options
+        ]
+
+    monkeypatch.setattr(measure_run, "measure", measured)
+    model = _chain(tmp_path, 16).model
+    (rows,) = tune_onnxruntime(
+        [model], OrtOptions(provider=provider, arena=False), shapes={}, runs=1
+    )
+    assert [len(each) for each in asked] == turns
+    assert all(each[0] == OrtOptions(provider=provider) for each in asked)
+    assert len(rows) == len({tuple(row.options.items()) for row in rows}) == 4 * len(turns)
 
 
 def test_the_best_is_the_fastest_of_the_lowest() -> None:
