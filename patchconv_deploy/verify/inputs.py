@@ -15,9 +15,9 @@ from typing import IO, Any
 
 import numpy as np
 import onnx
-import psutil
 
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.free_memory import memory_here
 from patchconv_deploy.rewriters.graph.shapes import Shapes, required_inputs
 
 __all__ = ["element_dtype", "load_inputs", "make_inputs", "save_inputs"]
@@ -100,7 +100,7 @@ def _check_room(
         # Random numbers are made in single precision and then converted.
         width = element_dtype(value.type.tensor_type.elem_type).itemsize + 4
         needed += prod(size or 0 for size in shape) * width
-    available = psutil.virtual_memory().available
+    available = memory_here().free
     if needed > available:
         raise UsageError(
             f"the inputs take {needed / 2**30:.1f} GiB to make, {available / 2**30:.1f} GiB are "
@@ -124,7 +124,7 @@ def load_inputs(path: Path, model: onnx.ModelProto) -> dict[str, Array]:
             for name in entries.keys() - wanted.keys():
                 raise UsageError(f"{where}: the model has no input {name!r}")
             # Headers next: what a few bytes unpack to is known before any of it is.
-            left = psutil.virtual_memory().available
+            left = memory_here().free
             for name, value in wanted.items():
                 with archive.open(entries[name]) as stream:
                     left -= _check_header(f"{where}: {name!r}", stream, value, left)

@@ -11,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import onnx
-import psutil
 
 from patchconv_deploy.engines.errors import EngineError, TimeLimit
 from patchconv_deploy.engines.process.child import child_process
+from patchconv_deploy.free_memory import memory_here
 from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.scratch import temporary_folder
 from patchconv_deploy.verify.inputs import save_inputs
@@ -89,7 +89,7 @@ def compare_pair(
 
 def _fits(peak: int | None) -> bool:
     """Tell whether the original has room to run without graph optimisations."""
-    return peak is not None and _PLAIN * ARENA * peak <= psutil.virtual_memory().available
+    return peak is not None and _PLAIN * ARENA * peak <= memory_here().free
 
 
 @dataclass(frozen=True, slots=True)

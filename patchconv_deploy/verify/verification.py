@@ -21,11 +21,11 @@ from pathlib import Path
 from typing import Any
 
 import onnx
-import psutil
 
 from patchconv_deploy.engines.errors import TimeLimit
 from patchconv_deploy.engines.ort.run import installed
 from patchconv_deploy.errors import UsageError
+from patchconv_deploy.free_memory import memory_here
 from patchconv_deploy.rewriters.errors import RewriterError
 from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, tensors
 from patchconv_deploy.rewriters.graph.model import Loaded, load, opset_of
@@ -286,7 +286,7 @@ def _does_not_fit(peak: int | None, outcome: Outcome, loaded: Loaded) -> str | N
         return None
     growth = max(1.0, outcome.after.bytes / outcome.before.bytes) if outcome.before.bytes else 1.0
     needed = int(ARENA * peak * growth) + 2 * _weight_bytes(loaded)
-    available = psutil.virtual_memory().available
+    available = memory_here().free
     if needed <= available:
         return None
     return (

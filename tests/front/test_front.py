@@ -38,6 +38,7 @@ from patchconv_deploy import (
 from patchconv_deploy.api import make_options
 from patchconv_deploy.cli.main import rewrite_command
 from patchconv_deploy.engines.process.child import Child
+from patchconv_deploy.free_memory import Memory
 from patchconv_deploy.options import OPTIONS, names_of
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
@@ -502,13 +503,14 @@ def test_every_option_that_changes_a_result_is_reported(path: Path) -> None:
     assert {OPTIONS[name].reported for name in REPORTED} == declared
 
 
-def test_a_model_that_does_not_fit_is_not_run(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Predicted peak against available memory, before anything runs."""
-
-    class Little:
-        available = 1000
-
-    monkeypatch.setattr("patchconv_deploy.verify.verification.psutil.virtual_memory", Little)
+@pytest.mark.parametrize(
+    "little", [Memory(2**40, 1000), Memory(2**40, 2**40, limit=2**30, held=2**30 - 1000)]
+)
+def test_a_model_that_does_not_fit_is_not_run(
+    path: Path, little: Memory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Predicted peak against what is free, here or in the container, before anything runs."""
+    monkeypatch.setattr("patchconv_deploy.verify.verification.memory_here", lambda: little)
     result = rewrite(path, min_elements=0)
     assert not result.report.verification["ran"]
     assert "GiB" in result.report.verification["reason"]

@@ -19,6 +19,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from patchconv_deploy import OptionError, SaveError, UsageError, pareto, rewrite
 from patchconv_deploy.cli.types import read_text
+from patchconv_deploy.free_memory import Memory
 from patchconv_deploy.rewriters.errors import ModelError
 from patchconv_deploy.rewriters.graph.inference import infer
 from patchconv_deploy.rewriters.graph.model import Loaded, load
@@ -400,6 +401,21 @@ def test_inputs_that_memory_does_not_hold_are_refused(monkeypatch: pytest.Monkey
     monkeypatch.setattr(psutil, "virtual_memory", lambda: have)
     with pytest.raises(UsageError, match="the inputs take"):
         make_inputs(proto, infer(skeleton(Loaded(proto, None))), {}, 0)
+
+
+def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For inputs that are made, for those that are read, and for how the original is run."""
+    contained = Memory(2**40, 2**40, limit=2**30, held=2**30 - 1_000_000)
+    monkeypatch.setattr("patchconv_deploy.verify.inputs.memory_here", lambda: contained)
+    monkeypatch.setattr("patchconv_deploy.verify.pairs.memory_here", lambda: contained)
+    proto = model([node("Relu", "x", "y")], {"x": [600, 600]}, {"y": [600, 600]})
+    with pytest.raises(UsageError, match="the inputs take"):
+        make_inputs(proto, infer(skeleton(Loaded(proto, None))), {}, 0)
+    np.savez(tmp_path / "in.npz", x=np.zeros((600, 600), np.float32))
+    with pytest.raises(UsageError, match="unpacks to"):
+        load_inputs(tmp_path / "in.npz", proto)
+    assert pairs._fits(1000)
+    assert not pairs._fits(1_000_000)
 
 
 def test_a_rewritten_model_without_a_kernel_is_no_match() -> None:
