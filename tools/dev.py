@@ -102,7 +102,8 @@ def run_tests(environment: Environment, more: list[str], *, slow: bool = False) 
     # By file: what a module sets up once (a server, measurements) is set up once.
     pytest = [str(environment.python), "-m", "pytest", "-n", "2", "--dist", "loadfile"]
     pytest += [*marker, *more]
-    run(pytest, PATCHCONV_TRITON=str(server))
+    # Many tests start processes of this package: what one compiled is kept for the others.
+    run(pytest, PATCHCONV_TRITON=str(server), PYTHONDONTWRITEBYTECODE="")
 
 
 def lint(environment: Environment) -> None:

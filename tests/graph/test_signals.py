@@ -22,6 +22,9 @@ from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.float64 import in_double
 from tests.support.oracle import oracle_run
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise, run, value
+from tests.support.tiers import slow
+
+pytestmark = pytest.mark.usefixtures("less_weighed")
 
 _DIMS = (2, 8, 240)
 
@@ -216,8 +219,13 @@ _NETWORKS: dict[str, Made] = {
 }
 
 
-@pytest.mark.parametrize("axis", ["height", "auto"])
-@pytest.mark.parametrize("name", list(_NETWORKS))
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        *((name, "height") for name in _NETWORKS),
+        *((name, "auto") if name == "groups" else slow(name, "auto") for name in _NETWORKS),
+    ],
+)
 def test_networks_are_cut(name: str, axis: str) -> None:
     """Below half of the peak, with the original's numbers, whatever the axis is called."""
     made = _network(_NETWORKS[name])

@@ -152,7 +152,7 @@ def _assert_bounded(made: onnx.ModelProto, folder: Path, *, cut: bool) -> None:
         (dense, 60),
         (branches, 200),
         (skips, 100),
-        (chain, 300),
+        (chain, 150),
         (blocks, 20),
         (tree, 100),
         (wide, 200),

@@ -35,6 +35,8 @@ from tests.support.small_models import (
     value,
 )
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 SIDE = 64
 
 # Of a signal: a prime, so that it has no blocks of which each has a part of a statistic.

@@ -15,6 +15,8 @@ from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.planning.test_peak_holders import vae_decoder
 from tests.support.small_models import copy_of
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 SIDE = 64
 
 
@@ -23,9 +25,14 @@ def _cut(**options: object) -> Outcome:
     return rewrite_model(Loaded(made, None), Options(**options))  # type: ignore[arg-type]
 
 
-def test_a_plan_with_statistics_gives_the_same_model_again() -> None:
+@pytest.fixture(scope="module")
+def once() -> Outcome:
+    """A rewrite whose plan is applied again."""
+    return _cut(splits=8, max_recompute=4.0)
+
+
+def test_a_plan_with_statistics_gives_the_same_model_again(once: Outcome) -> None:
     """Both halves of a normalisation go by its name; each region finds its own again."""
-    once = _cut(splits=8, max_recompute=4.0)
     labels = [set(entry.nodes) for entry in once.rewritten]
     assert any(a & b for n, a in enumerate(labels) for b in labels[n + 1 :])
     again = _cut(plan=read_plan(json.dumps(once.plan)))
@@ -34,9 +41,10 @@ def test_a_plan_with_statistics_gives_the_same_model_again() -> None:
     )
 
 
-def test_a_plan_names_nodes_that_there_are() -> None:
+def test_a_plan_names_nodes_that_there_are(once: Outcome) -> None:
     """A name that no node has is said."""
-    plan = dict(_cut(splits=8, max_recompute=4.0).plan or {})
+    assert once.plan
+    plan = dict(once.plan)
     plan["regions"] = [{**plan["regions"][0], "nodes": ["nowhere"]}]
     with pytest.raises(OptionError, match="no node 'nowhere'"):
         _cut(plan=plan)

@@ -19,6 +19,8 @@ from tests.planning.test_peak_holders import vae_decoder
 from tests.support.commands import run_command
 from tests.support.small_models import copy_of, model, node, noise, run, super_resolution
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 ROWS = 96
 
 

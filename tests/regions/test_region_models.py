@@ -10,6 +10,8 @@ byte.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -27,9 +29,11 @@ from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import Array, copy_of, noise, session
 from tests.support.tiers import slow
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 FORMS = ("fused", "shrinking", "loop")
 
-names = pytest.mark.parametrize("name", list(NETWORKS))
+FREE_FORMS = (*FORMS, "rounds")
 
 forms = pytest.mark.parametrize("form", FORMS)
 
@@ -91,43 +95,99 @@ def _assert_idempotent(original: Original, outcome: Outcome) -> None:
     assert again.model.SerializeToString() == outcome.model.SerializeToString()
 
 
-@exports(dynamo="vae_decoder")
-@forms
+def _searched(all_forms: Sequence[str], *kept: tuple[str, str, str]) -> pytest.MarkDecorator:
+    """Parametrise a test with ``name``, ``exporter`` and ``form``: every network in every form.
+
+    The search takes nearly all of the time. By default it meets each network, each form and each
+    exporter; the other combinations are slow tests. What is cut by hand has all forms.
+
+    Args:
+        all_forms: The forms.
+        *kept: Network, exporter and form of what runs by default.
+    """
+    cases = list(product(NETWORKS, ("torchscript", "dynamo"), all_forms))
+    assert set(kept) <= set(cases)
+    return pytest.mark.parametrize(
+        ("name", "exporter", "form"),
+        [case if case in kept else slow(*case) for case in cases],
+    )
+
+
+@_searched(
+    FORMS,
+    ("vae_decoder", "torchscript", "shrinking"),
+    ("vae_decoder", "dynamo", "loop"),
+    ("unet", "torchscript", "fused"),
+    ("rrdbnet", "torchscript", "fused"),
+    ("rrdbnet", "torchscript", "loop"),
+    ("mobilenet", "torchscript", "shrinking"),
+)
 def test_static(exported: Export, name: str, exporter: str, form: str) -> None:
     """Sizes in the file."""
     network = NETWORKS[name]
     original = exported(name, exporter, dynamic=False)
-    feed = noise(1, network.channels, *network.size)
     outcome = _rewrite(original, form=form, splits=4)
     _assert_sound(original.model, outcome.model)
-    _assert_close(original, outcome.model, feed)
+    _assert_close(original, outcome.model, noise(1, network.channels, *network.size))
     if name in ("unet", "rrdbnet"):
         assert outcome.rewritten
         _assert_idempotent(original, outcome)
+
+
+@exports(dynamo="vae_decoder")
+@forms
+def test_static_by_hand(exported: Export, name: str, exporter: str, form: str) -> None:
+    """Sizes in the file, every row-local node cut."""
+    network = NETWORKS[name]
+    original = exported(name, exporter, dynamic=False)
     made = tile_all(original.model, 3, form)
     assert sum(len(plan.region.nodes) for plan in made.plans) > 0.3 * len(made.labels)
     _assert_sound(original.model, made.model)
-    _assert_close(original, made.model, feed)
+    _assert_close(original, made.model, noise(1, network.channels, *network.size))
+
+
+def _assert_right_at_two_sizes(original: Original, name: str, made: onnx.ModelProto) -> None:
+    network = NETWORKS[name]
+    _assert_sound(original.model, made)
+    for batch, at in ((1, network.size), (2, network.other)):
+        _assert_close(original, made, noise(batch, network.channels, *at))
+
+
+@_searched(
+    FREE_FORMS,
+    ("vae_decoder", "torchscript", "rounds"),
+    ("unet", "torchscript", "shrinking"),
+    ("unet", "torchscript", "rounds"),
+    ("rrdbnet", "torchscript", "loop"),
+    ("mobilenet", "torchscript", "fused"),
+    ("mobilenet", "dynamo", "rounds"),
+)
+def test_dynamic(exported: Export, name: str, exporter: str, form: str) -> None:
+    """Symbols in the file: cut once, right at two sizes and two batches."""
+    original = exported(name, exporter, dynamic=True)
+    outcome = _rewrite(original, form=form, splits=3)
+    _assert_right_at_two_sizes(original, name, outcome.model)
 
 
 @exports(dynamo="mobilenet")
-@pytest.mark.parametrize("form", [*FORMS, "rounds"])
-def test_dynamic(exported: Export, name: str, exporter: str, form: str) -> None:
-    """Symbols in the file: cut once, right at two sizes and two batches."""
-    network = NETWORKS[name]
+@pytest.mark.parametrize("form", FREE_FORMS)
+def test_dynamic_by_hand(exported: Export, name: str, exporter: str, form: str) -> None:
+    """Symbols in the file, every row-local node cut."""
     original = exported(name, exporter, dynamic=True)
-    outcome = _rewrite(original, form=form, splits=3)
     made = tile_all(original.model, 3, form)
     assert made.plans
-    for batch, at in ((1, network.size), (2, network.other)):
-        feed = noise(batch, network.channels, *at)
-        for result in (outcome.model, made.model):
-            _assert_sound(original.model, result)
-            _assert_close(original, result, feed)
+    _assert_right_at_two_sizes(original, name, made.model)
 
 
-@names
-@pytest.mark.parametrize("share", [slow(0.75), 0.5, slow(0.35)])
+# By default one share; at that the decoder is refused, after the longest of all searches, as the
+# small network is.
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        (name, share) if share == 0.5 and name != "vae_decoder" else slow(name, share)
+        for name, share in product(NETWORKS, (0.75, 0.5, 0.35))
+    ],
+)
 def test_budget(exported: Export, name: str, share: float) -> None:
     """A plan for a budget computes the same; or there is none, which is said."""
     network = NETWORKS[name]
@@ -144,8 +204,14 @@ def test_budget(exported: Export, name: str, share: float) -> None:
     _assert_close(original, outcome.model, noise(1, network.channels, *network.size))
 
 
-@forms
-@pytest.mark.parametrize("name", ["unet", "rrdbnet", "vae_decoder"])
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        *(slow("unet", form) if form != "fused" else ("unet", form) for form in FORMS),
+        *(("rrdbnet", form) for form in FORMS),
+        *(slow("vae_decoder", form) if form != "loop" else ("vae_decoder", form) for form in FORMS),
+    ],
+)
 def test_fp16(exported: Export, name: str, form: str) -> None:
     """Half precision stays half precision."""
     network = NETWORKS[name]
@@ -187,7 +253,7 @@ def test_qdq(exported: Export, name: str, form: str) -> None:
     ],
 )
 def test_ocr(ocr: Any, name: str, form: str) -> None:
-    """PP-OCR: free dimensions first, then a given size."""
+    """PP-OCR: free dimensions."""
     original = ocr(name)
     feeds = [page(batch, size) for batch, size in zip((1, 2), OCR[name], strict=True)]
     outcome = _rewrite(original, form=form, splits=3)
@@ -196,5 +262,20 @@ def test_ocr(ocr: Any, name: str, form: str) -> None:
     for feed in feeds:
         _assert_close(original, outcome.model, feed)
         _assert_close(original, made.model, feed)
-    fixed = _rewrite(original, form=form, splits=3, shapes={original.input: feeds[0].shape})
-    _assert_close(original, fixed.model, feeds[0])
+
+
+# A search of its own: by default of the smallest file.
+@pytest.mark.parametrize(
+    ("name", "form"),
+    [
+        (name, form) if (k, m) == (2, 2) else slow(name, form)
+        for k, name in enumerate(OCR)
+        for m, form in enumerate(FORMS)
+    ],
+)
+def test_ocr_at_a_given_size(ocr: Any, name: str, form: str) -> None:
+    """PP-OCR: sizes fixed by the rewrite."""
+    original = ocr(name)
+    feed = page(1, OCR[name][0])
+    fixed = _rewrite(original, form=form, splits=3, shapes={original.input: feed.shape})
+    _assert_close(original, fixed.model, feed)

@@ -9,6 +9,7 @@ it is a plain tensor to everything else. Nothing of the library is copied or cha
 from __future__ import annotations
 
 import io
+from functools import cache
 from typing import Any, ClassVar
 
 import numpy as np
@@ -117,30 +118,8 @@ def test_parity_with_torch(name: str, free: bool, form: str) -> None:
     assert np.array_equal(cut, _torch(module, x))
 
 
-def _exported(net: Any, x: Any, *, free: bool, dynamo: bool) -> onnx.ModelProto:
-    file = io.BytesIO()
-    arguments: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamo": dynamo}
-    if dynamo:
-        pytest.importorskip("onnxscript", reason="torch's dynamo exporter needs onnxscript")
-        arguments |= {"verbose": False, "external_data": False}
-        if free:
-            dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=20)}
-            arguments["dynamic_shapes"] = (dims,)
-    elif free:
-        arguments["dynamic_axes"] = {"x": {0: "n", 2: "h"}}
-    torch.onnx.export(net, (x,), file, **arguments)
-    model = onnx.load_from_string(file.getvalue())
-    model.ir_version = min(model.ir_version, 10)
-    return model
-
-
-@pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("form", ["batch", "sequential", "auto"])
-@pytest.mark.parametrize("free", [False, True], ids=["static", "dynamic"])
-@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
-def test_parity_with_exported_torch(dynamo: bool, free: bool, form: str) -> None:
-    """A small network exported by torch: every Conv is cut, several heights equal torch's own."""
-    net = torch.nn.Sequential(
+def _small_network() -> Any:
+    return torch.nn.Sequential(
         _module(in_channels=3, out_channels=8, kernel_size=3, padding=1),
         torch.nn.ReLU(),
         _module(in_channels=8, out_channels=8, kernel_size=3, padding=1, stride=2, groups=4),
@@ -154,8 +133,35 @@ def test_parity_with_exported_torch(dynamo: bool, free: bool, form: str) -> None
             stride=2,
         ),
     ).eval()
-    x = _input((2, 3, 40, 16))
-    model = _exported(net, x, free=free, dynamo=dynamo)
+
+
+@cache
+def _exported(*, free: bool, dynamo: bool) -> tuple[Any, onnx.ModelProto]:
+    """Return the small network and what torch exports of it."""
+    net, x = _small_network(), _input((2, 3, 40, 16))
+    file = io.BytesIO()
+    arguments: dict[str, Any] = {"input_names": ["x"], "output_names": ["y"], "dynamo": dynamo}
+    if dynamo:
+        pytest.importorskip("onnxscript", reason="torch's dynamo exporter needs onnxscript")
+        arguments |= {"verbose": False, "external_data": False}
+        if free:
+            dims = {0: torch.export.Dim("n"), 2: torch.export.Dim("h", min=20)}
+            arguments["dynamic_shapes"] = (dims,)
+    elif free:
+        arguments["dynamic_axes"] = {"x": {0: "n", 2: "h"}}
+    torch.onnx.export(net, (x,), file, **arguments)
+    model = onnx.load_from_string(file.getvalue())
+    model.ir_version = min(model.ir_version, 10)
+    return net, model
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["batch", "sequential", "auto"])
+@pytest.mark.parametrize("free", [False, True], ids=["static", "dynamic"])
+@pytest.mark.parametrize("dynamo", [False, True], ids=["torchscript", "dynamo"])
+def test_parity_with_exported_torch(dynamo: bool, free: bool, form: str) -> None:
+    """A small network exported by torch: every Conv is cut, several heights equal torch's own."""
+    net, model = _exported(free=free, dynamo=dynamo)
     before = sum(op in ("Conv", "ConvTranspose") for op in ops(model))
     outcome = rewrite(model, splits=4, form=form)
     assert before == len(outcome.rewritten) == 3, outcome.refused

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-__all__ = ["examples", "slow"]
+from patchconv_deploy.rewriters.planning import effort
+
+__all__ = ["examples", "slow", "weighing_less"]
 
 
 def examples(few: int, many: int) -> pytest.MarkDecorator:
@@ -25,3 +29,11 @@ def examples(few: int, many: int) -> pytest.MarkDecorator:
 def slow(*values: object) -> Any:
     """Return a set of a test's parameters that is run in the slow tier alone."""
     return pytest.param(*values, marks=pytest.mark.slow)
+
+
+@contextmanager
+def weighing_less() -> Iterator[None]:
+    """Weigh fewer plans: for tests of what is written, which holds whichever plan is taken."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(effort, "_EFFORT", 2_000)
+        yield

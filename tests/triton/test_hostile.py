@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -24,14 +25,22 @@ from tests.support.small_models import chain
 Change = Callable[[Path, Any, Path], None]
 
 
-@pytest.fixture
-def repository(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def sound(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Three sound models, and beside the repository a model that is not part of it."""
-    onnx.save(chain(1), tmp_path / "m.onnx")
-    (tmp_path / "outside").mkdir()
-    onnx.save(chain(1), tmp_path / "outside" / "secret.onnx")
+    folder = tmp_path_factory.mktemp("sound")
+    onnx.save(chain(1), folder / "m.onnx")
+    (folder / "outside").mkdir()
+    onnx.save(chain(1), folder / "outside" / "secret.onnx")
     for name in ("a", "b", "c"):
-        write_triton_repository(tmp_path / "m.onnx", tmp_path / "repository", name=name)
+        write_triton_repository(folder / "m.onnx", folder / "repository", name=name)
+    return folder
+
+
+@pytest.fixture
+def repository(sound: Path, tmp_path: Path) -> Path:
+    """A copy of the three sound models and of what is beside them, to be changed."""
+    shutil.copytree(sound, tmp_path, dirs_exist_ok=True)
     return tmp_path / "repository"
 
 
