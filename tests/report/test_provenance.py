@@ -118,6 +118,43 @@ def test_another_models_file_is_refused(tmp_path: Path) -> None:
     assert "page.html" not in file_names(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("dims", "options"),
+    [
+        ((1, 2, 64, 64), ("--memory-budget", "1GiB")),
+        ((1, 2, "h", 64), ("--memory-budget", "1GiB", "--shape", "x:1x2x96x64")),
+        ((1, 2, 64, 64), ("--max-buffer", "1GiB")),
+        ((1, 2, 2, 2), ()),
+    ],
+    ids=["budget", "sizes fixed", "limit", "no gain"],
+)
+def test_a_file_that_was_left_as_it_was_has_a_page(
+    dims: tuple[int | str, ...], options: tuple[str, ...], tmp_path: Path
+) -> None:
+    """A budget that was kept already: the page says so, and that the outputs are the same."""
+    source, patched = _pair(tmp_path, chain(4, dims), *options)
+    assert json.loads((tmp_path / "r.json").read_text())["rewritten"] == []
+    page, said = _page(source, patched)
+    assert "model.patched.onnx is the model as it was" in page.words
+    assert "equal to the bit" in page.section("summary")
+    assert page.data["regions"] == []
+    assert "lowers no peak" not in page.words
+    assert "error" not in said
+
+
+def test_a_file_without_a_plan_that_is_not_the_model_is_refused(tmp_path: Path) -> None:
+    """One weight is another: it is not what a rewrite that cut nothing writes."""
+    source, patched = _pair(tmp_path, chain(4, (1, 2, 64, 64)), "--memory-budget", "1GiB")
+    made = onnx.load(patched)
+    weight = made.graph.initializer[0]
+    other = onnx.numpy_helper.to_array(weight) + np.float32(1)
+    weight.CopyFrom(onnx.numpy_helper.from_array(other, weight.name))
+    onnx.save(made, patched)
+    done = run_command("report", source, patched, "-o", tmp_path / "page.html")
+    assert done.returncode == 2
+    assert "holds no plan, and is not" in done.stderr
+
+
 def test_a_plan_that_is_damaged_is_refused(tmp_path: Path) -> None:
     """A plan that is no plan is said to be none."""
     source, patched = _pair(tmp_path, super_resolution(16))

@@ -2,7 +2,8 @@
 
 A rewritten file holds its plan. The plan is applied to the model anew, at the sizes and the opset
 that the file has; what comes out is compared with the file, node for node and weight for weight.
-Where the plan does not even fit, the file is refused.
+Where the plan does not even fit, the file is refused. One without a plan may be the model as it
+was: what patchconv-rewrite writes where a budget is kept already, or nothing gains.
 """
 
 from __future__ import annotations
@@ -40,12 +41,14 @@ class Remade:
         options: What it was asked for.
         sizes: Sizes of inputs that the file has in part alone, None for those that are free.
         doubt: What is different in the file, empty if nothing is.
+        left: The file is the model as it was, and has no plan.
     """
 
     outcome: Outcome
     options: Options
     sizes: Mapping[str, Shape]
     doubt: str
+    left: bool = False
 
 
 def remake(source: Path, patched: Path, given: Options) -> Remade:
@@ -57,33 +60,30 @@ def remake(source: Path, patched: Path, given: Options) -> Remade:
         given: Sizes to predict at, where the file leaves any free; the rest is not looked at.
 
     Raises:
-        UsageError: The file holds no plan, or was not made of that model.
+        UsageError: The file holds no plan and is not the model as it was, or was not made of that
+            model.
         ModelError: A file is no model.
     """
     made = load(patched)
     text = next((e.value for e in made.model.metadata_props if e.key == METADATA_KEY), None)
-    if text is None:
-        raise UsageError(f"{patched}: holds no plan; name a file that patchconv-rewrite wrote")
     original = load(source)
     if any(entry.key == METADATA_KEY for entry in original.model.metadata_props):
         raise UsageError(f"{source}: was rewritten itself; name the model that it was made of")
+    if text is None:
+        left = _left_as_it_was(source, original, made, given)
+        if left is None:
+            raise UsageError(
+                f"{patched}: holds no plan, and is not {source} as it was; name a file that "
+                "patchconv-rewrite wrote"
+            )
+        return left
     try:
         plan = read_plan(text)
     except OptionError as error:
         raise UsageError(f"{patched}: the plan it holds cannot be read ({error})") from error
     _check_interface(source, patched, original.model, made.model)
-    opset = opset_of(made.model)
-    whole, sizes = _sizes(original.model, made.model)
-    if given.shapes or given.ranges:
-        whole, sizes = {}, {}
-    options = replace(
-        given,
-        plan=plan,
-        axis=plan["axis"],
-        shapes={**given.shapes, **whole},
-        target=_target(text),
-        upgrade_opset=None if opset == opset_of(original.model) else opset,
-    )
+    asked, sizes = _prepared(original.model, made.model, given)
+    options = replace(asked, plan=plan, axis=plan["axis"], target=_target(text))
     tries: list[Remade] = []
     for fold in (True, False):
         asked = replace(options, fold=fold)
@@ -93,6 +93,39 @@ def remake(source: Path, patched: Path, given: Options) -> Remade:
         if not different:
             return tries[-1]
     return tries[0]
+
+
+def _prepared(
+    original: onnx.ModelProto, made: onnx.ModelProto, given: Options
+) -> tuple[Options, dict[str, Shape]]:
+    """Return options that bring a model to a file's sizes and opset, and sizes it has in part."""
+    opset = opset_of(made)
+    whole, sizes = _sizes(original, made)
+    if given.shapes or given.ranges:
+        whole, sizes = {}, {}
+    upgrade = None if opset == opset_of(original) else opset
+    return replace(given, shapes={**given.shapes, **whole}, upgrade_opset=upgrade), sizes
+
+
+def _left_as_it_was(source: Path, original: Loaded, made: Loaded, given: Options) -> Remade | None:
+    """Return a rewrite that cut nothing, None where the file is not what it gives.
+
+    Why nothing was cut the file does not say.
+    """
+    asked, sizes = _prepared(original.model, made.model, given)
+    loaded = load(source)
+    try:
+        fix_shapes(loaded.model, sizes)
+        outcome = rewrite_model(loaded, replace(asked, splits=1))
+    except OptionError:
+        return None
+    if outcome.rewritten or _difference(Loaded(outcome.model, original.folder), made):
+        return None
+    refused = tuple(
+        replace(each, reason="the file has it as it was") if each.code == "no-gain" else each
+        for each in outcome.refused
+    )
+    return Remade(replace(outcome, refused=refused), asked, sizes, "", left=True)
 
 
 def _said(different: str) -> str:

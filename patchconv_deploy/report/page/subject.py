@@ -83,6 +83,7 @@ class Subject:
             none.
         doubt: What is different in the rewritten file from what its plan gives; empty if nothing.
         original: The model as it was read, at the sizes in question, its weights included.
+        left: The rewritten file is the model as it was.
     """
 
     asked: Asked
@@ -97,6 +98,7 @@ class Subject:
     curve: Sequence[Candidate]
     doubt: str
     original: Loaded
+    left: bool = False
 
 
 def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
@@ -145,6 +147,7 @@ def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
         curve,
         done.doubt,
         original,
+        done.left,
     )
 
 
@@ -157,6 +160,7 @@ class _Done:
     failed: Sequence[str]
     sizes: Mapping[str, Shape]
     doubt: str = ""
+    left: bool = False
 
 
 def _planned(asked: Asked, progress: Progress | None) -> _Done:
@@ -232,7 +236,15 @@ def _read_back(asked: Asked, progress: Progress | None) -> _Done:
             recommended=True,
         )
         rows = [row_of(each.as_json()) for each in measured]
-    return _Done(remade.options, remade.outcome, report, *_parted(rows), remade.sizes, remade.doubt)
+    return _Done(
+        remade.options,
+        remade.outcome,
+        report,
+        *_parted(rows),
+        remade.sizes,
+        remade.doubt,
+        remade.left,
+    )
 
 
 def _curve(

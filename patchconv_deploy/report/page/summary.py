@@ -29,6 +29,11 @@ def lead(subject: Subject) -> str:
     """Return what was done, in a sentence."""
     outcome, peak = subject.outcome, subject.report.data["peak_activation_bytes"]
     if not outcome.rewritten:
+        if subject.left and subject.asked.patched is not None:
+            return (
+                f"Nothing is cut: {printable(subject.asked.patched.name)} is the model as it was. "
+                "It kept its budget already, or no cut gained anything."
+            )
         if outcome.fits:
             return "Nothing is cut: the model keeps the budget as it is."
         return "Nothing is cut. What holds the peak, and why, stands below."
