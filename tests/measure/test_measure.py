@@ -182,7 +182,8 @@ def test_a_missing_gpu_is_refused_not_worked_around(tmp_path: Path) -> None:
 def test_running_out_of_memory_is_reported_and_survived(tmp_path: Path) -> None:
     """One process hits its limit; the other's figures stand, the parent goes on."""
     small, large = _chain(tmp_path, 64), _chain(tmp_path, 1024, layers=4, channels=64)
-    found = measure([small, large], [OrtOptions(threads=1)] * 2, runs=1, memory_limit=700 * MIB)
+    options = [OrtOptions(threads=1)] * 2
+    found = measure([small, large], options, runs=1, processes=1, memory_limit=700 * MIB)
     assert found[0].error == ""
     assert found[1].error.startswith("out of memory")
     assert found[1].peak_bytes is None
@@ -209,7 +210,7 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     # In a process of its own, as a user does.
     command = [sys.executable, "-m", "patchconv_deploy", "measure", str(model), str(model)]
     done = subprocess.run(
-        [*command, "--runs", "1", "--no-arena", "--json", str(target)],
+        [*command, "--runs", "1", "--processes", "2", "--no-arena", "--json", str(target)],
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT)},

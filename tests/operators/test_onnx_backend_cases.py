@@ -7,7 +7,6 @@ cases that converted PyTorch modules and operators come with the onnx wheel like
 from __future__ import annotations
 
 import copy
-import warnings
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,17 +15,19 @@ import numpy as np
 import onnx
 import pytest
 from onnx import numpy_helper
+from onnx.backend.test.case.test_case import TestCase
 from onnx.backend.test.loader import load_model_tests
 
 from patchconv_deploy.rewriters.graph.model import opset_of
 from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS
 from patchconv_deploy.rewriters.outcome import Outcome
+from tests.support.backend_cases import node_cases
 from tests.support.oracle import IR_VERSION, Array, ops, oracle_run, ort_run, rewrite
 
 # What ONNX Runtime reads; the operators of these cases are the same before and after.
 _NEWEST_OPSET = 22
 
-_KINDS = ("node", "simple", "pytorch-converted", "pytorch-operator")
+_KINDS = ("simple", "pytorch-converted", "pytorch-operator")
 
 # Left alone, and why: nothing of them can be cut.
 _REFUSED = {"one-row", "no-such-axis", "kernel-unknown", "not-provable", "opset-too-old"}
@@ -65,9 +66,8 @@ def _on_disk(folder: Path) -> tuple[onnx.ModelProto, list[Array], list[Array]] |
 def _cases() -> dict[str, _Case]:
     """Return the cases that hold a convolution; recent onnx makes the node cases in memory."""
     found = {}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all node cases compute their outputs at once
-        tests = [(kind, test) for kind in _KINDS for test in load_model_tests(kind=kind)]
+    tests: list[tuple[str, TestCase]] = [("node", test) for test in node_cases(CONVOLUTIONS)]
+    tests += [(kind, test) for kind in _KINDS for test in load_model_tests(kind=kind)]
     for kind, test in tests:
         if test.model is not None and test.data_sets:
             model, (inputs, outputs) = test.model, test.data_sets[0]

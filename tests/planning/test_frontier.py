@@ -132,8 +132,10 @@ def _assert_restrictions_hardly_help(kind: str, share: float) -> None:
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("kind", ["unet", "rrdbnet"])
-@pytest.mark.parametrize("share", [slow(0.6), 0.4])
+@pytest.mark.parametrize(
+    ("kind", "share"),
+    [("rrdbnet", 0.4), slow("rrdbnet", 0.6), slow("unet", 0.4), slow("unet", 0.6)],
+)
 def test_a_restriction_hardly_helps(kind: str, share: float) -> None:
     """Neither one form alone, nor fewer patches; nor more memory."""
     _assert_restrictions_hardly_help(kind, share)
@@ -148,8 +150,16 @@ def test_a_restriction_hardly_helps_where_all_is_weighed(kind: str, share: float
 
 
 @pytest.mark.usefixtures("quick")
-@pytest.mark.parametrize("seeds", [range(15), slow(range(15, 110))], ids=["first", "more"])
-@pytest.mark.parametrize("target", ["onnxruntime", "onnxruntime-default"])
+@pytest.mark.parametrize(
+    ("target", "seeds"),
+    [
+        ("onnxruntime", range(8)),
+        ("onnxruntime-default", range(8, 15)),
+        slow("onnxruntime", range(8, 110)),
+        slow("onnxruntime-default", range(8)),
+        slow("onnxruntime-default", range(15, 110)),
+    ],
+)
 def test_plans_of_random_graphs_compute_the_same(target: str, seeds: range) -> None:
     """Whatever the planner takes of what it weighed: budgets, numbers of patches, single forms.
 
@@ -266,7 +276,7 @@ def _assert_promises(seed: int) -> int:
 @pytest.mark.usefixtures("quick")
 def test_what_is_promised_holds() -> None:
     """Where the curve has a plan the default cuts; more patches never rank worse; budgets hold."""
-    assert sum(_assert_promises(seed) for seed in (0, 1, 2, 3, 10, 20)) > 3
+    assert sum(_assert_promises(seed) for seed in (0, 2, 10)) > 3
 
 
 @pytest.mark.slow

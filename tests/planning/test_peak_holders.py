@@ -35,8 +35,6 @@ from tests.support.small_models import (
     value,
 )
 
-pytestmark = pytest.mark.usefixtures("less_weighed")
-
 SIDE = 64
 
 # Of a signal: a prime, so that it has no blocks of which each has a part of a statistic.
@@ -214,6 +212,7 @@ def test_names_with_slashes_are_no_twins() -> None:
     assert [reason.reason for reason in outcome.reasons] == ["GroupNorm statistics"]
 
 
+@pytest.mark.usefixtures("less_weighed")
 def test_regions_and_causes_have_the_names_of_the_model() -> None:
     """What is written in two to be cut is called in reports what it is called in the model."""
     made = vae_decoder((SIDE, SIDE), blocks=1)

@@ -7,7 +7,6 @@ where attention itself says what is cut.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import count
@@ -16,7 +15,6 @@ from typing import Any, TypeAlias
 import numpy as np
 import onnx
 import pytest
-from onnx.backend.test.loader import load_model_tests
 from onnx.reference import ReferenceEvaluator
 
 from patchconv_deploy.rewriters.graph.model import Loaded
@@ -30,9 +28,13 @@ from patchconv_deploy.rewriters.planning.model_facts import analyse
 from patchconv_deploy.rewriters.regions import row_locality
 from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.rewrite import rewrite_model
+from tests.support.backend_cases import node_cases
 from tests.support.float64 import assert_same_in_double
 from tests.support.regions_by_hand import Cut, tile_all
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise
+from tests.support.tiers import slow
+
+pytestmark = pytest.mark.usefixtures("less_weighed")
 
 _ROWS, _COLUMNS, _CHANNELS, _HEADS = 8, 6, 8, 2
 
@@ -295,8 +297,15 @@ def test_several_images(name: str) -> None:
         _same(made, cut.model)
 
 
-@pytest.mark.parametrize("name", list(CASES))
-@pytest.mark.parametrize("axis", ["width", "height", 2])
+# By default each spelling along one axis, and each axis for several spellings.
+@pytest.mark.parametrize(
+    ("name", "axis"),
+    [
+        (name, axis) if number % 3 == k else slow(name, axis)
+        for number, name in enumerate(CASES)
+        for k, axis in enumerate(("width", "height", 2))
+    ],
+)
 def test_a_plan_is_found(name: str, axis: str | int) -> None:
     """The search cuts attention too, whatever axis is named: what holds the peak are the scores."""
     made = _model(CASES[name].attention, image=True)
@@ -358,9 +367,7 @@ def test_one_node(attention: _Attention, form: str, splits: int, image: bool) ->
 
 def test_onnx_cases() -> None:
     """ONNX's own cases of Attention, as one node and written out: their own outputs, or refused."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # all node cases compute their outputs at once
-        cases = [c for c in load_model_tests(kind="node") if c.name.startswith("test_attention")]
+    cases = [case for case in node_cases(["Attention"]) if case.name.startswith("test_attention")]
     cut_at_all, wrong = 0, []
     for case in cases:
         assert case.model is not None

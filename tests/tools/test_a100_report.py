@@ -143,6 +143,8 @@ def test_a_cell_measured_on_the_cpu(tmp_path: Path) -> None:
         "--cpu",
         "--runs",
         "1",
+        "--rounds",
+        "1",
         "--splits",
         "2",
         "--only",
@@ -180,9 +182,9 @@ def test_a_cell_measured_on_the_cpu(tmp_path: Path) -> None:
 def test_whole_regions_are_in_the_matrix(tmp_path: Path) -> None:
     """Of the chain: all eight layers as one region, and less memory for it, measured."""
     only = [f"onnxruntime/chain-2048*/{how}" for how in ("original", "fused-x8", "loop-x8")]
-    result = _report(
-        tmp_path, "--cpu", "--runs", "1", "--splits", "8", *(w for o in only for w in ("--only", o))
-    )
+    # Of times in turns another test speaks.
+    common = ("--cpu", "--runs", "1", "--rounds", "0", "--splits", "8")
+    result = _report(tmp_path, *common, *(word for one in only for word in ("--only", one)))
     assert result.exit_code == 0, result.output
     original, *cut = _json(tmp_path)["rows"]
     assert [row["form"] for row in cut] == ["fused", "loop"]
@@ -689,11 +691,11 @@ def test_an_original_and_its_cuts_are_timed_in_turns(
         models = [job.model.name for job in jobs]
         asked.append(list(zip(models, options, strict=True)))
         assert {job.sampled for job in jobs} == {None}
-        assert (how["runs"], how["rounds"], how["time_limit_s"]) == (2, 2, 3600)
+        assert (how["runs"], how["rounds"], how["time_limit_s"]) == (2, 1, 3600)
         return time_in_turns(jobs, options, **how)
 
     monkeypatch.setattr(asking, "time_in_turns", noted)
-    rows = _pair(tmp_path, "--sweep", "--rounds", "2")
+    rows = _pair(tmp_path, "--sweep", "--rounds", "1")
     (timed,) = asked
     models = ["conv3-256x256x64-float32.onnx", "conv3-256x256x64-float32-batch-x2-onnxruntime.onnx"]
     assert [model for model, _ in timed] == [model for model in models for _ in range(3)]
@@ -701,11 +703,11 @@ def test_an_original_and_its_cuts_are_timed_in_turns(
     assert [each for _, each in timed[:3]] == [each for _, each in timed[3:]]
     assert len({each for _, each in timed}) == 3
     for row in rows:
-        assert [row["rounds"], *(each["rounds"] for each in row["settings"])] == [2, 2, 2]
+        assert [row["rounds"], *(each["rounds"] for each in row["settings"])] == [1, 1, 1]
     text = (tmp_path / "report.md").read_text()
     assert "(not in turns)" not in text.split("## What the figures are")[0]
-    assert "Timed runs: 2; rounds: 2." in text
-    assert _pair(tmp_path, "--sweep", "--rounds", "2", "--resume") == rows
+    assert "Timed runs: 2; rounds: 1." in text
+    assert _pair(tmp_path, "--sweep", "--rounds", "1", "--resume") == rows
     assert len(asked) == 1
 
 

@@ -37,7 +37,7 @@ def _states(server: Server, name: str) -> dict[str, str]:
     }
 
 
-@pytest.mark.parametrize("requests", [200, slow(1000)])
+@pytest.mark.parametrize("requests", [100, slow(1000)])
 def test_many_requests_of_eight_clients(
     requests: int, tmp_path: Path, record_property: Callable[[str, object], None]
 ) -> None:
