@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any, TypeAlias
@@ -197,20 +198,27 @@ def run_time_bounds(fragment: Fragment, plan: RegionPlan) -> tuple[list[Bounds],
 
 
 def free_heights(
-    fragment: Fragment, plan: RegionPlan
+    fragment: Fragment, plan: RegionPlan, known: Mapping[str, str] | None = None
 ) -> tuple[list[RunTimeNumber], list[SymbolicExtent], RunTimeNumber]:
     """Write what free heights come to.
 
     Args:
         fragment: Where to.
         plan: The region.
+        known: What holds the rows of inputs that are not there as a whole.
 
     Returns:
         The rows of each input, each output with its rows, and the steps that the outputs leave
         free.
     """
     region, network = plan.region, plan.region.network
-    heights = [_height(fragment, edge, at) for at, edge in enumerate(region.inputs)]
+    known = known or {}
+    heights = [
+        RunTimeNumber(fragment, fragment.outer(known[edge.name]))
+        if edge.name in known
+        else _height(fragment, edge, at)
+        for at, edge in enumerate(region.inputs)
+    ]
     rows: dict[int, Any] = dict(zip(network.inputs, heights, strict=True))
     own = None if region.height is None else _height(fragment, region.height, len(heights))
     outs = [

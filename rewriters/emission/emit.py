@@ -38,11 +38,13 @@ states the height as a formula whose bound it can see.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import onnx
 
 from patchconv_deploy.rewriters.emission.bounds import run_time_bounds, static_bounds
 from patchconv_deploy.rewriters.emission.forms import FORMS
-from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.fragment import Fragment, Pieces
 from patchconv_deploy.rewriters.emission.names import NameScheme
 from patchconv_deploy.rewriters.emission.rounds import RoundsWriter
 from patchconv_deploy.rewriters.emission.stacked import StackedWriter
@@ -80,11 +82,20 @@ def emit(
     Returns:
         The fragment that makes the region's outputs.
     """
-    makes = tuple(edge.name for edge in plan.region.outputs)
-    fragment = Fragment(base, opset, names, covers=plan.region.nodes, makes=makes)
+
+    def begun() -> Fragment:
+        makes = tuple(edge.name for edge in plan.region.outputs)
+        return Fragment(base, opset, names, covers=plan.region.nodes, makes=makes)
+
+    def in_rounds(kept: frozenset[str], given: Mapping[str, Pieces]) -> Fragment:
+        made = begun()
+        RoundsWriter(made, plan, graph, shapes, kept, given).write()
+        made.rewrite = in_rounds
+        return made
+
     if plan.stride is not None:
-        RoundsWriter(fragment, plan, graph, shapes, None).write()
-        return fragment
+        return in_rounds(frozenset(), {})
+    fragment = begun()
     if plan.tiling is None:
         bounds, targets = run_time_bounds(fragment, plan)
     else:

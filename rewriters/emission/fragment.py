@@ -12,7 +12,7 @@ all regions ``patchconv/int64/...``. `NameScheme` picks a tag no name in the mod
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -27,7 +27,7 @@ from patchconv_deploy.rewriters.graph.external_data import BITS
 from patchconv_deploy.rewriters.graph.nodes import captured, node_label
 from patchconv_deploy.rewriters.graph.shapes import Shapes
 
-__all__ = ["Fragment", "Join", "Window", "fold", "own_nodes", "size_of"]
+__all__ = ["Fragment", "Join", "Pieces", "Window", "fold", "own_nodes", "size_of"]
 
 
 # What only moves bytes.
@@ -86,6 +86,32 @@ class Join:
     like: Like
 
 
+@dataclass(frozen=True, slots=True)
+class Pieces:
+    """A tensor that a Loop leaves in pieces, one of each round (`emission.pieces`).
+
+    Attributes:
+        axis: The axis that is cut.
+        rows_each: Rows of each piece; the last one may have fewer or more.
+        top: How many more the first one has.
+        name: The sequence of them.
+        rows: What holds the tensor's rows, a vector of one number.
+        count: What holds the number of pieces, the same.
+        parts: In place of these three, at assumed sizes, the pieces one by one, with their shapes
+            and element types (`emission.loop.add_assumed_loop`).
+        done: A small tensor that is there once they are complete.
+    """
+
+    axis: int
+    rows_each: int
+    top: int
+    name: str = ""
+    rows: str = ""
+    count: str = ""
+    parts: tuple[tuple[str, Like], ...] = ()
+    done: str = ""
+
+
 @dataclass(eq=False)
 class Fragment:
     """A growing graph of new nodes.
@@ -100,7 +126,11 @@ class Fragment:
         moved: Bytes, as far as known, of what is cut out of tensors and put together.
         windows: What it cuts out of tensors of the surrounding graph at known rows.
         joins: What it puts together at known rows.
-        variants: The same that reads or makes strips (`emission.handing_over`).
+        variants: The same that reads or makes strips (`emission.handing_over`), or pieces.
+        pieces: What its Loop may leave in pieces, by tensor.
+        in_windows: What it reads in windows of rounds alone, and the axis that is cut.
+        rewrite: Returns the same that leaves some tensors in pieces, and is given others in pieces;
+            None where there are none.
     """
 
     base: str
@@ -113,6 +143,9 @@ class Fragment:
     windows: list[Window] = field(default_factory=list)
     joins: list[Join] = field(default_factory=list)
     variants: dict[Any, Any] = field(default_factory=dict)
+    pieces: dict[str, Pieces] = field(default_factory=dict)
+    in_windows: dict[str, int] = field(default_factory=dict)
+    rewrite: Callable[[frozenset[str], Mapping[str, Pieces]], Fragment] | None = None
     _nodes: list[gs.Node] = field(default_factory=list)
     _outer: dict[str, gs.Variable] = field(default_factory=dict)
     _constants: dict[str, gs.Constant] = field(default_factory=dict)

@@ -11,8 +11,9 @@ import onnx_graphsurgeon as gs
 
 from patchconv_deploy.rewriters.emission.fragment import Fragment
 from patchconv_deploy.rewriters.emission.names import Like
+from patchconv_deploy.rewriters.emission.opset_nodes import add_reshape, add_slice
 
-__all__ = ["Result", "add_collecting_loop", "add_loop"]
+__all__ = ["Result", "add_assumed_loop", "add_collecting_loop", "add_loop"]
 
 
 class Result(NamedTuple):
@@ -126,6 +127,60 @@ def add_collecting_loop(
     going_on = gs.Constant(fragment.names.shared(true), true)
     fragment.place("Loop", [count, going_on, *empty], outputs, "loop", body=(graph, body))
     return outputs
+
+
+def add_assumed_loop(
+    fragment: Fragment,
+    body: Fragment,
+    step: gs.Variable,
+    results: Sequence[Result],
+    pieces: Sequence[Sequence[Like]],
+    around: tuple[Sequence[str], Sequence[str]],
+) -> tuple[list[list[gs.Variable]], gs.Variable]:
+    """Add what stands for `add_collecting_loop` where memory is predicted; it is never run.
+
+    What predicts memory knows tensors, not sequences, and of a Loop that scans all is held twice.
+    So all pieces are there before the first round, which reads one of them, and until whoever reads
+    them is done; nobody makes them again.
+
+    Args:
+        fragment: The fragment.
+        body: Nodes of one round.
+        step: What the body reads the number of the round from.
+        results: What a round makes.
+        pieces: Per result shape and element type of each round's.
+        around: What is there before the Loop, and what is held until it ends.
+
+    Returns:
+        Per result the pieces; and a small tensor that is there once they are complete.
+    """
+    before, held = around
+    rooms, tokens = list[list[gs.Variable]](), list[Result]()
+    for at, (result, likes) in enumerate(zip(results, pieces, strict=True)):
+        rooms.append([gs.Variable(fragment.name(f"pieces/{at}/{k}")) for k in range(len(likes))])
+        fragment.shapes.update(zip((room.name for room in rooms[at]), likes, strict=True))
+        source = [fragment.outer(name) for name in before]
+        fragment.place("Split", source, rooms[at], f"pieces/{at}")
+        there = body.outer(str(rooms[at][0].name))
+        ends = [
+            _one_number(body, each, len(result.dims), f"pieces/{name}_{at}")
+            for each, name in ((result.tensor, "made"), (there, "there"))
+        ]
+        token = body.add("Concat", ends, f"pieces/token_{at}", attrs={"axis": 0})
+        tokens.append(Result(token, (len(ends),), result.kind))
+    count = len(pieces[0])
+    made = [((count, *token.dims), token.kind) for token in tokens]
+    collected = add_loop(fragment, body, step, count, tokens, likes=made)
+    inputs = [*collected, *(fragment.outer(name) for name in held)]
+    done = fragment.add("Max", inputs, "pieces/done", like=((1,), results[0].kind))
+    return rooms, done
+
+
+def _one_number(body: Fragment, x: gs.Variable, rank: int, suffix: str) -> gs.Variable:
+    """Return one number of a tensor, as a vector."""
+    axes = range(rank)
+    one = add_slice(body, x, axes, [0] * rank, [1] * rank, f"{suffix}/first")
+    return add_reshape(body, one, body.ints([1]), suffix)
 
 
 def _graph(

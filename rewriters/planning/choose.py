@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from patchconv_deploy.rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
-from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
 from patchconv_deploy.rewriters.memory.peak import Peak
-from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.planning.candidates import Candidates, candidates_of
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
 from patchconv_deploy.rewriters.planning.evaluated_plan import (
@@ -30,6 +28,7 @@ from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.offers import budget_error, tensor_error, to_ask
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.progress import Progress
+from patchconv_deploy.rewriters.planning.search import takes_rounds
 from patchconv_deploy.rewriters.planning.stages import Limits
 from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
 from patchconv_deploy.rewriters.regions.refusal import Refusal
@@ -145,15 +144,8 @@ def _forms(facts: ModelFacts, found: Candidates, form: str, engine: str) -> Sequ
     """
     if form != "auto":
         return (form,)
-    fixed = [name for name in REGIONAL_FORMS if not FORMS[name].grows]
-    if ENGINES[engine].lowering.compiler or facts.certain.opset < OLDEST_OPSET:
-        return fixed
-    graph, dims = facts.certain.graph, facts.certain.shapes.dims
-    for at, link in found.links.items():
-        made = dims.get(graph.node[at].output[0], ())
-        if len(made) > link.axis and made[link.axis] is None:
-            return [name for name in REGIONAL_FORMS if FORMS[name].grows]
-    return fixed
+    grows = takes_rounds(facts, found.links, engine)
+    return [name for name in REGIONAL_FORMS if FORMS[name].grows == grows]
 
 
 def _unprovable(facts: ModelFacts, found: Candidates) -> tuple[Refusal, ...]:

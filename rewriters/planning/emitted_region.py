@@ -14,6 +14,7 @@ from patchconv_deploy.rewriters.emission.forms import FORMS
 from patchconv_deploy.rewriters.emission.fragment import Fragment, fold
 from patchconv_deploy.rewriters.emission.handing_over import hand_over
 from patchconv_deploy.rewriters.emission.names import NameScheme
+from patchconv_deploy.rewriters.emission.pieces import hand_over_pieces
 from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
 from patchconv_deploy.rewriters.emission.size_nodes import work_out
 from patchconv_deploy.rewriters.emission.splice import arrange
@@ -191,11 +192,33 @@ def ordered(
     cut = {at for fragment in fragments.values() for at in fragment.covers}
     # What nothing is cut of keeps its own nodes.
     fragments |= {at: own for at, own in facts.originals.items() if cut.isdisjoint(own.covers)}
-    fragments |= _shapes_of_gone(facts, fragments)
-    order = arrange(facts.index, fragments, run_rank)
+    order = arrange(facts.index, {**fragments, **_shapes_of_gone(facts, fragments)}, run_rank)
+    if order is not None and any(fragment.pieces for fragment in fragments.values()):
+        changed = hand_over_pieces(fragments, _read_by_nodes(facts, order), facts.bytes)
+        if changed:
+            fragments |= changed
+            fragments |= _shapes_of_gone(facts, fragments)
+            order = arrange(facts.index, fragments, run_rank)
     if order is None or not facts.statistics.entries:
         return order
     return hand_over(order, facts.index)
+
+
+def _read_by_nodes(facts: ModelFacts, order: Sequence[int | Fragment]) -> set[str]:
+    """Return what the graph returns, and what nodes read that stay as they are.
+
+    A Shape that can be worked out without its tensor does not count.
+    """
+    shapes = {at for at in facts.shape_nodes if _is_known(facts, at)}
+    read = (facts.index.ends[at][0] for at in order if isinstance(at, int) and at not in shapes)
+    return set(facts.index.outputs).union(*read)
+
+
+def _is_known(facts: ModelFacts, at: int) -> bool:
+    """Tell whether a Shape can be made without its tensor."""
+    certain, node = facts.certain, facts.certain.graph.node[at]
+    value = certain.constants.array(node.output[0])
+    return value is not None or certain.free.shape_of(node) is not None
 
 
 def _shapes_of_gone(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:

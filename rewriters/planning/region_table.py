@@ -39,10 +39,13 @@ class RegionTable:
     Args:
         regions: The regions.
         in_strips: They hand over in strips what can be.
+        in_loops: As of `CandidateRegion.peak`.
     """
 
-    def __init__(self, regions: Sequence[CandidateRegion], *, in_strips: bool) -> None:
-        self._in_strips = in_strips
+    def __init__(
+        self, regions: Sequence[CandidateRegion], *, in_strips: bool, in_loops: bool = False
+    ) -> None:
+        self._held = {"in_strips": in_strips, "in_loops": in_loops}
         found = sorted(regions, key=lambda region: region.end)
         # Products of these are taken: of more than 64 bits in numbers of any size.
         most = max((max(r.inside, r.elements, r.buffer, r.free) * r.rows for r in found), default=0)
@@ -71,7 +74,7 @@ class RegionTable:
 
     def peak(self, begin: int, end: int, splits: int) -> int:
         """Return the bytes alive at once in the region between two places."""
-        return int(self.one(begin, end).peak(splits, in_strips=self._in_strips))
+        return int(self.one(begin, end).peak(splits, **self._held))
 
     def forbid(self, begin: int, end: int) -> None:
         """Have no more of the region between two places."""
@@ -80,7 +83,7 @@ class RegionTable:
     def _peak(self, splits: int) -> Figure:
         if splits not in self._peaks:
             fewest = np.minimum(splits, self._all.free)
-            self._peaks[splits] = self._all.peak(fewest, in_strips=self._in_strips)
+            self._peaks[splits] = self._all.peak(fewest, **self._held)
         return self._peaks[splits]
 
     def _widest(self, figure: str, splits: int) -> Figure:

@@ -21,6 +21,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
 from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.operators.record import RowLocal
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
@@ -39,7 +40,7 @@ from patchconv_deploy.rewriters.planning.shortest_path import least_peak
 from patchconv_deploy.rewriters.planning.stage_graph import StageGraph, live_bytes, stage_graphs_of
 from patchconv_deploy.rewriters.planning.stages import USUAL, Limits, Plan
 
-__all__ = ["stage_graphs"]
+__all__ = ["stage_graphs", "takes_rounds"]
 
 
 # Tensors read and made that are walked past for the regions of all orders together; the last order
@@ -105,6 +106,23 @@ def stage_graphs(
             yield from search.rematerialised(graph, plan, overhead, usual)
 
 
+def takes_rounds(facts: ModelFacts, links: Mapping[int, RowLocal], engine: str) -> bool:
+    """Tell whether regions are written as rounds, as many as an image needs.
+
+    That is where the tiled axis is of any size; a compiler takes no sequences.
+
+    Args:
+        facts: The model.
+        links: Its row-local nodes.
+        engine: A key of `memory.targets.ENGINES`.
+    """
+    if ENGINES[engine].lowering.compiler or facts.certain.opset < OLDEST_OPSET:
+        return False
+    graph, dims = facts.certain.graph, facts.certain.shapes.dims
+    made = ((dims.get(graph.node[at].output[0], ()), link.axis) for at, link in links.items())
+    return any(len(shape) > axis and shape[axis] is None for shape, axis in made)
+
+
 @dataclass
 class _Search:
     """The effort of a search, and what all of its schedules have in common.
@@ -133,9 +151,16 @@ class _Search:
         self, schedule: Schedule, engine_overhead: Mapping[int, int], order: str
     ) -> list[StageGraph]:
         """Find all stages of a schedule, as `stage_graphs_of`."""
-        hands_over = bool(self.facts.statistics.entries)
+        grows = takes_rounds(self.facts, self.links, self.engine)
         found = list(
-            stage_graphs_of(schedule, engine_overhead, order, self._tell, hands_over=hands_over)
+            stage_graphs_of(
+                schedule,
+                engine_overhead,
+                order,
+                self._tell,
+                hands_over=bool(self.facts.statistics.entries) or grows,
+                in_loops=grows,
+            )
         )
         self.walked += found[0].walked
         return found

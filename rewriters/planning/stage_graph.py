@@ -134,6 +134,7 @@ def stage_graphs_of(
     progress: Callable[[int], None],
     *,
     hands_over: bool,
+    in_loops: bool = False,
 ) -> Iterator[StageGraph]:
     """Yield all stages of a schedule: what regions make put together, then handed over in strips.
 
@@ -144,12 +145,13 @@ def stage_graphs_of(
         order: Name of the order of the nodes.
         progress: Called with the tensors walked past so far from time to time.
         hands_over: Yield the second.
+        in_loops: As of `planning.stages.CandidateRegion.peak`.
     """
     found = candidate_regions(schedule, progress)
     for in_strips in (False, True) if hands_over else (False,):
         # What an engine lays out anew beside a node are whole tensors: of strips there are none.
         alive = live_bytes(schedule, {} if in_strips else engine_overhead)
-        table = RegionTable(found.regions, in_strips=in_strips)
+        table = RegionTable(found.regions, in_strips=in_strips, in_loops=in_loops)
         yield StageGraph(schedule, order, table, alive, found.walked, in_strips)
 
 

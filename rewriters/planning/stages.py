@@ -151,18 +151,19 @@ class CandidateRegion(NamedTuple):
         """Return what a window has of so many bytes or elements, rounded up."""
         return -(-whole * self.window(splits) // self.rows)
 
-    def peak(self, splits: Figure, *, in_strips: bool) -> Figure:
+    def peak(self, splits: Figure, *, in_strips: bool, in_loops: bool = False) -> Figure:
         """Return the bytes alive at once: whole ones, so that a plan keeps its own peak.
 
         Args:
             splits: Patches.
             in_strips: What can be handed over in strips is.
+            in_loops: Loops hand over, whose inputs are held until they end.
         """
         inside = self.of_window(self.inside, splits)
         if not in_strips:
             return self.before + self.outputs + np.maximum(inside, self.largest)
         # Strips are set free one by one while the outputs grow.
-        grown = self.outputs - self.dying
+        grown = self.outputs if in_loops else self.outputs - self.dying
         return self.before + np.maximum(inside + np.maximum(grown, 0), grown + self.joined)
 
     def extra(self, splits: Figure, *, shrinks: bool) -> Figure:

@@ -7,10 +7,13 @@ whatever the height, and their number comes from it. With ``M`` steps that the o
     trim     m   = max(M - stride, 0)              the window is m steps shorter than the whole
     rounds   n   = ceil(m / stride) + 1
     shift    i_k = min(k * stride, m)              the last window ends where the whole does
+    core     from k * stride on                    the last one is lower than the others
 
 Neighbours are at most ``stride = M - m`` steps apart, so the cores of `tiling.patches.core` lie
-inside the right rows as they do there; only the last one is lower than the others. Below the height
-of a patch ``m`` is 0: one round, on the whole.
+inside the right rows as they do there: those of the last window, which is further up than it would
+be in an image of whole strides, reach further down than its own begins. All cores but the last
+begin and end at multiples of a stride, so that who reads them knows which one a row lies in. Below
+the height of a patch ``m`` is 0: one round, on the whole.
 """
 
 from __future__ import annotations
@@ -33,7 +36,16 @@ from patchconv_deploy.rewriters.tiling.patches import (
 from patchconv_deploy.rewriters.tiling.proof import period, reach
 from patchconv_deploy.rewriters.tiling.proof_any_height import prove_heights
 
-__all__ = ["effort", "place_round", "prove_rounds", "round_cores", "rounds_of", "tile_rounds"]
+__all__ = [
+    "effort",
+    "most_touched",
+    "place_round",
+    "prove_rounds",
+    "round_cores",
+    "rounds_of",
+    "tile_rounds",
+    "touched",
+]
 
 
 def rounds_of(free: Any, stride: int, maximum: Callable[[Any, Any], Any]) -> tuple[Any, Any]:
@@ -60,19 +72,66 @@ def place_round(
 
 
 def round_cores(
-    outs: Sequence[Any], placed: Placement, minimum: Callable[[Any, Any], Any]
+    outs: Sequence[Any], placed: Placement, index: Any, minimum: Callable[[Any, Any], Any]
 ) -> list[tuple[Any, Any]]:
     """Return where each output's rows of a round begin and end.
 
     Args:
         outs: `Extent`, or objects with its four fields as other kinds of number.
         placed: `place_round`.
+        index: The round.
         minimum: The smaller of two numbers.
     """
+    begins = index * placed.stride
+    owned = placed._replace(shifts=begins, following=begins + placed.stride)
     # The first round alone starts at the top, the last one alone as far down as windows go.
     first = minimum(placed.shifts, 1)
     last = minimum(placed.trim - placed.shifts, 1) * -BEYOND + BEYOND
-    return [core(out, placed, first=first, last=last, minimum=minimum) for out in outs]
+    return [core(out, owned, first=first, last=last, minimum=minimum) for out in outs]
+
+
+def most_touched(rows: int, each: int) -> int:
+    """Return the most cores that so many neighbouring rows lie on.
+
+    Args:
+        rows: The rows.
+        each: Rows of every core; the first and the last may have more.
+    """
+    return max(0, rows + each - 2) // each + 1
+
+
+def touched(
+    rows: tuple[Any, Any],
+    most: int,
+    cores: tuple[int, int, Any],
+    minimum: Callable[[Any, Any], Any],
+    maximum: Callable[[Any, Any], Any],
+) -> list[tuple[Any, Any, Any]]:
+    """Return which rows of which cores of an output make up a window of it.
+
+    Args:
+        rows: Where the window begins and ends.
+        most: Rows that it has at most.
+        cores: Rows of each core, how many more the first has, and the number of cores.
+        minimum: The smaller of two numbers.
+        maximum: The larger of two numbers.
+
+    Returns:
+        The number of each core, and the rows of it from and up to which: from there to its end
+        where it has fewer; the second no more than the first where it has none of them.
+    """
+    (begin, end), (each, top, count) = rows, cores
+    last = count - 1
+    first = minimum(maximum(begin - top, 0) // each, last)
+    found = []
+    for at in range(most_touched(most, each)):
+        number = first + at if at else first
+        index = minimum(number, last) if at else first
+        # The first core begins at the top; behind the last one there is none.
+        above = number * each + top
+        above = above + (number - index) * BEYOND if at else above * minimum(number, 1)
+        found.append((index, maximum(begin - above, 0), maximum(end - above, 0)))
+    return found
 
 
 def tile_rounds(outs: Sequence[Extent], stride: int) -> Tiling:
@@ -87,7 +146,7 @@ def tile_rounds(outs: Sequence[Extent], stride: int) -> Tiling:
     patches = []
     for k in range(count):
         placed = place_round(trim, stride, k, min)
-        cores = tuple(Rows(*bounds) for bounds in round_cores(outs, placed, min))
+        cores = tuple(Rows(*bounds) for bounds in round_cores(outs, placed, k, min))
         patches.append(Patch(placed.shifts, cores))
     return Tiling(trim, tuple(patches))
 

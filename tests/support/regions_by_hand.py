@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import onnx
 
 from patchconv_deploy.rewriters.emission.bodies import move_into_bodies
+from patchconv_deploy.rewriters.emission.fragment import Fragment
 from patchconv_deploy.rewriters.emission.names import NameScheme
 from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info, splice
 from patchconv_deploy.rewriters.graph.check import check
@@ -106,9 +107,10 @@ def tile_all(
         assert order is not None, "the regions depend on each other in a circle"
         remaining = {n for at in order if isinstance(at, int) for n in made.graph.node[at].output}
         gone = {name for node in made.graph.node for name in node.output} - remaining
-        gone -= {name for entry in emitted for name in entry.fragment.makes}
+        fragments = [item for item in order if isinstance(item, Fragment)]
+        gone -= {name for fragment in fragments for name in fragment.makes}
         splice(made, order)
-        move_into_bodies(made, {name for entry in emitted for name in entry.fragment.loops})
+        move_into_bodies(made, {name for fragment in fragments for name in fragment.loops})
         drop_unused_value_info(made.graph, gone)
         check(skeleton(Loaded(made, None)), allow_custom_ops=True)
         index(made)

@@ -124,3 +124,29 @@ def test_windows_in_the_wrong_place_are_found(monkeypatch: pytest.MonkeyPatch, f
     assert rounds.prove_rounds.__wrapped__(network, 4) is None
     monkeypatch.setattr(rounds, "place_round", fault)
     assert rounds.prove_rounds.__wrapped__(network, 4) is not None
+
+
+@settings(max_examples=60, deadline=None)
+@given(_maps(), st.integers(1, 9), st.data())
+def test_a_window_is_made_of_the_cores_that_it_lies_on(
+    maps: list[RowMap], stride: int, data: st.DataObject
+) -> None:
+    """Any window of an output, from the cores of its rounds: each row once, and in order."""
+    network = Network.chain(maps)
+    assume(not isinstance(steps(network), str))
+    rows = data.draw(st.integers(first_height(network), 300))
+    outs = _outs(network, rows)
+    assume(outs is not None and outs[0].rows > 0)
+    assert outs is not None
+    out = outs[0]
+    cores = [patch.cores[0] for patch in rounds.tile_rounds(outs, stride).patches]
+    begin = data.draw(st.integers(0, out.rows - 1))
+    end = data.draw(st.integers(begin + 1, out.rows))
+    most = end - begin + data.draw(st.integers(0, 5))
+    found = list[int]()
+    for index, low, high in rounds.touched(
+        (begin, end), most, (stride * out.step, out.top, len(cores)), min, max
+    ):
+        owned = range(cores[index].begin, cores[index].end)
+        found += owned[low:high]
+    assert found == list(range(begin, end))
