@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from patchconv_deploy.rewriters.prepare import look_at
 from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import assert_same, copy_of, model, node, noise
+from tests.support.tiers import weighing_less
 
 HEIGHTS = (16, 17, 31, 61, 94)
 
@@ -55,12 +57,7 @@ def cut(original: onnx.ModelProto, **options: Any) -> Outcome:
         ("SkipUNet", {"base": 8, "levels": 2, "fit": "pad"}, "onnxruntime"),
         ("SkipUNet", {"base": 8, "levels": 2, "fit": "pad"}, "tensorrt"),
         ("SkipUNet", {"base": 8, "levels": 2, "fit": "crop"}, "onnxruntime"),
-        pytest.param(
-            "NAFNet",
-            {"base": 4, "levels": 1},
-            "onnxruntime",
-            marks=pytest.mark.usefixtures("less_weighed"),
-        ),
+        ("NAFNet", {"base": 4, "levels": 1}, "onnxruntime"),
     ],
     ids=["padded to the skip", "for TensorRT", "cropped back", "cropped back, with statistics"],
 )
@@ -72,7 +69,9 @@ def test_a_network_of_any_size(
     facts = look_at(Loaded(copy_of(original), None), Options()).facts.certain
     left = {facts.graph.node[at].op_type for at in find_locality(facts, "height").reasons}
     assert left.isdisjoint({"Pad", "Slice"})
-    outcome = cut(original, splits=4, target=target)
+    # With statistics there is most to weigh, and any plan will do.
+    with weighing_less() if network == "NAFNet" else nullcontext():
+        outcome = cut(original, splits=4, target=target)
     assert outcome.rewritten
     for height in HEIGHTS:
         assert_same(original, outcome.model, {"x": noise(1, 3, height, 20)}, 2e-5)

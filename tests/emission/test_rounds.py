@@ -29,6 +29,8 @@ from tests.support.small_models import (
 )
 from tests.support.tiers import slow
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 REL = 2e-6
 
 

@@ -25,6 +25,8 @@ from tests.support.small_models import (
     noise,
 )
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 REL = 2e-6
 
 _HEIGHTS = (*range(1, 40), 64, 97, 130, 133)

@@ -25,6 +25,8 @@ from tests.support.float64 import in_double
 from tests.support.oracle import oracle_run
 from tests.support.small_models import Array, assert_same, copy_of, model, node, noise, run, value
 
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
 _DIMS = (2, 3, 6, 5)
 
 

@@ -19,6 +19,7 @@ from patchconv_deploy import check_triton_repository, rewrite, write_triton_repo
 from patchconv_deploy.triton.schema import schema
 from patchconv_deploy.triton.write import TritonResult
 from tests.support.small_models import Array, chain, model, node, noise, value
+from tests.support.tiers import weighing_less
 from tests.support.triton_server import PROTOCOLS, detector, running, skip_without_server
 from tools import export_models
 from tools.serve import Server
@@ -92,7 +93,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         "shapes": sizes,
     }
     add("detector", detector(), page, **batching)
-    cut = rewrite(detector(), folder / "detector.onnx", min_elements=0, rtol=1e-2).path
+    with weighing_less():
+        cut = rewrite(detector(), folder / "detector.onnx", min_elements=0, rtol=1e-2).path
     assert cut is not None
     add("detector-patched", cut, page, **batching)
     decoder = export_models.export(
@@ -105,7 +107,8 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     )
     latent = {onnx.load(decoder).graph.input[0].name: noise(1, 4, 10, 8)}
     add("vae", decoder, latent, warmup=True)
-    cut = rewrite(decoder, folder / "vae.patched.onnx", min_elements=0).path
+    with weighing_less():
+        cut = rewrite(decoder, folder / "vae.patched.onnx", min_elements=0).path
     assert cut is not None
     add("vae-patched", cut, latent, warmup=True)
     add("fixed", saved("fixed", chain(2)), {"x": noise(1, 2, 16, 10)})
