@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import Counter
-from collections.abc import Collection, Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 
@@ -201,9 +201,20 @@ class LiveBuffers:
                 take(name)
         return top
 
-    def in_arena(self) -> Arena:
-        """Run twice in an arena, and return it."""
+    def in_arena(self, packed: Iterable[tuple[str, int]] = ()) -> Arena:
+        """Run twice in an arena, and return it.
+
+        Args:
+            packed: Weights that are packed in it beforehand (`Weights.from_arena`). However small,
+                they make its first region, and small tensors lie there instead of between large.
+        """
         arena = Arena()
+        known = set()
+        for name, size in packed:
+            chunk = arena.take(size)
+            if name in known:
+                arena.give(chunk)
+            known.add(name)
         self._run_in(arena, frozenset())
         self._run_again(arena)
         return arena

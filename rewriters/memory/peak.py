@@ -37,12 +37,18 @@ class Weights:
             clones have one of their own: the allocator keeps what passed through.
         originals: Bytes of what these were made of, which a file with its weights inside leaves.
         packed: Of what is held, bytes that lie with the activations and are in `Peak.bytes` too.
+        from_arena: Of what is packed, every piece that is taken from the arena, in order, by the
+            weight's name and bytes. One of a name that was before is given back at once: equal
+            pieces are held once. The rest is taken beside the arena's regions.
+        session: Bytes of what a session keeps beside weights, most of it for each node.
     """
 
     held: int = 0
     made: int = 0
     originals: int = 0
     packed: int = 0
+    from_arena: tuple[tuple[str, int], ...] = ()
+    session: int = 0
 
     def __add__(self, other: Weights) -> Weights:
         return Weights(
@@ -50,12 +56,19 @@ class Weights:
             self.made + other.made,
             self.originals + other.originals,
             self.packed + other.packed,
+            self.from_arena + other.from_arena,
+            self.session + other.session,
         )
 
     @property
     def loading(self) -> int:
         """Bytes that the process grows by while it loads."""
-        return self.held + self.made + self.originals
+        return self.held + self.made + self.originals + self.session
+
+    @property
+    def beside(self) -> int:
+        """Bytes of what is packed that no region of the arena holds."""
+        return self.packed - sum(dict(self.from_arena).values())
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,12 +140,13 @@ def peak(
     live_bytes = run.live()
     figure, at, alive = run.highest(live_bytes)
     touched = figure
-    if target.allocator is Allocator.ARENA:
-        arena = run.in_arena()
-        live_bytes = run.used()
-        figure, touched = max((size for _, size in live_bytes), default=0), arena.touched()
     loaded = weights or Weights()
     packed = loaded.packed
+    if target.allocator is Allocator.ARENA:
+        arena = run.in_arena(loaded.from_arena)
+        live_bytes = run.used()
+        figure, touched = max((size for _, size in live_bytes), default=0), arena.touched()
+        packed = loaded.beside
     return Peak(figure + packed, at, run.unknown, alive, touched + packed, live_bytes, loaded)
 
 

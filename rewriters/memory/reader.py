@@ -59,6 +59,11 @@ __all__ = [
 # Constants of up to as many elements are read: scales, pads, scalars.
 _SMALL = 16
 
+# What a session of ONNX Runtime keeps beside weights, once and for each node of the file: measured
+# with version 1.32 on chains of 4 to 16,000 nodes and on plans of networks, 2 to 8 KiB a node.
+_SESSION = 6 << 20
+_NODE = 4 << 10
+
 # Operators whose results are as large as the data will have it: nobody can tell before.
 _DATA_SIZED = frozenset({"NonZero", "NonMaxSuppression", "Unique", "Compress", "StringSplit"})
 
@@ -120,7 +125,8 @@ class Model:
         if engine.lowering.compiler:
             return found
         stored = 0 if self.tensors.external or body.tensors.external else found.held
-        return replace(found, held=found.held + stored + found.packed)
+        session = found.session + _NODE * len(body.nodes)
+        return replace(found, held=found.held + stored + found.packed, session=session)
 
     def as_body(self, engine: Engine) -> tuple[Lowered, Peak]:
         """Return what the engine runs where the model is a body, and the peak of that."""
@@ -172,7 +178,9 @@ class Model:
         found = run.weights
         if engine.lowering.compiler:
             return Weights(found.held)
-        return replace(found, originals=0) if self.tensors.external else found
+        session = found.session + _SESSION + _NODE * len(self.nodes)
+        originals = 0 if self.tensors.external else found.originals
+        return replace(found, originals=originals, session=session)
 
     def profile(self, engine: Engine) -> list[tuple[str, int]]:
         """Return (node, live bytes) in execution order."""

@@ -71,6 +71,7 @@ _ORT = Lowering(
     ),
     block=channel_block(),
     packed={"MatMul": 1, "Gemm": 1, "ConvTranspose": 1},
+    arena_packed=frozenset({"ConvTranspose"}),
     widened={16: 32},
 )
 

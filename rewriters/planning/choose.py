@@ -40,6 +40,9 @@ __all__ = ["ChosenRegions", "choose_regions", "pareto", "rank", "unbeaten"]
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
 
+# Bytes of nodes that few would miss, about a thousand nodes: so many are not weighed.
+_FEW_NODES = 4 << 20
+
 # Without a budget: share of the memory that has to be saved for twice the time.
 _WORTH = 0.1
 
@@ -196,20 +199,28 @@ def _fitting(weighed: WeighedPlans, limits: Limits, plain: Peak) -> list[Evaluat
 
 
 def _pays(peak: Peak, plain: Peak) -> bool:
-    """Tell whether a plan loses no more in weights than it gains in activations."""
-    more = (peak.weights.loading - peak.weights.packed) - (
-        plain.weights.loading - plain.weights.packed
-    )
-    return more <= max(0, plain.need - peak.need)
+    """Tell whether a plan loses no more in loading than it gains in activations."""
+    return _loads_more(peak, plain) <= max(0, plain.need - peak.need)
+
+
+def _loads_more(peak: Peak, plain: Peak) -> int:
+    """Return the bytes that loading takes more than before; what is packed counts as activations.
+
+    Of nodes those that few would miss are free: a session takes more by itself.
+    """
+    more, was = peak.weights, plain.weights
+    nodes = more.session - was.session
+    weights = more.loading - more.packed - (was.loading - was.packed) - nodes
+    return max(0, weights) + max(0, nodes - _FEW_NODES)
 
 
 def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan | None:
     """Return the plan that ranks first without a budget, None if none gains.
 
     What counts is what the process needs: in an arena more patches may have as much in use as fewer
-    have, and touch less of it. Only where nothing touches less, what is in use. A plan that takes
-    much longer has to save some memory for it, and one that has more in use has to touch as much
-    less.
+    have, and touch less of it. Only where nothing touches less, what is in use. What loading takes
+    more, as for every node that is written, is added. A plan that takes much longer has to save
+    some memory for it, and one that has more in use has to touch as much less.
     """
     fitting = _fitting(weighed, limits, plain)
     compiled = weighed.evaluator.compiled
@@ -225,7 +236,10 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
         if gaining:
             # Of equals the first, which takes the least time.
             return min(
-                gaining, key=lambda p: rank(p.figures.form, figure(p.peak), compiled=compiled)
+                gaining,
+                key=lambda p: rank(
+                    p.figures.form, figure(p.peak) + _loads_more(p.peak, plain), compiled=compiled
+                ),
             )
     return None
 

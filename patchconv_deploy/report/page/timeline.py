@@ -29,7 +29,7 @@ def timeline(peak: Peak, regions: Regions) -> dict[str, Any] | None:
         return None
     stretch = -(-len(held) // MOST_STEPS)
     # What is packed while loading lies with the activations throughout.
-    packed = peak.weights.packed
+    packed = peak.weights.beside
     labels: list[str] = []
     sizes: list[int] = []
     places: list[int] = []

@@ -13,6 +13,7 @@ from patchconv_deploy.rewriters.memory.lowering.node import (
     Node,
     with_fields,
 )
+from patchconv_deploy.rewriters.operators.record import is_channelwise
 
 
 def _swaps_last(perm: Sequence[int]) -> bool:
@@ -28,10 +29,11 @@ def fold_into_convolutions(graph: Graph, lowering: Lowering) -> None:
     for position, node in convs:
         weight = node.reads[1]
         if weight in graph.constants:
-            _fold(graph, position, node, shared=lowering.shares and readers[weight] > 1)
+            shared = lowering.shares and readers[weight] > 1
+            _fold(graph, position, node, shared=shared, compiler=lowering.compiler)
 
 
-def _fold(graph: Graph, position: int, node: Node, *, shared: bool) -> None:
+def _fold(graph: Graph, position: int, node: Node, *, shared: bool, compiler: bool) -> None:
     padded = graph.producer(node.reads[0])
     if padded is not None and padded[1].op_type == "Pad" and graph.uses(node.reads[0]) == 1:
         pad = padded[1]
@@ -44,7 +46,7 @@ def _fold(graph: Graph, position: int, node: Node, *, shared: bool) -> None:
             graph.put(position, node)
     while True:
         follower = graph.single_user(node.makes[0])
-        if follower is None or not is_affine(graph, follower[1], node.makes[0]):
+        if follower is None or not _is_affine(graph, follower[1], node.makes[0], compiler):
             return
         graph.remove(follower[0])
         node = with_fields(node, makes=follower[1].makes)
@@ -65,8 +67,12 @@ def _own(graph: Graph, conv: Node) -> str:
     return own
 
 
-def is_affine(graph: Graph, node: Node, name: str) -> bool:
-    """Tell whether a node scales or shifts whole channels by constants."""
+def _is_affine(graph: Graph, node: Node, name: str, compiler: bool) -> bool:
+    """Tell whether a node scales or shifts whole channels by constants that its engine folds.
+
+    A compiler folds constants of any spelling; ONNX Runtime looks at the second operand alone, and
+    leaves one number that has a dimension: a model may compute with hundreds of such.
+    """
     if node.op_type not in ("BatchNormalization", "Mul", "Add"):
         return False  # before the reads of a wide Concat are walked, from each that it joins
     others = [read for read in node.reads if read and read != name]
@@ -74,11 +80,11 @@ def is_affine(graph: Graph, node: Node, name: str) -> bool:
         return False
     if node.op_type == "BatchNormalization":
         return node.reads[0] == name and len(node.makes) == 1
-    dims = graph.dims.get(others[0])
+    dims, result = graph.dims.get(others[0]), graph.dims.get(name)
+    if not compiler:
+        return node.reads[0] == name and is_channelwise(node.op_type, dims, result)
     return dims is not None and all(
-        size == 1
-        for axis, size in enumerate(reversed(dims))
-        if axis != len(graph.dims.get(name) or ()) - 2
+        size == 1 for axis, size in enumerate(reversed(dims)) if axis != len(result or ()) - 2
     )
 
 

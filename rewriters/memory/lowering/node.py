@@ -71,6 +71,7 @@ class Lowering:
         activations: Operators that run inside the Conv before them.
         block: Channels of a block of the blocked layout; 0 if there is none.
         packed: Operators whose constant operand of that position is packed anew and held.
+        arena_packed: Those of them that take the room for it from the arena.
         passes: What it does, in order; each changes the graph and nothing else.
         compiler: It knows every size when it builds: what holds a place for sizes costs nothing.
         widened: Bits an element of so many bits is computed in, where there are no such kernels.
@@ -83,6 +84,7 @@ class Lowering:
     activations: frozenset[str] = frozenset()
     block: int = 0
     packed: Mapping[str, int] = field(default_factory=dict)
+    arena_packed: frozenset[str] = frozenset()
     compiler: bool = False
     workspaces: Mapping[str, int] | None = None
     widened: Mapping[int, int] = field(default_factory=dict)

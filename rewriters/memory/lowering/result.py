@@ -44,6 +44,7 @@ def _weights(graph: Graph, lowering: Lowering, known: Tensors) -> Weights:
     """Return what loading costs: every constant once in each layout it is read in."""
     held: dict[tuple[str, str], int] = {}
     packed: dict[str, int] = {}
+    from_arena: list[tuple[str, int]] = []
     made: dict[str, int] = {}
     folded: dict[str, int] = {}
     originals: dict[str, int] = {}
@@ -63,12 +64,16 @@ def _weights(graph: Graph, lowering: Lowering, known: Tensors) -> Weights:
                 originals[source] = known.bytes(source) or 0
             if at == operand:
                 packed[name] = size
+                if size and node.op_type in lowering.arena_packed:
+                    from_arena.append((name, size))
             held[name, layout] = size
     kept = sum(packed.values())
     # Packed one after the other: what the last was made of is given back.
     left = kept - max(packed.values(), default=0)
     anew = sum(made.values()) + sum(folded.values())
-    return Weights(sum(held.values()), anew, sum(originals.values()) + left, kept)
+    return Weights(
+        sum(held.values()), anew, sum(originals.values()) + left, kept, tuple(from_arena)
+    )
 
 
 def _in_blocks(graph: Graph, block: int, weight: str, size: int) -> int:
