@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from fnmatch import fnmatchcase
 
@@ -54,6 +55,11 @@ def warnings_of(
             "patches grow with the image, and the peak with them; with "
             f"upgrade_opset={OLDEST_OPSET} they are of a fixed height, as many as there are"
         )
+    if _is_between_loops(outcome):
+        found.append(
+            "a loop hands nothing over: what stands before a normalisation over the image is put "
+            "together; the forms fused and shrinking hand it over in strips"
+        )
     labels = list(outcome.sizes)
     for pattern in (*options.selection.include, *options.selection.exclude):
         if not outcome.already and not any(fnmatchcase(label, pattern) for label in labels):
@@ -68,6 +74,17 @@ def _grows(outcome: Outcome, options: Options) -> bool:
         region.plan.tiling is None and region.form not in SINGLE_FORMS
         for region in outcome.rewritten
         if not ENGINES[outcome.engine].lowering.compiler and options.form == "auto"
+    )
+
+
+def _is_between_loops(outcome: Outcome) -> bool:
+    """Tell whether a node whose two halves lie in two regions has one of them in a loop."""
+    seen = Counter(name for region in outcome.rewritten for name in set(region.nodes))
+    return any(
+        seen[name] > 1
+        for region in outcome.rewritten
+        if region.form == "loop"
+        for name in region.nodes
     )
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from patchconv_deploy.report.warnings import warnings_of
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
@@ -39,6 +40,17 @@ def test_a_plan_with_statistics_gives_the_same_model_again(once: Outcome) -> Non
     assert again.model.SerializeToString(deterministic=True) == once.model.SerializeToString(
         deterministic=True
     )
+
+
+@pytest.mark.parametrize("form", ["loop", "shrinking"])
+def test_a_loop_says_that_it_hands_nothing_over(once: Outcome, form: str) -> None:
+    """Where the halves of a normalisation lie in two regions, and only of a Loop."""
+    plan = dict(once.plan or {})
+    plan["regions"] = [{**entry, "form": form} for entry in plan["regions"]]
+    outcome = _cut(plan=read_plan(json.dumps(plan)))
+    assert len(outcome.rewritten) > 1
+    said = [each for each in warnings_of(outcome, Options(), {}) if "hands nothing" in each]
+    assert len(said) == (form == "loop")
 
 
 def test_a_plan_names_nodes_that_there_are(once: Outcome) -> None:
