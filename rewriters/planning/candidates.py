@@ -44,6 +44,7 @@ class Candidates:
         proven: Regions that were asked for so far.
         looked_at: Places and stages that plans were looked for at, for who counts effort.
         proved: Nodes, of each patch, of the regions that were proven; the same.
+        puts_off: What has to be proven at every height is not before a plan is taken.
     """
 
     facts: ModelFacts
@@ -54,6 +55,7 @@ class Candidates:
     proven: dict[RegionChoice, RegionPlan | Refusal] = field(default_factory=dict)
     looked_at: int = 0
     proved: int = 0
+    puts_off: bool = False
 
     @property
     def plain_peak(self) -> int:
@@ -124,7 +126,7 @@ class Candidates:
 
     def _cut(self, region: Region, splits: int) -> RegionPlan | Refusal:
         certain = self.facts.certain
-        found = plan_region(region, certain.shapes, splits, certain.opset)
+        found = plan_region(region, certain.shapes, splits, certain.opset, put_off=self.puts_off)
         if isinstance(found, RegionPlan):
             self.proved += found.walked
         else:

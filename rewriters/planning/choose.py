@@ -100,11 +100,39 @@ def choose_regions(
         BudgetError: No plan keeps the limits.
     """
     progress("searching", 0, 1)
-    plain = predictor.predict(None, engine)
     found = candidates_of(predictor, axis, kept, engine, progress)
-    weighed = WeighedPlans(
-        predictor, found, engine, limits.tensor, _forms(predictor.facts, found, form, engine)
-    )
+    forms = _forms(predictor.facts, found, form, engine)
+    found.puts_off = _puts_off(forms)
+    chosen = _chosen(predictor, found, limits, forms, engine, progress)
+    if chosen is None:
+        # A region of it cannot be proven: only those that can be are weighed, then.
+        found.puts_off = False
+        found.proven.clear()
+        chosen = _chosen(predictor, found, limits, forms, engine, progress)
+    assert chosen is not None
+    return chosen
+
+
+def _puts_off(forms: Sequence[str]) -> bool:
+    """Tell whether proofs are put off until a plan is taken.
+
+    A height that is free takes long to prove a region at, and of many that are weighed one plan is
+    taken.
+    """
+    return all(FORMS[form].grows for form in forms)
+
+
+def _chosen(
+    predictor: MemoryPredictor,
+    found: Candidates,
+    limits: Limits,
+    forms: Sequence[str],
+    engine: str,
+    progress: Progress,
+) -> ChosenRegions | None:
+    """Choose of the candidates, as `choose_regions`; None if a region taken cannot be proven."""
+    plain = predictor.predict(None, engine)
+    weighed = WeighedPlans(predictor, found, engine, limits.tensor, forms)
     taken = None
     limited = limits.budget < inf or limits.tensor.bytes is not None
     fits = limited and plain.need <= limits.budget and not weighed.too_large
@@ -117,9 +145,14 @@ def choose_regions(
             while taken is None and limits.more and explore_next(weighed, progress):
                 limits = replace(limits, splits=weighed.limits.splits)
                 taken = _least(weighed, limits, plain)
+    regions: tuple[EmittedRegion, ...] | Refusal = ()
+    if taken is not None:
+        regions = weighed.evaluator.proven(taken)
+    if isinstance(regions, Refusal):
+        return None
     figures = original_of(plain) if taken is None else taken.figures
     return ChosenRegions(
-        regions=() if taken is None else taken.emitted,
+        regions=regions,
         forms={} if taken is None else weighed.in_forms(taken),
         weighed=tuple(
             replace(
@@ -283,7 +316,13 @@ def _within(
         if limits.tensor.bytes is not None:
             kept = _least_buffer(weighed, limits, plain, predictor)
         raise tensor_error(limits, graph, kept)
+    # What is offered instead has to be there when it is asked for.
+    others = [plan for plan in pareto_front(others) if _is_proven(weighed.evaluator, plan)]
     raise budget_error(others, limits, plain, graph, too_large=weighed.too_large)
+
+
+def _is_proven(evaluator: PlanEvaluator, plan: EvaluatedPlan) -> bool:
+    return not isinstance(evaluator.proven(plan), Refusal)
 
 
 def _least_buffer(
@@ -349,8 +388,10 @@ def unbeaten(
         plain: Predicted peak of the model as it is.
     """
     forms = _forms(predictor.facts, found, "auto", engine)
+    found.puts_off = _puts_off(forms)
     weighed = WeighedPlans(predictor, found, engine, limits.tensor, forms)
     explore(weighed)
     fitting = _fitting(weighed, replace(limits, budget=inf), plain)
     # Where the model as it is keeps no limit, plans may need more than it does.
-    return weighed.evaluator, pareto_front(fitting, inf if weighed.too_large else plain.need)
+    front = pareto_front(fitting, inf if weighed.too_large else plain.need)
+    return weighed.evaluator, [plan for plan in front if _is_proven(weighed.evaluator, plan)]

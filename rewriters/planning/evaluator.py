@@ -27,6 +27,7 @@ from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.stages import RegionChoice
 from patchconv_deploy.rewriters.planning.work import COPY
 from patchconv_deploy.rewriters.planning.written_tensors import largest_of
+from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
 __all__ = ["PlanEvaluator", "copied_of", "costs_of", "recompute_of"]
@@ -121,6 +122,19 @@ class PlanEvaluator:
             proven = 0 if made.plan.stride is None else PROVEN * made.plan.walked
             self._spend(EMITTED * (made.fragment.count + further) + proven)
         return self._emitted[key]
+
+    def proven(self, plan: EvaluatedPlan) -> tuple[EmittedRegion, ...] | Refusal:
+        """Return a plan's regions proven at every height, or why one of them cannot be."""
+        certain, found = self.facts.certain, list[EmittedRegion]()
+        for region, entry in zip(plan.regions, plan.emitted, strict=True):
+            made = entry.plan.at_every_height(certain.shapes, certain.opset)
+            if isinstance(made, Refusal):
+                return made
+            key = choice_of(region.region, region.splits), plan.figures.form
+            if not entry.plan.proven:
+                self._emitted[key] = replace(entry, plan=made)
+            found.append(self._emitted[key])
+        return tuple(found)
 
     def cost_of(self, regions: Sequence[RegionPlan]) -> float:
         """Return the effort of one prediction of a plan's regions, about."""

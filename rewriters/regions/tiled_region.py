@@ -50,6 +50,7 @@ class RegionPlan:
         shrinking: Rows that tensors go without at interior edges, None in uniform windows.
         stride: Steps that each patch has of its own where there are as many patches as an image
             needs (`tiling.rounds`); None where there are ``splits``.
+        proven: It is proven; else its height is free, and it may be weighed, but not written.
     """
 
     region: Region
@@ -63,6 +64,7 @@ class RegionPlan:
     heights: tuple[int, ...] = ()
     shrinking: networks.Shrinking | None = None
     stride: int | None = None
+    proven: bool = True
 
     @property
     def patch_rows(self) -> int | None:
@@ -129,6 +131,8 @@ class RegionPlan:
         network = self.region.network
         if self.tiling is not None:
             return self.splits * sum(len(link.reads) for link in network.links)
+        if not self.proven:
+            return self.splits * sum(len(link.reads) for link in network.links)
         if self.stride is not None:
             return rounds.effort(network, self.stride)
         return proof_any_height.effort(network, self.splits)
@@ -151,17 +155,17 @@ class RegionPlan:
         return free - self.tiling.trim
 
     def in_rounds(self, stride: int) -> RegionPlan | Refusal:
-        """Return the same with as many patches as an image needs, proven.
+        """Return the same with as many patches as an image needs; proven if the plan is.
 
         Args:
             stride: Steps that each patch has of its own.
         """
         network, label = self.region.network, self.region.label
-        notes, tiling = self.notes, None
+        notes, tiling, reason = self.notes, None, None
         if self.rows is not None:
             tiling = rounds.tile_rounds(self.extents, stride)
             reason = proof.prove(network, self.rows, tiling)
-        else:
+        elif self.proven:
             reason, alone = _proven(self.region, partial(_prove_rounds, stride=stride))
             notes = (*(note for note in notes if note != _given_alone(self.region)), *alone)
         if reason is not None:
@@ -170,6 +174,19 @@ class RegionPlan:
         return replace(
             self, splits=splits, tiling=tiling, shrinking=None, stride=stride, notes=notes
         )
+
+    def at_every_height(self, shapes: Shapes, opset: int) -> RegionPlan | Refusal:
+        """Return the same proven.
+
+        Args:
+            shapes: Known shapes.
+            opset: Version of the default domain.
+        """
+        if self.proven:
+            return self
+        if self.stride is not None:
+            return replace(self, proven=True).in_rounds(self.stride)
+        return plan_region(self.region, shapes, self.splits, opset)
 
 
 def _prove_rounds(network: networks.Network, stride: int) -> str | None:
@@ -215,7 +232,9 @@ def _given_alone(region: Region) -> str:
     )
 
 
-def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> RegionPlan | Refusal:
+def plan_region(
+    region: Region, shapes: Shapes, splits: int, opset: int, *, put_off: bool = False
+) -> RegionPlan | Refusal:
     """Cut a region into patches and prove it.
 
     Args:
@@ -223,6 +242,7 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
         shapes: Known shapes, or assumed ones where a plan is made to be weighed alone.
         splits: Patches asked for, at least 1.
         opset: Version of the default domain.
+        put_off: What has to be proven at every height is not yet (`RegionPlan.proven`).
     """
     if region.rows(shapes) is not None:
         region = region.at(shapes)
@@ -239,11 +259,15 @@ def plan_region(region: Region, shapes: Shapes, splits: int, opset: int) -> Regi
         refused = _refused_at_run_time(region, opset)
         if refused is not None:
             return refused
-        reason, alone = _proven(region, partial(_prove_shares, splits=splits))
+        reason, alone = None, tuple[str, ...]()
+        if not put_off:
+            reason, alone = _proven(region, partial(_prove_shares, splits=splits))
         if reason is not None:
             return Refusal(label, reason, "not-provable")
         extents = proof.extents(network, None, networks.first_height(network))
-        return RegionPlan(region, splits, None, step, extents, ranks, None, alone)
+        return RegionPlan(
+            region, splits, None, step, extents, ranks, None, alone, proven=not put_off
+        )
     whole = networks.heights(network, rows)
     if isinstance(whole, str):
         return Refusal(label, whole, "not-provable")
