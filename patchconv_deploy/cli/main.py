@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -150,53 +151,36 @@ def rewrite_command(
         check_engine(engine)
     log_to_stderr(logging.DEBUG if verbose else logging.ERROR)
     given_plan = None if plan is None else read_plan(read_text("--plan", plan))
-    sizes = shapes_keyword(shapes)
     if memory_budget == AUTO and not pareto_only:
         looked = Options(target=target, ranges=dict(shapes), allow_custom_ops=allow_custom_ops)
         memory_budget = auto_budget(model, looked, quiet=quiet)
+    planning: dict[str, Any] = {
+        "splits": splits,
+        "memory_budget": memory_budget,
+        "max_recompute": max_recompute,
+        "form": form,
+        "patch_rows": patch_rows,
+        "target": target,
+        "max_tensor_elements": max_tensor_elements,
+        "max_buffer": max_buffer,
+        "plan": given_plan,
+        "axis": axis,
+        "include": include,
+        "exclude": exclude,
+        "min_elements": min_elements,
+        "shapes": shapes_keyword(shapes),
+        "fold": fold,
+        "upgrade_opset": upgrade_opset,
+        "allow_custom_ops": allow_custom_ops,
+    }
     if pareto_only:
-        options = make_options(
-            splits=splits,
-            memory_budget=memory_budget,
-            max_recompute=max_recompute,
-            form=form,
-            patch_rows=patch_rows,
-            target=target,
-            max_tensor_elements=max_tensor_elements,
-            max_buffer=max_buffer,
-            plan=given_plan,
-            axis=axis,
-            include=include,
-            exclude=exclude,
-            min_elements=min_elements,
-            shapes=sizes,
-            fold=fold,
-            upgrade_opset=upgrade_opset,
-            allow_custom_ops=allow_custom_ops,
-        )
-        _show_curve(model, options, report, quiet)
+        _show_curve(model, make_options(**planning), report, quiet)
         return
     with progress_bar(quiet) as progress, _report_of_failure(report):
         result = rewrite(
             model,
             out,
-            splits=splits,
-            memory_budget=memory_budget,
-            max_recompute=max_recompute,
-            form=form,
-            patch_rows=patch_rows,
-            target=target,
-            max_tensor_elements=max_tensor_elements,
-            max_buffer=max_buffer,
-            plan=given_plan,
-            axis=axis,
-            include=include,
-            exclude=exclude,
-            min_elements=min_elements,
-            shapes=sizes,
-            fold=fold,
-            upgrade_opset=upgrade_opset,
-            allow_custom_ops=allow_custom_ops,
+            **planning,
             share_weights=share_weights,
             verify=verify,
             require_verified=require_verified,
