@@ -19,11 +19,9 @@ from itertools import count
 import onnx
 
 from patchconv_deploy.rewriters.graph.nodes import bodies
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 
 __all__ = ["inline_branches"]
-
-
-_DOMAINS = ("", "ai.onnx")
 
 
 def inline_branches(
@@ -39,14 +37,14 @@ def inline_branches(
     Returns:
         Whether there was any.
     """
-    if not any(node.op_type == "If" and node.domain in _DOMAINS for node in graph.node):
+    if not any(node.op_type == "If" and node.domain in ONNX_DOMAINS for node in graph.node):
         return False
     taken = _Taken(graph)
     nodes: list[onnx.NodeProto] = []
     done = False
     for at, node in enumerate(tuple(graph.node)):
         known = None
-        if node.op_type == "If" and node.domain in _DOMAINS:
+        if node.op_type == "If" and node.domain in ONNX_DOMAINS:
             known = condition(node.input[0])
         wanted = "then_branch" if known else "else_branch"
         branch = next((a.g for a in node.attribute if a.name == wanted), None)

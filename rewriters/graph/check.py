@@ -10,6 +10,7 @@ from patchconv_deploy.rewriters.errors import ModelError
 from patchconv_deploy.rewriters.graph.external_data import BITS, bytes_of, is_external, tensors
 from patchconv_deploy.rewriters.graph.guarded import Refused, check_model
 from patchconv_deploy.rewriters.graph.nodes import node_label
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 
 __all__ = ["UNKNOWN_DOMAIN", "check", "check_length", "check_size", "check_tensor", "has_data"]
 
@@ -86,7 +87,7 @@ def unknown_operators(model: onnx.ModelProto) -> list[onnx.NodeProto]:
         if (node.domain, node.op_type) in functions:
             continue
         known = node.domain in KNOWN_DOMAINS
-        if node.domain in ("", "ai.onnx"):
+        if node.domain in ONNX_DOMAINS:
             known = onnx.defs.has(node.op_type)
         if not known:
             found.append(node)
@@ -118,7 +119,7 @@ def check(slim: onnx.ModelProto, *, allow_custom_ops: bool = False) -> None:
             f"{first.domain or 'ai.onnx'}::{first.op_type}, which ONNX does not define; "
             "pass allow_custom_ops=True to leave such nodes as they are"
         )
-    if len({o.version for o in slim.opset_import if o.domain in ("", "ai.onnx")}) > 1:
+    if len({o.version for o in slim.opset_import if o.domain in ONNX_DOMAINS}) > 1:
         raise ModelError("not a valid ONNX model: it imports two versions of the default domain")
     if unknown:
         for node in unknown:

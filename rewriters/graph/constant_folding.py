@@ -27,6 +27,7 @@ from patchconv_deploy.rewriters.graph.inference import infer
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.graph.use_def import Index, index
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 
 __all__ = ["Constants", "infer_by_value"]
 
@@ -177,7 +178,7 @@ class Constants:
         if position is None or depth > _DEEPEST:
             return None
         node = self._nodes[position]
-        if node.domain not in ("", "ai.onnx"):
+        if node.domain not in ONNX_DOMAINS:
             return None
         if node.op_type == "Constant":
             return self._constant(node)

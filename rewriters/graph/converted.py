@@ -28,11 +28,9 @@ from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.external_data import is_external
 from patchconv_deploy.rewriters.graph.model import opset_of
 from patchconv_deploy.rewriters.graph.nodes import attributes, bodies, node_label
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 
 __all__ = ["put_right"]
-
-
-_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +79,7 @@ def _refuse(graph: onnx.GraphProto, change: _Change) -> None:
     for node in graph.node:
         for body in bodies(node):
             _refuse(body, change)
-        if node.domain not in _DOMAINS:
+        if node.domain not in ONNX_DOMAINS:
             continue
         if node.op_type == "Dropout" and read & set(node.output[1:]) and change.crosses(12):
             raise OptionError(
@@ -112,7 +110,7 @@ def _put_right(
     for node in graph.node:
         for body in bodies(node):
             _put_right(body, change, constants)
-        if node.domain not in _DOMAINS:
+        if node.domain not in ONNX_DOMAINS:
             continue
         if node.op_type == "Resize" and change.crosses(11):
             _set(node, "coordinate_transformation_mode", "asymmetric")

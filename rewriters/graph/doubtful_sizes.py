@@ -12,7 +12,7 @@ import onnx.numpy_helper
 from patchconv_deploy.rewriters.graph.check import UNKNOWN_DOMAIN
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import Shapes
-from patchconv_deploy.rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Shape
 
 __all__ = ["hide_doubtful", "less_known", "wrong_ranks"]
 
@@ -65,7 +65,7 @@ def hide_doubtful(model: onnx.ModelProto, plain: Shapes, wrong: Collection[str])
     constants = {tensor.name: tensor for tensor in model.graph.initializer}
     hidden = False
     for node in model.graph.node:
-        if node.domain not in ("", "ai.onnx") or not node.output:
+        if node.domain not in ONNX_DOMAINS or not node.output:
             continue
         for attribute in node.attribute:
             if node.op_type == "Constant" and attribute.name == "value":

@@ -20,7 +20,7 @@ from patchconv_deploy.rewriters.graph.constant_folding import Constants
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from patchconv_deploy.rewriters.graph.size_tables import Table, turned
-from patchconv_deploy.rewriters.operators.record import Record, RowLocal, Shape
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 from patchconv_deploy.rewriters.operators.table import SPATIAL, table_of
 from patchconv_deploy.rewriters.tiling.sizes import Size, left_over, ratio
@@ -34,8 +34,6 @@ Dims = tuple[Size | None, ...]
 Value = tuple[Dims, bool]
 
 _MOST_ELEMENTS = 64
-
-_DOMAINS = ("", "ai.onnx")
 
 _REALS = frozenset(
     {
@@ -122,7 +120,7 @@ class FreeSizes:
 
     def makes_sizes(self, node: onnx.NodeProto) -> bool:
         """Tell whether a node makes sizes, all of which are known."""
-        return node.domain in _DOMAINS and all(
+        return node.domain in ONNX_DOMAINS and all(
             name in self.tables or (name in self.values and None not in self.values[name])
             for name in node.output
         )
@@ -162,7 +160,7 @@ def follow_sizes(
     for value in graph.input:
         walk.read(value)
     for at, node in enumerate(graph.node):
-        if node.output and node.domain in (*_DOMAINS, CONTRIB_DOMAIN):
+        if node.output and node.domain in (*ONNX_DOMAINS, CONTRIB_DOMAIN):
             walk.follow(node, at, record)
     values = {name: value for name, (value, _) in walk.values.items()}
     tables = frozenset(name for name, table in walk.tables.items() if None not in table)
@@ -201,7 +199,7 @@ class _Walk:
         if self._makes_reals(node):
             self._reals.add(node.output[0])
         value = None
-        if node.domain in _DOMAINS and node.output:
+        if node.domain in ONNX_DOMAINS and node.output:
             value = _value(node, self) or self._turned(node)
         if value is not None and len(value[0]) <= _MOST_ELEMENTS:
             self._take(node.output[0], value)

@@ -19,7 +19,12 @@ from patchconv_deploy.rewriters.graph.guarded import Refused, infer_shapes
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from patchconv_deploy.rewriters.operators.quantised import QUANTISED
-from patchconv_deploy.rewriters.operators.record import Record, Shape, read_convolution
+from patchconv_deploy.rewriters.operators.record import (
+    ONNX_DOMAINS,
+    Record,
+    Shape,
+    read_convolution,
+)
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["infer"]
@@ -95,7 +100,7 @@ def _write_out_padding(model: onnx.ModelProto) -> None:
     weights = _weight_shapes(model.graph)
     guessed = False
     for node in model.graph.node:
-        if node.op_type != "ConvTranspose" or node.domain not in ("", "ai.onnx"):
+        if node.op_type != "ConvTranspose" or node.domain not in ONNX_DOMAINS:
             continue
         shapes = (None, weights.get(node.input[1]))
         conv = read_convolution(Record(node.op_type, 1, attributes(node), shapes))

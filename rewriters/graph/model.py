@@ -15,6 +15,7 @@ from google.protobuf.message import DecodeError, Message
 from patchconv_deploy.rewriters.errors import ModelError
 from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, tensors
 from patchconv_deploy.rewriters.graph.normalise import normalise
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 
 __all__ = ["Loaded", "load", "opset_of", "record"]
 
@@ -104,7 +105,7 @@ def _is_text(message: Message) -> bool:
 
 def opset_of(model: onnx.ModelProto) -> int:
     """Return the version of the default domain, 0 if the model imports none."""
-    return max((o.version for o in model.opset_import if o.domain in ("", "ai.onnx")), default=0)
+    return max((o.version for o in model.opset_import if o.domain in ONNX_DOMAINS), default=0)
 
 
 def record(model: onnx.ModelProto, key: str, data: Mapping[str, Any]) -> None:

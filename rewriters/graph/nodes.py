@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, ONNX_DOMAINS
 
 __all__ = [
     "BODY_KINDS",
@@ -67,7 +67,7 @@ def convolutions_in_bodies(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
     def nested(node: onnx.NodeProto, place: str) -> Iterator[tuple[str, str]]:
         for body in bodies(node):
             for inner in body.node:
-                if inner.op_type in CONVOLUTIONS and inner.domain in ("", "ai.onnx"):
+                if inner.op_type in CONVOLUTIONS and inner.domain in ONNX_DOMAINS:
                     yield node_label(inner), place
                 yield from nested(inner, place)
 
@@ -76,7 +76,7 @@ def convolutions_in_bodies(model: onnx.ModelProto) -> Iterator[tuple[str, str]]:
     for function in model.functions:
         place = f"the function {function.domain}::{function.name}"
         for node in function.node:
-            if node.op_type in CONVOLUTIONS and node.domain in ("", "ai.onnx"):
+            if node.op_type in CONVOLUTIONS and node.domain in ONNX_DOMAINS:
                 yield node_label(node), place
             yield from nested(node, place)
 

@@ -23,7 +23,7 @@ from patchconv_deploy.rewriters.graph.statistic_nodes import (
     moments,
     moments_by_row,
 )
-from patchconv_deploy.rewriters.operators.record import is_channelwise
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, is_channelwise
 
 __all__ = ["fused_group", "group", "grouped", "instance", "layer"]
 
@@ -350,7 +350,7 @@ def _channelwise(found: ReadGraph, name: str, op: str, channels: int) -> tuple[i
     if user is None:
         return None
     node, dims = found.node(user), found.shapes.dims
-    if node.op_type != op or node.domain not in ("", "ai.onnx") or len(node.input) != 2:
+    if node.op_type != op or node.domain not in ONNX_DOMAINS or len(node.input) != 2:
         return None
     other = node.input[0] if node.input[1] == name else node.input[1]
     fits = is_channelwise(op, dims.get(other), dims.get(name)) and dims.get(other) != ()

@@ -23,7 +23,7 @@ from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph
-from patchconv_deploy.rewriters.operators.record import Shape
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Shape
 
 __all__ = ["softmax"]
 
@@ -42,7 +42,7 @@ def softmax(found: ReadGraph, position: int) -> InTwo | None:
     reshape = found.index.producer.get(flat)
     if reshape is None or found.node(reshape).op_type != "Reshape":
         return None
-    if found.node(reshape).domain not in ("", "ai.onnx"):
+    if found.node(reshape).domain not in ONNX_DOMAINS:
         return None
     x = found.node(reshape).input[0]
     dims, axis = found.shapes.dims.get(x), found.axes.get(x)

@@ -18,6 +18,7 @@ from patchconv_deploy.rewriters.tiling.sizes import Size
 __all__ = [
     "CONVOLUTIONS",
     "FOLDED",
+    "ONNX_DOMAINS",
     "ROWS",
     "Absolute",
     "Convolution",
@@ -30,6 +31,9 @@ __all__ = [
     "read_convolution",
 ]
 
+
+# How the domain of ONNX's own operators is spelled.
+ONNX_DOMAINS = ("", "ai.onnx")
 
 Shape = tuple[int | None, ...]
 

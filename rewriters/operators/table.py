@@ -65,6 +65,7 @@ from patchconv_deploy.rewriters.operators.products import (
     matmul,
 )
 from patchconv_deploy.rewriters.operators.quantised import QUANTISED
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 from patchconv_deploy.rewriters.operators.resampling import resize, to_depth, to_space
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, Entry
 from patchconv_deploy.rewriters.operators.slicing import pad, slice_rows
@@ -112,7 +113,7 @@ def table_of(domain: str) -> Mapping[str, Entry]:
     """Return the table of a domain's operators; it is empty for one that is unknown here."""
     if domain == CONTRIB_DOMAIN:
         return CONTRIB
-    return TABLE if domain in ("", "ai.onnx") else {}
+    return TABLE if domain in ONNX_DOMAINS else {}
 
 
 # Operators that say where the image's axes are: batch, channels, then one axis per dimension.

@@ -20,7 +20,7 @@ from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
 from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.products import PRODUCTS
-from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, RowLocal
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["KEYS", "Ask", "is_weighed", "products", "queries"]
@@ -40,7 +40,7 @@ _WEIGHING = frozenset({"Softmax", "LogSoftmax", "Hardmax", *REDUCTIONS})
 _INSIDE = frozenset({"Attention", "MultiHeadAttention"})
 
 _PRODUCTS = frozenset(
-    {(domain, op) for domain in ("", "ai.onnx") for op in (*PRODUCTS, "Attention")}
+    {(domain, op) for domain in ONNX_DOMAINS for op in (*PRODUCTS, "Attention")}
     | {(CONTRIB_DOMAIN, "MultiHeadAttention")}
 )
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
 from patchconv_deploy.rewriters.operators.channelwise import JOINED, SOFTMAX
 from patchconv_deploy.rewriters.operators.products import PRODUCTS
-from patchconv_deploy.rewriters.operators.record import Record, RowLocal
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 from patchconv_deploy.rewriters.operators.table import BARRIERS, CONTRIB, SPATIAL, TABLE
 from patchconv_deploy.rewriters.regions.attention import KEYS, is_weighed, products, queries
@@ -40,8 +40,6 @@ _WHOLE = {
 
 # Reasons of nodes whose result has the tiled axis all the same.
 _SAME_AXIS = (JOINED, SOFTMAX)
-
-_DOMAINS = ("", "ai.onnx")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +74,7 @@ def tiled_axes(facts: CertainFacts, axis_name: str | int) -> dict[str, int]:
         axes.update((node.input[i], axis) for i, axis in link.carriers)
         axes.update(dict.fromkeys(node.output, link.axis))
     for node in graph.node:
-        if node.op_type in SPATIAL and node.domain in _DOMAINS:
+        if node.op_type in SPATIAL and node.domain in ONNX_DOMAINS:
             shape = facts.shapes.dims.get(node.input[0])
             axis = None if shape is None else tiled_axis(axis_name, len(shape))
             if axis is not None:
@@ -93,7 +91,7 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
     """
     walk = _Walk(facts)
     for position, node in enumerate(facts.graph.node):
-        if node.op_type in SPATIAL and node.domain in _DOMAINS:
+        if node.op_type in SPATIAL and node.domain in ONNX_DOMAINS:
             shape = facts.shapes.dims.get(node.input[0])
             axis = None if shape is None else tiled_axis(axis_name, len(shape))
             if axis is None:
@@ -151,7 +149,7 @@ class _Walk:
         """Return a node's rows if a dimension of its output is the tiled axis, or why not."""
         graph, index, shapes = self._facts.graph, self._facts.index, self._facts.shapes
         node = graph.node[position]
-        if node.domain not in (*_DOMAINS, CONTRIB_DOMAIN):
+        if node.domain not in (*ONNX_DOMAINS, CONTRIB_DOMAIN):
             return f"it is of the domain {node.domain}"
         table = CONTRIB if node.domain == CONTRIB_DOMAIN else TABLE
         if node.op_type not in table:

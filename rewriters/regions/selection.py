@@ -10,7 +10,7 @@ from math import prod
 import onnx
 
 from patchconv_deploy.rewriters.graph.shapes import Shapes
-from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, Shape
+from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, ONNX_DOMAINS, Shape
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.region import Region
 
@@ -46,7 +46,7 @@ class Selection:
 def candidates(graph: onnx.GraphProto) -> Iterator[int]:
     """Yield the positions of the main graph's convolutions."""
     for position, node in enumerate(graph.node):
-        if node.op_type in CONVOLUTIONS and node.domain in ("", "ai.onnx"):
+        if node.op_type in CONVOLUTIONS and node.domain in ONNX_DOMAINS:
             yield position
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
 from patchconv_deploy.rewriters.graph.nodes import node_label
-from patchconv_deploy.rewriters.operators.record import RowLocal, read_convolution
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, RowLocal, read_convolution
 from patchconv_deploy.rewriters.operators.table import TABLE
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.region import Region, make_region
@@ -55,7 +55,7 @@ def _dequantize_before(facts: CertainFacts, name: str, axis: int) -> dict[int, R
     if position is None:
         return {}
     node = facts.graph.node[position]
-    if node.op_type != "DequantizeLinear" or node.domain not in ("", "ai.onnx"):
+    if node.op_type != "DequantizeLinear" or node.domain not in ONNX_DOMAINS:
         return {}
     link = TABLE["DequantizeLinear"](record_of(facts, position), axis)
     return {} if isinstance(link, str) else {position: link}
@@ -69,7 +69,7 @@ def _quantize_after(facts: CertainFacts, name: str, axis: int) -> dict[int, RowL
         if name in facts.index.outputs or len(users) != 1:
             return {}
         node = facts.graph.node[users[0]]
-        if node.domain not in ("", "ai.onnx") or node.input[0] != name:
+        if node.domain not in ONNX_DOMAINS or node.input[0] != name:
             return {}
         if node.op_type not in _BETWEEN and node.op_type != "QuantizeLinear":
             return {}
