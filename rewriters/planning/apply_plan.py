@@ -53,6 +53,12 @@ def apply_plan(
         if strange:
             raise OptionError(f"plan=: no node of its region makes {strange[0]!r}")
         nodes = _own_half(facts, links, named, entry["outputs"])
+        if not nodes:
+            # A statistic over all rows: its half that goes by rows makes none of these.
+            raise OptionError(
+                f"plan=: node {entry['nodes'][0]!r} cannot be in a region that makes "
+                f"{entry['outputs'][0]!r}"
+            )
         outside = [labels[at] for at in nodes if at not in links]
         if outside:
             raise OptionError(f"plan=: node {outside[0]!r} cannot be in a region")

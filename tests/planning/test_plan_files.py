@@ -14,7 +14,7 @@ from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.planning.test_peak_holders import vae_decoder
-from tests.support.small_models import copy_of
+from tests.support.small_models import copy_of, model, node, noise
 
 pytestmark = pytest.mark.usefixtures("less_weighed")
 
@@ -60,3 +60,17 @@ def test_a_plan_names_nodes_that_there_are(once: Outcome) -> None:
     plan["regions"] = [{**plan["regions"][0], "nodes": ["nowhere"]}]
     with pytest.raises(OptionError, match="no node 'nowhere'"):
         _cut(plan=plan)
+
+
+def test_a_statistic_alone_is_no_region() -> None:
+    """What is made of all rows no patch makes: said of the node that the plan names."""
+    nodes = [
+        node("Conv", "x w", "p", name="conv", pads=[1] * 4),
+        node("GlobalAveragePool", "p", "g", name="pool"),
+        node("Mul", "p g", "y", name="gate"),
+    ]
+    made = model(nodes, {"x": (1, 3, "H", 8)}, {"y": (None,) * 4}, {"w": noise(4, 3, 3, 3)})
+    region = {"nodes": ["pool"], "outputs": ["g"], "form": "rounds", "splits": 2}
+    plan = {"version": 2, "axis": "height", "regions": [region]}
+    with pytest.raises(OptionError, match="node 'pool' cannot be in a region that makes 'g'"):
+        rewrite_model(Loaded(made, None), Options(plan=read_plan(json.dumps(plan))))
