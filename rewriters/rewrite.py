@@ -26,7 +26,11 @@ from patchconv_deploy.rewriters.emission.fragment import Fragment
 from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info, splice
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.check import check
-from patchconv_deploy.rewriters.graph.fixed_shapes import correct_claims, declare_outputs
+from patchconv_deploy.rewriters.graph.fixed_shapes import (
+    correct_claims,
+    declare_outputs,
+    declare_ranks,
+)
 from patchconv_deploy.rewriters.graph.model import Loaded, record
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
@@ -234,7 +238,9 @@ def _spliced(
     move_into_bodies(model, {name for fragment in fragments for name in fragment.loops})
     drop_unused_value_info(model.graph, gone)
     reads = {name for fragment in fragments for name in fragment.reads}
-    correct_claims(model.graph, subject.predictor.facts.certain.shapes, reads)
+    certain = subject.predictor.facts.certain
+    correct_claims(model.graph, certain.shapes, reads)
+    declare_ranks(model.graph, certain.shapes)
     folded = Folded()
     if options.fold:
         made = {node.name for fragment in fragments for node in fragment.export()[0]}

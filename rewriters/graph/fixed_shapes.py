@@ -20,6 +20,7 @@ from patchconv_deploy.rewriters.operators.record import Shape
 __all__ = [
     "correct_claims",
     "declare_outputs",
+    "declare_ranks",
     "fix_shapes",
     "free_inputs",
     "has_channels_last",
@@ -197,6 +198,30 @@ def correct_claims(graph: onnx.GraphProto, facts: Shapes, read: Collection[str])
                 dim.dim_value = size
             elif dim.HasField("dim_value"):
                 dim.Clear()
+
+
+def declare_ranks(graph: onnx.GraphProto, facts: Shapes) -> None:
+    """Say how many dimensions a tensor has that is put together from a sequence, in place.
+
+    Of a Loop's sequences inference knows no rank; of a part of such a tensor's Shape it then knows
+    no length, and a runtime takes that for a Resize to no sizes at all and refuses the model.
+
+    Args:
+        graph: The main graph.
+        facts: What follows from the inputs and the operators.
+    """
+    inner = {value.name for value in graph.value_info}
+    outputs = {value.name: value for value in graph.output}
+    for node in graph.node:
+        name = node.output[0] if node.output else ""
+        known, kind = facts.dims.get(name), facts.elements.get(name)
+        if node.op_type != "ConcatFromSequence" or name in inner or known is None or not kind:
+            continue
+        declared = onnx.helper.make_tensor_value_info(name, kind, known)
+        if name not in outputs:
+            graph.value_info.append(declared)
+        elif not has_shape(outputs[name]):
+            outputs[name].CopyFrom(declared)
 
 
 def _substitute(value: onnx.ValueInfoProto, symbols: Mapping[str, int]) -> None:

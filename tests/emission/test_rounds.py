@@ -316,3 +316,31 @@ def test_a_plan_that_cannot_be_done_is_no_other_plan() -> None:
     tall = {**plan, "regions": [{**each, "patch_rows": 10**7} for each in plan["regions"]]}
     with pytest.raises(OptionError, match="leave patch_rows out"):
         rewrite_model(Loaded(_chain(), None), Options(plan=tall))
+
+
+@pytest.mark.parametrize("opset", [13, 19])
+def test_a_size_of_what_is_put_together(opset: int) -> None:
+    """A Resize to a part of the Shape of a tensor that rounds made: its rank is declared."""
+    nodes = [
+        node("Conv", "x a", "p", name="conv", pads=[1] * 4),
+        node("Relu", "p", "q", name="relu"),
+        node("CumSum", "q two", "z", name="sum"),
+        node("Shape", "q", "size"),
+        node("Slice", "size two four", "image"),
+        node("Shape", "small", "low"),
+        node("Slice", "low zero two", "others"),
+        node("Concat", "others image", "whole", axis=0),
+        node("Resize", "small _ _ whole", "y", mode="nearest", nearest_mode="floor"),
+    ]
+    starts = {"x": (1, 3, "H", "W"), "small": (1, 2, "h", "w")}
+    weights = {"a": noise(8, 3, 3, 3), "zero": np.array([0])}
+    weights |= {"two": np.array([2]), "four": np.array([4])}
+    ends = {"y": (None,) * 4, "z": (None,) * 4}
+    made = model(nodes, starts, ends, weights, opset=opset)
+    region = {"nodes": ["conv", "relu"], "outputs": ["q"], "form": "rounds", "splits": 4}
+    plan = {"version": 2, "axis": "height", "order": "file", "regions": [{**region, "axis": 2}]}
+    outcome = rewrite_model(Loaded(copy_of(made), None), Options(plan=plan))
+    assert {cut.form for cut in outcome.rewritten} == {"rounds"}
+    for height in (1, 2, 9, 30):
+        feeds = {"x": noise(1, 3, height, 9), "small": noise(1, 2, 3, 4)}
+        assert_same(made, outcome.model, feeds, REL)
