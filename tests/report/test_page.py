@@ -212,7 +212,7 @@ def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:
 BAD = {
     "no such file": ("DIR/none.onnx",),
     "not an ONNX model": ("DIR/text.onnx",),
-    "holds no plan": ("MODEL", "MODEL"),
+    "holds no plan": ("MODEL", "DIR/other.onnx"),
     "no such input": ("MODEL", "--shape", "z:1x3x16x16"),
     "is not of the form": ("MODEL", "--shape", "x"),
     "at least 1": ("MODEL", "--splits", "0"),
@@ -229,6 +229,7 @@ BAD = {
 def test_bad_input_is_one_line_and_no_file(said: str, tmp_path: Path) -> None:
     """Exit code 2, one line that says what is wrong, and nothing written."""
     onnx.save(super_resolution(16), tmp_path / "model.onnx")
+    onnx.save(super_resolution(24), tmp_path / "other.onnx")
     (tmp_path / "text.onnx").write_text("no model")
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "other.json").write_text('{"verification": {"ran": true}}')
