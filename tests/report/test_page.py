@@ -213,6 +213,7 @@ BAD = {
     "no such file": ("DIR/none.onnx",),
     "not an ONNX model": ("DIR/text.onnx",),
     "holds no plan": ("MODEL", "DIR/other.onnx"),
+    "is not": ("MODEL", "DIR/larger.onnx"),
     "no such input": ("MODEL", "--shape", "z:1x3x16x16"),
     "is not of the form": ("MODEL", "--shape", "x"),
     "at least 1": ("MODEL", "--splits", "0"),
@@ -229,7 +230,8 @@ BAD = {
 def test_bad_input_is_one_line_and_no_file(said: str, tmp_path: Path) -> None:
     """Exit code 2, one line that says what is wrong, and nothing written."""
     onnx.save(super_resolution(16), tmp_path / "model.onnx")
-    onnx.save(super_resolution(24), tmp_path / "other.onnx")
+    onnx.save(chain(4), tmp_path / "other.onnx")
+    onnx.save(super_resolution(24), tmp_path / "larger.onnx")
     (tmp_path / "text.onnx").write_text("no model")
     (tmp_path / "text.json").write_text("no JSON")
     (tmp_path / "other.json").write_text('{"verification": {"ran": true}}')

@@ -200,11 +200,19 @@ def _difference(again: Loaded, made: Loaded) -> str:
     ]
     if nodes[0] != nodes[1]:
         return "rewriting the model by it gives other nodes"
+    if _input_sizes(again.model) != _input_sizes(made.model):
+        return "rewriting the model by it gives inputs of other sizes"
     weights = [_weights(model) for model in (again.model, made.model)]
     if weights[0].keys() != weights[1].keys():
         return "rewriting the model by it gives other weights"
     changed = [name for name, value in weights[0].items() if not _same(value, weights[1][name])]
     return f"{len(changed)} weights are not the model's" if changed else ""
+
+
+def _input_sizes(model: onnx.ModelProto) -> list[list[int | None]]:
+    """Return the sizes of every input, None for a free one."""
+    shapes = [value.type.tensor_type.shape for value in required_inputs(model)]
+    return [[known_size(dim) for dim in shape.dim] for shape in shapes]
 
 
 def _weights(model: onnx.ModelProto) -> dict[str, onnx.TensorProto]:
