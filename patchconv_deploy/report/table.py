@@ -136,16 +136,19 @@ def _print_fits(report: Report, outcome: Outcome, console: Console) -> None:
     if not outcome.fits:
         return
     if budget is not None:
-        console.print(
-            f"It fits as it is ({mebibytes(outcome.before.need)} of {mebibytes(budget)} MiB); cut "
-            f"it anyway with {in_flags('splits=N')} in place of the budget.",
-        )
+        what = "budget"
+        said = f"It fits as it is ({mebibytes(outcome.before.need)} of {mebibytes(budget)} MiB)"
     elif limit is not None and largest is not None:
-        console.print(
+        what = "limit"
+        said = (
             f"No activation is larger than {mebibytes(limit)} MiB as it is (the largest, "
-            f"{largest.name}, has {mebibytes(largest.bytes)}); cut it anyway with "
-            f"{in_flags('splits=N')} in place of the limit.",
+            f"{largest.name}, has {mebibytes(largest.bytes)})"
         )
+    else:
+        return
+    # A model that was rewritten before is not cut again.
+    anyway = f"; cut it anyway with {in_flags('splits=N')} in place of the {what}"
+    console.print(f"{said}{'' if outcome.already else anyway}.")
 
 
 def _print_largest_tensor(report: Report, outcome: Outcome, console: Console) -> None:

@@ -31,6 +31,7 @@ from patchconv_deploy.rewriters.planning.progress import Progress
 from patchconv_deploy.rewriters.planning.search import takes_rounds
 from patchconv_deploy.rewriters.planning.stages import Limits
 from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
+from patchconv_deploy.rewriters.planning.written_tensors import largest_of
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
@@ -330,7 +331,8 @@ def _least_buffer(
 ) -> int | None:
     """Return bytes that a plan keeps every tensor at where the limit cannot be kept.
 
-    Looked for is a plan that goes as low as what no tiling makes smaller, then any plan.
+    Looked for is a plan that goes as low as what no tiling makes smaller, then any plan. The model
+    as it is keeps a limit, too.
     """
     graph, engine = weighed.candidates.stage_graphs[0], weighed.evaluator.engine
     floor = max((tensor.size for tensor in graph.untileable(limits.tensor)), default=None)
@@ -343,6 +345,9 @@ def _least_buffer(
         explore(again, limits.splits)
         asked = replace(limits, tensor=tensor, budget=inf)
         found = [again.evaluator.largest(plan) for plan in _fitting(again, asked, plain)]
+    left = largest_of(predictor, ())
+    if left is not None and not graph.too_large(replace(limits.tensor, bytes=None)):
+        found.append(left.bytes)
     return min(found, default=None)
 
 

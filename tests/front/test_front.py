@@ -143,6 +143,13 @@ def test_rewriting_twice_is_recognised(path: Path) -> None:
     done = _command(first.path, "-o", path.parent / "again.onnx")
     assert done.returncode == 0
     assert "was rewritten before" in done.stdout
+    for limit in ("--memory-budget", "--max-buffer"):
+        kept = run_command(
+            "rewrite", first.path, limit, "1GiB", "-o", path.parent / f"{limit}.onnx"
+        )
+        assert kept.returncode == 0
+        assert "MiB as it is" in kept.stdout or "It fits as it is" in kept.stdout
+        assert "cut it anyway" not in kept.stdout
     assert (path.parent / "again.onnx").read_bytes() == first.path.read_bytes()
 
 

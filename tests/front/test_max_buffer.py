@@ -246,6 +246,14 @@ def test_what_is_read_whole_is_named_with_a_limit_that_can_be_kept() -> None:
     assert_same(made, outcome.model, feed)
 
 
+def test_the_limit_that_the_model_as_it_is_keeps_is_offered_where_no_cut_is_allowed() -> None:
+    """Windows overlap, which no recompute allows: left as it is the model keeps a limit, too."""
+    with pytest.raises(BudgetError, match="no plan was found") as caught:
+        _rewrite(_wide(), max_buffer=100_000, max_recompute=1.0)
+    assert _offered(caught.value) == 16 * 96 * 64 * 4
+    assert not _rewrite(_wide(), max_buffer=_offered(caught.value), max_recompute=1.0).rewritten
+
+
 def test_a_plan_that_is_given_is_held_to_it() -> None:
     """A plan says what it was held to, which nothing depends on; another limit is looked at."""
     made = _wide()
