@@ -9,6 +9,7 @@ from fnmatch import fnmatchcase
 from patchconv_deploy.report.text import mebibytes, shape_text
 from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
 from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
+from patchconv_deploy.rewriters.memory.peak import loads_more
 from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.operators.record import Shape
 from patchconv_deploy.rewriters.options import Options
@@ -108,7 +109,9 @@ def _rises(outcome: Outcome) -> Iterator[str]:
     ]
     loads = before.weights.loading, after.weights.loading
     # A few copies of small weights are what a lower peak may well cost.
-    if loads[1] - loads[0] > max((_NOTABLE_RISE - 1) * before.process, before.need - after.need):
+    if loads_more(after, before) > max(
+        (_NOTABLE_RISE - 1) * before.process, before.need - after.need
+    ):
         yield (
             f"the memory that loading takes is predicted to rise from {mebibytes(loads[0])} to "
             f"{mebibytes(loads[1])} MiB, by more than is saved while it runs: cut into "

@@ -24,7 +24,11 @@ from dataclasses import dataclass, field
 from patchconv_deploy.rewriters.memory.buffers import LiveBuffers
 from patchconv_deploy.rewriters.memory.executed import IDEAL, Allocator, ExecutedNode, Holding
 
-__all__ = ["Peak", "Weights", "peak", "size_text", "timeline"]
+__all__ = ["Peak", "Weights", "loads_more", "peak", "size_text", "timeline"]
+
+
+# Bytes of nodes that few would miss, about a thousand nodes: so many are not weighed.
+_FEW_NODES = 4 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +109,17 @@ class Peak:
     def need(self) -> int:
         """Bytes to provide: what is in use at once, or what was ever written to if that is more."""
         return max(self.bytes, self.touched)
+
+
+def loads_more(after: Peak, before: Peak) -> int:
+    """Return the bytes that loading takes more than before; what is packed counts as activations.
+
+    Of nodes those that few would miss are free: a session takes more by itself.
+    """
+    more, was = after.weights, before.weights
+    nodes = more.session - was.session
+    weights = more.loading - more.packed - (was.loading - was.packed) - nodes
+    return max(0, weights) + max(0, nodes - _FEW_NODES)
 
 
 def size_text(size: float) -> str:

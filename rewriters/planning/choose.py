@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from math import inf
 
 from patchconv_deploy.rewriters.emission.forms import FORMS, GAIN, REGIONAL_FORMS
-from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.peak import Peak, loads_more
 from patchconv_deploy.rewriters.planning.candidates import Candidates, candidates_of
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion
 from patchconv_deploy.rewriters.planning.evaluated_plan import (
@@ -40,9 +40,6 @@ __all__ = ["ChosenRegions", "choose_regions", "pareto", "rank", "unbeaten"]
 
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
 _ROUNDED = 1.005
-
-# Bytes of nodes that few would miss, about a thousand nodes: so many are not weighed.
-_FEW_NODES = 4 << 20
 
 # Without a budget: share of the memory that has to be saved for twice the time.
 _WORTH = 0.1
@@ -234,18 +231,7 @@ def _fitting(weighed: WeighedPlans, limits: Limits, plain: Peak) -> list[Evaluat
 
 def _pays(peak: Peak, plain: Peak) -> bool:
     """Tell whether a plan loses no more in loading than it gains in activations."""
-    return _loads_more(peak, plain) <= max(0, plain.need - peak.need)
-
-
-def _loads_more(peak: Peak, plain: Peak) -> int:
-    """Return the bytes that loading takes more than before; what is packed counts as activations.
-
-    Of nodes those that few would miss are free: a session takes more by itself.
-    """
-    more, was = peak.weights, plain.weights
-    nodes = more.session - was.session
-    weights = more.loading - more.packed - (was.loading - was.packed) - nodes
-    return max(0, weights) + max(0, nodes - _FEW_NODES)
+    return loads_more(peak, plain) <= max(0, plain.need - peak.need)
 
 
 def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan | None:
@@ -272,7 +258,7 @@ def _least(weighed: WeighedPlans, limits: Limits, plain: Peak) -> EvaluatedPlan 
             return min(
                 gaining,
                 key=lambda p: rank(
-                    p.figures.form, figure(p.peak) + _loads_more(p.peak, plain), compiled=compiled
+                    p.figures.form, figure(p.peak) + loads_more(p.peak, plain), compiled=compiled
                 ),
             )
     return None

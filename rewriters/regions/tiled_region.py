@@ -264,7 +264,10 @@ def plan_region(
             reason, alone = _proven(region, partial(_prove_shares, splits=splits))
         if reason is not None:
             return Refusal(label, reason, "not-provable")
-        extents = proof.extents(network, None, networks.first_height(network))
+        try:
+            extents = proof.extents(network, None, networks.first_height(network))
+        except ValueError as error:  # no height fits: a proof would find it, too
+            return Refusal(label, str(error), "not-provable")
         return RegionPlan(
             region, splits, None, step, extents, ranks, None, alone, proven=not put_off
         )
