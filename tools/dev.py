@@ -24,7 +24,7 @@ DETECTOR = "rapidocr_onnxruntime/models/ch_PP-OCRv4_det_infer.onnx"
 
 COMMANDS = {
     "demo": "rewrite the PP-OCR text detector at 1x3x2048x2048, verify and measure it",
-    "test": "run the tests (about twenty minutes on 2 cores)",
+    "test": "run the tests (about a quarter of an hour on 2 cores)",
     "test-slow": "run the slow tier of the tests",
     "lint": "format check, lint, types, layers",
     "docs": "build the documentation into build/site; a link that leads nowhere is an error",
@@ -91,6 +91,8 @@ def demo(environment: Environment) -> None:
     ):
         print("$ " + " ".join(command), flush=True)
         run([str(environment.scripts / command[0]), *command[1:]])
+    print(f"Next, a model of your own: {environment.scripts / 'patchconv-rewrite'} MODEL.onnx")
+    print("What the columns say: docs/quick-start.md")
 
 
 def run_tests(environment: Environment, more: list[str], *, slow: bool = False) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import click
 
+from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.trtexec import WeightsType, parse_formats, parse_pools, profile
 from patchconv_deploy.cli.types import SizeType, check_json_target, write_bytes, write_text
 from patchconv_deploy.console import log_to_stderr, stdout_console, styled
@@ -207,7 +208,8 @@ def build_command(
             "--minShapes, --maxShapes)"
         )
     module = load_module(engine)
-    result = build(model, options, module)
+    with progress_bar(what="building"):
+        result = build(model, options, module)
     write_bytes(out, result.plan)
     command = trtexec_command(options, model, out)
     streaming = None

@@ -11,6 +11,7 @@ import click
 from rich.console import Console
 
 from patchconv_deploy.cli.pareto import pareto_json, print_pareto
+from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import check_json_target, write_text
 from patchconv_deploy.console import plain_table, printable, stdout_console
 from patchconv_deploy.options import option
@@ -53,8 +54,9 @@ def inspect_command(
     options = Options(target=target, axis=axis, ranges=dict(shapes), allow_custom_ops=True)
     if pareto:
         check_one_axis(options)
-    found = inspection_of(loaded, options)
-    points = found.curve if pareto else ()
+    with progress_bar(what="analysing"):
+        found = inspection_of(loaded, options)
+        points = found.curve if pareto else ()
     if json_file is not None:
         data = {
             **data_of(found),

@@ -226,7 +226,8 @@ def rewrite_command(
 def _show_curve(model: Path, options: Options, report: Path | None, quiet: bool) -> None:
     """Print the curve of predicted peak against work, and write it as JSON where asked for."""
     loaded = load(model)
-    points = pareto_of(loaded, options)
+    with progress_bar(quiet, "searching the curve"):
+        points = pareto_of(loaded, options)
     if report is not None:
         data = {
             "model": {"path": str(model)},

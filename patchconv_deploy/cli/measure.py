@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, given, write_text
 from patchconv_deploy.console import complain, stdout_console
 from patchconv_deploy.engines.ort.measure import PROCESSES
@@ -155,17 +156,18 @@ def measure_command(
     )
     common: dict[str, Any] = {"shapes": dict(shapes), "runs": runs, "seed": seed}
     tables: Sequence[Sequence[Result]]
-    if engine != "onnxruntime":
-        tables = [measure_with_tensorrt(models, engine, **common)]
-        data = measurement_json(tables[0])
-    else:
-        common |= {"processes": processes, "memory_limit": memory_limit}
-        if tune:
-            tuned = tune_onnxruntime(models, options, **common)
-            tables, data = tuned, tuning_json(tuned)
-        else:
-            tables = [measure_onnxruntime(models, options, recommended=recommended, **common)]
+    with progress_bar(what="measuring"):
+        if engine != "onnxruntime":
+            tables = [measure_with_tensorrt(models, engine, **common)]
             data = measurement_json(tables[0])
+        else:
+            common |= {"processes": processes, "memory_limit": memory_limit}
+            if tune:
+                tuned = tune_onnxruntime(models, options, **common)
+                tables, data = tuned, tuning_json(tuned)
+            else:
+                tables = [measure_onnxruntime(models, options, recommended=recommended, **common)]
+                data = measurement_json(tables[0])
     if json_file is not None:
         write_text(json_file, json.dumps(data, indent=2) + "\n")
     for table in tables:

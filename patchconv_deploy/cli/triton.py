@@ -10,6 +10,7 @@ from pathlib import Path
 import click
 from rich.console import Console
 
+from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, write_text
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
 from patchconv_deploy.report.text import mebibytes
@@ -128,24 +129,25 @@ def triton_command(
         return
     if model is None or repository is None:
         raise click.UsageError("give MODEL and --repository DIR, or --check DIR")
-    result = write_triton_repository(
-        model,
-        repository,
-        name=name,
-        version=version,
-        platform=platform,
-        max_batch_size=max_batch_size,
-        dynamic_batching=dynamic_batching,
-        instances=instances,
-        memory=memory,
-        provider=provider or "cpu",
-        warmup=warmup,
-        shapes=dict(shapes),
-        labels=dict(labels),
-        plans=dict(plans),
-        force=force,
-        staging=staging,
-    )
+    with progress_bar(what="publishing"):
+        result = write_triton_repository(
+            model,
+            repository,
+            name=name,
+            version=version,
+            platform=platform,
+            max_batch_size=max_batch_size,
+            dynamic_batching=dynamic_batching,
+            instances=instances,
+            memory=memory,
+            provider=provider or "cpu",
+            warmup=warmup,
+            shapes=dict(shapes),
+            labels=dict(labels),
+            plans=dict(plans),
+            force=force,
+            staging=staging,
+        )
     if json_file is not None:
         write_text(json_file, json.dumps(result.as_json(), indent=2) + "\n")
     _print(result, console)

@@ -86,7 +86,9 @@ def measure_onnxruntime(
             processes=processes,
             memory_limit=memory_limit,
         )
-    none = "recommends no session options: at defaults" if recommended else ""
+    none = (
+        "recommends no session options: at defaults; tuning may find better" if recommended else ""
+    )
     notes = [
         (none if each is None else "") if recommended else unlike_recommended(one.metadata, options)
         for each, one in zip(found, made, strict=True)
