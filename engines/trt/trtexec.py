@@ -33,15 +33,14 @@ def _shape_flags(profile: Profile) -> list[str]:
 
 
 def _streaming_flags(options: BuildOptions) -> list[str]:
-    budget = options.weight_streaming_budget
-    # -1 is trtexec's word for TensorRT's own choice.
-    said = "-1" if budget == AUTOMATIC else budget if isinstance(budget, str) else None
-    if isinstance(budget, int):
-        said = _size(budget)
-    return [
-        *(["--allowWeightStreaming"] if options.allow_weight_streaming else []),
-        *([] if said is None else [f"--weightStreamingBudget={said}"]),
-    ]
+    budget, flags = options.weight_streaming_budget, list[str]()
+    if options.allow_weight_streaming:
+        flags.append("--allowWeightStreaming")
+    if budget is not None:
+        spelled = _size(budget) if isinstance(budget, int) else budget
+        # -1 is trtexec's word for TensorRT's own choice.
+        flags.append(f"--weightStreamingBudget={'-1' if budget == AUTOMATIC else spelled}")
+    return flags
 
 
 def trtexec_command(options: BuildOptions, model: Path, plan: Path) -> str:

@@ -129,11 +129,12 @@ def tune_onnxruntime(
         without; the best one says so in ``note``.
     """
     pairs, others = memory_pairs(options), _without_arena(options)
+    groups = [pairs, [pairs[0], *others]] if others else [pairs]
     tuned = []
     with prepared(models, shapes, seed) as made:
         for one in made:
             results: list[Measurement] = []
-            for settings in [pairs, *([[pairs[0], *others]] if others else [])]:
+            for settings in groups:
                 found = measure(
                     [one.job] * len(settings),
                     settings,

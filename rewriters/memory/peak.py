@@ -154,9 +154,8 @@ def peak(
     run = LiveBuffers(nodes, sizes, tuple(inputs), outputs, target, shapes or {})
     live_bytes = run.live()
     figure, at, alive = run.highest(live_bytes)
-    touched = figure
     loaded = weights or Weights()
-    packed = loaded.packed
+    touched, packed = figure, loaded.packed
     if target.allocator is Allocator.ARENA:
         arena = run.in_arena(loaded.from_arena)
         live_bytes = run.used()

@@ -74,6 +74,8 @@ class PlanEvaluator:
         self._spend = spend
         self._names = NameScheme.avoiding(facts.index.names)
         self._emitted: dict[tuple[RegionChoice, str], EmittedRegion] = {}
+        # Those of them that cannot be proven, and why.
+        self._refused: dict[tuple[RegionChoice, str], Refusal] = {}
         self._known: dict[tuple[tuple[RegionChoice, ...], str], list[_Known]] = {}
         self._largest: dict[EvaluatedPlan, int] = {}
         self._run_ranks: dict[str, list[int] | None] = {}
@@ -125,16 +127,27 @@ class PlanEvaluator:
 
     def proven(self, plan: EvaluatedPlan) -> tuple[EmittedRegion, ...] | Refusal:
         """Return a plan's regions proven at every height, or why one of them cannot be."""
-        certain, found = self.facts.certain, list[EmittedRegion]()
-        for region, entry in zip(plan.regions, plan.emitted, strict=True):
-            made = entry.plan.at_every_height(certain.shapes, certain.opset)
+        found = list[EmittedRegion]()
+        for region in plan.regions:
+            made = self._proven((choice_of(region.region, region.splits), plan.figures.form))
             if isinstance(made, Refusal):
                 return made
-            key = choice_of(region.region, region.splits), plan.figures.form
-            if not entry.plan.proven:
-                self._emitted[key] = replace(entry, plan=made)
-            found.append(self._emitted[key])
+            found.append(made)
         return tuple(found)
+
+    def _proven(self, key: tuple[RegionChoice, str]) -> EmittedRegion | Refusal:
+        """Return a region that was emitted, proven: once for all plans that share it."""
+        entry = self._emitted[key]
+        if entry.plan.proven:
+            return entry
+        if key not in self._refused:
+            certain = self.facts.certain
+            made = entry.plan.at_every_height(certain.shapes, certain.opset)
+            if not isinstance(made, Refusal):
+                self._emitted[key] = replace(entry, plan=made)
+                return self._emitted[key]
+            self._refused[key] = made
+        return self._refused[key]
 
     def cost_of(self, regions: Sequence[RegionPlan]) -> float:
         """Return the effort of one prediction of a plan's regions, about."""

@@ -129,9 +129,7 @@ class RegionPlan:
     def walked(self) -> int:
         """About how many operators of a patch the proof looked at."""
         network = self.region.network
-        if self.tiling is not None:
-            return self.splits * sum(len(link.reads) for link in network.links)
-        if not self.proven:
+        if self.tiling is not None or not self.proven:
             return self.splits * sum(len(link.reads) for link in network.links)
         if self.stride is not None:
             return rounds.effort(network, self.stride)

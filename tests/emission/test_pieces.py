@@ -16,7 +16,7 @@ from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.rewriters.tiling import rounds
-from tests.support.small_models import assert_same, copy_of, model, node, noise
+from tests.support.small_models import assert_same, copy_of, in_half, model, node, noise
 
 REL = 2e-6
 
@@ -118,12 +118,7 @@ def test_along_the_width() -> None:
 
 def test_half_precision() -> None:
     """Pieces of float16."""
-    made = _scales()
-    for tensor in made.graph.initializer:
-        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
-    for value in (*made.graph.input, *made.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    made = in_half(_scales())
     outcome = _cut(made, _plan((8, 4, 8)))
     assert _put_together(outcome.model) == {"y"}
     x = noise(1, 3, 50, 8).astype(np.float16)

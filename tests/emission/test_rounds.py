@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto
 
 from patchconv_deploy.report.warnings import warnings_of
 from patchconv_deploy.rewriters.errors import OptionError
@@ -23,6 +22,7 @@ from tests.support.small_models import (
     assert_same,
     assert_same_where_it_runs,
     copy_of,
+    in_half,
     model,
     node,
     noise,
@@ -195,12 +195,7 @@ def test_a_file_does_not_grow_with_the_number_of_patches() -> None:
 
 def test_half_precision() -> None:
     """Sequences of float16."""
-    made = _chain()
-    for tensor in made.graph.initializer:
-        half = onnx.numpy_helper.to_array(tensor).astype(np.float16)
-        tensor.CopyFrom(onnx.numpy_helper.from_array(half, tensor.name))
-    for value in (*made.graph.input, *made.graph.output):
-        value.type.tensor_type.elem_type = TensorProto.FLOAT16
+    made = in_half(_chain())
     outcome = _cut(made)
     assert {cut.form for cut in outcome.rewritten} == {"rounds"}
     x = noise(1, 3, 50, 9).astype(np.float16)

@@ -22,7 +22,6 @@ import torch
 from patchconv_deploy import rewrite
 from patchconv_deploy.cli.main import patchconv, rewrite_command
 from patchconv_deploy.options import OPTIONS
-from patchconv_deploy.rewriters.planning import effort
 from tests.support.pages import PAGES, ROOT, blocks_of, commands_of, prose_of, text_of
 from tests.support.small_models import chain, model, node, noise
 from tools.dev import COMMANDS
@@ -123,13 +122,12 @@ _WITH_PYTHON = [
 ]
 
 
+@pytest.mark.usefixtures("less_weighed")
 @pytest.mark.parametrize("page", _WITH_PYTHON)
 def test_python_runs_as_it_stands(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One block after the other, in a folder that holds the models, and nothing else is needed."""
-    # What is weighed does not matter here; a small part of it is soon done.
-    monkeypatch.setattr(effort, "_EFFORT", 2_000)
     _prepare(tmp_path, patched=True)
     (tmp_path / "other").mkdir()
     monkeypatch.chdir(tmp_path)

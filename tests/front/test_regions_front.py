@@ -21,7 +21,7 @@ from patchconv_deploy.rewriters.look import pareto_of
 from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
-from patchconv_deploy.rewriters.planning import choose, effort, explore
+from patchconv_deploy.rewriters.planning import choose, explore
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
@@ -53,12 +53,6 @@ def _chain() -> onnx.ModelProto:
         weights[f"w{k}"] = noise(b, a, 3, 3, seed=k) / 8
         x = y
     return model(nodes, {"x": DIMS}, {"y": (None,) * 4}, weights)
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fewer plans are weighed: what is said of a curve holds for any number of them."""
-    monkeypatch.setattr(effort, "_EFFORT", 2_000)
 
 
 def _rewrite(made: onnx.ModelProto, **options: Any) -> Outcome:
@@ -267,7 +261,7 @@ def test_a_range_leaves_the_axis_free(tmp_path: Path) -> None:
         assert_same(made, after, {"x": noise(1, 2, rows, 64)})
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 def test_pareto_falls() -> None:
     """From the model as it is on: ever more work, ever lower peaks."""
     points = pareto_of(Loaded(_chain(), None), Options())
@@ -282,7 +276,7 @@ def _rewrite_command(*arguments: str | Path) -> Result:
     return CliRunner().invoke(patchconv, ["rewrite", *map(str, arguments)])
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
     """--pareto, the same points from the command, from inspect and from Python."""
     path, report = tmp_path / "m.onnx", tmp_path / "r.json"
@@ -309,7 +303,7 @@ def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
         assert (outcome.after.need, outcome.recompute or 1.0) == (point.peak, point.recompute)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 def test_inspect_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What could be cut and the curve are of one search; the model as it is is predicted once."""
     path = tmp_path / "m.onnx"
@@ -338,7 +332,7 @@ def test_inspect_searches_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert "--axis auto: a curve is along one axis" in str(done.exception)
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 def test_the_curve_obeys_what_it_looks_at(tmp_path: Path) -> None:
     """The axis, what is kept, the most work, the target, sizes of inputs: as for a rewrite."""
     path = tmp_path / "m.onnx"
@@ -394,7 +388,7 @@ def test_beside_the_curve_nothing_is_ignored(
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 def test_no_curve_of_what_is_left_alone(tmp_path: Path) -> None:
     """A model that holds a plan, and one too old to be cut; converted, the old one has a curve."""
     path = tmp_path / "m.onnx"
@@ -432,7 +426,7 @@ def test_numbers_are_asked_for(given: dict[str, Any], words: str, tmp_path: Path
     assert [file.name for file in tmp_path.iterdir()] == ["m.onnx"]
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 def test_a_budget_is_a_number_or_text(tmp_path: Path) -> None:
     """In Python 900KiB is 900 * 1024; a small number of bytes is one, as it says."""
     onnx.save(_chain(), tmp_path / "m.onnx")
@@ -497,7 +491,7 @@ def test_what_is_pooled_whole_is_made_again_for_its_later_users() -> None:
     assert_same(made, outcome.model, {"x": noise(*DIMS)})
 
 
-@pytest.mark.usefixtures("quick")
+@pytest.mark.usefixtures("less_weighed")
 @pytest.mark.parametrize("op", ["BatchNormalization", "Mul", "Add"])
 @pytest.mark.parametrize("share", [0.9, 0.7, 0.5])
 def test_no_region_begins_between_a_conv_and_what_is_folded_into_it(share: float, op: str) -> None:

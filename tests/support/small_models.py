@@ -113,6 +113,17 @@ def model(
     )
 
 
+def in_half(made: onnx.ModelProto) -> onnx.ModelProto:
+    """Return a model of single precision in half precision, weights, inputs and outputs."""
+    half = copy_of(made)
+    for tensor in half.graph.initializer:
+        array = numpy_helper.to_array(tensor).astype(np.float16)
+        tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
+    for each in (*half.graph.input, *half.graph.output):
+        each.type.tensor_type.elem_type = onnx.TensorProto.FLOAT16
+    return half
+
+
 def noise(*shape: int, seed: int = 0, dtype: Any = np.float32) -> Array:
     """Return seeded normal numbers."""
     return np.random.default_rng([seed, *shape]).standard_normal(shape).astype(dtype)
