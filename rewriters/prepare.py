@@ -15,10 +15,13 @@ from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
 from patchconv_deploy.rewriters.graph.fused_convs import write_out_fused_convs
 from patchconv_deploy.rewriters.graph.model import Loaded, opset_of
+from patchconv_deploy.rewriters.graph.resizing import find_resizes
+from patchconv_deploy.rewriters.graph.respelling import respell
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
-from patchconv_deploy.rewriters.graph.statistics import find_statistics, write_in_two
+from patchconv_deploy.rewriters.graph.statistics import find_statistics
 from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
 from patchconv_deploy.rewriters.graph.use_def import index
+from patchconv_deploy.rewriters.memory.targets import ENGINES, TARGETS
 from patchconv_deploy.rewriters.options import OLDEST_OPSET, Options
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts, analyse
 from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY
@@ -127,8 +130,8 @@ def predictor_for(
 ) -> MemoryPredictor:
     """Analyse a model for what is asked, given with its skeleton, which is changed in place.
 
-    Where regions are asked for, what looks at the whole image is written in two in both of them
-    (`ModelFacts.statistics`).
+    Where regions are asked for, what looks at the whole image is written in other words in both of
+    them (`ModelFacts.respelled`).
     """
     largest = {name: [high for _, high in sizes] for name, sizes in options.ranges.items()}
 
@@ -142,12 +145,16 @@ def predictor_for(
     facts = read(model, slim)
     if options.by_region and not holds_plan(model) and facts.certain.opset >= OLDEST_OPSET:
         axes = tiled_axes(facts.certain, options.axes[0])
-        found = find_statistics(facts.certain, axes)
+        chooses = not ENGINES[TARGETS[options.target].engine].lowering.compiler
+        found = (
+            *find_statistics(facts.certain, axes),
+            *find_resizes(facts.certain, axes, chooses=chooses),
+        )
         if found:
             own_sizing = facts.sizing
-            statistics = write_in_two(model.graph, found)
-            write_in_two(untouched.graph, found)
-            facts = replace(read(model, untouched), statistics=statistics, own_sizing=own_sizing)
+            respelled = respell(model.graph, found)
+            respell(untouched.graph, found)
+            facts = replace(read(model, untouched), respelled=respelled, own_sizing=own_sizing)
     return MemoryPredictor(facts, folds=options.fold)
 
 

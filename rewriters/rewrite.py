@@ -142,7 +142,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     )
     if not decided.regions:
         check_buffers(options, largest)
-        facts.statistics.undo(subject.loaded.model.graph)
+        facts.respelled.undo(subject.loaded.model.graph)
         subject.written_out.undo(subject.loaded.model.graph)
         return replace(unchanged, fits=fits)
     order = ordered(facts, decided.regions, decided.run_rank)

@@ -55,7 +55,7 @@ def statistic_costs(facts: ModelFacts, links: Mapping[int, RowLocal]) -> tuple[S
         facts: The model, its statistics written in two.
         links: Row-local nodes, by position.
     """
-    entries = facts.statistics.entries
+    entries = facts.statistics
     kept = [_kept(facts, links, entry) for entry in entries]
     others = {name for names in kept for name in names}
     total = sum(facts.work)

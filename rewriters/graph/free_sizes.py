@@ -299,6 +299,8 @@ class _Walk:
             return None if count is None else Size.number(count)
         if node.op_type == "Reshape" or (node.op_type == "Resize" and len(node.input) > 3):
             return self._stated(node, axis)
+        if node.op_type == "Range":
+            return self._counted(node)
         entry = table_of(node.domain).get(node.op_type)
         if entry is None:
             return None
@@ -328,6 +330,13 @@ class _Walk:
         except TypeError:  # somewhere on the way it is no function of one size
             return None
         return made
+
+    def _counted(self, node: onnx.NodeProto) -> Size | None:
+        """Return how many numbers a Range counts from 0 by 1."""
+        start, end, step = (self.value(name) for name in node.input)
+        if _numbers(start) != [0] or _numbers(step) != [1] or end is None:
+            return None
+        return end[0][0]
 
     def _ranked(self, node: onnx.NodeProto, record: Record) -> Record:
         """Return a record with the shapes that were found here."""

@@ -14,6 +14,11 @@ from patchconv_deploy.rewriters.tiling.sizes import ratio
 __all__ = ["resize", "to_depth", "to_space"]
 
 
+# Ways to find coordinates that find a row itself where there are as many as before.
+_ITSELF = frozenset(
+    {"half_pixel", "pytorch_half_pixel", "half_pixel_symmetric", "align_corners", "asymmetric"}
+)
+
 # Larger factors are no resizing of images; a period has to be listed row by row.
 _LARGEST_FACTOR = 256
 
@@ -36,7 +41,7 @@ def to_depth(record: Record, axis: int) -> RowLocal | str:
 
 def _source_row(mode: str, row: int, factor: Fraction) -> Fraction | None:
     """Return the position an output row is read from, in input rows."""
-    if mode == "asymmetric":
+    if mode == "asymmetric" or (factor == 1 and mode in _ITSELF):
         return Fraction(row) / factor
     if mode == "half_pixel" or (mode == "pytorch_half_pixel" and factor >= 2):
         # pytorch_half_pixel differs for outputs of one row, which no factor of 2 or more makes.

@@ -4,7 +4,7 @@
     sliding       Conv, ConvInteger, QLinearConv                   Sliding     kernel size unknown
     transposed    ConvTranspose                                    Transposed  output beyond kernel
     pool          MaxPool, AveragePool, LpPool                     Sliding     Indices used
-    resize        Resize, Upsample                                 Periodic    corners, odd factors
+    resize        Resize, Upsample                                 Periodic    `graph.resizing`
     to_space      DepthToSpace                                     Transposed
     to_depth      SpaceToDepth                                     Sliding
     pad           Pad                                              Padding     wrap, unknown pads

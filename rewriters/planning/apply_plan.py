@@ -87,7 +87,7 @@ def apply_plan(
 
 
 def _positions(facts: ModelFacts) -> dict[str, list[int]]:
-    """Return where the nodes of each name stand: of a statistic several (`graph.statistics`)."""
+    """Return where the nodes of each name stand: of what is respelled (`graph`) several."""
     found: dict[str, list[int]] = {}
     for at, label in facts.labels.items():
         for name in {label, facts.own_label(at)}:

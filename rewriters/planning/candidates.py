@@ -184,7 +184,8 @@ def candidates_of(
         if at not in locality.links
         and at not in constant
         and (
-            all(certain.constants.array(name) is not None for name in node.output if name)
+            at in locality.vectors
+            or all(certain.constants.array(name) is not None for name in node.output if name)
             or certain.free.makes_sizes(node)
         )
     }

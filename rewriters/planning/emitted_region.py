@@ -108,7 +108,7 @@ def emit_region(
     """
     certain = facts.certain
     # Networks without statistics keep their order, as far as was measured.
-    in_turn = compiled and bool(facts.statistics.entries) and plan.tiling is not None
+    in_turn = compiled and bool(facts.statistics) and plan.tiling is not None
     sized = _at_assumed_sizes(plan, facts)
     if FORMS[form].grows:
         grown = _in_rounds(plan, sized, facts)
@@ -199,7 +199,7 @@ def ordered(
             fragments |= changed
             fragments |= _shapes_of_gone(facts, fragments)
             order = arrange(facts.index, fragments, run_rank)
-    if order is None or not facts.statistics.entries:
+    if order is None or not facts.statistics:
         return order
     return hand_over(order, facts.index)
 

@@ -22,8 +22,9 @@ from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes, nominal_shapes
 from patchconv_deploy.rewriters.graph.model import opset_of
 from patchconv_deploy.rewriters.graph.nodes import captured, node_label, node_labels
+from patchconv_deploy.rewriters.graph.respelling import NO_RESPELLINGS, Respelling, Respellings
 from patchconv_deploy.rewriters.graph.shapes import Shapes
-from patchconv_deploy.rewriters.graph.statistics import NO_STATISTICS, Statistic, Statistics
+from patchconv_deploy.rewriters.graph.statistics import Statistic
 from patchconv_deploy.rewriters.graph.use_def import Index, index
 from patchconv_deploy.rewriters.memory.executed import ExecutedNode
 from patchconv_deploy.rewriters.memory.peak import Peak, peak
@@ -47,7 +48,7 @@ class ModelFacts:
         inputs: Inputs of the graph that are no weights.
         bytes: Bytes of every activation, None where unknown.
         slim: The model without its weights.
-        statistics: What looks at the whole image and is written in two here.
+        respelled: What is written in other words here, so that it can be cut.
         own_sizing: Shapes of the model's own tensors, where anything is.
     """
 
@@ -59,7 +60,7 @@ class ModelFacts:
     inputs: tuple[str, ...]
     bytes: Mapping[str, int | None]
     slim: onnx.ModelProto
-    statistics: Statistics = NO_STATISTICS
+    respelled: Respellings = NO_RESPELLINGS
     own_sizing: Shapes | None = None
 
     @property
@@ -73,35 +74,46 @@ class ModelFacts:
         return self.sizing is not self.certain.shapes
 
     @cached_property
+    def statistics(self) -> tuple[Statistic, ...]:
+        """What looks at the whole image and is written in two here."""
+        return tuple(each for each in self.respelled.entries if isinstance(each, Statistic))
+
+    @cached_property
     def statistic_of(self) -> dict[int, Statistic]:
         """The statistic that a node is part of, by position."""
-        pairs = zip(self.statistics.entries, self.statistics.places, strict=True)
+        pairs = self.respelling_of.items()
+        return {at: entry for at, entry in pairs if isinstance(entry, Statistic)}
+
+    @cached_property
+    def respelling_of(self) -> dict[int, Respelling]:
+        """What a node is part of that is written in other words, by position."""
+        pairs = zip(self.respelled.entries, self.respelled.places, strict=True)
         return {at: entry for entry, place in pairs for at in place}
 
     def own_label(self, at: int) -> str:
         """Return what a node, or the one that it was written for, is called in the model."""
-        entry = self.statistic_of.get(at)
+        entry = self.respelling_of.get(at)
         return self.labels[at] if entry is None else entry.label
 
     @cached_property
     def rows_of_statistics(self) -> frozenset[str]:
         """What statistics make of each row."""
-        return frozenset(entry.rows for entry in self.statistics.entries)
+        return frozenset(entry.rows for entry in self.statistics)
 
     @cached_property
     def originals(self) -> dict[int, Fragment]:
-        """The model's own nodes in place of each statistic, by the position they would stand at."""
+        """The model's own nodes in place of what is respelled, by the position they would have."""
         names = NameScheme.avoiding(self.index.names)
         sizing = self.own_sizing or self.sizing
         return {
             place[-1]: own_nodes(entry.originals, entry.output, place, sizing, names)
-            for entry, place in zip(self.statistics.entries, self.statistics.places, strict=True)
+            for entry, place in zip(self.respelled.entries, self.respelled.places, strict=True)
         }
 
     @cached_property
     def uncut(self) -> Sequence[int | Fragment]:
         """The model as it is: its own nodes, nothing of it cut."""
-        if not self.statistics.entries:
+        if not self.respelled.entries:
             return range(len(self.certain.graph.node))
         order = arrange(self.index, self.originals)
         assert order is not None  # it is the order of the file

@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
+from patchconv_deploy.rewriters.graph.statistics import Statistic
 from patchconv_deploy.rewriters.memory.lowering.node import copied
 from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.planning.barrier_names import UNREACHED, BarrierNames
@@ -184,11 +185,12 @@ class _Looked:
         self.refused = refused
         self.order = order
         self.run_rank = {at: rank for rank, at in enumerate(order)}
-        statistics = facts.statistics
+        respelled = facts.respelled
         # Tensors that are there where a statistic is as the model spells it, not cut.
         self.inside = {
             name: place[0]
-            for entry, place in zip(statistics.entries, statistics.places, strict=True)
+            for entry, place in zip(respelled.entries, respelled.places, strict=True)
+            if isinstance(entry, Statistic)
             for node in entry.originals
             for name in node.output
             if name not in facts.index.producer

@@ -158,7 +158,7 @@ class _Search:
                 engine_overhead,
                 order,
                 self._tell,
-                hands_over=bool(self.facts.statistics.entries) or grows,
+                hands_over=bool(self.facts.statistics) or grows,
                 in_loops=grows,
             )
         )

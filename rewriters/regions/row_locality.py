@@ -15,8 +15,9 @@ from dataclasses import dataclass
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
 from patchconv_deploy.rewriters.operators.channelwise import JOINED, SOFTMAX
+from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.products import PRODUCTS
-from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 from patchconv_deploy.rewriters.operators.table import BARRIERS, CONTRIB, SPATIAL, TABLE
 from patchconv_deploy.rewriters.regions.attention import KEYS, is_weighed, products, queries
@@ -38,16 +39,27 @@ _WHOLE = {
     "MultiHeadAttention": KEYS,
 }
 
+# What vectors are worked out with.
+_OF_SIZES = frozenset({*BROADCAST, "Range", "Reshape", "Unsqueeze", "Squeeze"})
+
 # Reasons of nodes whose result has the tiled axis all the same.
 _SAME_AXIS = (JOINED, SOFTMAX)
 
 
 @dataclass(frozen=True, slots=True)
 class Locality:
-    """The row-local nodes of a graph, by position, and why others are not."""
+    """The row-local nodes of a graph, by position, and why others are not.
+
+    Attributes:
+        links: The row-local nodes.
+        reasons: Why others are not.
+        vectors: Nodes that make a few numbers of sizes alone, as many as there are rows at most:
+            they stand in no region, and in the way of none.
+    """
 
     links: Mapping[int, RowLocal]
     reasons: Mapping[int, str]
+    vectors: frozenset[int] = frozenset()
 
 
 def tiled_axis(name: str | int, rank: int) -> int | None:
@@ -110,7 +122,38 @@ def find_locality(facts: CertainFacts, axis_name: str | int) -> Locality:
             if axis is not None:
                 walk.assign(position, axis)
                 walk.run_on()
-    return Locality(walk.links, walk.reasons)
+    vectors = _vectors(facts)
+    links = {at: link for at, link in walk.links.items() if at not in vectors}
+    reasons = {at: why for at, why in walk.reasons.items() if at not in vectors}
+    return Locality(links, reasons, vectors)
+
+
+def _vectors(facts: CertainFacts) -> frozenset[int]:
+    """Return the nodes that make numbers or vectors of sizes alone, and not sizes."""
+    sizes, found = set[str](), set[int]()
+    for position, node in enumerate(facts.graph.node):
+        read = [name for name in node.input if name]
+        if facts.free.makes_sizes(node):
+            sizes.update(node.output)
+        elif (
+            node.op_type in _OF_SIZES
+            and node.domain in ONNX_DOMAINS
+            and any(name in sizes for name in read)
+            and all(name in sizes or _is_constant(facts, name) for name in read)
+            and all(_is_vector(facts.shapes.dims.get(name)) for name in node.output)
+        ):
+            sizes.update(node.output)
+            found.add(position)
+    return frozenset(found)
+
+
+def _is_constant(facts: CertainFacts, name: str) -> bool:
+    return name in facts.index.constants or facts.constants.array(name) is not None
+
+
+def _is_vector(dims: Shape | None) -> bool:
+    """Tell whether no more than one dimension is not one."""
+    return dims is not None and sum(size != 1 for size in dims) <= 1
 
 
 def _is_groups(facts: CertainFacts, position: int, producer: int) -> bool:

@@ -16,9 +16,10 @@ import pytest
 from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.respelling import respell
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.graph.statistic_nodes import moments_by_row
-from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics, write_in_two
+from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning.model_facts import analyse
@@ -43,7 +44,7 @@ def _found(made: onnx.ModelProto, axis: int) -> list[Statistic]:
 def _in_two(made: onnx.ModelProto, axis: int = 2) -> onnx.ModelProto:
     (entry,) = _found(made, axis)
     changed = copy_of(made)
-    write_in_two(changed.graph, [entry])
+    respell(changed.graph, [entry])
     onnx.checker.check_model(changed, full_check=True)
     return changed
 
@@ -333,7 +334,7 @@ def _written(made: onnx.ModelProto, axis: int) -> onnx.ModelProto:
     (entry,) = _found(made, axis)
     assert entry.kind == "GroupNorm statistics"
     changed = copy_of(made)
-    write_in_two(changed.graph, [entry])
+    respell(changed.graph, [entry])
     assert not any(each.domain for each in changed.graph.node)
     return changed
 

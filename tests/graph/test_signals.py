@@ -12,9 +12,10 @@ from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph import normalisations
 from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.respelling import respell
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.graph.statistic_nodes import in_blocks
-from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics, write_in_two
+from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning.model_facts import analyse
@@ -90,7 +91,7 @@ def _found(made: onnx.ModelProto) -> list[Statistic]:
 def _in_two(made: onnx.ModelProto) -> onnx.ModelProto:
     (entry,) = _found(made)
     changed = copy_of(made)
-    write_in_two(changed.graph, [entry])
+    respell(changed.graph, [entry])
     onnx.checker.check_model(changed, full_check=True)
     return changed
 

@@ -17,13 +17,9 @@ import pytest
 from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.graph.respelling import Respellings, respell
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
-from patchconv_deploy.rewriters.graph.statistics import (
-    Statistic,
-    Statistics,
-    find_statistics,
-    write_in_two,
-)
+from patchconv_deploy.rewriters.graph.statistics import Statistic, find_statistics
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.planning.model_facts import analyse
 from patchconv_deploy.rewriters.rewrite import rewrite_model
@@ -86,7 +82,7 @@ def _in_two(made: onnx.ModelProto, axis: int = 2, count: int = 1) -> onnx.ModelP
     found = _found(made, {"x": axis})
     assert len(found) == count
     changed = copy_of(made)
-    write_in_two(changed.graph, found)
+    respell(changed.graph, found)
     onnx.checker.check_model(changed, full_check=True)
     return changed
 
@@ -375,11 +371,11 @@ def test_undo_gives_the_model_back(opset: int) -> None:
     as_it_was = made.SerializeToString()
     found = _found_loosely(made)
     assert [entry.kind for entry in found] == ["GroupNorm statistics", "global pooling"]
-    changed = write_in_two(made.graph, found)
+    changed = respell(made.graph, found)
     assert made.SerializeToString() != as_it_was
     changed.undo(made.graph)
     assert made.SerializeToString() == as_it_was
-    Statistics().undo(made.graph)
+    Respellings().undo(made.graph)
     assert made.SerializeToString() == as_it_was
 
 
@@ -526,7 +522,7 @@ def test_what_is_no_scale_of_channels_stays(other: tuple[str, str]) -> None:
     (entry,) = _found(made, {"x": 2})
     assert entry.output == "back"
     changed = copy_of(made)
-    write_in_two(changed.graph, [entry])
+    respell(changed.graph, [entry])
     assert changed.graph.node[-1] == made.graph.node[-1]
     assert_same(made, changed, {"x": noise(1, 4, 6, 5), "gate": noise(1, 4, 1, 1)})
 
@@ -537,7 +533,7 @@ def test_what_is_an_output_too_is_kept() -> None:
     (entry,) = _found(made, {"x": 2})
     assert entry.output == "back"
     changed = copy_of(made)
-    write_in_two(changed.graph, [entry])
+    respell(changed.graph, [entry])
     assert_same(made, changed, {"x": noise(1, 4, 6, 5)})
 
 
@@ -554,7 +550,7 @@ def test_names_that_are_taken_are_avoided() -> None:
     (entry,) = _found(made, {"x": 2})
     assert entry.rows == "norm/statistic_3/rows"
     changed = copy_of(made)
-    write_in_two(changed.graph, [entry])
+    respell(changed.graph, [entry])
     assert_same(made, changed, {"x": noise(1, 4, 6, 5)})
 
 
@@ -570,7 +566,7 @@ def test_a_name_that_two_nodes_answer_to() -> None:
     found = _found(made, {"x": 2, "twice": 2})
     assert len({entry.rows for entry in found}) == 2
     changed = copy_of(made)
-    write_in_two(changed.graph, found)
+    respell(changed.graph, found)
     assert_same(made, changed, {"x": noise(1, 4, 6, 5)})
 
 
@@ -586,7 +582,7 @@ def test_whole_numbers(op: str) -> None:
     """A mean, a root or a logarithm of each row would be rounded: then they stay as they are."""
     made = _model(_reduced(op, 17, [2, 3], 1), (2, 4, 6, 5), kind=TensorProto.INT32)
     changed = copy_of(made)
-    write_in_two(changed.graph, _found(made, {"x": 2}))
+    respell(changed.graph, _found(made, {"x": 2}))
     for seed in range(5):
         x = np.random.default_rng(seed).integers(1, 9, (2, 4, 6, 5)).astype(np.int32)
         np.testing.assert_array_equal(run(made, {"x": x})["y"], run(changed, {"x": x})["y"])
@@ -600,7 +596,7 @@ def test_groups_of_a_free_batch(grouped: Sequence[int], right: bool) -> None:
     found = _found(made, {"x": 2})
     assert len(found) == int(right)
     changed = copy_of(made)
-    write_in_two(changed.graph, found)
+    respell(changed.graph, found)
     assert_same(made, changed, {"x": 3 + noise(2, 4, 6, 5)})
 
 

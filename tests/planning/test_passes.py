@@ -208,7 +208,7 @@ def test_pools_over_the_whole_image(op: str, attrs: dict[str, Any], found: bool)
     weights = {"w": noise(16, 3, 3, 3) / 5, "v": noise(3, 16, 3, 3) / 12}
     made = model(nodes, {"x": (1, 3, 48, 40)}, {"y": (1, 3, 48, 40)}, weights)
     facts = look_at(Loaded(copy_of(made), None), Options()).facts
-    kinds = [entry.kind for entry in facts.statistics.entries if entry.label == "pool"]
+    kinds = [entry.kind for entry in facts.statistics if entry.label == "pool"]
     assert kinds == (["global pooling"] if found else [])
     outcome = _rewrite(made, splits=6, max_recompute=3.0)
     assert bool(outcome.rewritten) or not found

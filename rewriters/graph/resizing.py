@@ -1,0 +1,437 @@
+"""Resizes whose rows lie differently from row to row, written as a few shifts with weights.
+
+    x -- repeat each row f times --+-- shifted by 0 -- times w_0 --+
+                                   +-- shifted by 1 -- times w_1 --+-- sum -- resize the rest -- y
+                                   +-- shifted by 2 -- times w_2 --+
+    w_k, one number a row: worked out from both heights
+
+To another tensor's height, with corners that are aligned, or by a factor that is no power of two,
+an output row reads other rows of x than the same row of a window would. Yet it never reads far
+from row y / f, for the whole number f that is nearest to the factor: how far is bounded by what
+the output has less than f times the rows. So each output row is a sum over a few rows around y / f,
+weighted by what the whole image says. The weights are small and vary along the axis; what is
+left is row-local. Where rows are taken and not averaged (``nearest``), rows are chosen
+in place of weighted.
+
+The coordinates are those of ONNX Runtime, operation by operation in float32, so that the same
+rows are found where they lie on an edge. Another engine may find others there: rows are chosen for
+ONNX Runtime alone, and weighted, which is continuous, for all. To the nearest row ONNX Runtime
+rounds what lies within 1e-6 of the middle in another way from version to version.
+
+    written so                                   not
+    linear; nearest by floor or ceil             cubic, antialias, nearest to the nearest row
+    half_pixel, pytorch_half_pixel,              tf_crop_and_resize, half_pixel_symmetric
+    asymmetric, align_corners                    to a smaller height
+    to sizes, by whole scales                    where rows lie too far apart
+
+Source: ONNX, operator Resize; ONNX Runtime, `core/providers/cpu/tensor/upsamplebase.h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from math import ceil, floor
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
+
+from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
+from patchconv_deploy.rewriters.graph.nodes import node_label
+from patchconv_deploy.rewriters.graph.respelling import (
+    Respelling,
+    copied,
+    free_word,
+    with_servants,
+)
+from patchconv_deploy.rewriters.graph.statistic_nodes import NewNodes, ReadGraph
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
+from patchconv_deploy.rewriters.operators.resampling import resize
+from patchconv_deploy.rewriters.operators.rules import resize_axes
+from patchconv_deploy.rewriters.tiling.sizes import Size
+
+__all__ = ["find_resizes"]
+
+
+# A coordinate in float32 is off by less, in rows of images of up to 2^18 rows.
+_OFF = Fraction(1, 16)
+
+# More shifts cost more than they are worth.
+_MOST_SHIFTS = 6
+
+_LARGEST_FACTOR = 64
+
+# Of what ONNX Runtime resizes.
+_KINDS = (TensorProto.FLOAT, TensorProto.FLOAT16)
+
+_COORDINATES = ("half_pixel", "pytorch_half_pixel", "asymmetric", "align_corners")
+
+_TRANSFORMATION = "coordinate_transformation_mode"
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """How the rows of a Resize lie.
+
+    Attributes:
+        before: Rows of its input.
+        after: Rows of its output.
+        factor: Each row of the input is repeated so many times, and then shifted.
+        lacks: The least and the most rows that the output has less than that.
+        scale: What it is scaled by; None where that is its output's size over its input's.
+        coordinates: How rows of the output are mapped to rows of the input.
+        rounding: How a row is chosen; empty where rows are averaged.
+    """
+
+    before: Size
+    after: Size
+    factor: int
+    lacks: tuple[int, int]
+    scale: float | None
+    coordinates: str
+    rounding: str
+
+    def shifts(self) -> range | None:
+        """Return which rows may be read: how many after ``y // factor``; None if no bound is."""
+        f, begin = Fraction(self.factor), Fraction(0)
+        # How far the last row is from y / f; the first is not, and others lie between.
+        if self.coordinates == "align_corners":
+            ends = [(lack - f + 1) / f for lack in self.lacks]
+        elif self.scale is None:
+            ends = [lack / f for lack in self.lacks]
+        elif self.after.constant:
+            ends = [self.after.constant * (1 / Fraction(self.scale) - 1 / f)]
+        elif self.scale == self.factor:
+            ends = [Fraction(0)]
+        else:
+            return None
+        if "half_pixel" in self.coordinates:
+            begin = 1 / (2 * f) - Fraction(1, 2)
+        low = begin + min([Fraction(0), *ends]) - _OFF
+        # y / f itself lies so far behind its whole number.
+        high = begin + max([Fraction(0), *ends]) + (f - 1) / f + _OFF
+        if self.rounding == "ceil":
+            first, last = ceil(low), ceil(high)
+        else:
+            first, last = floor(low), floor(high) + (not self.rounding)
+        # What lies outside of the image is moved to its edge.
+        first = min(first, 0, floor(self.lacks[0] / f))
+        return range(first, max(last, 0) + 1)
+
+
+def find_resizes(
+    facts: CertainFacts, axes: Mapping[str, int], *, chooses: bool
+) -> list[Respelling]:
+    """Find Resizes that are not row-local, and write them in other words; the model is not changed.
+
+    Args:
+        facts: The model.
+        axes: Which dimension of a tensor is the tiled axis, where that is known.
+        chooses: Those too that choose rows, as ONNX Runtime does.
+    """
+    found = ReadGraph(facts, axes, free_word("resizing", facts.index.names))
+    made = []
+    for position, node in enumerate(facts.graph.node):
+        if node.op_type == "Resize" and node.domain in ONNX_DOMAINS and facts.opset >= 11:
+            new = _written(found, position, chooses=chooses)
+            if new is not None:
+                covered = with_servants(found, [position], new)
+                originals = tuple(copied(facts.graph.node[at]) for at in covered)
+                nodes, output = tuple(new.nodes), node.output[0]
+                made.append(Respelling(covered, originals, nodes, output, node_label(node)))
+    return made
+
+
+def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | None:
+    node = found.node(position)
+    x, y = node.input[0], node.output[0]
+    dims, axis = found.shapes.dims.get(x), found.axes.get(x)
+    if dims is None or axis is None or not found.shapes.doubtful.isdisjoint((x, y)):
+        return None
+    record = record_of(found.facts, position)
+    if isinstance(resize(record, axis), RowLocal):
+        return None
+    rows = _rows(found, record, node, axis)
+    shifts = None if rows is None else rows.shifts()
+    kind = found.shapes.elements.get(x, found.facts.free.elements.get(x, 0))
+    if (
+        rows is None
+        or shifts is None
+        or (rows.rounding and not chooses)
+        or len(shifts) > _MOST_SHIFTS
+        or kind not in _KINDS
+    ):
+        return None
+    new = found.new(position, x, "a Resize")
+    more = [at for at in range(len(dims)) if at != axis and not _is_same(found, x, y, at)]
+    before, after = _heights(record, node, axis, rows, new)
+    weights = _weights(new, rows, shifts, before, after, len(dims) - axis - 1)
+    single = kind != TensorProto.FLOAT and not rows.rounding
+    image = new.add("Cast", [x], "single", to=int(TensorProto.FLOAT)) if single else x
+    resized = _Shifts(image, axis, len(dims), rows, shifts).write(
+        new, weights, after, "" if single or more else y
+    )
+    if single:
+        resized = new.add("Cast", [resized], "half", "" if more else y, to=kind)
+    if more:
+        _add_rest(new, record, node, axis, resized)
+    return new
+
+
+def _size(found: ReadGraph, name: str, axis: int) -> Size | None:
+    """Return a tensor's size along a dimension, as far as it is known."""
+    dims = found.shapes.dims.get(name, ())
+    number = dims[axis] if axis < len(dims) else None
+    return found.facts.free.size(name, axis) if number is None else Size.number(number)
+
+
+def _is_same(found: ReadGraph, x: str, y: str, axis: int) -> bool:
+    size = _size(found, x, axis)
+    return size is not None and size == _size(found, y, axis)
+
+
+def _rows(found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int) -> _Rows | None:
+    """Return how a Resize's rows lie, None where that is not known or not served."""
+    given = record.attributes
+    mode, coordinates = given.get("mode", "nearest"), given.get(_TRANSFORMATION, "half_pixel")
+    if mode not in ("nearest", "linear") or coordinates not in _COORDINATES:
+        return None
+    if given.get("antialias", 0) or given.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        return None
+    axes, scale = resize_axes(record), None
+    if axis not in axes:
+        return None
+    before, after = _size(found, node.input[0], axis), _size(found, node.output[0], axis)
+    if not record.given(3):
+        scales = record.value(2)
+        scale = float(scales[axes.index(axis)]) if scales else 0.0
+        if not 0 < scale <= _LARGEST_FACTOR:
+            return None
+        if after is None and before is not None and scale.is_integer():
+            after = before * int(scale)
+    factor = None if before is None or after is None else _nearest_factor(before, after)
+    if before is None or after is None or factor is None:
+        return None
+    lacks = before * factor - after
+    if lacks is None or lacks.slope:
+        return None
+    # At one row of output the first row is taken, which is what half_pixel does of one row.
+    if coordinates == "pytorch_half_pixel" and max(lacks.values) >= 2 * factor - 1:
+        return None
+    rounding = given.get("nearest_mode", "round_prefer_floor") if mode == "nearest" else ""
+    if rounding not in ("", "floor", "ceil"):
+        return None
+    return _Rows(
+        before, after, factor, (min(lacks.values), max(lacks.values)), scale, coordinates, rounding
+    )
+
+
+def _nearest_factor(before: Size, after: Size) -> int | None:
+    """Return how many rows of an output come of each row of the input, about."""
+    if before.constant and after.constant:
+        factor = Fraction(after.constant, before.constant)
+    elif before.symbol == after.symbol and before.slope > 0:
+        factor = Fraction(after.slope * before.period, before.slope * after.period)
+        if factor.denominator > 1:
+            return None
+    else:
+        return None
+    found = floor(factor + Fraction(1, 2))
+    return found if 1 <= found <= _LARGEST_FACTOR else None
+
+
+def _heights(
+    record: Record, node: onnx.NodeProto, axis: int, rows: _Rows, new: NewNodes
+) -> tuple[str, str]:
+    """Write the rows before and after, a vector of one number each."""
+    if rows.before.constant and rows.after.constant:
+        before = new.ints([rows.before.constant], "before")
+        return before, new.ints([rows.after.constant], "after")
+    shape = new.add("Shape", [node.input[0]], "shape")
+    before = new.add("Gather", [shape, new.ints([axis], "axis")], "before")
+    if record.given(3):
+        at = new.ints([resize_axes(record).index(axis)], "place")
+        return before, new.add("Gather", [node.input[3], at], "after")
+    # Its scale is the factor: of another one nothing is known at free sizes.
+    return before, new.add("Mul", [before, new.ints([rows.factor], "factor")], "after")
+
+
+def _weights(
+    new: NewNodes, rows: _Rows, shifts: range, before: str, after: str, behind: int
+) -> list[str]:
+    """Write what each row is weighted by, or whether it is taken, for each shift.
+
+    Args:
+        new: Takes the nodes.
+        rows: How the rows lie.
+        shifts: The shifts.
+        before: Rows before, as a tensor.
+        after: Rows after, as a tensor.
+        behind: Dimensions behind the tiled axis.
+
+    Returns:
+        Tensors of as many rows as there are after, and one of each dimension behind them.
+    """
+    if len(shifts) == 1:
+        return []
+    work = NewNodes(new.base, new.opset, new.image, new.kind)
+    single = int(TensorProto.FLOAT)
+
+    def number(value: float, suffix: str) -> str:
+        return work.number(value, single, suffix)
+
+    one, none = number(1, "one"), number(0, "none")
+    zero, step = (work.number(each, TensorProto.INT64, f"counted_{each}") for each in (0, 1))
+    end = work.squeeze(after, [0], "end", "")
+    numbers = work.add("Range", [zero, end, step], "numbers")
+    row = work.add("Cast", [numbers], "row", to=single)
+    height = work.add("Cast", [before], "height", to=single)
+    wanted = work.add("Cast", [after], "wanted", to=single)
+    last = work.add("Sub", [height, one], "last")
+    if rows.coordinates == "align_corners":
+        gaps = work.add("Max", [work.add("Sub", [wanted, one], "gaps_or_none"), one], "gaps")
+        at = work.add("Div", [work.add("Mul", [row, last], "stretched"), gaps], "at")
+    else:
+        scale = number(rows.scale, "scale") if rows.scale else ""
+        scale = scale or work.add("Div", [wanted, height], "scale")
+        half = number(0.5, "half_a_row") if "half_pixel" in rows.coordinates else ""
+        middle = work.add("Add", [row, half], "middle") if half else row
+        at = work.add("Div", [middle, scale], "at")
+        at = work.add("Sub", [at, half], "from_its_middle") if half else at
+    if rows.rounding:
+        at = work.add(rows.rounding.capitalize(), [at], "rounded")
+    at = work.add("Max", [work.add("Min", [at, last], "not_below"), none], "inside")
+    by = work.number(rows.factor, TensorProto.INT64, "times")
+    repeated = work.add("Cast", [work.add("Div", [numbers, by], "repeated")], "own", to=single)
+    off = work.add("Sub", [at, repeated], "off")
+    off = work.reshape(off, [-1] + [1] * behind, "off_by_row")
+    made = []
+    for place, shift in enumerate(shifts):
+        by = number(shift, f"shift_{place}")
+        if rows.rounding:
+            made.append(work.add("Equal", [off, by], f"weight_{place}"))
+            continue
+        far = work.add("Abs", [work.add("Sub", [off, by], f"from_{place}")], f"far_{place}")
+        near = work.add("Sub", [one, far], f"near_{place}")
+        made.append(work.add("Max", [near, none], f"weight_{place}"))
+    if rows.before.constant and rows.after.constant:
+        _add_constants(new, work, made)
+    else:
+        new.nodes.extend(work.nodes)
+    return made
+
+
+def _add_constants(new: NewNodes, work: NewNodes, names: Sequence[str]) -> None:
+    """Add what nodes make, worked out; they read what was added so far."""
+    empty = [helper.make_tensor_value_info(name, TensorProto.UNDEFINED, None) for name in names]
+    graph = helper.make_graph([*new.nodes, *work.nodes], "weights", [], empty)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", new.opset)])
+    for name, array in zip(names, ReferenceEvaluator(model).run(None, {}), strict=True):
+        tensor = numpy_helper.from_array(np.asarray(array))
+        new.add("Constant", [], name.removeprefix(f"{new.base}/"), value=tensor)
+
+
+@dataclass(frozen=True)
+class _Shifts:
+    """An image whose rows are repeated and shifted.
+
+    Attributes:
+        image: The image.
+        axis: The tiled axis.
+        rank: Its dimensions.
+        rows: How the rows lie.
+        shifts: The shifts.
+    """
+
+    image: str
+    axis: int
+    rank: int
+    rows: _Rows
+    shifts: range
+
+    def write(self, new: NewNodes, weights: Sequence[str], after: str, output: str) -> str:
+        """Write the sum of the shifts with their weights, or the rows chosen of them.
+
+        Args:
+            new: Takes the nodes.
+            weights: As `_weights` returns them.
+            after: Rows after, as a tensor.
+            output: What the sum is called; any name where it is empty.
+        """
+        if not weights:
+            return self._shifted(new, self._repeated(new), 0, after, output)
+        repeated = self._repeated(new)
+        shifted = [self._shifted(new, repeated, place, after) for place in range(len(self.shifts))]
+        last = len(self.shifts) - 1
+        if self.rows.rounding:
+            made = shifted[last]
+            for place in range(last):
+                name = output if place == last - 1 else ""
+                chosen = [weights[place], shifted[place], made]
+                made = new.add("Where", chosen, f"chosen_{place}", name)
+            return made
+        terms = [
+            new.add("Mul", [each, weight], f"term_{place}")
+            for place, (each, weight) in enumerate(zip(shifted, weights, strict=True))
+        ]
+        made = terms[0]
+        for place, term in enumerate(terms[1:], 1):
+            made = new.add("Add", [made, term], f"sum_{place}", output if place == last else "")
+        return made
+
+    def _repeated(self, new: NewNodes) -> str:
+        """Write the image with its edges repeated as often as shifts reach, and then each row."""
+        rows, image = self.rows, self.image
+        below = max(0, self.shifts[-1] + ceil(Fraction(-rows.lacks[0], rows.factor)))
+        pads = [0] * (2 * self.rank)
+        pads[self.axis], pads[self.rank + self.axis] = -self.shifts[0], below
+        if any(pads):
+            image = new.add("Pad", [image, new.ints(pads, "edges")], "padded", mode="edge")
+        if rows.factor == 1:
+            return image
+        scales = [1.0] * self.rank
+        scales[self.axis] = float(rows.factor)
+        # Until opset 13 it asks for a region of interest, which nothing is done with.
+        roi = _floats(new, [], "no_roi") if new.opset < 13 else ""
+        return new.add(
+            "Resize",
+            [image, roi, _floats(new, scales, "factors")],
+            "repeated_rows",
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        )
+
+    def _shifted(
+        self, new: NewNodes, repeated: str, place: int, after: str, output: str = ""
+    ) -> str:
+        """Write the rows of one shift."""
+        begin = place * self.rows.factor
+        suffix = f"shifted_{place}"
+        if self.rows.after.constant:
+            end = new.ints([begin + self.rows.after.constant], f"{suffix}/end")
+        else:
+            end = new.add("Add", [after, new.ints([begin], f"{suffix}/more")], f"{suffix}/end")
+        begins, axes = new.ints([begin], f"{suffix}/begin"), new.ints([self.axis], f"{suffix}/axis")
+        return new.add("Slice", [repeated, begins, end, axes], suffix, output)
+
+
+def _floats(new: NewNodes, values: Sequence[float], suffix: str) -> str:
+    """Add a constant vector of single precision."""
+    tensor = helper.make_tensor("value", TensorProto.FLOAT, [len(values)], list(values))
+    return new.add("Constant", [], suffix, value=tensor)
+
+
+def _add_rest(new: NewNodes, record: Record, node: onnx.NodeProto, axis: int, resized: str) -> None:
+    """Write the Resize of all dimensions but the one that has its size by now."""
+    inputs = [resized, *node.input[1:]]
+    if not record.given(3):
+        at = resize_axes(record).index(axis)
+        scales = [float(each) for each in record.value(2) or ()]
+        inputs[2] = _floats(new, [*scales[:at], 1.0, *scales[at + 1 :]], "scales")
+    rest = helper.make_node("Resize", inputs, [node.output[0]], name=f"{new.base}/rest")
+    rest.attribute.extend(node.attribute)
+    new.nodes.append(rest)
