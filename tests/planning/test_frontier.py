@@ -23,7 +23,7 @@ from patchconv_deploy.rewriters.errors import BudgetError
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.look import pareto_of
-from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.memory.peak import Peak, loads_more
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning import effort
@@ -273,7 +273,9 @@ def _assert_promises(seed: int) -> int:
         outcome = _rewrite(made, axis=axis, splits=splits)
         taken = [each for each in outcome.weighed if each.taken]
         assert all(each.splits <= splits for each in taken)
-        ranks += [rank(each.form, each.touched) for each in taken] or [original.touched]
+        # What a plan loads more counts as what it touches.
+        size = outcome.after.touched + loads_more(outcome.after, outcome.before)
+        ranks += [rank(each.form, size) for each in taken] or [original.touched]
     assert ranks == sorted(ranks, reverse=True), (seed, ranks)
     for point in curve[:: max(1, len(curve) // 3)]:
         budget = to_ask(point.peak)
