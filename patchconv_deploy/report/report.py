@@ -86,11 +86,11 @@ def sizes_text(shapes: Mapping[str, Sequence[int]]) -> str:
 def all_sizes_text(verification: Mapping[str, Any]) -> str:
     """Return the sizes that a model was verified at: x 1x3x64x64; x 1x3x67x64.
 
-    Where the height is free and it was verified at one alone, that is said.
+    Where the height or the width is free and it was verified at one alone, that is said.
     """
     sizes = verification["sizes"] or [verification["shapes"]]
-    alone = ["at no other height"] if verification["one_height"] else []
-    return "; ".join([*map(sizes_text, sizes), *alone])
+    alone = [side for side in ("height", "width") if verification.get(f"one_{side}")]
+    return "; ".join([*map(sizes_text, sizes), *(f"at no other {side}" for side in alone)])
 
 
 def make_report(

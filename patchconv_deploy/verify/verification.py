@@ -4,7 +4,8 @@
               and others if the original does not run at those (`cases`)
 2. fit        the predicted peak of both models against the memory that is available
 3. run        the original twice (its own noise), the rewritten model once (`pairs`)
-   again      where the height is free: at an odd one, the least, the assumed one (`further`)
+   again      where the height is free: at an odd one, the least, the assumed one; where the width
+              is: at an odd one (`further`)
 4. stand-ins  ONNX Runtime has no CPU kernel for the type: float32 twins of both, else the
               reference evaluator of onnx for small models
 5. compare    `patchconv_deploy.verify.comparison`, by the coarsest type on the way (`ways`)
@@ -69,6 +70,7 @@ class Verification:
         sizes: All shapes of the inputs at which it passed, the first of them first.
         one_height: The height is free, and it was verified at one alone: the original runs at no
             other that was tried, or takes too long.
+        one_width: The same of the width.
     """
 
     ran: bool
@@ -81,6 +83,7 @@ class Verification:
     declined: bool = False
     sizes: tuple[Mapping[str, tuple[int, ...]], ...] = ()
     one_height: bool = False
+    one_width: bool = False
 
     @property
     def faint(self) -> bool:
@@ -208,7 +211,7 @@ class _Pair:
 def _at_further_sizes(
     pair: _Pair, first: Verification, seed: int, ranges: Ranges, timeout_s: float
 ) -> Verification:
-    """Verify at other heights as well, where patches are placed when the model runs.
+    """Verify at other heights as well, where patches are placed when the model runs, and widths.
 
     Args:
         pair: The models.
@@ -220,13 +223,21 @@ def _at_further_sizes(
     Returns:
         The first that fails; else the first, with the largest differences of all.
     """
-    free = [cut for cut in pair.outcome.rewritten if cut.plan.tiling is None]
-    if not first.passed or not free:
+    if not first.passed or not pair.outcome.rewritten:
         return first
-    groups = further_sizes(pair.source, first.shapes, pair.rows_at, ranges, pair.outcome.assumed)
+    groups = further_sizes(
+        pair.source,
+        pair.loaded.model,
+        first.shapes,
+        pair.rows_at,
+        ranges,
+        pair.outcome.assumed,
+    )
     found, sizes = [first], [first.shapes]
+    alone = {"height": any(cut.plan.tiling is None for cut in pair.outcome.rewritten)}
     for group in groups:
-        for tried in islice(group, _TRIES):
+        alone.setdefault(group.kind, True)
+        for tried in islice(group.sizes, _TRIES):
             case = case_at(pair.loaded, pair.source, tried, seed)
             here, _ = pair.compare(case, min(timeout_s, _FURTHER_S), seed)
             if here.ran and here.passed is False:
@@ -234,10 +245,17 @@ def _at_further_sizes(
             if here.passed:
                 found.append(here)
                 sizes.append(here.shapes)
+                alone[group.kind] = False
                 break
     outputs = zip(*(each.outputs for each in found), strict=True)
     worst = tuple(max(each, key=lambda o: float(o["max_rel"])) for each in outputs)
-    return replace(first, outputs=worst, sizes=tuple(sizes), one_height=len(sizes) == 1)
+    return replace(
+        first,
+        outputs=worst,
+        sizes=tuple(sizes),
+        one_height=alone["height"],
+        one_width=alone.get("width", False),
+    )
 
 
 def _job(
