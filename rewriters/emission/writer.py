@@ -231,7 +231,7 @@ class PatchWriter:
                 else:
                     assert self.trim is not None
                     less = (self.trim.inside(into) * here).tensor
-                name = f"bounds/rows_of_{len(self._shortened)}"
+                name = f"bounds/less_{len(self._shortened)}"
                 whole, like = into.outer(node.input[i]), ((given.count,), onnx.TensorProto.INT64)
                 self._shortened[key] = into.add("Sub", [whole, less], name, like=like)
             found[i] = self._shortened[key]
