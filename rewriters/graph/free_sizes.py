@@ -22,7 +22,7 @@ from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape
 from patchconv_deploy.rewriters.graph.size_tables import Table, turned
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
-from patchconv_deploy.rewriters.operators.table import SPATIAL, table_of
+from patchconv_deploy.rewriters.operators.table import SPATIAL, rows_of, table_of
 from patchconv_deploy.rewriters.tiling.sizes import Size, left_over, ratio
 
 __all__ = ["NO_SIZES", "FreeSizes", "follow_sizes"]
@@ -311,7 +311,7 @@ class _Walk:
             stated = [self.values.get(name, ((), False))[0] or None for name in node.input]
             read = tuple(self.dims.get(name, ()) for name in node.input)
             known = replace(known, free=read, stated=tuple(stated))
-        link = entry(known, axis)
+        link = rows_of(entry, known, axis)
         if not isinstance(link, RowLocal):
             return None
         rows = []
@@ -372,6 +372,9 @@ class _Walk:
             return size
         dims = self.dims.get(node.input[0])
         if size.constant == -1 and dims is not None:
+            # Of two that are left open neither is known, and the model does not run.
+            if sum(each is not None and each.constant == -1 for each in value[0]) > 1:
+                return None
             others = [self._stated(node, other) for other in range(len(value[0])) if other != axis]
             return left_over(dims, others)
         copied = size.constant == 0 and not attributes(node).get("allowzero", 0)

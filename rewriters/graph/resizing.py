@@ -51,6 +51,7 @@ from patchconv_deploy.rewriters.graph.statistic_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
 from patchconv_deploy.rewriters.operators.resampling import resize
 from patchconv_deploy.rewriters.operators.rules import resize_axes
+from patchconv_deploy.rewriters.operators.table import rows_of
 from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["find_resizes"]
@@ -152,7 +153,7 @@ def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | No
     if dims is None or axis is None or not found.shapes.doubtful.isdisjoint((x, y)):
         return None
     record = record_of(found.facts, position)
-    if isinstance(resize(record, axis), RowLocal):
+    if isinstance(rows_of(resize, record, axis), RowLocal):
         return None
     rows = _rows(found, record, node, axis)
     shifts = None if rows is None else rows.shifts()
@@ -207,7 +208,8 @@ def _rows(found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int) -> 
     before, after = _size(found, node.input[0], axis), _size(found, node.output[0], axis)
     if not record.given(3):
         scales = record.value(2)
-        scale = float(scales[axes.index(axis)]) if scales else 0.0
+        fits = scales is not None and len(scales) == len(axes)
+        scale = float(scales[axes.index(axis)]) if scales and fits else 0.0
         if not 0 < scale <= _LARGEST_FACTOR:
             return None
         if after is None and before is not None and scale.is_integer():

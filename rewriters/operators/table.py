@@ -65,12 +65,12 @@ from patchconv_deploy.rewriters.operators.products import (
     matmul,
 )
 from patchconv_deploy.rewriters.operators.quantised import QUANTISED
-from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
+from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
 from patchconv_deploy.rewriters.operators.resampling import resize, to_depth, to_space
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, Entry
 from patchconv_deploy.rewriters.operators.slicing import pad, slice_rows
 
-__all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE", "table_of"]
+__all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE", "rows_of", "table_of"]
 
 
 TABLE: Mapping[str, Entry] = {
@@ -114,6 +114,23 @@ def table_of(domain: str) -> Mapping[str, Entry]:
     if domain == CONTRIB_DOMAIN:
         return CONTRIB
     return TABLE if domain in ONNX_DOMAINS else {}
+
+
+def rows_of(entry: Entry, record: Record, axis: int) -> RowLocal | str:
+    """Return what an entry answers; a reason where a node contradicts itself.
+
+    Files are not trusted: a pool may have a kernel of three axes and padding of two, which neither
+    onnx's checker nor its shape inference refuses.
+
+    Args:
+        entry: An entry of a table.
+        record: What is known of the node.
+        axis: The dimension of its output that is the tiled axis.
+    """
+    try:
+        return entry(record, axis)
+    except (IndexError, ZeroDivisionError, ValueError):
+        return "its attributes do not fit its inputs"
 
 
 # Operators that say where the image's axes are: batch, channels, then one axis per dimension.

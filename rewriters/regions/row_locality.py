@@ -19,7 +19,13 @@ from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.products import PRODUCTS
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
-from patchconv_deploy.rewriters.operators.table import BARRIERS, CONTRIB, SPATIAL, TABLE
+from patchconv_deploy.rewriters.operators.table import (
+    BARRIERS,
+    SPATIAL,
+    TABLE,
+    rows_of,
+    table_of,
+)
 from patchconv_deploy.rewriters.regions.attention import KEYS, is_weighed, products, queries
 
 __all__ = ["AXES", "Locality", "find_locality", "tiled_axes", "tiled_axis"]
@@ -194,8 +200,8 @@ class _Walk:
         node = graph.node[position]
         if node.domain not in (*ONNX_DOMAINS, CONTRIB_DOMAIN):
             return f"it is of the domain {node.domain}"
-        table = CONTRIB if node.domain == CONTRIB_DOMAIN else TABLE
-        if node.op_type not in table:
+        entry = table_of(node.domain).get(node.op_type)
+        if entry is None:
             return BARRIERS.get(node.op_type, _UNKNOWN)
         if not shapes.doubtful.isdisjoint((*node.input, *node.output)):
             return "runtimes disagree on the size of what it reads or makes"
@@ -204,7 +210,7 @@ class _Walk:
             return _RANKLESS
         if position not in self._records:
             self._records[position] = record_of(self._facts, position)
-        return table[node.op_type](self._records[position], axis)
+        return rows_of(entry, self._records[position], axis)
 
     def assign(self, position: int, axis: int) -> bool:
         """Let a dimension of a node's output be the tiled axis; tell whether it is row-local so."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
 from patchconv_deploy.rewriters.graph.nodes import node_label
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, RowLocal, read_convolution
-from patchconv_deploy.rewriters.operators.table import TABLE
+from patchconv_deploy.rewriters.operators.table import TABLE, rows_of
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.region import Region, make_region
 from patchconv_deploy.rewriters.regions.row_locality import tiled_axis
@@ -35,7 +35,7 @@ def find_region(facts: CertainFacts, position: int, axis_name: str | int) -> Reg
         return Refusal(label, f"a {read.rank}-D Conv has no axis {axis_name}", "no-such-axis")
     if conv.input[0] in facts.index.constants:
         return Refusal(label, "its input is a constant", "constant-input")
-    link = TABLE[conv.op_type](record, axis)
+    link = rows_of(TABLE[conv.op_type], record, axis)
     if isinstance(link, str):
         return Refusal(label, link, "not-provable")
     head = _dequantize_before(facts, conv.input[0], axis)
@@ -57,7 +57,7 @@ def _dequantize_before(facts: CertainFacts, name: str, axis: int) -> dict[int, R
     node = facts.graph.node[position]
     if node.op_type != "DequantizeLinear" or node.domain not in ONNX_DOMAINS:
         return {}
-    link = TABLE["DequantizeLinear"](record_of(facts, position), axis)
+    link = rows_of(TABLE["DequantizeLinear"], record_of(facts, position), axis)
     return {} if isinstance(link, str) else {position: link}
 
 
@@ -73,7 +73,7 @@ def _quantize_after(facts: CertainFacts, name: str, axis: int) -> dict[int, RowL
             return {}
         if node.op_type not in _BETWEEN and node.op_type != "QuantizeLinear":
             return {}
-        link = TABLE[node.op_type](record_of(facts, users[0]), axis)
+        link = rows_of(TABLE[node.op_type], record_of(facts, users[0]), axis)
         if isinstance(link, str) or name in node.input[1:]:
             return {}
         found[users[0]] = link

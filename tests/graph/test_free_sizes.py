@@ -179,3 +179,17 @@ def test_sizes_of_some_axes() -> None:
     outcome = rewrite_model(Loaded(copy_of(made), None), Options(splits=32, max_recompute=30.0))
     for height in (6, 50):
         assert_same(made, outcome.model, {"x": noise(1, 3, height, 16)}, 2e-6)
+
+
+def test_two_sizes_that_are_left_open() -> None:
+    """A Reshape that no runtime takes: its sizes are unknown, and nothing is asked for ever."""
+    nodes = [
+        node("Shape", "x", "s"),
+        node("Gather", "s place", "n", axis=0),
+        node("Concat", "n open open", "shape", axis=0),
+        node("Reshape", "x shape", "y"),
+    ]
+    weights = {"place": np.array([0]), "open": np.array([-1])}
+    made = model(nodes, {"x": (1, 3, "H", 16)}, {"y": (None,) * 3}, weights)
+    free = look_at(Loaded(copy_of(made), None), Options()).facts.certain.free
+    assert free.size("y", 1) is free.size("y", 2) is None

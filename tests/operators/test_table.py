@@ -8,6 +8,8 @@ table refuses is refused for the reason it should be.
 
 from __future__ import annotations
 
+import random
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeAlias
 
@@ -19,7 +21,9 @@ from onnx.reference import ReferenceEvaluator
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph
 from onnxruntime.capi.onnxruntime_pybind11_state import NotImplemented as NotInRuntime
 
-from patchconv_deploy.rewriters.operators.table import BARRIERS, TABLE
+from patchconv_deploy.rewriters.operators.record import Record
+from patchconv_deploy.rewriters.operators.rules import Entry
+from patchconv_deploy.rewriters.operators.table import BARRIERS, CONTRIB, TABLE, rows_of
 from patchconv_deploy.rewriters.regions.attention import KEYS
 from tests.support.random_graphs import Graph
 from tests.support.regions_by_hand import tile_all
@@ -1005,3 +1009,46 @@ def test_aspect_ratio() -> None:
     made = tile_all(_model(between, 18))
     assert "Resize" not in made.operators
     assert any("disagree" in reason for reason in made.reasons)
+
+
+_LISTS = (
+    "pads strides dilations kernel_shape output_padding output_shape axes perm starts ends split "
+    "scales"
+).split()
+_NUMBERS = "axis blocksize ceil_mode keepdims group block_size".split()
+
+
+def _contradictory(draw: random.Random, op: str) -> tuple[Record, int]:
+    """Return a record of a node whose lists and ranks do not fit each other, and a dimension."""
+
+    def numbers(*choices: int) -> tuple[int, ...]:
+        return tuple(draw.choice(choices) for _ in range(draw.randint(0, 6)))
+
+    values: dict[str, Any] = {name: numbers(-1, 0, 1, 2, 3) for name in _LISTS}
+    values |= {name: draw.randint(-3, 4) for name in _NUMBERS}
+    values |= {"mode": draw.choice(["linear", "nearest", "constant", "reflect"])}
+    values |= {"equation": draw.choice(["nchw,cd->ndhw", "bhqd,bhkd->bhqk", ""])}
+    kept = {name: value for name, value in values.items() if draw.random() < 0.4}
+    count, output = draw.randint(1, 6), numbers(1, 2, 8) or (1,)
+    record = Record(
+        op_type=op,
+        opset=draw.choice([9, 13, 18, 21]),
+        attributes=kept,
+        shapes=tuple(numbers(1, 2, 8) for _ in range(count)),
+        outputs=(output,),
+        values=[draw.choice([None, numbers(-1, 0, 1, 2, 8)]) for _ in range(count)],
+    )
+    return record, draw.randrange(len(output))
+
+
+@pytest.mark.parametrize("table", [TABLE, CONTRIB], ids=["onnx", "com.microsoft"])
+def test_what_contradicts_itself_is_a_reason(table: Mapping[str, Entry]) -> None:
+    """No list of a file is trusted to be as long as another one."""
+    answers = Counter[str]()
+    for op, entry in table.items():
+        for seed in range(60):
+            record, axis = _contradictory(random.Random(f"{op} {seed}"), op)
+            found = rows_of(entry, record, axis)
+            answers[found if isinstance(found, str) else "row-local"] += 1
+    assert answers["its attributes do not fit its inputs"] > 0
+    assert len(answers) > 3
