@@ -178,7 +178,7 @@ def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | No
     if single:
         resized = new.add("Cast", [resized], "half", "" if more else y, to=kind)
     if more:
-        _add_rest(new, record, node, axis, resized)
+        _add_rest(new, found, record, node, axis, resized)
     return new
 
 
@@ -427,13 +427,34 @@ def _floats(new: NewNodes, values: Sequence[float], suffix: str) -> str:
     return new.add("Constant", [], suffix, value=tensor)
 
 
-def _add_rest(new: NewNodes, record: Record, node: onnx.NodeProto, axis: int, resized: str) -> None:
-    """Write the Resize of all dimensions but the one that has its size by now."""
+def _add_rest(
+    new: NewNodes, found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int, resized: str
+) -> None:
+    """Write the Resize of all dimensions but the one that has its size by now.
+
+    By scales where these are exact: TensorRT takes no sizes of which one is worked out.
+    """
     inputs = [resized, *node.input[1:]]
-    if not record.given(3):
-        at = resize_axes(record).index(axis)
-        scales = [float(each) for each in record.value(2) or ()]
-        inputs[2] = _floats(new, [*scales[:at], 1.0, *scales[at + 1 :]], "scales")
+    axes = resize_axes(record)
+    if record.given(3):
+        scales = [1.0 if at == axis else _scale(found, node, at) for at in axes]
+        if None not in scales:
+            del inputs[3:]
+    else:
+        given = zip(axes, record.value(2) or (), strict=True)
+        scales = [1.0 if at == axis else each for at, each in given]
+    if len(inputs) < 4:
+        inputs[2] = _floats(new, [float(each or 0) for each in scales], "scales")
     rest = helper.make_node("Resize", inputs, [node.output[0]], name=f"{new.base}/rest")
     rest.attribute.extend(node.attribute)
     new.nodes.append(rest)
+
+
+def _scale(found: ReadGraph, node: onnx.NodeProto, axis: int) -> float | None:
+    """Return what a dimension is scaled by, None where single precision does not hold it."""
+    before, after = (_size(found, name, axis) for name in (node.input[0], node.output[0]))
+    if before is None or after is None or not before.constant or after.constant is None:
+        return None
+    exact = Fraction(after.constant, before.constant)
+    single = float(np.float32(exact.numerator) / np.float32(exact.denominator))
+    return single if Fraction(single) == exact else None

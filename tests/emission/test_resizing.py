@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 import pytest
 
+from patchconv_deploy.engines.trt.build import build
+from patchconv_deploy.engines.trt.options import BuildOptions
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.rewrite import rewrite_model
@@ -113,3 +116,16 @@ def test_one_height(seeds: range) -> None:
     """At heights that no stride divides."""
     cut = sum(_compare(seed, (1, 3, 150 + seed % 23, 33)) for seed in seeds)
     assert cut > 0.5 * len(seeds)
+
+
+def test_rtx_plans_it_at_any_height(rtx: Any, tmp_path: Path) -> None:
+    """Its builder takes no sizes of which one is worked out: the width is resized by scales."""
+    made = decoder(1, (1, 3, "H", 64))
+    options = Options(splits=3, max_recompute=5.0, form="fused", target="tensorrt")
+    outcome = rewrite_model(Loaded(copy_of(made), None), options)
+    assert any(name.startswith("up") for cut in outcome.rewritten for name in cut.nodes)
+    path = tmp_path / "model.onnx"
+    onnx.save(outcome.model, path)
+    shapes = {"x": ((1, 3, 64, 64), (1, 3, 256, 64), (1, 3, 512, 64))}
+    result = build(path, BuildOptions(profiles=(shapes,)), rtx)
+    assert not any(message.is_error for message in result.messages)
