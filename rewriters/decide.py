@@ -15,7 +15,7 @@ from patchconv_deploy.rewriters.memory.peak import Peak, size_text
 from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.options import OLDEST_OPSET, TOO_OLD, Options
 from patchconv_deploy.rewriters.planning.apply_plan import apply_plan
-from patchconv_deploy.rewriters.planning.choose import ChosenRegions, choose_regions
+from patchconv_deploy.rewriters.planning.choose import ChosenRegions, Goal, choose_regions
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, ordered
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.rewriters.planning.evaluator import costs_of
@@ -46,6 +46,7 @@ class Decision:
         run_rank: When each node is wanted to run, by position; None for the order of the file.
         axis: The axis that is cut.
         reasons: What holds the peak where nothing is cut.
+        goal: What the search chose by, None where nothing was searched or is cut.
     """
 
     regions: Sequence[EmittedRegion]
@@ -59,6 +60,7 @@ class Decision:
     run_rank: list[int] | None = None
     axis: str | int = "height"
     reasons: tuple[Reason, ...] = ()
+    goal: Goal | None = None
 
 
 def decide(
@@ -156,6 +158,7 @@ def _by_region(
         run_rank=cut.run_rank,
         axis=axis,
         reasons=reasons,
+        goal=cut.goal,
     )
 
 

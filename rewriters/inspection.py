@@ -18,7 +18,7 @@ from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.peak_holders import Reason, reasons_of, unknown_sizes
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.stages import Limits
-from patchconv_deploy.rewriters.reach import Reach, reaches
+from patchconv_deploy.rewriters.reach import Reach, kind_of, reaches
 from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.statistic_costs import StatisticCost, statistic_costs
 
@@ -33,6 +33,10 @@ __all__ = [
 ]
 
 
+# Share of the peak that a node has to read and make to be told of.
+_LARGE = 0.01
+
+
 @dataclass(frozen=True, slots=True)
 class TensorSize:
     """An activation: its name, shape, bytes, and the node that makes it."""
@@ -45,16 +49,20 @@ class TensorSize:
 
 @dataclass(frozen=True, slots=True)
 class Barrier:
-    """A node that cannot be in a region.
+    """A node that no region can hold and is run whole: regions end before it, and begin behind it.
 
     Attributes:
         node: Its name.
+        kind: "barrier" (each row of its output depends on all rows of its input) or "refused" (it
+            cannot be proven patch by patch as it is spelled, or at these sizes).
         op_type: Its operator.
         reason: Why.
-        bytes: Bytes of what it reads and makes, None where any of it is of unknown size.
+        bytes: Bytes of what it reads and makes, which are in memory whole while it runs; None where
+            any of it is of unknown size.
     """
 
     node: str
+    kind: str
     op_type: str
     reason: str
     bytes: int | None
@@ -87,7 +95,8 @@ class Inspection:
     Attributes:
         peak: Predicted peak on the engine in view.
         tensors: Activations.
-        barriers: Nodes that cannot be in a region and read or make something large.
+        barriers: Nodes that no region can hold and that read or make something large: a hundredth
+            of the peak or more.
         runs: Regions that could be cut; none where the peak is unknown.
         assumed: Sizes that free dimensions were counted as.
         unknown: Why the peak is unknown, None if it is known.
@@ -166,7 +175,7 @@ def inspect_model(
     return Inspection(
         peak=plain,
         tensors=_tensors(facts),
-        barriers=_barriers(facts, found.links, found.reasons),
+        barriers=_barriers(facts, found.links, found.reasons, plain.bytes),
         runs=tuple(sorted(runs, key=lambda each: (-each.peak, -each.nodes))),
         assumed=facts.assumed,
         unknown=unknown_sizes(facts) if plain.unknown else None,
@@ -196,14 +205,14 @@ def overview_of_model(
     plain = predictor.predict(None, engine)
     return Overview(
         tensors=_tensors(facts),
-        barriers=_barriers(facts, links, locality.reasons),
+        barriers=_barriers(facts, links, locality.reasons, plain.bytes),
         statistics=statistic_costs(facts, links),
         reasons=reasons_of(predictor, plain, links, locality.reasons, kept, (), engine),
     )
 
 
 def _tensors(facts: ModelFacts) -> tuple[TensorSize, ...]:
-    """Return the activations, the largest first; of what is written in two the results alone."""
+    """Return the activations, the largest first; of what is respelled the results alone."""
     found = [
         TensorSize(
             name, facts.sizing.dims.get(name), facts.bytes.get(name) or 0, facts.own_label(at)
@@ -211,22 +220,28 @@ def _tensors(facts: ModelFacts) -> tuple[TensorSize, ...]:
         for at, node in enumerate(facts.certain.graph.node)
         for name in node.output
         if facts.bytes.get(name)
-        and (at not in facts.statistic_of or name == facts.statistic_of[at].output)
+        and (at not in facts.respelling_of or name == facts.respelling_of[at].output)
     ]
     return tuple(sorted(found, key=lambda each: -each.bytes))
 
 
 def _barriers(
-    facts: ModelFacts, links: Collection[int], reasons: Mapping[int, str]
+    facts: ModelFacts, links: Collection[int], reasons: Mapping[int, str], peak: int
 ) -> tuple[Barrier, ...]:
-    """Return the nodes that cannot be in a region, those of unknown size first, then by bytes."""
-    graph, labels = facts.certain.graph, facts.labels
+    """Return the nodes that cannot be in a region, those of unknown size first, then by bytes.
+
+    A node that reads nothing but sizes, or makes what is known before anything runs, needs no
+    tensor whole.
+    """
+    graph, labels, certain = facts.certain.graph, facts.labels, facts.certain
     found = [
-        Barrier(labels[at], graph.node[at].op_type, reason, size)
+        Barrier(labels[at], kind_of(reason), graph.node[at].op_type, reason, size)
         for at, reason in reasons.items()
         if at not in links
-        and at not in facts.statistic_of
-        and (size := _touched(facts, graph.node[at])) != 0
+        and at not in facts.respelling_of
+        and not certain.free.makes_sizes(graph.node[at])
+        and any(certain.constants.array(name) is None for name in graph.node[at].output if name)
+        and ((size := _touched(facts, graph.node[at])) is None or size >= max(1, _LARGE * peak))
     ]
     return tuple(sorted(found, key=lambda each: (each.bytes is not None, -(each.bytes or 0))))
 
@@ -250,8 +265,8 @@ def _runs(evaluator: PlanEvaluator, plans: Sequence[EvaluatedPlan]) -> list[Run]
             if work is not None and most < GAIN * plain:
                 ways = tiled.setdefault(nodes, {})
                 ways[plan.splits] = min(ways.get(plan.splits, (most, work)), (most, work))
-    labels = facts.labels
+    label = facts.own_label
     return [
-        Run(labels[nodes[0]], labels[nodes[-1]], len(nodes), plains[nodes], dict(sorted(w.items())))
+        Run(label(nodes[0]), label(nodes[-1]), len(nodes), plains[nodes], dict(sorted(w.items())))
         for nodes, w in tiled.items()
     ]

@@ -11,6 +11,7 @@ import onnx
 from patchconv_deploy.rewriters.emission.conv_folding import Folded
 from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.memory.peak import Peak
+from patchconv_deploy.rewriters.planning.choose import Goal
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.rewriters.planning.peak_holders import Reason
 from patchconv_deploy.rewriters.planning.written_tensors import WrittenTensor
@@ -105,6 +106,7 @@ class Outcome:
             lay it out otherwise.
         largest: The largest activation before and after, at assumed sizes; None where its size is
             unknown.
+        goal: What the search chose the plan by, None where nothing was searched or is cut.
     """
 
     model: onnx.ModelProto
@@ -129,3 +131,4 @@ class Outcome:
     folded: Folded = field(default_factory=Folded)
     unfixed: int | None = None
     largest: tuple[WrittenTensor | None, WrittenTensor | None] = (None, None)
+    goal: Goal | None = None

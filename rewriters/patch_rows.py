@@ -98,6 +98,7 @@ def with_patch_rows(facts: ModelFacts, options: Options, found: Decision) -> Dec
         time=time,
         weighed=(),
         peaks={},
+        goal=None,
     )
 
 

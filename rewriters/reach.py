@@ -9,7 +9,8 @@ rows more, and cuts off what these make, has the model's own output:
     output  |--- wrong: cut off ---|=== rows of its own ===|--- wrong: cut off ---|
 
 An output that looks at the whole image, through a normalisation, a pool or attention, has no such
-reach: tiles give another output, however tall. What does so is named.
+reach: tiles give another output, however tall. Nor has one behind a Resize whose rows lie by the
+height of the whole image. What does so is named.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from math import gcd
 
+from patchconv_deploy.rewriters.graph.statistics import Statistic
 from patchconv_deploy.rewriters.operators.record import RowLocal
+from patchconv_deploy.rewriters.operators.rules import OverAllRows
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.region import Region, make_region
@@ -27,16 +30,21 @@ from patchconv_deploy.rewriters.tiling import network as networks
 from patchconv_deploy.rewriters.tiling import proof
 from patchconv_deploy.rewriters.tiling.patches import Extent
 
-__all__ = ["InputReach", "Looker", "Reach", "reaches"]
+__all__ = ["InputReach", "Looker", "Reach", "kind_of", "reaches"]
+
+
+# Of a Resize that is written as weighted shifts: of a tile its rows would lie elsewhere.
+_PLACED = "where its rows lie is counted from the whole image's height"
 
 
 @dataclass(frozen=True, slots=True)
 class Looker:
-    """A node between inputs and an output that looks at the whole image.
+    """A node between inputs and an output for which no reach is known.
 
     Attributes:
         node: Its name; empty where it is the way as a whole that has no reach.
-        kind: "statistic" (a reduction over the image, which a rewrite serves) or "barrier".
+        kind: "statistic" (a reduction over the image, which a rewrite serves), "barrier" (it looks
+            at all rows) or "refused" (how far it looks cannot be proven).
         reason: Why.
     """
 
@@ -78,7 +86,7 @@ class Reach:
         wrong_above: Rows at a tile's upper edge, where that is none of the image, to be cut off.
         wrong_below: The same at its lower edge.
         inputs: Per input that it reads along the axis how far.
-        unbounded_by: What looks at the whole image, in the order of the graph.
+        unbounded_by: What looks at the whole image, or is refused, in the order of the graph.
     """
 
     output: str
@@ -108,13 +116,13 @@ def _reach(facts: ModelFacts, locality: Locality, output: str) -> Reach:
     lookers = [
         _looker(facts, locality.reasons, at)
         for at in sorted(nodes)
-        if at not in locality.links and at not in after
+        if (at not in locality.links or at in facts.respelling_of) and at not in after
     ]
     if lookers:
         return Reach(output, False, unbounded_by=tuple(dict.fromkeys(lookers)))
     found = _extent(facts, locality.links, nodes, output)
     if isinstance(found, str):
-        return Reach(output, False, unbounded_by=(Looker("", "barrier", found),))
+        return Reach(output, False, unbounded_by=(Looker("", kind_of(found), found),))
     return found
 
 
@@ -149,11 +157,18 @@ def _of_statistics(facts: ModelFacts, nodes: set[int]) -> set[int]:
 
 
 def _looker(facts: ModelFacts, reasons: Mapping[int, str], at: int) -> Looker:
-    entry = facts.statistic_of.get(at)
-    if entry is not None:
+    entry = facts.respelling_of.get(at)
+    if isinstance(entry, Statistic):
         return Looker(entry.label, "statistic", entry.kind)
+    if entry is not None:
+        return Looker(entry.label, "refused", _PLACED)
     reason = reasons.get(at, "no Conv, pool or attention leads to it")
-    return Looker(facts.labels[at], "barrier", reason)
+    return Looker(facts.labels[at], kind_of(reason), reason)
+
+
+def kind_of(reason: str) -> str:
+    """Return what a node that is not row-local is, by the reason for that."""
+    return "barrier" if isinstance(reason, OverAllRows) else "refused"
 
 
 def _extent(

@@ -139,6 +139,7 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
         refused=(*decided.refused, *left_in_bodies(subject.loaded.model)),
         weighed=decided.weighed,
         reasons=decided.reasons,
+        goal=decided.goal,
     )
     if not decided.regions:
         check_buffers(options, largest)

@@ -154,8 +154,8 @@ def _ways(
 def markdown(figures: list[Figures]) -> str:
     """Return the table."""
     lines = [
-        "| | load, MiB | peak, MiB | whole, MiB | time, s | time | off by, of the range | "
-        "PSNR, dB |",
+        "| | loading, MiB | running, MiB | whole process, MiB | time, s | time | "
+        "off by, of the range | PSNR, dB |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for row in figures:

@@ -32,6 +32,12 @@ _WAYS = 4
 
 _REASONS = 3
 
+# What the kinds of nodes mean that no region holds.
+_KINDS = {
+    "barrier": "each of its output rows depends on all input rows",
+    "refused": "it cannot be proven patch by patch as it is spelled, or at these sizes",
+}
+
 
 @click.command("inspect", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("model", type=click.Path(path_type=Path))
@@ -48,7 +54,7 @@ def inspect_command(
     pareto: bool,
     json_file: Path | None,
 ) -> None:
-    """Show MODEL's largest tensors, its peak, its barriers, and the regions that could be cut."""
+    """Show MODEL's largest tensors, its peak, what no region holds, and what could be cut."""
     check_json_target("--json", json_file)
     loaded = load(model)
     options = Options(target=target, axis=axis, ranges=dict(shapes), allow_custom_ops=True)
@@ -83,12 +89,14 @@ def _print(found: Inspection, target: str, console: Console) -> None:
     held = ", ".join(f"{printable(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
     if found.unknown is not None:
         part = f" (at least {mebibytes(found.peak.bytes)} MiB)" if found.peak.bytes else ""
-        console.print(f"Predicted peak ({target}): unknown{part}; {in_flags(found.unknown.reason)}")
+        console.print(
+            f"Predicted activations ({target}): unknown{part}; {in_flags(found.unknown.reason)}"
+        )
         console.print(f"What to do: {in_flags(found.unknown.advice)}.")
     else:
         console.print(
-            f"Predicted peak ({target}): {mebibytes(found.peak.bytes)} MiB at "
-            f"{printable(found.peak.at)}; alive there, MiB: {held}"
+            f"Predicted activations ({target}): {mebibytes(found.peak.bytes)} MiB at most, the "
+            f"peak, while {printable(found.peak.at)} runs; alive there, MiB: {held}"
         )
     for name, shape in found.assumed.items():
         console.print(f"  assuming {printable(name)} {shape_text(shape)}")
@@ -120,16 +128,27 @@ def _print_tensors(found: Inspection, console: Console) -> None:
 
 
 def _print_barriers(found: Inspection, console: Console) -> None:
-    barriers = plain_table("barriers", "operator", "MiB it touches", "why")
+    if not found.barriers:
+        return
+    barriers = plain_table("run whole", "kind", "operator", "MiB held for it", "why")
+    for number in (1, 2, 4):
+        barriers.columns[number].justify = "left"
     for barrier in found.barriers[:_SHOWN]:
         barriers.add_row(
             printable(barrier.node),
+            barrier.kind,
             barrier.op_type,
             mebibytes(barrier.bytes),
             printable(in_flags(barrier.reason)),
         )
-    if found.barriers:
-        console.print(barriers)
+    console.print(barriers)
+    _print_more(len(found.barriers), console)
+    kinds = {barrier.kind for barrier in found.barriers}
+    said = "; ".join(f"{kind}: {what}" for kind, what in _KINDS.items() if kind in kinds)
+    console.print(
+        "Regions end before these nodes and begin again behind them, so what they read and make is "
+        f"in memory whole (MiB held for it). {said}.",
+    )
 
 
 def _print_statistics(found: Inspection, console: Console) -> None:
@@ -145,6 +164,17 @@ def _print_statistics(found: Inspection, console: Console) -> None:
         )
     if found.statistics:
         console.print(rows)
+        _print_more(len(found.statistics), console)
+        console.print(
+            "A statistic is a reduction over the whole image, merged from the patches' own: what "
+            "is read before it and behind it again is kept whole, or made again."
+        )
+
+
+def _print_more(count: int, console: Console) -> None:
+    """Say how many rows a table leaves out."""
+    if count > _SHOWN:
+        console.print(f"... and {count - _SHOWN} more (--json has all)")
 
 
 def _print_reach(found: Inspection, console: Console) -> None:
@@ -168,7 +198,7 @@ def _print_reach(found: Inspection, console: Console) -> None:
 
 
 def _print_runs(found: Inspection, console: Console) -> None:
-    runs = plain_table("could be cut", "nodes", "peak, MiB", "as one region: patches, MiB, work")
+    runs = plain_table("could be cut", "nodes", "MiB as it is", "as one region: patches, MiB, work")
     for run in found.runs[:_SHOWN]:
         ways = list(run.tiled.items())
         shown = ways[:: -(-len(ways) // _WAYS)]

@@ -105,7 +105,8 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
 @click.option(
     "--recommended",
     is_flag=True,
-    help="Run each model with the session options it recommends in its metadata.",
+    help="Run each model with the session options it recommends in its metadata; the original, "
+    "which recommends none, at its own best.",
 )
 @click.option(
     "--tune",

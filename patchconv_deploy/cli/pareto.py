@@ -44,7 +44,7 @@ def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 def print_pareto(points: Sequence[Candidate], console: Console) -> None:
     """Print one row a point, the model as it is first."""
-    table = plain_table("plan", "regions", "peak, MiB", "loading", "process", "work", "time")
+    table = plain_table("plan", "regions", "running, MiB", "loading", "process", "work", "time")
     for point in points:
         patches = "" if point.regions == 0 else f" x{point.splits}"
         table.add_row(

@@ -16,7 +16,7 @@ from patchconv_deploy.engines.timing import Timing
 from patchconv_deploy.engines.trt.build import check_machine, load_module
 from patchconv_deploy.engines.trt.measure import TensorRTResult, measure_tensorrt, plan_tensorrt
 from patchconv_deploy.engines.trt.options import BuildOptions
-from patchconv_deploy.measure.prepared import prepared, profiles
+from patchconv_deploy.measure.prepared import Prepared, prepared, profiles
 from patchconv_deploy.measure.session_options import recommended_options, unlike_recommended
 
 __all__ = [
@@ -38,6 +38,12 @@ __all__ = [
 ENGINES = ("onnxruntime", "tensorrt", "tensorrt-rtx")
 
 Result: TypeAlias = Measurement | TensorRTResult
+
+_NO_OPTIONS = "recommends no session options: at defaults; tuning may find better"
+
+_AT_ITS_BEST = (
+    "recommends no session options: at its best of memory reuse and memory pattern, each on and off"
+)
 
 ResultT = TypeVar("ResultT", Measurement, TensorRTResult)
 
@@ -68,35 +74,75 @@ def measure_onnxruntime(
         processes: Fresh processes that each one's peak is measured in.
         seed: Seed of the inputs.
         memory_limit: Address space of each measuring process, bytes.
-        recommended: Put in the options that a model recommends for itself; one that recommends
-            none says so in its ``note``. Without it, one that recommends others says that.
+        recommended: Put in the options that a model recommends for itself. One that recommends none
+            beside one that does runs at the pair of memory reuse and memory pattern that it needs
+            least memory at, then at ``options``, and says so in its ``note``: what was cut is
+            compared with the original at its best. Without it, one that recommends others says
+            that.
+
+    Returns:
+        A result a model; of one that runs at its best and at ``options``, in this order.
 
     Raises:
         UsageError: What a model recommends is not understood.
     """
     with prepared(models, shapes, seed) as made:
-        found = [
-            recommended_options(one.job.model, one.metadata, options) if recommended else None
-            for one in made
-        ]
+        rows = [(one, options, "") for one in made]
+        if recommended:
+            rows = _rows(made, options, memory_limit)
         results = measure(
-            [one.job for one in made],
-            [each or options for each in found],
+            [one.job for one, _, _ in rows],
+            [each for _, each, _ in rows],
             runs=runs,
             processes=processes,
             memory_limit=memory_limit,
         )
-    none = (
-        "recommends no session options: at defaults; tuning may find better" if recommended else ""
-    )
     notes = [
-        (none if each is None else "") if recommended else unlike_recommended(one.metadata, options)
-        for each, one in zip(found, made, strict=True)
+        note if recommended else unlike_recommended(one.metadata, options) for one, _, note in rows
     ]
     return [
         noted(result, note, one.note)
-        for result, note, one in zip(results, notes, made, strict=True)
+        for result, note, (one, _, _) in zip(results, notes, rows, strict=True)
     ]
+
+
+def _rows(
+    made: Sequence[Prepared], options: OrtOptions, memory_limit: int | None
+) -> list[tuple[Prepared, OrtOptions, str]]:
+    """Return which model is to run under which options, and what is to be said of it.
+
+    Args:
+        made: The models.
+        options: What holds for all that no model says anything of.
+        memory_limit: Address space of each measuring process, bytes.
+
+    Raises:
+        UsageError: What a model recommends is not understood.
+    """
+    found = [recommended_options(one.job.model, one.metadata, options) for one in made]
+    alone = all(own is None for own in found)
+    rows: list[tuple[Prepared, OrtOptions, str]] = []
+    for one, own in zip(made, found, strict=True):
+        if own is not None:
+            rows.append((one, own, ""))
+        elif alone:
+            rows.append((one, options, _NO_OPTIONS))
+        else:
+            lowest = _lowest_pair(one, options, memory_limit)
+            rows.append((one, lowest, _AT_ITS_BEST))
+            rows += [(one, options, "")] * (lowest != options)
+    return rows
+
+
+def _lowest_pair(one: Prepared, options: OrtOptions, memory_limit: int | None) -> OrtOptions:
+    """Return options with memory reuse and memory pattern as a model needs least memory.
+
+    One process each says which that is; ``options`` themselves if none runs.
+    """
+    pairs = [dataclasses.replace(each, arena=options.arena) for each in memory_pairs(options)]
+    found = measure([one.job] * len(pairs), pairs, runs=1, processes=1, memory_limit=memory_limit)
+    chosen = best(found)
+    return options if chosen is None else pairs[found.index(chosen)]
 
 
 def tune_onnxruntime(

@@ -113,7 +113,9 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     if differing:
         table.add_column("options", no_wrap=True)
     least = ["least"] if several else []
-    for name in ("load MiB", "peak MiB", *least, "whole MiB", "x first", "arena MiB"):
+    for name in ("loading MiB", "running MiB", *least, "whole process MiB", "x first"):
+        table.add_column(name, justify="right")
+    for name in ("activations MiB",):
         table.add_column(name, justify="right")
     for name in ("median s", "min .. max", "x first"):
         table.add_column(name, justify="right")
@@ -145,8 +147,9 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     fixed = "fixed" if found.fixed_addresses else "random"
     of = "the process" if found.options["provider"] == "cpu" else "the device's used memory"
     console.print(
-        f"load: growth of {of} while the session is created; peak: of the runs, above that; whole: "
-        "of loading and running together, above the level before the runtime loads the model",
+        f"loading: what creating the session adds to {of}; running: what the runs add, at most; "
+        "whole process: both, what they share once; activations: tensors in use at once in the "
+        "runtime's own pool; docs/measuring.md has more of each",
         style="dim",
         highlight=False,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from patchconv_deploy.report.choice import choice_of
 from patchconv_deploy.report.text import shape_text
 from patchconv_deploy.report.warnings import doubt_of, warnings_of
 from patchconv_deploy.rewriters.graph.model import opset_of
@@ -142,6 +143,7 @@ def make_report(
             "convolutions": outcome.folded.convolutions,
             "nodes": outcome.folded.nodes,
         },
+        "choice": choice_of(outcome, options),
         "candidates": [candidate_json(each) for each in outcome.weighed],
         "recommended_session_options": (tuned and tuned.as_json()) or recommended,
         "verification": {**dataclasses.asdict(verification), "doubt": doubt},

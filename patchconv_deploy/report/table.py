@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import inf
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
-from patchconv_deploy.console import printable, styled
+from patchconv_deploy.console import plain_table, printable, styled
 from patchconv_deploy.engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.report.report import ENGINE_NAMES, Report, all_sizes_text
 from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
 from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
+from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.outcome import Outcome, Rewritten
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
-from patchconv_deploy.rewriters.planning.offers import MARGIN
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.words import in_flags
 
@@ -35,24 +35,16 @@ _ALIKE = ("no-gain", "size-unknown", "excluded", "not-included", "opset-too-old"
 # Plans shown on either side of the one taken.
 _BESIDE = 3
 
+# The figures of a model's memory, in the words that `patchconv measure` uses, too.
+_FIGURES: tuple[tuple[str, Callable[[Peak], int], str], ...] = (
+    ("activations", lambda peak: peak.bytes, "tensors in use at once, at most"),
+    ("running", lambda peak: peak.need, "added by runs; memory_budget= limits it"),
+    ("loading", lambda peak: peak.weights.loading, "added by opening the model"),
+    ("whole process", lambda peak: peak.process, "both; what they share counts once"),
+)
 
-def _print_process(outcome: Outcome, console: Console) -> None:
-    """Print what the whole process is predicted to need."""
-    both = outcome.before, outcome.after
-    if any(peak.unknown for peak in both):
-        return
-    figures = (
-        ("loading", [peak.weights.loading for peak in both]),
-        ("running", [peak.need for peak in both]),
-        ("together", [peak.process for peak in both]),
-    )
-    console.print(
-        "Predicted process, MiB: "
-        + ", ".join(
-            f"{what} {' -> '.join(mebibytes(size) for size in sizes)}" for what, sizes in figures
-        ),
-        highlight=False,
-    )
+# What session options are recommended by.
+_RECOMMENDED_FOR = {"predicted": "activations", "measured": "running"}
 
 
 def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows: bool) -> None:
@@ -71,16 +63,15 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
     if outcome.rewritten:
         _print_table(outcome, console)
     _print_refusals(outcome, console, all_rows=all_rows)
-    _print_peak(report, outcome, console)
+    _print_memory(report, outcome, console)
     if outcome.rewritten:
         _print_largest_tensor(report, outcome, console)
     else:
         _print_uncut(report, outcome, console)
-    _print_process(outcome, console)
     fixing = report.data["peak_activation_bytes"]["before_fixing"]
     if fixing is not None and not outcome.before.unknown:
         console.print(
-            f"Fixing sizes alone changes the original's predicted peak: "
+            f"Fixing sizes alone changes the original's predicted activations: "
             f"{mebibytes(fixing)} -> {mebibytes(outcome.before.bytes)} MiB",
         )
     if outcome.folded.nodes:
@@ -88,7 +79,7 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
             f"Folded once for all patches: {outcome.folded.nodes} BatchNormalization, Mul or Add "
             f"into {outcome.folded.convolutions} Convs",
         )
-    _print_candidates(outcome, console)
+    _print_choice(report, outcome, console)
     recommended = report.data["recommended_session_options"]
     if recommended is not None:
         said = ", ".join(
@@ -97,36 +88,38 @@ def print_report(report: Report, outcome: Outcome, console: Console, *, all_rows
         kind = recommended["kind"]
         least, usual = (recommended[f"{kind}_peak_bytes{at}"] for at in ("", "_at_defaults"))
         console.print(
-            f"Recommended session options (in the model's metadata): {said}; {kind}: "
-            f"{with_unit(least)}, {mebibytes(usual)} at the defaults",
+            f"Recommended session options (in the model's metadata): {said}; {kind} "
+            f"{_RECOMMENDED_FOR[kind]}: {with_unit(least)}, {mebibytes(usual)} at the defaults",
         )
     if outcome.rewritten or not report.verification["declined"]:
         _print_verification(report.verification, console)
 
 
-def _print_peak(report: Report, outcome: Outcome, console: Console) -> None:
-    """Print the predicted peak before and after; where nothing was cut, what it is."""
+def _print_memory(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print the predicted memory before and after, each figure with what it is."""
     peak = report.data["peak_activation_bytes"]
-    title = f"Predicted peak activation ({ENGINE_NAMES[outcome.engine]})"
-    work = "" if outcome.recompute is None else f", {outcome.recompute:.2f}x the work"
+    engine = ENGINE_NAMES[outcome.engine]
+    work = "" if outcome.recompute is None else f"Work: {outcome.recompute:.2f}x"
     if peak["before"] is None or peak["after"] is None:
-        known = f" (at least {with_unit(peak['known_part_before'])} before)"
-        console.print(f"{title}: unknown{known if peak['known_part_before'] else ''}{work}")
+        known = peak["known_part_before"]
+        least = f" (at least {with_unit(known)} before)" if known else ""
+        console.print(f"Predicted memory ({engine}): unknown{least}")
+        if work:
+            console.print(work)
         return
-    uncut = not outcome.rewritten
-
-    def figures(key: str) -> str:
-        before, after = (mebibytes(peak[name]) for name in (f"{key}before", f"{key}after"))
-        return f"{before} MiB" if uncut else f"{before} -> {after} MiB"
-
-    written = ""
-    if peak["touched_after"] != peak["after"]:
-        written = f" in use, {figures('touched_')} written to"
+    cut, both = bool(outcome.rewritten), (outcome.before, outcome.after)
+    console.print(f"Predicted memory ({engine}); docs/measuring.md has more of each figure:")
+    columns = ("before", "after") if cut else ("as it is",)
+    table = plain_table("  MiB", *columns, "what it is")
+    for name, of, what in _FIGURES:
+        sizes = [mebibytes(of(each)) for each in both[: len(columns)]]
+        table.add_row(f"  {name}", *sizes, in_flags(what))
+    table.columns[-1].justify = "left"
+    console.print(table)
     forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
-    console.print(
-        f"{title}: {figures('')}{written}{work}"
-        + (f" (these regions {forms})" if len(peak["by_form"]) > 1 else ""),
-    )
+    others = f"activations of these regions in each form, MiB: {forms}" * (len(peak["by_form"]) > 1)
+    if work or others:
+        console.print("; ".join(filter(None, (work, others))), highlight=False)
 
 
 def _print_fits(report: Report, outcome: Outcome, console: Console) -> None:
@@ -187,8 +180,12 @@ def _print_uncut(report: Report, outcome: Outcome, console: Console) -> None:
     console.print(f"What to do: {printable(in_flags(shown[0].advice))}.")
 
 
-def _print_candidates(outcome: Outcome, console: Console) -> None:
-    """Print the plans beside the one taken, so that the choice is no riddle."""
+def _print_choice(report: Report, outcome: Outcome, console: Console) -> None:
+    """Print why this plan was taken, and those beside it, so that the choice is no riddle."""
+    if report.data["choice"]:
+        more = "; pareto_only=True shows what other budgets cost" if outcome.goal else ""
+        said = in_flags(report.data["choice"] + more)
+        console.print(f"Why this plan: {said}", highlight=False)
     # Every candidate is in the JSON; here, those that no other beats in both peak and time.
     best, least = list[Candidate](), inf
     for each in sorted(outcome.weighed, key=lambda each: (each.time, each.peak)):
@@ -199,10 +196,7 @@ def _print_candidates(outcome: Outcome, console: Console) -> None:
     shown = best[max(0, at - _BESIDE) : at + _BESIDE + 1]
     if len(shown) < 2:
         return
-    console.print(
-        f"Weighed: {len(outcome.weighed)} plans (the larger of what is in use and written to; of a "
-        f"budget {MARGIN:.0%} are kept back). The best around the one taken:",
-    )
+    console.print("Plans beside it, by what running takes:" if outcome.rewritten else "Weighed:")
     for candidate in shown:
         console.print(
             f"  {candidate.form} x{candidate.splits}, regions {candidate.regions}: "

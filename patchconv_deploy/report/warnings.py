@@ -101,7 +101,7 @@ def _rises(outcome: Outcome) -> Iterator[str]:
     before, after = outcome.before, outcome.after
     if not outcome.rewritten or before.unknown or after.unknown:
         return
-    pairs = {"in use": (before.bytes, after.bytes), "written to": (before.touched, after.touched)}
+    pairs = {"activations": (before.bytes, after.bytes), "running": (before.need, after.need)}
     risen = [
         f"{what} from {mebibytes(was)} to {mebibytes(now)} MiB"
         for what, (was, now) in pairs.items()
@@ -118,12 +118,13 @@ def _rises(outcome: Outcome) -> Iterator[str]:
             "fewer patches (splits=), with fold=True, or keep the original"
         )
     if risen:
-        yield f"the predicted peak rises, {', '.join(risen)}: {_advice(outcome)}"
+        yield f"the predicted memory rises, {', '.join(risen)}: {_advice(outcome)}"
     elif outcome.defaults is not None and outcome.defaults[1] > _NOTABLE_RISE * outcome.defaults[0]:
         was, now = map(mebibytes, outcome.defaults)
         yield (
-            f"at ONNX Runtime's default session options the predicted peak rises from {was} to "
-            f"{now} MiB: set the recommended ones, or plan with target='onnxruntime-default'"
+            "at ONNX Runtime's default session options the predicted activations rise from "
+            f"{was} to {now} MiB: set the recommended ones, or plan with "
+            "target='onnxruntime-default'"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchconv_deploy.rewriters.operators.record import Record, RowLocal
-from patchconv_deploy.rewriters.operators.rules import optional, same_rows
+from patchconv_deploy.rewriters.operators.rules import OverAllRows, optional, same_rows
 from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
 
 __all__ = ["JOINED", "REDUCTIONS", "SOFTMAX", "add_and_normalize", "along", "normalize", "reduce"]
@@ -13,7 +13,7 @@ __all__ = ["JOINED", "REDUCTIONS", "SOFTMAX", "add_and_normalize", "along", "nor
 JOINED = "it concatenates along the tiled axis"
 
 # Of a Softmax: weights that add up to one over all rows.
-SOFTMAX = "it works along the tiled axis (Softmax)"
+SOFTMAX = OverAllRows("it works along the tiled axis (Softmax)")
 
 
 def along(record: Record, axis: int) -> RowLocal | str:
@@ -44,12 +44,15 @@ def along(record: Record, axis: int) -> RowLocal | str:
             keeps = record.attributes.get("keepdims", 1)
             source = axis if keeps or axis < at else axis + 1
             if source == at:
-                return "it searches along the tiled axis"
+                return OverAllRows("it searches along the tiled axis")
             return RowLocal(Pointwise(), ((0, source),), axis)
         case _:
             if at != axis:
                 return same_rows(axis)
-            return SOFTMAX if op == "Softmax" else f"it works along the tiled axis ({op})"
+            if op == "Softmax":
+                return SOFTMAX
+            reason = f"it works along the tiled axis ({op})"
+            return reason if op == "Split" else OverAllRows(reason)
 
 
 def reduce(record: Record, axis: int) -> RowLocal | str:
@@ -70,7 +73,7 @@ def reduce(record: Record, axis: int) -> RowLocal | str:
         kept = [at for at in range(rank) if at not in reduced]
         source = kept[axis] if axis < len(kept) else -1
     if source in reduced or source < 0:
-        return "it reduces over the tiled axis"
+        return OverAllRows("it reduces over the tiled axis")
     return RowLocal(Pointwise(), ((0, source),), axis)
 
 
@@ -82,7 +85,7 @@ def normalize(record: Record, axis: int) -> RowLocal | str:
     if any(record.used[1:]):
         return "an output besides the first is used"
     if axis >= record.attributes.get("axis", -1) % len(shape):
-        return "it normalises over the tiled axis"
+        return OverAllRows("it normalises over the tiled axis")
     for index in range(1, len(record.shapes)):
         scale = record.shape(index)
         if index in record.absent:
@@ -104,7 +107,7 @@ def add_and_normalize(record: Record, axis: int) -> RowLocal | str:
     if any(record.used[1:3]):
         return "an output besides the result and the sum is used"
     if axis == len(shape) - 1:
-        return "it normalises over the tiled axis"
+        return OverAllRows("it normalises over the tiled axis")
     at = axis - (len(shape) - len(skip))
     carriers = [(0, axis)]
     if at >= 0 and skip[at] != 1:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from patchconv_deploy.rewriters.operators.record import Record, RowLocal
-from patchconv_deploy.rewriters.operators.rules import same_rows
+from patchconv_deploy.rewriters.operators.rules import OverAllRows, same_rows
 from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
 
 __all__ = ["BROADCAST", "broadcast", "first_alone", "quantize"]
@@ -50,7 +50,7 @@ def first_alone(record: Record, axis: int) -> RowLocal | str:
         case "CumSum":
             at, rank = record.value(1), len(record.shape(0) or ())
             if not at or not rank or at[0] % rank == axis:
-                return "it sums along the tiled axis"
+                return OverAllRows("it sums along the tiled axis")
     return same_rows(axis)
 
 

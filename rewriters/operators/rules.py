@@ -24,6 +24,17 @@ __all__ = [
 # The domain of ONNX Runtime's own operators.
 CONTRIB_DOMAIN = "com.microsoft"
 
+
+class OverAllRows(str):
+    """A reason of a barrier: each row of the node's output depends on all rows of its input.
+
+    Any other reason is of a node that looks at few rows, or of which nobody knows, and that cannot
+    be proven patch by patch: it is refused.
+    """
+
+    __slots__ = ()
+
+
 Entry = Callable[[Record, int], RowLocal | str]
 
 FAR = (1 << 63) - 1

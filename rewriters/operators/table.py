@@ -24,8 +24,9 @@
 
 An entry is asked with the dimension of the node's *output* that is the tiled axis, and says which
 dimension of which inputs that is. Emission knows no operator: what is not here is not cut.
-`BARRIERS` names operators whose output rows depend on all input rows. `CONTRIB` is the same table
-for ONNX Runtime's own operators, of the domain com.microsoft.
+`BARRIERS` names operators that are never row-local, and why; of barriers proper the reason is an
+`OverAllRows`. `CONTRIB` is the same table for ONNX Runtime's own operators, of the domain
+com.microsoft.
 
 Source: the ONNX operator definitions; ONNX Runtime's (`docs/ContribOperators.md` there).
 """
@@ -67,7 +68,7 @@ from patchconv_deploy.rewriters.operators.products import (
 from patchconv_deploy.rewriters.operators.quantised import QUANTISED
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
 from patchconv_deploy.rewriters.operators.resampling import resize, to_depth, to_space
-from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, Entry
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, Entry, OverAllRows
 from patchconv_deploy.rewriters.operators.slicing import pad, slice_rows
 
 __all__ = ["BARRIERS", "CONTRIB", "SPATIAL", "TABLE", "rows_of", "table_of"]
@@ -142,7 +143,8 @@ SPATIAL = frozenset(
 
 BARRIERS: Mapping[str, str] = {
     **dict.fromkeys(
-        ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"), "it pools over the whole image"
+        ("GlobalAveragePool", "GlobalMaxPool", "GlobalLpPool"),
+        OverAllRows("it pools over the whole image"),
     ),
     **dict.fromkeys(
         (
@@ -152,10 +154,10 @@ BARRIERS: Mapping[str, str] = {
             "GroupNorm",
             "SkipGroupNorm",
         ),
-        "its statistics are taken over the whole image",
+        OverAllRows("its statistics are taken over the whole image"),
     ),
     "MaxUnpool": "its Indices count positions in the whole image",
-    "DynamicQuantizeLinear": "its scale is taken over the whole image",
+    "DynamicQuantizeLinear": OverAllRows("its scale is taken over the whole image"),
     **dict.fromkeys(
         ("RandomNormalLike", "RandomUniformLike", "Bernoulli", "Multinomial"), "it is random"
     ),

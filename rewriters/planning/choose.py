@@ -35,7 +35,7 @@ from patchconv_deploy.rewriters.planning.written_tensors import largest_of
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 
-__all__ = ["ChosenRegions", "choose_regions", "pareto", "rank", "unbeaten"]
+__all__ = ["ChosenRegions", "Goal", "choose_regions", "pareto", "rank", "unbeaten"]
 
 
 # Work is counted in ways that differ by so much: of the region's outputs, or of every node.
@@ -43,6 +43,22 @@ _ROUNDED = 1.005
 
 # Without a budget: share of the memory that has to be saved for twice the time.
 _WORTH = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What a plan was chosen by.
+
+    Attributes:
+        least: "time" (of the plans that keep the limits the one of least predicted time) or
+            "memory" (the one that needs the least, of those that keep them and are worth it).
+        splits: Most patches that a region might have.
+        recompute: Most work after over before; infinite where there was no limit.
+    """
+
+    least: str
+    splits: int
+    recompute: float
 
 
 @dataclass(frozen=True)
@@ -60,6 +76,7 @@ class ChosenRegions:
         refused: Regions that the search wanted and that could not be proven.
         links: Positions of the row-local nodes.
         reasons: Why other nodes are not, by position.
+        goal: What they were chosen by, None where nothing is cut.
     """
 
     regions: tuple[EmittedRegion, ...]
@@ -72,6 +89,7 @@ class ChosenRegions:
     refused: tuple[Refusal, ...]
     links: Collection[int]
     reasons: Mapping[int, str]
+    goal: Goal | None = None
 
 
 def choose_regions(
@@ -131,13 +149,13 @@ def _chosen(
     """Choose of the candidates, as `choose_regions`; None if a region taken cannot be proven."""
     plain = predictor.predict(None, engine)
     weighed = WeighedPlans(predictor, found, engine, limits.tensor, forms)
-    taken = None
+    taken, least = None, "memory"
     limited = limits.budget < inf or limits.tensor.bytes is not None
     fits = limited and plain.need <= limits.budget and not weighed.too_large
     if not fits:
         explore(weighed, limits.splits, progress)
         if limits.budget < inf or weighed.too_large:
-            taken = _within(weighed, limits, plain, predictor)
+            taken, least = _within(weighed, limits, plain, predictor), "time"
         else:
             taken = _least(weighed, limits, plain)
             while taken is None and limits.more and explore_next(weighed, progress):
@@ -167,6 +185,7 @@ def _chosen(
         refused=_unprovable(predictor.facts, found),
         links=found.links.keys(),
         reasons=found.reasons,
+        goal=None if taken is None else Goal(least, limits.splits, limits.recompute),
     )
 
 

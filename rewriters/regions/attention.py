@@ -21,7 +21,7 @@ from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
 from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.products import PRODUCTS
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, RowLocal
-from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, OverAllRows
 
 __all__ = ["KEYS", "Ask", "is_weighed", "products", "queries"]
 
@@ -29,7 +29,7 @@ __all__ = ["KEYS", "Ask", "is_weighed", "products", "queries"]
 # Returns a node's rows if a dimension of its output is the tiled axis, or why it has none.
 Ask: TypeAlias = Callable[[int, int], RowLocal | str]
 
-KEYS = "the tiled axis is that of the keys, which each query needs whole"
+KEYS = OverAllRows("the tiled axis is that of the keys, which each query needs whole")
 
 # What may stand between the scores and their Softmax.
 _BETWEEN = frozenset({*BROADCAST, "Reshape", "Transpose", "Squeeze", "Unsqueeze", "Dropout"})

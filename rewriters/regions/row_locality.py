@@ -18,7 +18,7 @@ from patchconv_deploy.rewriters.operators.channelwise import JOINED, SOFTMAX
 from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.products import PRODUCTS
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
-from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, OverAllRows
 from patchconv_deploy.rewriters.operators.table import (
     BARRIERS,
     SPATIAL,
@@ -40,7 +40,7 @@ _UNKNOWN = "the table of operators does not have it"
 
 # What is said of operators that read some of their inputs whole, as a rule.
 _WHOLE = {
-    **dict.fromkeys(PRODUCTS, "it sums products over the tiled axis"),
+    **dict.fromkeys(PRODUCTS, OverAllRows("it sums products over the tiled axis")),
     "Attention": KEYS,
     "MultiHeadAttention": KEYS,
 }

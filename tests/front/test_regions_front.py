@@ -290,7 +290,7 @@ def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
         (p.peak, p.recompute) for p in points
     ]
     head, *rows = done.output.splitlines()
-    words = ["plan", "regions", "peak,", "MiB", "loading", "process", "work", "time"]
+    words = ["plan", "regions", "running,", "MiB", "loading", "process", "work", "time"]
     assert head.split() == words
     assert [row.split()[0] for row in rows] == [point.form for point in points]
     other = tmp_path / "i.json"
@@ -456,12 +456,62 @@ def test_inspect_says_what_holds_the_peak(tmp_path: Path) -> None:
     assert "it pools over the whole image" in done.output
     data = json.loads(report.read_text())
     assert data["tensors"][0]["bytes"] == 4 * 8 * 6143
-    assert data["barriers"][0]["node"] == "pool"
+    assert [(each["node"], each["kind"]) for each in data["barriers"]] == [("pool", "barrier")]
+    assert "barrier: each of its output rows depends on all input rows" in done.output
     # Both Convs' neighbours are row-local, but the pool wants the tensor between them whole.
     assert data["runs"] == []
     assert "global pooling holds 0.2 MiB of it" in done.output
     assert data["pareto"][0]["form"] == "original"
     assert run(made, {"x": noise(*dims)})
+
+
+def test_inspect_lists_what_no_region_holds_and_nothing_else(tmp_path: Path) -> None:
+    """A Resize that is refused is no barrier; sizes, and a gate's few numbers, need nothing whole.
+
+    A region begins with the node that it is of in the model, not with one that stands for it here.
+    """
+    ways: dict[str, Any] = {
+        "coordinate_transformation_mode": "align_corners",
+        "cubic_coeff_a": -0.75,
+    }
+    nodes = [
+        node("Conv", "x a", "c", name="one", pads=[1] * 4),
+        node("GlobalAveragePool", "c", "g", name="pool"),
+        node("Sigmoid", "g", "s", name="gate"),
+        node("Mul", "c s", "t", name="weigh"),
+        node("Resize", "t _ two", "u", name="cubic", mode="cubic", **ways),
+        node("Conv", "u b", "d", name="two", pads=[1] * 4),
+        node("Resize", "d _ two", "e", name="linear", mode="linear", **ways),
+        node("Conv", "e v", "f", name="three", pads=[1] * 4),
+        node("Shape", "c", "sizes", name="sizes"),
+        node("Slice", "sizes from to", "rows", name="rows"),
+        node("Concat", "front rows", "shape", name="shape", axis=0),
+        node("Resize", "f _ _ shape", "y", name="back", mode="nearest", nearest_mode="floor"),
+    ]
+    weights: dict[str, Any] = {
+        "a": noise(8, 2, 3, 3) / 4,
+        "b": noise(8, 8, 3, 3) / 9,
+        "v": noise(2, 8, 3, 3) / 9,
+        "two": np.array([1, 1, 2, 2], np.float32),
+        "from": np.array([2]),
+        "to": np.array([4]),
+        "front": np.array([1, 2]),
+    }
+    made = model(nodes, {"x": (1, 2, 64, 48)}, {"y": (None,) * 4}, weights)
+    onnx.save(made, tmp_path / "m.onnx")
+    report = tmp_path / "i.json"
+    arguments = ["inspect", str(tmp_path / "m.onnx"), "--json", str(report)]
+    done = CliRunner().invoke(patchconv, arguments, catch_exceptions=False)
+    assert done.exit_code == 0
+    data = json.loads(report.read_text())
+    listed = {each["node"]: each["kind"] for each in data["barriers"]}
+    assert listed["cubic"] == "refused"
+    assert not listed.keys() & {"sizes", "rows", "shape", "gate", "linear"}
+    assert "A statistic is a reduction over the whole image" in done.output
+    names = {each.name for each in nodes}
+    assert data["runs"]
+    assert {each[end] for each in data["runs"] for end in ("first", "last")} <= names
+    assert {each["maker"] for each in data["tensors"]} <= names
 
 
 def _squeezed() -> onnx.ModelProto:

@@ -420,7 +420,7 @@ def test_a_rise_is_the_last_line(form: str, tmp_path: Path) -> None:
     done_ = _command(path, "--dry-run", *forced)
     assert done_.exit_code == 0, done_.output
     last = done_.output.splitlines()[-1]
-    assert last.startswith("warning: the predicted peak rises, in use from ")
+    assert last.startswith("warning: the predicted memory rises, activations from ")
     assert "keep the original" in last
 
 
@@ -513,7 +513,9 @@ def test_what_could_be_cut_is_what_a_rewrite_chooses_from(tmp_path: Path) -> Non
 def test_inspect_says_what_is_unknown_and_what_is_left(tmp_path: Path) -> None:
     """An unknown peak has no bytes; old and rewritten models would be left as they are."""
     said, data = _inspected(run_time_sizes(), tmp_path)
-    assert "Predicted peak (onnxruntime): unknown (at least 0.5 MiB); sizes unknown: 2" in said
+    assert (
+        "Predicted activations (onnxruntime): unknown (at least 0.5 MiB); sizes unknown: 2" in said
+    )
     assert data["peak"]["bytes"] is None
     assert data["runs"] == []
     assert {entry["bytes"] for entry in data["barriers"]} == {None}

@@ -154,3 +154,32 @@ def test_inspect_has_it(tmp_path: Path) -> None:
     assert found["inputs"][0]["scale"] == [1, 2]
     words = f"Output y looks {found['inputs'][0]['above']} rows above and "
     assert words in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("attributes", "kind", "words"),
+    [
+        ({"coordinate_transformation_mode": "align_corners"}, "refused", "whole image's height"),
+        (
+            {"coordinate_transformation_mode": "align_corners", "mode": "cubic"},
+            "refused",
+            "coordinate_transformation_mode is 'align_corners'",
+        ),
+    ],
+)
+def test_a_resize_that_is_no_tile_s_own_is_refused_and_is_no_barrier(
+    attributes: dict[str, Any], kind: str, words: str
+) -> None:
+    """It is named, once, whether it is cut in other words or not; its new nodes are not."""
+    nodes = [
+        node("Conv", "x a", "c", name="one", pads=[1] * 4),
+        node("Resize", "c _ s", "u", name="up", **{"mode": "linear", **attributes}),
+        node("Conv", "u b", "y", name="two", pads=[1] * 4),
+    ]
+    scales = np.array([1, 1, 2, 2], np.float32)
+    made = _free(nodes, {"a": noise(2, 2, 3, 3), "s": scales, "b": noise(2, 2, 3, 3)})
+    (found,) = _reach(made)
+    assert not found.bounded
+    (looker,) = found.unbounded_by
+    assert (looker.node, looker.kind) == ("up", kind)
+    assert words in looker.reason

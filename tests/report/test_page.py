@@ -48,7 +48,7 @@ def test_its_figures_are_the_reports(written: tuple[Page, dict[str, Any]]) -> No
     peak, process = report["peak_activation_bytes"], report["process_bytes"]
     summary = page.section("summary")
     before, after = (mebibytes(peak[when]) for when in ("before", "after"))
-    assert f"Peak of activations predicted {before} → {after} MiB" in summary
+    assert f"Activations predicted {before} → {after} MiB" in summary
     whole = [mebibytes(process[when]["together"]) for when in ("before", "after")]
     assert f"Whole process predicted {whole[0]} → {whole[1]} MiB" in summary
     assert f"Work counted {report['recompute']:.3f}x" in summary

@@ -198,7 +198,7 @@ def test_figures_of_before_are_shown(tmp_path: Path) -> None:
     (tmp_path / "m.json").write_text(json.dumps({"results": rows}))
     page, _ = _page(source, patched, "--no-verify", "--figures", tmp_path / "m.json")
     summary = page.section("summary")
-    assert "9.0 → 5.0 MiB measured" in summary
+    assert "9.0 → 5.0 MiB running measured" in summary
     assert "18.0 → 10.0 MiB measured" in summary
     assert "Time measured 1.50x" in summary
     lines = page.data["plots"]["measured"]
@@ -225,7 +225,7 @@ def test_both_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("patchconv_deploy.report.page.subject.measure_onnxruntime", measured)
     page, _ = _page(source, patched, "--no-verify", "--measure")
     assert asked == [([source, patched], {"x": (1, 2, 96, 64)}, True)]
-    assert "8.0 → 2.0 MiB measured" in page.section("summary")
+    assert "8.0 → 2.0 MiB running measured" in page.section("summary")
     assert [line["bytes"] for line in page.data["plots"]["measured"]] == [8 << 20, 2 << 20]
 
 

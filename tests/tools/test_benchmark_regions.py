@@ -42,10 +42,10 @@ def test_what_a_row_saves_is_of_the_whole_process() -> None:
     head = cells[0]
     original, first, failed = (dict(zip(head, each, strict=True)) for each in cells[2:])
     assert original["whole process, MiB"] == "1,600 default, 900 best"
-    assert (original["load, MiB"], first["load, MiB"]) == ("50", "60")
-    assert (first["peak, MiB"], first["whole process, MiB"]) == ("100", "180")
+    assert (original["loading, MiB"], first["loading, MiB"]) == ("50", "60")
+    assert (first["running, MiB"], first["whole process, MiB"]) == ("100", "180")
     assert first["whole, of the best"] == "1/5.0"
-    assert first["peak, of the best"] == "1/8.00"
+    assert first["running, of the best"] == "1/8.00"
     assert failed["whole, of the best"] == "failed"
 
 

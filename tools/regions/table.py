@@ -19,7 +19,7 @@ def markdown(rows: Sequence[Row]) -> str:
         rows: Those of `tools.benchmark_regions.rows_of`, networks one after the other.
     """
     lines = [
-        "| network | | load, MiB | peak, MiB | peak, of the best | whole process, MiB | "
+        "| network | | loading, MiB | running, MiB | running, of the best | whole process, MiB | "
         "whole, of the best | time | work | RTX plan, MiB | outputs | floor |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]

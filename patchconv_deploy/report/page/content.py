@@ -91,6 +91,7 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
         "rows": [_row(row) for row in subject.rows],
         "failed": [printable(text) for text in subject.failed],
         "curve": _curve(subject),
+        "choice": printable(in_flags(data["choice"])),
         "commands": list(commands),
         "plots": {
             "before": timeline(outcome.before, named),

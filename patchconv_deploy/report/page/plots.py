@@ -98,7 +98,7 @@ def _memory(axes: Axes, plots: Mapping[str, Any]) -> None:
 
 
 def _curve(axes: Axes, curve: Mapping[str, Any]) -> None:
-    """Draw plans by predicted peak against time; the one that was taken in a ring."""
+    """Draw plans by predicted memory against time; the one that was taken in a ring."""
 
     def places(plans: list[Mapping[str, Any]]) -> tuple[list[float], list[float]]:
         return [plan["time"] for plan in plans], [plan["peak"] / _MIB for plan in plans]
@@ -108,11 +108,11 @@ def _curve(axes: Axes, curve: Mapping[str, Any]) -> None:
     if curve["points"]:
         x, y = places(curve["points"])
         axes.step(x, y, where="post", color=_AFTER, linewidth=1.3)
-        axes.scatter(x, y, s=22, color=_AFTER, label="least peak found")
+        axes.scatter(x, y, s=22, color=_AFTER, label="least found")
     if curve["taken"] is not None:
         x, y = places([curve["taken"]])
         axes.scatter(
             x, y, s=150, facecolors="none", edgecolors=_BEFORE, linewidths=2, label="taken"
         )
     axes.set_xlabel("predicted time, of the original's")
-    axes.set_ylabel("predicted peak, MiB")
+    axes.set_ylabel("predicted, running, MiB")

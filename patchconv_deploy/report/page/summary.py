@@ -82,18 +82,18 @@ def _peak_card(subject: Subject, original: Row | None, best: Row | None) -> dict
     if told and cut:
         lines.append((_times_less(peak["before"], peak["after"]), ""))
     if told and peak["touched_after"] != peak["after"]:
-        both = [mebibytes(peak[f"touched_{when}"]) for when in ("before", "after")]
-        lines.append((f"{' → '.join(both) if cut else both[0]} MiB written to", "predicted"))
+        both = [mebibytes(each.need) for each in (outcome.before, outcome.after)]
+        lines.append((f"{' → '.join(both) if cut else both[0]} MiB running", "predicted"))
     if cut and told and outcome.defaults is not None:
         was, now = map(mebibytes, outcome.defaults)
         lines.append((f"{was} → {now} MiB at default options", "predicted"))
     if best is not None:
         was = "" if original is None else f"{mebibytes(original.peak)} → "
-        lines.append((f"{was}{mebibytes(best.peak)} MiB", best.kind))
+        lines.append((f"{was}{mebibytes(best.peak)} MiB running", best.kind))
         said = f"before: {settings(original)}, " if original is not None else ""
         lines.append((f"{said}after: {settings(best)}", ""))
     return _card(
-        "Peak of activations",
+        "Activations",
         with_unit(peak["after"] if told else None),
         "predicted",
         *lines,
@@ -113,7 +113,7 @@ def _process_card(subject: Subject, original: Row | None, best: Row | None) -> d
     before, after = (process[when] for when in ("before", "after"))
     loads = [mebibytes(part["loading"]) for part in (before, after)]
     lines = [(_times_less(before["together"], after["together"]) if cut else "", "")]
-    lines.append((f"{' → '.join(loads) if cut else loads[0]} MiB to load", "predicted"))
+    lines.append((f"{' → '.join(loads) if cut else loads[0]} MiB loading", "predicted"))
     if best is not None and best.whole is not None:
         was = "" if original is None else f"{mebibytes(original.whole)} → "
         lines.append((f"{was}{mebibytes(best.whole)} MiB", best.kind))

@@ -1,5 +1,5 @@
 "use strict";
-// Predicted peak against predicted time.
+// Predicted memory against predicted time.
 (() => {
   const place = document.getElementById("curve-plot");
   if (!place) return;
@@ -28,8 +28,8 @@
       : "the model as it is";
     Report.write(readout, [
       ["b", "", word],
-      ` ${what}: ${Report.mib(plan.peak)} MiB, ${plan.work.toFixed(3)}x the work, ${plan.time.toFixed(3)}x the time, ` +
-        `process ${Report.mib(plan.process)} MiB`,
+      ` ${what}: ${Report.mib(plan.peak)} MiB running, ${plan.work.toFixed(3)}x the work, ${plan.time.toFixed(3)}x the time, ` +
+        `whole process ${Report.mib(plan.process)} MiB`,
     ]);
   }
 
@@ -81,7 +81,7 @@
     const alone = { paths: () => null };
     const series = [
       {
-        label: "least peak found",
+        label: "least found",
         stroke: strong,
         width: 1.6,
         spanGaps: true,
@@ -120,7 +120,7 @@
           size: 30,
           values: (u, ticks) => ticks.map((tick) => `${tick}x`),
         }),
-        Report.axis({ label: "peak, MiB", labelSize: 22, size: 58 }),
+        Report.axis({ label: "running, MiB", labelSize: 22, size: 58 }),
       ],
       series: [{ label: "time" }, ...series],
       hooks: { setCursor: [hover], draw: [limit] },
