@@ -57,8 +57,8 @@ from patchconv_deploy.rewriters.tiling.sizes import Size
 __all__ = ["find_resizes"]
 
 
-# A coordinate in float32 is off by less, in rows of images of up to 2^18 rows.
-_OFF = Fraction(1, 16)
+# A coordinate in float32 is off by less, in rows of images of up to so many rows.
+_OFF, _MOST_ROWS = Fraction(1, 16), 1 << 18
 
 # More shifts cost more than they are worth.
 _MOST_SHIFTS = 6
@@ -218,7 +218,7 @@ def _rows(found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int) -> 
     if before is None or after is None or factor is None:
         return None
     lacks = before * factor - after
-    if lacks is None or lacks.slope:
+    if lacks is None or lacks.slope or (after.constant or 0) > _MOST_ROWS:
         return None
     # At one row of output the first row is taken, which is what half_pixel does of one row.
     if coordinates == "pytorch_half_pixel" and max(lacks.values) >= 2 * factor - 1:
