@@ -98,9 +98,9 @@ def _padded(mode: str, above: int) -> onnx.ModelProto:
         node("Conv", "e b", "y", name="last", pads=[1] * 4),
     ]
     weights: dict[str, Any] = {
-        "a": noise(8, 3, 3, 3),
-        "b": noise(8, 8, 3, 3),
-        "t": noise(8, 8, 2, 2),
+        "a": noise(16, 3, 3, 3),
+        "b": noise(16, 16, 3, 3),
+        "t": noise(16, 16, 2, 2),
         "rows": np.array([2]),
         "front": np.array([0] * 6),
         "back": np.array([0]),

@@ -29,10 +29,10 @@ def _made(opset: int = 17, height: Any = "H") -> onnx.ModelProto:
         node("Conv", "k d", "y", name="out", pads=[1] * 4),
     ]
     weights = {
-        "a": noise(8, 3, 3, 3),
-        "b": noise(16, 8, 3, 3) / 9,
-        "c": noise(16, 8, 2, 2) / 4,
-        "d": noise(2, 16, 3, 3) / 9,
+        "a": noise(16, 3, 3, 3),
+        "b": noise(32, 16, 3, 3) / 9,
+        "c": noise(32, 16, 2, 2) / 4,
+        "d": noise(2, 32, 3, 3) / 9,
     }
     dims = (1, 3, height, "W" if height == "H" else 8)
     return model(nodes, {"x": dims}, {"y": (None,) * 4}, weights, opset=opset)

@@ -140,7 +140,7 @@ def _joined_at_one_row() -> onnx.ModelProto:
         node("Add", "p u", "v", name="skip"),
         node("Conv", "v c", "y", name="out", pads=[1] * 4),
     ]
-    weights = {"a": noise(8, 3, 3, 3), "b": noise(8, 8, 3, 3) / 9, "c": noise(2, 8, 3, 3) / 9}
+    weights = {"a": noise(16, 3, 3, 3), "b": noise(16, 16, 3, 3) / 9, "c": noise(2, 16, 3, 3) / 9}
     weights["s"] = np.array([1, 1, 2, 2], np.float32)
     return model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, weights)
 

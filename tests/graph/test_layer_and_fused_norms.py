@@ -183,7 +183,7 @@ def test_refusals(why: str, made: onnx.ModelProto, tiled: int) -> None:
 
 # --- cut --------------------------------------------------------------------------------------
 
-_IMAGE = (1, 6, 48, 20)
+_IMAGE = (1, 16, 48, 20)
 
 
 def _between_convs(nodes: list[onnx.NodeProto], weights: dict[str, Array]) -> onnx.ModelProto:
@@ -194,7 +194,7 @@ def _between_convs(nodes: list[onnx.NodeProto], weights: dict[str, Array]) -> on
         *nodes,
         node("Conv", "n w1", "y", name="last", pads=[1] * 4),
     ]
-    convs = {"w0": noise(6, 3, 3, 3) / 5, "w1": noise(3, 6, 3, 3, seed=1) / 7}
+    convs = {"w0": noise(16, 3, 3, 3) / 5, "w1": noise(3, 16, 3, 3, seed=1) / 12}
     dims = (1, 3, *_IMAGE[2:])
     return model(
         around,
@@ -405,7 +405,7 @@ def test_group_norm_is_cut() -> None:
         ),
         node("Transpose", "nl", "n", name="first_n", perm=[0, 3, 1, 2]),
     ]
-    made = _between_convs(nodes, _affine(6))
+    made = _between_convs(nodes, _affine(16))
     done = _cut(made)
     assert done.rewritten
     assert done.after.bytes < done.before.bytes

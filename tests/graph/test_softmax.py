@@ -112,30 +112,64 @@ def _large(kind: int = TensorProto.FLOAT) -> onnx.ModelProto:
     return _model((1, 4, 96 * 80), dims=_LARGE, kind=kind)
 
 
+_IMAGES = 8
+
+# What two exponentials, a product, sums and a division may be off by together, each by half a unit
+# of 2**-23 and more. The original and what is written in its place are off by 0.4 to 1; which of
+# them is nearer depends on the processor and on the numbers.
+_ROUNDINGS = 1.25
+
+
+def _masked(x: Array) -> Array:
+    return np.where(x > 2, x, -1e9)
+
+
+def _errors(models: Sequence[onnx.ModelProto], draw: Callable[[Array], Array]) -> list[float]:
+    """Return how far each model is off the truth, in units of 2**-23 of the largest weight.
+
+    The root mean square over images and channels of the worst weight: the worst of all is luck.
+    """
+    squares = np.zeros(len(models))
+    for seed in range(_IMAGES):
+        x = draw(noise(*_LARGE, seed=seed)).astype(np.float32)
+        wide = x.astype(np.float64)
+        powers = np.exp(wide - wide.max((2, 3), keepdims=True))
+        truth = (powers / powers.sum((2, 3), keepdims=True)).reshape(1, 4, -1)
+        for at, each in enumerate(models):
+            error = np.abs(run(each, {"x": x})["y"] - truth).max(2) / truth.max(2)
+            squares[at] += np.mean(np.square(error / np.finfo(np.float32).eps))
+    return [float(each) for each in np.sqrt(squares / _IMAGES)]
+
+
 @pytest.mark.parametrize(
     "draw",
-    [
-        lambda x: x,
-        lambda x: 30 * x,
-        lambda x: 1e4 + x,
-        lambda x: np.where(x > 2, x, -1e9),
-    ],
+    [lambda x: x, lambda x: 30 * x, lambda x: 1e4 + x, _masked],
     ids=["normal", "sharp", "far from zero", "masked"],
 )
 def test_accuracy(draw: Callable[[Array], Array]) -> None:
     """As near to the truth as the original, in ONNX Runtime; weights relative to their largest."""
     made = _large()
-    changed, errors = _in_two(made), [0.0, 0.0]
-    for seed in range(6):
-        x = draw(noise(*_LARGE, seed=seed)).astype(np.float32)
-        wide = x.astype(np.float64)
-        powers = np.exp(wide - wide.max((2, 3), keepdims=True))
-        truth = (powers / powers.sum((2, 3), keepdims=True)).reshape(1, 4, -1)
-        for at, each in enumerate((made, changed)):
-            got = run(each, {"x": x})["y"]
-            error = np.abs(got - truth) / truth.max(2, keepdims=True)
-            errors[at] = max(errors[at], float(error.max()))
-    assert errors[1] <= max(1.5 * errors[0], float(np.finfo(np.float32).eps))
+    before, after = _errors([made, _in_two(made)], draw)
+    assert after <= max(1.5 * before, _ROUNDINGS)
+
+
+def test_a_sum_put_into_the_exponent_shows() -> None:
+    """A planted fault: exp(off - log(sum)) is the same on paper, and off by a rounding more."""
+    made = _large()
+    changed = _in_two(made)
+    nodes = {each.name.rsplit("/", 1)[-1]: each for each in changed.graph.node}
+    off, exp, div = nodes["off"], nodes["exp"], nodes["y"]
+    log = node("Log", div.input[1], "log")
+    less = node("Sub", f"{off.output[0]} log", "less")
+    last = node("Exp", "less", div.output[0])
+    at = list(changed.graph.node).index(exp)
+    for each in (exp, div):
+        changed.graph.node.remove(each)
+    for each in (last, less, log):
+        changed.graph.node.insert(at, each)
+    onnx.checker.check_model(changed, full_check=True)
+    before, after = _errors([made, changed], _masked)
+    assert after > max(1.5 * before, _ROUNDINGS)
 
 
 def test_half_precision() -> None:
