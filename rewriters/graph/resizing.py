@@ -111,7 +111,7 @@ class _Rows:
             return None
         if "half_pixel" in self.coordinates:
             begin = 1 / (2 * f) - Fraction(1, 2)
-        low = begin + min([Fraction(0), *ends]) - _OFF
+        low = begin + min([Fraction(0), *ends]) - (0 if self._is_never_above() else _OFF)
         # y / f itself lies so far behind its whole number.
         high = begin + max([Fraction(0), *ends]) + (f - 1) / f + _OFF
         if self.rounding == "ceil":
@@ -121,6 +121,15 @@ class _Rows:
         # What lies outside of the image is moved to its edge.
         first = min(first, 0, floor(self.lacks[0] / f))
         return range(first, max(last, 0) + 1)
+
+    def _is_never_above(self) -> bool:
+        """Tell whether no row is chosen above row ``y // factor``, whatever is rounded.
+
+        Where the output lacks rows, row ``factor * b`` is read from beyond row b, by a share of
+        1 / (rows of the output) and more, which float32 tells apart; where it lacks none, from it.
+        """
+        exact = self.scale in (None, self.factor) and self.lacks[0] >= 0
+        return exact and self.coordinates == "asymmetric" and self.rounding == "floor"
 
 
 def find_resizes(
