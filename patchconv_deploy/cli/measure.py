@@ -167,7 +167,11 @@ def measure_command(
                 tuned = tune_onnxruntime(models, options, **common)
                 tables, data = tuned, tuning_json(tuned)
             else:
-                tables = [measure_onnxruntime(models, options, recommended=recommended, **common)]
+                tables = [
+                    measure_onnxruntime(
+                        models, options, recommended=recommended, at_best=True, **common
+                    )
+                ]
                 data = measurement_json(tables[0])
     if json_file is not None:
         write_text(json_file, json.dumps(data, indent=2) + "\n")

@@ -63,6 +63,7 @@ def measure_onnxruntime(
     seed: int = 0,
     memory_limit: int | None = None,
     recommended: bool = False,
+    at_best: bool = False,
 ) -> list[Measurement]:
     """Measure model files side by side on seeded inputs.
 
@@ -74,11 +75,11 @@ def measure_onnxruntime(
         processes: Fresh processes that each one's peak is measured in.
         seed: Seed of the inputs.
         memory_limit: Address space of each measuring process, bytes.
-        recommended: Put in the options that a model recommends for itself. One that recommends none
-            beside one that does runs at the pair of memory reuse and memory pattern that it needs
-            least memory at, then at ``options``, and says so in its ``note``: what was cut is
-            compared with the original at its best. Without it, one that recommends others says
-            that.
+        recommended: Put in the options that a model recommends for itself. Without it, one that
+            recommends others says so in its ``note``.
+        at_best: With ``recommended``, one that recommends none beside one that does runs at the
+            pair of memory reuse and memory pattern that it needs least memory at, and says so, then
+            at ``options``: what was cut is compared with the original at its best.
 
     Returns:
         A result a model; of one that runs at its best and at ``options``, in this order.
@@ -89,7 +90,7 @@ def measure_onnxruntime(
     with prepared(models, shapes, seed) as made:
         rows = [(one, options, "") for one in made]
         if recommended:
-            rows = _rows(made, options, memory_limit)
+            rows = _rows(made, options, memory_limit, at_best=at_best)
         results = measure(
             [one.job for one, _, _ in rows],
             [each for _, each, _ in rows],
@@ -107,7 +108,7 @@ def measure_onnxruntime(
 
 
 def _rows(
-    made: Sequence[Prepared], options: OrtOptions, memory_limit: int | None
+    made: Sequence[Prepared], options: OrtOptions, memory_limit: int | None, *, at_best: bool
 ) -> list[tuple[Prepared, OrtOptions, str]]:
     """Return which model is to run under which options, and what is to be said of it.
 
@@ -115,6 +116,7 @@ def _rows(
         made: The models.
         options: What holds for all that no model says anything of.
         memory_limit: Address space of each measuring process, bytes.
+        at_best: Look for the options that those need least memory at that recommend none.
 
     Raises:
         UsageError: What a model recommends is not understood.
@@ -125,7 +127,7 @@ def _rows(
     for one, own in zip(made, found, strict=True):
         if own is not None:
             rows.append((one, own, ""))
-        elif alone:
+        elif alone or not at_best:
             rows.append((one, options, _NO_OPTIONS))
         else:
             lowest = _lowest_pair(one, options, memory_limit)

@@ -206,7 +206,7 @@ NETWORKS: Mapping[str, Network] = {
         "Style transfer, InstanceNorm, 1024x1024",
         "style_transfer",
         (1024, 1024),
-        (_budget(217, Floor(peak=1 / 3, time=1.4)),),
+        (_budget(217), _budget(180, Floor(peak=1 / 3, time=1.4))),
         {"base": 32, "blocks": 5},
     ),
     "unet-3d": Network(

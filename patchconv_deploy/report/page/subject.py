@@ -234,6 +234,7 @@ def _read_back(asked: Asked, progress: Progress | None) -> _Done:
             runs=5,
             seed=asked.seed,
             recommended=True,
+            at_best=True,
         )
         rows = [row_of(each.as_json()) for each in measured]
     return _Done(
