@@ -175,7 +175,7 @@ def test_without_measuring_it_is_predicted_and_said(path: Path) -> None:
     assert found["predicted_peak_bytes"] <= found["predicted_peak_bytes_at_defaults"]
     assert not any(name.startswith("measured") for name in found)
     (line,) = (text for text in done.output.splitlines() if "session options" in text)
-    assert "enable_mem_reuse=False, enable_mem_pattern=False; predicted: " in line
+    assert "enable_mem_reuse=False, enable_mem_pattern=False; predicted activations: " in line
 
 
 def test_single_convolutions_are_recommended_what_was_measured(
@@ -206,7 +206,7 @@ def test_a_model_that_cannot_be_measured_keeps_what_is_predicted(
         f"{out} was written, but not measured: {out}: out of memory in {out}"
     )
     assert "found by measuring; what is recommended is predicted" in done.output
-    assert "; predicted: " in done.output
+    assert "; predicted activations: " in done.output
     assert _recommended(out) == {"enable_mem_reuse": False, "enable_mem_pattern": False}
 
 
