@@ -39,7 +39,7 @@ from patchconv_deploy.rewriters.regions.selection import Selection
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tools.models.deep import KINDS, make
 
-__all__ = ["MAX_SEARCH", "SEARCHES", "main", "search"]
+__all__ = ["MAX_SEARCH", "SEARCHES", "main", "most_seconds", "search"]
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -49,6 +49,10 @@ MAX_GROWTH = 1.5
 MAX_MEGABYTES = 300.0
 # Nodes of a network, and seconds of the processor that its regions may take to find.
 MAX_SEARCH = {300: 5.0, 3000: 30.0}
+# Where statistics are, plans that hand strips over are weighed as well, and each doubling of the
+# patches has effort of its own: with less than half of it a VAE decoder's lowest peak is 404 MiB of
+# 1,028, and not 317.
+MAX_TIMES = {"vae": 4.0}
 # Eight patches, half the memory, and a budget that nothing keeps.
 SEARCHES = ("splits", "half", "none")
 
@@ -175,6 +179,16 @@ def _measure_weights(form: str, count: int, folder: Path) -> Figures:
     }
 
 
+def most_seconds(kind: str, count: int) -> float:
+    """Return the seconds of the processor that a network's regions may take to find.
+
+    Args:
+        kind: A key of `tools.models.deep.KINDS`.
+        count: A key of `MAX_SEARCH`, about its nodes.
+    """
+    return MAX_SEARCH[count] * MAX_TIMES.get(kind, 1.0)
+
+
 def search(kind: str, count: int, tasks: Collection[str] = SEARCHES) -> Figures:
     """Return what it takes to find regions in a network of about so many nodes.
 
@@ -259,11 +273,12 @@ def _report() -> bool:
         figure = f"{found['megabytes']:.0f} MB, {found['seconds']:.1f} s"
         good = found["megabytes"] < MAX_MEGABYTES and found["cut"] == 50
         row("1,000 nodes, 3 GB external", form, figure, f"< {MAX_MEGABYTES:g} MB", good)
-    for count, most in MAX_SEARCH.items():
+    for count in MAX_SEARCH:
         for kind in KINDS:
             found = _in_child("search", kind, count)
             tasks = {name: found[name] for name in SEARCHES}
             figure = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in tasks.items())
+            most = most_seconds(kind, count)
             good = max(tasks.values()) < most
             row(f"{found['nodes']:.0f} nodes, regions found", kind, figure, f"< {most:g} s", good)
     Console(width=110).print(table)
