@@ -69,7 +69,7 @@ class OutputComparison:
         freedom: Largest difference of the reference to itself without graph optimisations, None
             where it was not run so.
         differing: Share of elements that differ at all.
-        tolerance: What ``max_abs`` was held against.
+        tolerance: What ``max_abs`` was held against, where it is.
         magnitude: The reference's spread.
         faint: The reference is so small that its agreement says little.
         reason: Why it did not pass, empty if it did.

@@ -53,21 +53,27 @@ def judge_floats(
     absolute = usual if atol is None else atol
     tolerance = absolute + share * spread
     allowed = tolerance + 16 * EPSILON.get(kind, 0.0) * np.abs(found.reference)
-    verdict = Verdict("", True, tolerance, spread, spread < _FAINT * usual)
+    faint = spread < _FAINT * usual
+    verdict = Verdict("", True, _at_largest(found, allowed), spread, faint)
     if np.any((4 * found.drift > allowed)[found.finite]):
         return replace(verdict, reason=UNSTABLE.format(found.noise), passed=None)
     if rtol is not None or atol is not None:
-        return _with(verdict, _too_far(found, allowed, tolerance, 0.0))
+        return _with(verdict, _too_far(found, allowed, verdict.tolerance, 0.0))
     freedom = found.freedom
     if freedom is not None:
         # Freedom counts up to a tenth of the spread; beyond it nothing can be said.
         raised = min(2 * freedom, MOST_FREEDOM * spread)
-        verdict = replace(verdict, tolerance=max(tolerance, raised))
         allowed = np.maximum(allowed, raised)
+        verdict = replace(verdict, tolerance=_at_largest(found, allowed))
         beyond = found.difference > allowed
         if beyond.any() and (found.difference[beyond] <= 2 * freedom).all():
             return replace(verdict, reason=_FREE.format(freedom), passed=None)
     return _with(verdict, _fault(found, allowed, verdict.tolerance, way, kind))
+
+
+def _at_largest(found: Measured, allowed: Array) -> float:
+    """Return what is allowed where the largest difference is: each value has last places."""
+    return float(allowed.flat[np.argmax(np.where(found.finite, found.difference, -1))])
 
 
 def _with(verdict: Verdict, reason: str) -> Verdict:

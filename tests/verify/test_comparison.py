@@ -197,3 +197,20 @@ def test_levels_may_be_one_off_on_a_rounding_edge() -> None:
         wrong[:, :, rows] += by
         found = compare_output("y", reference, reference, wrong, way=way, seams=seams)
         assert found.passed is False, found
+
+
+def test_a_difference_stands_beside_what_it_was_held_against() -> None:
+    """A value has last places of its own: 0.02 in zeros is held to less than the 1 beside it."""
+    reference = np.zeros((1, 2, 64, 64), np.float32)
+    reference[0, 0, 3, 3], reference[0, 1, 5, 5] = 1, 0.02
+    other = reference.copy()
+    other[0, 0, 3, 3] -= 10 * np.float32(2**-23)
+    found = compare_output("y", reference, reference, other)
+    assert found.passed
+    assert found.max_abs == pytest.approx(1.2e-6, rel=0.05)
+    assert found.max_abs < found.tolerance
+    wrong = reference.copy()
+    wrong[0, 1, 5, 5] += 2e-6
+    found = compare_output("y", reference, reference, wrong)
+    assert not found.passed
+    assert found.max_abs > found.tolerance
