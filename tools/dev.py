@@ -92,7 +92,7 @@ def demo(environment: Environment) -> None:
         print("$ " + " ".join(command), flush=True)
         run([str(environment.scripts / command[0]), *command[1:]])
     print(f"Next, a model of your own: {environment.scripts / 'patchconv-rewrite'} MODEL.onnx")
-    print("What the columns say: docs/quick-start.md")
+    print("What the columns say: docs/measuring.md")
 
 
 def run_tests(environment: Environment, more: list[str], *, slow: bool = False) -> None:

@@ -57,6 +57,8 @@ def test_its_figures_are_the_reports(written: tuple[Page, dict[str, Any]]) -> No
     assert f"{seams} seams" in summary
     assert "Outputs measured equal" in summary
     assert "at x 1x3x32x32" in summary
+    assert report["choice"].startswith("of ")
+    assert f"Why this plan: {report['choice']}." in page.section("summary")
 
 
 def test_its_curves_have_the_reports_peaks(written: tuple[Page, dict[str, Any]]) -> None:

@@ -209,6 +209,8 @@ def test_figures_of_before_are_shown(tmp_path: Path) -> None:
     table = page.section("measured")
     assert "model.patched.onnx reuse off, pattern on 5.0 10.0 0.5 1.50x" in table
     assert "broken.onnx: out of memory" in table
+    said = "Why this plan: it is the one that model.patched.onnx was written by."
+    assert said in page.section("summary")
 
 
 def test_both_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -91,7 +91,7 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
         "rows": [_row(row) for row in subject.rows],
         "failed": [printable(text) for text in subject.failed],
         "curve": _curve(subject),
-        "choice": printable(in_flags(data["choice"])),
+        "choice": _choice(subject),
         "commands": list(commands),
         "plots": {
             "before": timeline(outcome.before, named),
@@ -164,6 +164,14 @@ def _statistics(subject: Subject) -> list[list[str]]:
         ]
         for each in subject.overview.statistics
     ]
+
+
+def _choice(subject: Subject) -> str:
+    """Return why this plan was taken; of a file that holds one, that it is the file's."""
+    said = subject.report.data["choice"]
+    if said and subject.asked.patched is not None:
+        return f"it is the one that {printable(subject.asked.patched.name)} was written by"
+    return printable(in_flags(said))
 
 
 def _curve(subject: Subject) -> dict[str, Any] | None:
