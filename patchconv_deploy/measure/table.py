@@ -113,11 +113,9 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     if differing:
         table.add_column("options", no_wrap=True)
     least = ["least"] if several else []
-    for name in ("loading MiB", "running MiB", *least, "whole process MiB", "x first"):
-        table.add_column(name, justify="right")
-    for name in ("activations MiB",):
-        table.add_column(name, justify="right")
-    for name in ("median s", "min .. max", "x first"):
+    # The unit stands below, so that a terminal has room for the model's name.
+    memory = ("loading", "running", *least, "whole process", "x first", "activations")
+    for name in (*memory, "median s", "min .. max", "x first"):
         table.add_column(name, justify="right")
     first = results[0]
     for result in results:
@@ -147,7 +145,7 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     fixed = "fixed" if found.fixed_addresses else "random"
     of = "the process" if found.options["provider"] == "cpu" else "the device's used memory"
     console.print(
-        f"loading: what creating the session adds to {of}; running: what the runs add, at most; "
+        f"MiB. loading: what creating the session adds to {of}; running: what the runs add, at most; "
         "whole process: both, what they share once; activations: tensors in use at once in the "
         "runtime's own pool; docs/measuring.md has more of each",
         style="dim",

@@ -219,9 +219,10 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "x first" in done.stdout
     head = re.split(r" {2,}", done.stdout.splitlines()[0].strip())
-    assert head[:6] == [
-        "model", "loading MiB", "running MiB", "least", "whole process MiB", "x first",
+    assert head[:7] == [
+        "model", "loading", "running", "least", "whole process", "x first", "activations",
     ]  # fmt: skip
+    assert "MiB. loading: what creating the session adds" in done.stdout
     assert "whole process: both, what they share once" in done.stdout
     results = json.loads(target.read_text())["results"]
     assert len(results) == 2
