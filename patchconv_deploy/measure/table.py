@@ -146,8 +146,8 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     of = "the process" if found.options["provider"] == "cpu" else "the device's used memory"
     console.print(
         f"MiB. loading: what creating the session adds to {of}; running: what the runs add, at "
-        "most; whole process: both, what they share once; activations: tensors in use at once in the "
-        "runtime's own pool; docs/measuring.md has more of each",
+        "most; whole process: both, what they share once; activations: tensors in use at once in "
+        "the runtime's own pool; docs/measuring.md has more of each",
         style="dim",
         highlight=False,
     )
