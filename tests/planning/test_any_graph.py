@@ -183,5 +183,8 @@ def test_small_ones(make: Callable[[int], onnx.ModelProto], count: int, tmp_path
 def test_any_graph_is_bounded(
     make: Callable[[int], onnx.ModelProto], count: int, tmp_path: Path
 ) -> None:
-    """At full size: planned and written in time."""
-    _assert_bounded(make(count), tmp_path, cut=make in (branches, tree, wide))
+    """At full size: planned and written in time.
+
+    The tree holds 3 MiB, and its patches are thousands of nodes, which take more to load: it stays.
+    """
+    _assert_bounded(make(count), tmp_path, cut=make in (branches, wide))
