@@ -545,8 +545,8 @@ def test_a_decoder_that_was_stopped_half_way_is_taken_over_whole_or_not_at_all(
 def test_the_whole_matrix_without_a_gpu(tmp_path: Path) -> None:
     """Every cell in four patches has figures, is compared, and timed in turns.
 
-    But for regions of the decoder: ONNX Runtime's have nothing to gain, and at 4096 TensorRT for
-    RTX plans none.
+    But for regions of the decoder: ONNX Runtime's have nothing to gain, nor has a Loop, which hands
+    nothing over between the halves of a normalisation, and at 4096 TensorRT for RTX plans none.
     """
     cells = matrix([engine.name for engine in CPU_ENGINES], (4,), ())
     lacking = missing(cells, cpu=True)
@@ -561,11 +561,13 @@ def test_the_whole_matrix_without_a_gpu(tmp_path: Path) -> None:
         ("onnxruntime", "vae-1024"): "nothing was cut: ",
         ("onnxruntime", "vae-2048"): "nothing was cut: ",
         ("onnxruntime", "vae-4096"): "nothing was cut: ",
+        ("tensorrt-rtx", "vae-1024"): "nothing was cut: ",
         ("tensorrt-rtx", "vae-4096"): ("layer ", "tensors of more than 2147483647 elements stay"),
     }
     for name, error in failed.items():
         engine, case, form = name.split("/")
         assert error.startswith(reasons[engine, case]), (name, error)
+        assert (engine, case) != ("tensorrt-rtx", "vae-1024") or form == "loop-x4"
         assert engine == "tensorrt-rtx" or form.partition("-")[0] in REGIONAL, name
     by_name = {row["cell"]: row for row in rows}
     for row in rows:
