@@ -96,4 +96,4 @@ def test_a_rewrite_and_a_measurement_call_a_figure_alike(tmp_path: Path) -> None
     measured = run_command("measure", out, "--runs", "1", "--processes", "1")
     assert measured.returncode == 0, measured.stderr
     for name in ("activations", *_PARTS, "whole process"):
-        assert f"{name} MiB" in measured.stdout.splitlines()[0]
+        assert name in measured.stdout.splitlines()[0]

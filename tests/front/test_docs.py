@@ -81,6 +81,9 @@ def test_commands_are_known(page: str) -> None:
     extras = tomllib.loads(text_of("pyproject.toml"))["project"]["optional-dependencies"]
     for line in _typed(page):
         words = shlex.split(line, comments=True)
+        # What is set for one command stands before it.
+        while words and re.fullmatch(r"[A-Z_]+=\S*", words[0]):
+            del words[0]
         match words:
             case ["patchconv-rewrite", *rest]:
                 rewrite_command.make_context("patchconv-rewrite", rest)
