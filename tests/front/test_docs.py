@@ -90,7 +90,8 @@ def test_commands_are_known(page: str) -> None:
             case ["patchconv", name, *rest]:
                 patchconv.commands[name].make_context(name, rest)
             case ["python", "-m", name, *_] if name.startswith("tools."):
-                assert (ROOT / f"{name.replace('.', '/')}.py").is_file(), line
+                path = ROOT / name.replace(".", "/")
+                assert path.with_suffix(".py").is_file() or (path / "__main__.py").is_file(), line
             case ["python3" | "python", file, name, *_] if file == "tools/dev.py":
                 assert name in COMMANDS, line
             case ["python3" | "python" | ".venv/test/bin/python", *rest]:
