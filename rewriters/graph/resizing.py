@@ -166,7 +166,7 @@ def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | No
         return None
     rows = _rows(found, record, node, axis)
     shifts = None if rows is None else rows.shifts()
-    kind = found.shapes.elements.get(x, found.facts.free.elements.get(x, 0))
+    kind = found.shapes.elements.get(x, 0)
     if (
         rows is None
         or shifts is None
@@ -406,10 +406,10 @@ class _Shifts:
         scales = [1.0] * self.rank
         scales[self.axis] = float(rows.factor)
         # Until opset 13 it asks for a region of interest, which nothing is done with.
-        roi = _floats(new, [], "no_roi") if new.opset < 13 else ""
+        roi = new.floats([], "no_roi") if new.opset < 13 else ""
         return new.add(
             "Resize",
-            [image, roi, _floats(new, scales, "factors")],
+            [image, roi, new.floats(scales, "factors")],
             "repeated_rows",
             mode="nearest",
             coordinate_transformation_mode="asymmetric",
@@ -430,12 +430,6 @@ class _Shifts:
         return new.add("Slice", [repeated, begins, end, axes], suffix, output)
 
 
-def _floats(new: NewNodes, values: Sequence[float], suffix: str) -> str:
-    """Add a constant vector of single precision."""
-    tensor = helper.make_tensor("value", TensorProto.FLOAT, [len(values)], list(values))
-    return new.add("Constant", [], suffix, value=tensor)
-
-
 def _add_rest(
     new: NewNodes, found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int, resized: str
 ) -> None:
@@ -443,17 +437,16 @@ def _add_rest(
 
     By scales where these are exact: TensorRT takes no sizes of which one is worked out.
     """
-    inputs = [resized, *node.input[1:]]
     axes = resize_axes(record)
+    given: Sequence[float | None] = record.value(2) or ()
     if record.given(3):
-        scales = [1.0 if at == axis else _scale(found, node, at) for at in axes]
-        if None not in scales:
-            del inputs[3:]
-    else:
-        given = zip(axes, record.value(2) or (), strict=True)
-        scales = [1.0 if at == axis else each for at, each in given]
-    if len(inputs) < 4:
-        inputs[2] = _floats(new, [float(each or 0) for each in scales], "scales")
+        given = [_scale(found, node, at) for at in axes]
+    scales = [1.0 if at == axis else each for at, each in zip(axes, given, strict=True)]
+    exact = [scale for scale in scales if scale is not None]
+    inputs = [resized, *node.input[1:]]
+    if len(exact) == len(scales):
+        # An optional input may be named as absent: no sizes go with scales.
+        inputs[2:] = [new.floats(exact, "scales")]
     rest = helper.make_node("Resize", inputs, [node.output[0]], name=f"{new.base}/rest")
     rest.attribute.extend(node.attribute)
     new.nodes.append(rest)

@@ -67,6 +67,11 @@ class NewNodes:
         tensor = helper.make_tensor("value", TensorProto.INT64, [len(values)], list(values))
         return self.add("Constant", [], suffix, value=tensor)
 
+    def floats(self, values: Sequence[float], suffix: str) -> str:
+        """Add a constant vector of single precision."""
+        tensor = helper.make_tensor("value", TensorProto.FLOAT, [len(values)], list(values))
+        return self.add("Constant", [], suffix, value=tensor)
+
     def number(self, value: float, kind: int, suffix: str) -> str:
         """Add a constant of one number without dimensions, of an element type."""
         tensor = helper.make_tensor("value", kind, [], [value])

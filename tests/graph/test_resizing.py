@@ -141,6 +141,13 @@ def test_scales(way: tuple[str, str, str], scale: float) -> None:
     assert_same(made, changed, x, REL)
 
 
+def test_scales_beside_sizes_that_are_absent() -> None:
+    """An optional input may be named as absent: the rows are scaled once, not twice."""
+    made = _back(WAYS[0], 1, dims=(1, 2, 30, 6), scales=(1, 1, 3.0, 2.0))
+    made.graph.node[-1].input.append("")
+    assert_same(made, _respelled(made), {"x": noise(1, 2, 30, 6)}, REL)
+
+
 def test_a_scale_at_free_sizes() -> None:
     """Three times as many rows, averaged."""
     made = _back(("linear", "half_pixel", ""), 1, scales=(1, 1, 3, 3))
