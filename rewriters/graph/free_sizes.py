@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from patchconv_deploy.rewriters.graph.size_tables import Table, turned
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
-from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
+from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, resize_axes
 from patchconv_deploy.rewriters.operators.table import SPATIAL, rows_of, table_of
 from patchconv_deploy.rewriters.tiling.sizes import Size, left_over, ratio
 
@@ -34,6 +35,9 @@ Dims = tuple[Size | None, ...]
 Value = tuple[Dims, bool]
 
 _MOST_ELEMENTS = 64
+
+# Sizes times larger numbers are not exact in single precision.
+_LARGEST_SCALE = 256
 
 _REALS = frozenset(
     {
@@ -299,6 +303,8 @@ class _Walk:
             return None if count is None else Size.number(count)
         if node.op_type == "Reshape" or (node.op_type == "Resize" and len(node.input) > 3):
             return self._stated(node, axis)
+        if node.op_type == "Resize":
+            return self._scaled(node, record(at), axis)
         if node.op_type == "Range":
             return self._counted(node)
         entry = table_of(node.domain).get(node.op_type)
@@ -337,6 +343,22 @@ class _Walk:
         if _numbers(start) != [0] or _numbers(step) != [1] or end is None:
             return None
         return end[0][0]
+
+    def _scaled(self, node: onnx.NodeProto, record: Record, axis: int) -> Size | None:
+        """Return a size that is scaled by a given number, wherever its rows lie."""
+        dims, axes = self.dims.get(node.input[0], ()), resize_axes(record)
+        size = dims[axis] if axis < len(dims) else None
+        scales = record.value(1 if record.opset < 11 else 2)
+        if size is None or (axes and axis not in axes):
+            return size
+        if not scales or len(scales) != len(axes or dims):
+            return None
+        scale = float(scales[(axes or range(len(dims))).index(axis)])
+        if not 0 < scale <= _LARGEST_SCALE:
+            return None
+        factor = Fraction(scale)
+        made: Size | None = size * factor.numerator // factor.denominator
+        return made
 
     def _ranked(self, node: onnx.NodeProto, record: Record) -> Record:
         """Return a record with the shapes that were found here."""

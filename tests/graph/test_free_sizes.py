@@ -181,6 +181,25 @@ def test_sizes_of_some_axes() -> None:
         assert_same(made, outcome.model, {"x": noise(1, 3, height, 16)}, 2e-6)
 
 
+@pytest.mark.parametrize(
+    ("scale", "right"),
+    [(2.0, 100), (1.5, 75), (0.25, 12), (1 / 3, None), (1e9, None), (-1.0, None), (np.nan, None)],
+)
+def test_a_scale_whose_rows_lie_anywhere(scale: float, right: int | None) -> None:
+    """What a Resize makes of a height is its scale alone, with corners that are aligned too."""
+    resized = node(
+        "Resize", "c _ scales", "r", coordinate_transformation_mode="align_corners", mode="linear"
+    )
+    nodes = [node("Conv", "x a", "c", pads=[1] * 4), resized, node("Relu", "r", "y")]
+    weights = {"a": noise(8, 3, 3, 3), "scales": np.array([1, 1, scale, 1], np.float32)}
+    made = model(nodes, {"x": (1, 3, "H", 16)}, {"y": (None,) * 4}, weights)
+    size = look_at(Loaded(made, None), Options()).facts.certain.free.size("r", 2)
+    assert (None if size is None else size.at(50)) == right
+    if size is not None:
+        for height in (4, 5, 50, 61):
+            assert run(made, {"x": noise(1, 3, height, 16)})["y"].shape[2] == size.at(height)
+
+
 def test_two_sizes_that_are_left_open() -> None:
     """A Reshape that no runtime takes: its sizes are unknown, and nothing is asked for ever."""
     nodes = [

@@ -215,9 +215,26 @@ class ConvTranspose(_OracleRun):
         return (conv_transpose(x, w, b, **self._attributes()).astype(x.dtype),)
 
 
+class LRN(_OracleRun):
+    """LRN as ONNX defines it: onnx's own sums of as many channels as there are images alone."""
+
+    op_domain = ""
+
+    def _run(self, x: Array, **_: Any) -> tuple[Array]:
+        given = {"alpha": 1e-4, "beta": 0.75, "bias": 1.0, **self._attributes()}
+        before, channels = (given["size"] - 1) // 2, x.shape[1]
+        wide = x.astype(np.float64)
+        sums = np.empty_like(wide)
+        for at in range(channels):
+            taken = slice(max(0, at - before), at - before + given["size"])
+            sums[:, at] = np.square(wide[:, taken]).sum(axis=1)
+        scale = given["bias"] + given["alpha"] / given["size"] * sums
+        return ((wide / scale ** given["beta"]).astype(x.dtype),)
+
+
 def oracle_session(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """Return the reference evaluator with the oracle's convolutions."""
-    return ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose])
+    """Return the reference evaluator with the oracle's convolutions and LRN."""
+    return ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, LRN])
 
 
 def oracle_run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
