@@ -220,7 +220,7 @@ def _tensors(facts: ModelFacts) -> tuple[TensorSize, ...]:
         for at, node in enumerate(facts.certain.graph.node)
         for name in node.output
         if facts.bytes.get(name)
-        and (at not in facts.respelling_of or name == facts.respelling_of[at].output)
+        and (at not in facts.respelling_of or name in facts.respelling_of[at].outputs)
     ]
     return tuple(sorted(found, key=lambda each: -each.bytes))
 

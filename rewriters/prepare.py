@@ -16,9 +16,15 @@ from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
 from patchconv_deploy.rewriters.graph.fused_convs import write_out_fused_convs
 from patchconv_deploy.rewriters.graph.model import Loaded, opset_of
 from patchconv_deploy.rewriters.graph.resizing import find_resizes
-from patchconv_deploy.rewriters.graph.respelling import respell
+from patchconv_deploy.rewriters.graph.respelling import (
+    NO_RESPELLINGS,
+    Respelling,
+    Respellings,
+    respell,
+)
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.graph.statistics import find_statistics
+from patchconv_deploy.rewriters.graph.unfolding import find_folded
 from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
 from patchconv_deploy.rewriters.graph.use_def import index
 from patchconv_deploy.rewriters.memory.targets import ENGINES, TARGETS
@@ -144,17 +150,27 @@ def predictor_for(
     untouched.CopyFrom(slim)
     facts = read(model, slim)
     if options.by_region and not holds_plan(model) and facts.certain.opset >= OLDEST_OPSET:
-        axes = tiled_axes(facts.certain, options.axes[0])
         chooses = not ENGINES[TARGETS[options.target].engine].lowering.compiler
+        own_sizing, respelled = facts.sizing, NO_RESPELLINGS
+
+        def write(found: Sequence[Respelling]) -> tuple[ModelFacts, Respellings]:
+            respell(untouched.graph, found)
+            made = respell(model.graph, found, respelled)
+            copy = onnx.ModelProto()
+            copy.CopyFrom(untouched)
+            return replace(read(model, copy), respelled=made, own_sizing=own_sizing), made
+
+        # Sequences first: what they are made into may look at the whole image, and be resized.
+        if folded := find_folded(facts.certain):
+            facts, respelled = write(folded)
+        axes = tiled_axes(facts.certain, options.axes[0])
         found = (
             *find_statistics(facts.certain, axes),
             *find_resizes(facts.certain, axes, chooses=chooses),
         )
+        found = tuple(each for each in found if facts.respelling_of.keys().isdisjoint(each.covered))
         if found:
-            own_sizing = facts.sizing
-            respelled = respell(model.graph, found)
-            respell(untouched.graph, found)
-            facts = replace(read(model, untouched), respelled=respelled, own_sizing=own_sizing)
+            facts, _ = write(found)
     return MemoryPredictor(facts, folds=options.fold)
 
 

@@ -395,7 +395,7 @@ def fold(position: int, node: onnx.NodeProto, value: Any, like: Fragment) -> Fra
 
 def own_nodes(
     nodes: Sequence[onnx.NodeProto],
-    output: str,
+    outputs: Sequence[str],
     covers: Sequence[int],
     shapes: Shapes,
     names: NameScheme,
@@ -404,16 +404,16 @@ def own_nodes(
 
     Args:
         nodes: The nodes, in order.
-        output: What they make for others.
+        outputs: What they make for others.
         covers: Positions of the nodes that they take the place of.
         shapes: Shapes of the model's own tensors.
         names: The name scheme.
     """
-    made = Fragment(node_label(nodes[-1]), 0, names, covers=tuple(covers), makes=(output,))
+    made = Fragment(node_label(nodes[-1]), 0, names, covers=tuple(covers), makes=tuple(outputs))
     inner = {name for node in nodes for name in node.output if name}
     made.shapes.update(
         (name, (shapes.dims[name], shapes.elements.get(name, 0)))
-        for name in inner - {output}
+        for name in inner
         if name in shapes.dims
     )
     read = {name for node in nodes for name in (*node.input, *captured(node)) if name}

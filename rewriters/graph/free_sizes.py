@@ -21,6 +21,8 @@ from patchconv_deploy.rewriters.graph.constant_folding import Constants
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from patchconv_deploy.rewriters.graph.size_tables import Table, turned
+from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
+from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, resize_axes
 from patchconv_deploy.rewriters.operators.table import SPATIAL, rows_of, table_of
@@ -63,8 +65,11 @@ _IMAGES = SPATIAL | {"BatchNormalization"}
 
 # The output has the first input's rank.
 _SAME_RANK = frozenset(
-    "Transpose Slice Pad Concat Resize Relu LeakyRelu Sigmoid Clip Tanh PRelu Softmax Cast".split()
+    "Transpose Slice Pad Concat Resize Relu LeakyRelu Sigmoid Clip Tanh PRelu Softmax Cast "
+    "LogSoftmax LayerNormalization Split".split()
 )
+
+_BROADCAST, _REDUCTIONS = frozenset(BROADCAST), frozenset(REDUCTIONS)
 
 _ZERO = Size.number(0)
 
@@ -270,14 +275,42 @@ class _Walk:
 
     def _unranked(self, node: onnx.NodeProto, name: str) -> tuple[None, ...] | None:
         """Return a shape of unknown sizes where the rank follows from what is known here."""
-        if name != node.output[0] or name in self._shapes.doubtful:
+        if name not in node.output or name in self._shapes.doubtful or not node.input:
             return None
         if node.op_type == "Reshape":
             value = self.value(node.input[1])
             return None if value is None else (None,) * len(value[0])
-        read = self.dims.get(node.input[0]) if node.input else None
+        ranks = [self._rank(each) for each in node.input if each]
         same = node.op_type in _IMAGES or node.op_type in _SAME_RANK
-        return (None,) * len(read) if same and read is not None else None
+        if node.op_type in _BROADCAST and None not in ranks:
+            rank: int | None = max(each or 0 for each in ranks)
+        elif node.op_type == "MatMul" and all(each and each > 1 for each in ranks):
+            rank = max(each or 0 for each in ranks)
+        elif (same and (name == node.output[0] or node.op_type == "Split")) or (
+            node.op_type in _REDUCTIONS and attributes(node).get("keepdims", 1)
+        ):
+            rank = ranks[0]
+        else:
+            rank = self._rank_by_axes(node, ranks)
+        return None if rank is None else (None,) * rank
+
+    def _rank_by_axes(self, node: onnx.NodeProto, ranks: Sequence[int | None]) -> int | None:
+        """Return the rank of what has some dimensions more or less than what it reads."""
+        rank = ranks[0]
+        if node.op_type == "Gather":
+            return None if rank is None or ranks[1] is None else rank + ranks[1] - 1
+        more = {"Unsqueeze": 1, "Squeeze": -1, **dict.fromkeys(REDUCTIONS, -1)}.get(node.op_type)
+        axes: Any = attributes(node).get("axes")
+        if len(node.input) > 1:
+            axes = self._constants.numbers(node.input[1])
+        return None if rank is None or more is None or not axes else rank + more * len(axes)
+
+    def _rank(self, name: str) -> int | None:
+        known = self._shapes.dims.get(name, self.dims.get(name))
+        if known is not None:
+            return len(known)
+        array = self._constants.array(name)
+        return None if array is None else array.ndim
 
     def value(self, name: str) -> Value | None:
         """Return a small tensor's elements, as far as they are known."""
@@ -307,13 +340,17 @@ class _Walk:
             return self._scaled(node, record(at), axis)
         if node.op_type == "Range":
             return self._counted(node)
+        if node.op_type == "Unsqueeze" and axis in self._new_axes(node):
+            return Size.number(1)
+        if node.op_type == "Concat" and axis == self._axis_of(node):
+            return self._put_together(node, axis)
         entry = table_of(node.domain).get(node.op_type)
         if entry is None:
             return None
         known = record(at)
         if None in known.shapes or None in known.outputs:
             known = self._ranked(node, known)
-        if node.op_type in ("Slice", "Pad"):
+        if node.op_type in ("Slice", "Pad", "MatMul"):
             stated = [self.values.get(name, ((), False))[0] or None for name in node.input]
             read = tuple(self.dims.get(name, ()) for name in node.input)
             known = replace(known, free=read, stated=tuple(stated))
@@ -343,6 +380,30 @@ class _Walk:
         if _numbers(start) != [0] or _numbers(step) != [1] or end is None:
             return None
         return end[0][0]
+
+    def _new_axes(self, node: onnx.NodeProto) -> list[int]:
+        """Return the dimensions that an Unsqueeze puts in, none where they are not known."""
+        axes: Any = attributes(node).get("axes")
+        if len(node.input) > 1:
+            axes = self._constants.numbers(node.input[1])
+        rank = self._rank(node.input[0])
+        return [] if rank is None or not axes else [at % (rank + len(axes)) for at in axes]
+
+    def _axis_of(self, node: onnx.NodeProto) -> int | None:
+        rank = self._rank(node.input[0])
+        return attributes(node).get("axis", 1) % rank if rank else None
+
+    def _put_together(self, node: onnx.NodeProto, axis: int) -> Size | None:
+        """Return the sum of what is put together along a dimension."""
+        made: Size | None = _ZERO
+        for name in node.input:
+            dims = self._shapes.dims.get(name)
+            known = dims[axis] if dims is not None and axis < len(dims) else None
+            own = self.dims.get(name, ())
+            size = own[axis] if known is None and axis < len(own) else None
+            size = size if known is None else Size.number(known)
+            made = None if made is None or size is None else made + size
+        return made
 
     def _scaled(self, node: onnx.NodeProto, record: Record, axis: int) -> Size | None:
         """Return a size that is scaled by a given number, wherever its rows lie."""
@@ -425,6 +486,8 @@ def _value(node: onnx.NodeProto, walk: _Walk) -> Value | None:
             if any(part is None or part[1] for part in parts):
                 return None
             return tuple(size for part in parts if part for size in part[0]), False
+        case "ReduceProd":
+            return _multiplied(node, walk)
         case "Gather":
             return _gathered(walk.value(node.input[0]), walk.value(node.input[1]))
         case "Slice":
@@ -498,6 +561,14 @@ def _reshaped(node: onnx.NodeProto, walk: _Walk) -> Value | None:
         # Of a vector it would make a matrix.
         return (value[0], False) if value[1] else None
     return (value[0], True) if len(value[0]) == 1 else None
+
+
+def _multiplied(node: onnx.NodeProto, walk: _Walk) -> Value | None:
+    """Return the product of a vector of sizes, as far as it is one of numbers and one size."""
+    value = walk.value(node.input[0])
+    if value is None or value[1]:
+        return None
+    return (left_over(value[0], ()),), not attributes(node).get("keepdims", 1)
 
 
 def _numbers(value: Value | None) -> list[int] | None:

@@ -150,8 +150,8 @@ def find_resizes(
             if new is not None:
                 covered = with_servants(found, [position], new)
                 originals = tuple(copied(facts.graph.node[at]) for at in covered)
-                nodes, output = tuple(new.nodes), node.output[0]
-                made.append(Respelling(covered, originals, nodes, output, node_label(node)))
+                nodes, outputs = tuple(new.nodes), (node.output[0],)
+                made.append(Respelling(covered, originals, nodes, outputs, node_label(node)))
     return made
 
 

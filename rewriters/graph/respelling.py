@@ -9,7 +9,7 @@ analysed, and taken back where no region reached it: a model never changes for n
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import count
 
 import onnx
@@ -18,6 +18,7 @@ from patchconv_deploy.rewriters.graph.statistic_nodes import NewNodes, ReadGraph
 
 __all__ = [
     "NO_RESPELLINGS",
+    "SIZE_NODES",
     "Respelling",
     "Respellings",
     "copied",
@@ -28,7 +29,7 @@ __all__ = [
 
 
 # What sizes are worked out with.
-_SIZES = frozenset("Shape Gather Concat Unsqueeze Squeeze Slice Cast Constant Mul Div".split())
+SIZE_NODES = frozenset("Shape Gather Concat Unsqueeze Squeeze Slice Cast Constant Mul Div".split())
 
 
 @dataclass(frozen=True)
@@ -39,15 +40,18 @@ class Respelling:
         covered: Their positions, ascending, with those of nodes that only serve them.
         originals: The nodes themselves.
         nodes: The new ones, in order; they make the same output.
-        output: What they make for others.
+        outputs: What they make for others.
         label: The name, for people, of the node that this is about.
+        section: Of several that read what another one makes in other words: they stand together or
+            not at all. Empty for one that stands alone.
     """
 
     covered: tuple[int, ...]
     originals: tuple[onnx.NodeProto, ...]
     nodes: tuple[onnx.NodeProto, ...]
-    output: str
+    outputs: tuple[str, ...]
     label: str
+    section: str = field(default="", kw_only=True)
 
 
 @dataclass(frozen=True)
@@ -75,19 +79,23 @@ class Respellings:
 NO_RESPELLINGS = Respellings()
 
 
-def respell(graph: onnx.GraphProto, entries: Sequence[Respelling]) -> Respellings:
+def respell(
+    graph: onnx.GraphProto, entries: Sequence[Respelling], earlier: Respellings = NO_RESPELLINGS
+) -> Respellings:
     """Put new nodes where the last of those stood that they stand for, in place.
 
     Args:
         graph: The graph they were found in, or its skeleton.
         entries: What was found there.
+        earlier: What is written in other words there already, and stays so: it is returned as well.
     """
     gone = {at for entry in entries for at in entry.covered}
     # What serves an entry comes before what it is read by.
     at_last = {entry.covered[-1]: number for number, entry in enumerate(entries)}
     places = [range(0)] * len(entries)
-    before, nodes = tuple(graph.node), list[onnx.NodeProto]()
+    before, nodes, moved = tuple(graph.node), list[onnx.NodeProto](), dict[int, int]()
     for position, node in enumerate(before):
+        moved[position] = len(nodes)
         number = at_last.get(position)
         if number is not None:
             places[number] = range(len(nodes), len(nodes) + len(entries[number].nodes))
@@ -97,7 +105,8 @@ def respell(graph: onnx.GraphProto, entries: Sequence[Respelling]) -> Respelling
     # Messages keep their content when the list they came from is emptied.
     del graph.node[:]
     graph.node.extend(nodes)
-    return Respellings(tuple(entries), tuple(places), before)
+    stayed = [range(moved[place[0]], moved[place[0]] + len(place)) for place in earlier.places]
+    return Respellings((*earlier.entries, *entries), (*stayed, *places), earlier.before or before)
 
 
 def with_servants(found: ReadGraph, positions: Sequence[int], new: NewNodes) -> tuple[int, ...]:
@@ -107,7 +116,7 @@ def with_servants(found: ReadGraph, positions: Sequence[int], new: NewNodes) -> 
     while pending:
         for name in found.node(pending.pop()).input:
             maker = found.index.producer.get(name)
-            if maker is None or maker in covered or found.node(maker).op_type not in _SIZES:
+            if maker is None or maker in covered or found.node(maker).op_type not in SIZE_NODES:
                 continue
             made = found.node(maker).output
             users = {at for each in made for at in found.index.users.get(each, ())}

@@ -123,7 +123,7 @@ def _statistic(
         covered=covered,
         originals=tuple(copied(nodes[at]) for at in covered),
         nodes=tuple(new.nodes),
-        output=nodes[max(positions)].output[0],
+        outputs=(nodes[max(positions)].output[0],),
         label=node_label(nodes[position]),
         rows=f"{new.base}/rows",
         kind=new.kind,

@@ -254,7 +254,7 @@ def read_node(
     shapes: Shapes,
     known: Mapping[str, onnx.TensorProto],
     *,
-    opset: int = 17,
+    opset: int,
     own: Collection[str] = (),
 ) -> Reading:
     """Read a node.

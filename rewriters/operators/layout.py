@@ -88,7 +88,7 @@ def _reshape_free(record: Record, axis: int) -> RowLocal | str:
     constants = record.value(1)
     if given == rows:
         absolute = {1: Absolute(axis, len(y))}
-    elif constants is not None and constants[axis] == -1:
+    elif (constants is not None and constants[axis] == -1) or given == Size.number(-1):
         absolute = {}
     else:
         return unknown

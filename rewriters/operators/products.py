@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from patchconv_deploy.rewriters.operators.record import Record, RowLocal
 from patchconv_deploy.rewriters.tiling.row_maps import Pointwise
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["PRODUCTS", "attend", "attend_by_heads", "einsum", "gemm", "matmul"]
 
@@ -32,9 +33,19 @@ def matmul(record: Record, axis: int) -> RowLocal | str:
             carriers.append((index, at))
     if not carriers:
         return "none of its factors has the tiled axis"
-    if len(carriers) > 1 and any((a, b)[index][at] is None for index, at in carriers):
+    sizes = {_rows(record, index, at) for index, at in carriers}
+    if len(carriers) > 1 and (len(sizes) > 1 or None in sizes):
         return "both factors have the tiled axis, of unknown size"
     return RowLocal(Pointwise(), tuple(carriers), axis)
+
+
+def _rows(record: Record, index: int, axis: int) -> Size | int | None:
+    """Return an operand's size along a dimension, as a function of a free one where it is one."""
+    shape, free = record.shape(index), record.free[index] if index < len(record.free) else ()
+    number = shape[axis] if shape is not None else None
+    if number is not None:
+        return number
+    return free[axis] if axis < len(free) else None
 
 
 def gemm(record: Record, axis: int) -> RowLocal | str:

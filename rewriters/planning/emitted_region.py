@@ -191,7 +191,7 @@ def ordered(
         fragments[entry.place] = fragment
     cut = {at for fragment in fragments.values() for at in fragment.covers}
     # What nothing is cut of keeps its own nodes.
-    fragments |= {at: own for at, own in facts.originals.items() if cut.isdisjoint(own.covers)}
+    fragments |= facts.originals_beside(cut)
     order = arrange(facts.index, {**fragments, **_shapes_of_gone(facts, fragments)}, run_rank)
     if order is not None and any(fragment.pieces for fragment in fragments.values()):
         changed = hand_over_pieces(fragments, _read_by_nodes(facts, order), facts.bytes)

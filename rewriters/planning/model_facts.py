@@ -7,7 +7,7 @@ assumed. `ModelFacts` holds both, and keeps them apart.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -106,8 +106,22 @@ class ModelFacts:
         names = NameScheme.avoiding(self.index.names)
         sizing = self.own_sizing or self.sizing
         return {
-            place[-1]: own_nodes(entry.originals, entry.output, place, sizing, names)
+            place[-1]: own_nodes(entry.originals, entry.outputs, place, sizing, names)
             for entry, place in zip(self.respelled.entries, self.respelled.places, strict=True)
+        }
+
+    def originals_beside(self, cut: Collection[int]) -> dict[int, Fragment]:
+        """Return the model's own nodes where nothing of what they are respelled as is cut.
+
+        Args:
+            cut: Positions of the nodes that are.
+        """
+        sections = {self.respelling_of[at].section for at in cut if at in self.respelling_of}
+        return {
+            at: own
+            for at, own in self.originals.items()
+            if (self.respelling_of[at].section or None) not in sections
+            and not any(position in cut for position in own.covers)
         }
 
     @cached_property

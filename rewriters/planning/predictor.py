@@ -78,7 +78,9 @@ class MemoryPredictor:
     @cached_property
     def _readings(self) -> list[Reading]:
         facts = self.facts
-        return [read_node(node, facts.sizing, self._known) for node in facts.slim.graph.node]
+        opset = facts.certain.opset
+        nodes = facts.slim.graph.node
+        return [read_node(node, facts.sizing, self._known, opset=opset) for node in nodes]
 
     @cached_property
     def _known(self) -> Mapping[str, onnx.TensorProto]:
@@ -131,11 +133,11 @@ class MemoryPredictor:
                 {**{name: sizing.dims[name] for name in outer}, **dims},
                 {**{name: sizing.elements.get(name, 0) for name in outer}, **elements},
             )
-            known = {**self._known, **constants}
+            known, opset = {**self._known, **constants}, self.facts.certain.opset
             if fragment.loops:
                 known |= self._worked_out(fragment.reads - known.keys())
             parts[own] = _Part(
-                [read_node(node, around, known, own=own) for node in nodes],
+                [read_node(node, around, known, opset=opset, own=own) for node in nodes],
                 dims,
                 bits,
                 constants.keys(),

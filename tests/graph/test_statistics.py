@@ -404,7 +404,7 @@ def test_what_serves_a_statistic_goes_with_it() -> None:
     made = _model((nodes, weights))
     (entry,) = _found(made, {"x": 2})
     assert entry.covered == tuple(range(6))
-    assert entry.output == "y"
+    assert entry.outputs[0] == "y"
     assert entry.label == "norm"
     shared = [*nodes, node("Shape", "dims", "rank", name="rank")]
     both = _model((shared, weights), outputs=("y",))
@@ -520,7 +520,7 @@ def test_what_is_no_scale_of_channels_stays(other: tuple[str, str]) -> None:
         nodes, [value("x", (1, 4, 6, 5)), value("gate", (1, 4, 1, 1))], [value("y", None)], weights
     )
     (entry,) = _found(made, {"x": 2})
-    assert entry.output == "back"
+    assert entry.outputs[0] == "back"
     changed = copy_of(made)
     respell(changed.graph, [entry])
     assert changed.graph.node[-1] == made.graph.node[-1]
@@ -531,7 +531,7 @@ def test_what_is_an_output_too_is_kept() -> None:
     """The result before its scale is asked for: the scale is left behind it."""
     made = _model(_exported(2), outputs=("y", "back"))
     (entry,) = _found(made, {"x": 2})
-    assert entry.output == "back"
+    assert entry.outputs[0] == "back"
     changed = copy_of(made)
     respell(changed.graph, [entry])
     assert_same(made, changed, {"x": noise(1, 4, 6, 5)})

@@ -1,0 +1,116 @@
+"""Random transformers at free sizes, cut by the rows of the image that their sequence is."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+import onnx
+import pytest
+
+from patchconv_deploy.rewriters.errors import BudgetError
+from patchconv_deploy.rewriters.graph import unfolding
+from patchconv_deploy.rewriters.graph.model import Loaded
+from patchconv_deploy.rewriters.options import Options
+from patchconv_deploy.rewriters.rewrite import rewrite_model
+from tests.support.oracle import oracle_run
+from tests.support.random_sequences import random_sequences
+from tests.support.small_models import (
+    assert_same_where_it_runs,
+    copy_of,
+    noise,
+)
+from tests.support.tiers import slow
+
+# Sums of other lengths and orders, and a Softmax behind some.
+REL = 5e-5
+
+SIZES = ((4, 4), (8, 12), (12, 8), (44, 8), (64, 20), (100, 4))
+
+# Attention's scores grow with the square of the image.
+RANGES = {"x": ((1, 2), (3, 3), (4, 256), (4, 64))}
+
+pytestmark = pytest.mark.usefixtures("less_weighed")
+
+
+def _rewritten(made: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, bool]:
+    """Cut a model; return it, and whether a sequence is in a region."""
+    given: dict[str, Any] = {"splits": 7, "max_recompute": 5.0, "ranges": RANGES, **options}
+    outcome = rewrite_model(Loaded(copy_of(made), None), Options(**given))
+    names = {name for cut in outcome.rewritten for name in cut.nodes}
+    return outcome.model, any(not name.startswith("conv") for name in names)
+
+
+def _compare(seed: int, **options: Any) -> bool:
+    images = bool(seed % 3 == 0)
+    made = random_sequences(seed, images=images)
+    after, within = _rewritten(made, **options)
+    feeds = [
+        {"x": noise(1 + (images and at % 2), 3, *size, seed=seed)} for at, size in enumerate(SIZES)
+    ]
+    assert assert_same_where_it_runs(made, after, feeds, REL) == len(SIZES)
+    return within
+
+
+@pytest.mark.parametrize("seeds", [range(12), slow(range(12, 400))])
+def test_any_size(seeds: range) -> None:
+    """In rounds, at six sizes, of one image and of two."""
+    assert sum(_compare(seed) for seed in seeds) > 0.5 * len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(4), slow(range(4, 150))])
+def test_any_size_unrolled(seeds: range) -> None:
+    """As many patches at every size, as TensorRT has to have them."""
+    cut = [_compare(seed, form="fused", target="tensorrt", splits=3) for seed in seeds]
+    assert sum(cut) > 0.3 * len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(4), slow(range(4, 100))])
+def test_any_width(seeds: range) -> None:
+    """Cut along the columns, whose sizes are given where rows are what is left."""
+    assert sum(_compare(seed, axis="width") for seed in seeds) > 0.2 * len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(4), slow(range(4, 150))])
+def test_budgets(seeds: range) -> None:
+    """Whatever a budget chooses: some sequences are cut, others beside them not."""
+    cut = 0
+    for seed in seeds:
+        share = random.Random(seed).uniform(0.3, 0.9)
+        made = random_sequences(seed)
+        before = rewrite_model(Loaded(copy_of(made), None), Options(splits=1, ranges=RANGES)).before
+        try:
+            after, _ = _rewritten(made, splits=None, memory_budget=int(before.need * share))
+        except BudgetError:
+            continue
+        feeds = [{"x": noise(1, 3, *size, seed=seed)} for size in SIZES]
+        assert_same_where_it_runs(made, after, feeds, REL)
+        cut += 1
+    assert cut > 0.4 * len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(3), slow(range(3, 60))])
+def test_by_the_reference(seeds: range) -> None:
+    """The second oracle: onnx's reference evaluator, to which a Loop without a condition is new."""
+    for seed in seeds:
+        made = random_sequences(seed)
+        after, _ = _rewritten(made, form="fused", splits=3)
+        for height, width in ((8, 12), (44, 8)):
+            feeds = {"x": noise(1, 3, height, width, seed=seed)}
+            (right,), (got,) = oracle_run(made, feeds), oracle_run(after, feeds)
+            assert abs(right - got).max() <= REL * abs(right).max()
+
+
+@pytest.mark.parametrize("operator", ["Softmax", "Concat"])
+def test_an_axis_that_is_counted_wrongly_is_caught(
+    operator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Planted: a node works along the dimension that has the number of the folded one."""
+
+    def wrong(at: Any) -> bool:
+        read = [at.read(index) for index in range(len(at.node.input))]
+        return bool(at.write([each.name for each in read], [read[0].layout]))
+
+    monkeypatch.setattr(unfolding, "_RULES", {**unfolding._RULES, operator: wrong})
+    with pytest.raises(Exception, match=r"off by|shape|dimension"):
+        list(map(_compare, range(24)))
