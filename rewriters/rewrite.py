@@ -40,6 +40,7 @@ from patchconv_deploy.rewriters.memory.targets import TARGETS
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import SESSION_OPTIONS_KEY, Outcome, Rewritten
 from patchconv_deploy.rewriters.patch_rows import check_patch_rows, splits_for, with_patch_rows
+from patchconv_deploy.rewriters.planning.apply_plan import names_of
 from patchconv_deploy.rewriters.planning.emitted_region import (
     EmittedRegion,
     ordered,
@@ -60,6 +61,7 @@ from patchconv_deploy.rewriters.prepare import (
     predictor_for,
     write_out,
 )
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.regions.selection import ConvSize, region_size
 
 __all__ = ["rewrite_model"]
@@ -222,10 +224,13 @@ def _spliced(
     loaded, regions = subject.loaded, decided.regions
     model, target = loaded.model, TARGETS[options.target]
     done = tuple(_describe(entry, subject, decided) for entry in regions)
+    facts = subject.predictor.facts
+    respelled = any(at in facts.respelling_of for e in regions for at in e.plan.region.nodes)
+    links = find_locality(facts.certain, decided.axis).links if respelled else {}
     plan = plan_data(
         decided.axis,
         decided.order,
-        [(e.plan, e.form, r.nodes) for e, r in zip(regions, done, strict=True)],
+        [(e.plan, e.form, names_of(facts, links, e.plan.region.nodes)) for e in regions],
         options.target,
         options.max_buffer,
     )

@@ -300,9 +300,7 @@ class _Walk:
         if node.op_type == "Gather":
             return None if rank is None or ranks[1] is None else rank + ranks[1] - 1
         more = {"Unsqueeze": 1, "Squeeze": -1, **dict.fromkeys(REDUCTIONS, -1)}.get(node.op_type)
-        axes: Any = attributes(node).get("axes")
-        if len(node.input) > 1:
-            axes = self._constants.numbers(node.input[1])
+        axes = self._axes(node)
         return None if rank is None or more is None or not axes else rank + more * len(axes)
 
     def _rank(self, name: str) -> int | None:
@@ -340,10 +338,12 @@ class _Walk:
             return self._scaled(node, record(at), axis)
         if node.op_type == "Range":
             return self._counted(node)
-        if node.op_type == "Unsqueeze" and axis in self._new_axes(node):
+        if self._makes_one(node, axis):
             return Size.number(1)
         if node.op_type == "Concat" and axis == self._axis_of(node):
             return self._put_together(node, axis)
+        if node.op_type == "Gather" and axis == self._axis_of(node):
+            return self._size(node.input[1], 0) if self._rank(node.input[1]) == 1 else None
         entry = table_of(node.domain).get(node.op_type)
         if entry is None:
             return None
@@ -359,8 +359,7 @@ class _Walk:
             return None
         rows = []
         for index, dimension in link.carriers:
-            dims = self.dims.get(node.input[index])
-            size = None if dims is None else dims[dimension]
+            size = self._size(node.input[index], dimension)
             if size is None:
                 return None
             rows.append(size)
@@ -381,29 +380,41 @@ class _Walk:
             return None
         return end[0][0]
 
-    def _new_axes(self, node: onnx.NodeProto) -> list[int]:
-        """Return the dimensions that an Unsqueeze puts in, none where they are not known."""
+    def _axes(self, node: onnx.NodeProto) -> Sequence[int]:
+        """Return the axes that a node is given, none where they are not known."""
         axes: Any = attributes(node).get("axes")
         if len(node.input) > 1:
             axes = self._constants.numbers(node.input[1])
-        rank = self._rank(node.input[0])
-        return [] if rank is None or not axes else [at % (rank + len(axes)) for at in axes]
+        return axes or ()
+
+    def _makes_one(self, node: onnx.NodeProto, axis: int) -> bool:
+        """Tell whether a node puts a dimension in, or reduces one and keeps it."""
+        new = node.op_type == "Unsqueeze"
+        if not new and not (node.op_type in _REDUCTIONS and attributes(node).get("keepdims", 1)):
+            return False
+        axes, rank = self._axes(node), self._rank(node.input[0])
+        return rank is not None and axis in {at % (rank + new * len(axes)) for at in axes}
 
     def _axis_of(self, node: onnx.NodeProto) -> int | None:
+        """Return the dimension that a Concat or Gather works along."""
         rank = self._rank(node.input[0])
-        return attributes(node).get("axis", 1) % rank if rank else None
+        return attributes(node).get("axis", 0) % rank if rank else None
 
     def _put_together(self, node: onnx.NodeProto, axis: int) -> Size | None:
         """Return the sum of what is put together along a dimension."""
         made: Size | None = _ZERO
         for name in node.input:
-            dims = self._shapes.dims.get(name)
-            known = dims[axis] if dims is not None and axis < len(dims) else None
-            own = self.dims.get(name, ())
-            size = own[axis] if known is None and axis < len(own) else None
-            size = size if known is None else Size.number(known)
+            size = self._size(name, axis)
             made = None if made is None or size is None else made + size
         return made
+
+    def _size(self, name: str, axis: int) -> Size | None:
+        """Return a tensor's size along a dimension, None if it is not known."""
+        known, own = self._shapes.dims.get(name, ()), self.dims.get(name, ())
+        number = known[axis] if axis < len(known) else None
+        if number is not None:
+            return Size.number(number)
+        return own[axis] if axis < len(own) else None
 
     def _scaled(self, node: onnx.NodeProto, record: Record, axis: int) -> Size | None:
         """Return a size that is scaled by a given number, wherever its rows lie."""

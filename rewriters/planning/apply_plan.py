@@ -9,6 +9,7 @@ from typing import Any
 from patchconv_deploy.rewriters.emission.forms import FORMS
 from patchconv_deploy.rewriters.emission.names import NameScheme
 from patchconv_deploy.rewriters.errors import OptionError
+from patchconv_deploy.rewriters.graph.statistics import Statistic
 from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.planning.candidates import row_local
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region
@@ -20,7 +21,7 @@ from patchconv_deploy.rewriters.regions.region import make_region
 from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
-__all__ = ["apply_plan"]
+__all__ = ["apply_plan", "names_of"]
 
 
 def apply_plan(
@@ -38,21 +39,23 @@ def apply_plan(
     """
     facts, labels = predictor.facts, predictor.facts.labels
     certain = facts.certain
-    positions = _positions(facts)
+    exactly = {label: at for at, label in labels.items()}
+    respelled = _respelled(facts)
     names = NameScheme.avoiding(facts.index.names)
     links = find_locality(certain, data["axis"]).links
     run_rank = run_rank_of(predictor, data["order"], engine, row_local(facts, links))
     emitted, compiled = [], ENGINES[engine].lowering.compiler
     for entry in data["regions"]:
-        unknown = [label for label in entry["nodes"] if label not in positions]
+        unknown = [name for name in entry["nodes"] if name not in exactly and name not in respelled]
         if unknown:
             raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
-        named = {at for label in entry["nodes"] for at in positions[label]}
-        made = {name for at in named for name in certain.graph.node[at].output}
+        exact = {exactly[name] for name in entry["nodes"] if name in exactly}
+        named = {at for name in entry["nodes"] for at in respelled.get(name, ())} - exact
+        made = {name for at in exact | named for name in certain.graph.node[at].output}
         strange = [name for name in entry["outputs"] if name not in made]
         if strange:
             raise OptionError(f"plan=: no node of its region makes {strange[0]!r}")
-        nodes = _own_half(facts, links, named, entry["outputs"])
+        nodes = _named(facts, links, exact, named, entry["outputs"])
         if not nodes:
             # A statistic over all rows: its half that goes by rows makes none of these.
             raise OptionError(
@@ -86,26 +89,57 @@ def apply_plan(
     return tuple(emitted), run_rank
 
 
-def _positions(facts: ModelFacts) -> dict[str, list[int]]:
-    """Return where the nodes of each name stand: of what is respelled (`graph`) several."""
+def names_of(facts: ModelFacts, links: Collection[int], nodes: Collection[int]) -> tuple[str, ...]:
+    """Return what a plan calls the nodes of a region: by their names in the model.
+
+    Several nodes may stand for one of the model's: where only some of these are in the region they
+    go by names of their own. The halves of a statistic are told apart without (`apply_plan`).
+
+    Args:
+        facts: The model.
+        links: The nodes that can be in a region.
+        nodes: Those that are.
+    """
+    found, nodes = dict[str, None](), frozenset(nodes)
+    for at in sorted(nodes):
+        entry = facts.respelling_of.get(at)
+        alone = entry is None or isinstance(entry, Statistic)
+        whole = alone or all(other in nodes for other in facts.respelled_with[at] if other in links)
+        found[facts.own_label(at) if whole else facts.labels[at]] = None
+    return tuple(found)
+
+
+def _respelled(facts: ModelFacts) -> dict[str, list[int]]:
+    """Return where the nodes stand that are written for one of the model's, by its name."""
     found: dict[str, list[int]] = {}
-    for at, label in facts.labels.items():
-        for name in {label, facts.own_label(at)}:
-            found.setdefault(name, []).append(at)
+    for at in facts.respelling_of:
+        found.setdefault(facts.own_label(at), []).append(at)
     return found
 
 
-def _own_half(
-    facts: ModelFacts, links: Collection[int], named: Collection[int], outputs: Sequence[str]
+def _named(
+    facts: ModelFacts,
+    links: Collection[int],
+    exact: Collection[int],
+    named: Collection[int],
+    outputs: Sequence[str],
 ) -> list[int]:
     """Return the nodes of a region of those that its names stand for.
 
-    A statistic is written in two, and both halves go by the name of the model's node. The region's
-    is that which leads to its outputs.
+    Of what is written for a node of the model it is those that can be in a region. A statistic is
+    written in two, and both halves go by the name of the model's node: the region's is that which
+    leads to its outputs.
+
+    Args:
+        facts: The model.
+        links: The nodes that can be in a region.
+        exact: Those that go by names of their own.
+        named: Those that are written for a node that is named.
+        outputs: What the region makes.
     """
-    if not any(at in facts.statistic_of for at in named):
-        return sorted(named)
-    within = {at for at in named if at in links}
+    if named and not any(at in links for at in named):
+        return sorted({*exact, *named})
+    within = {at for at in (*exact, *named) if at in links}
     index, reached = facts.index, set[int]()
     ahead = [at for at in map(index.producer.get, outputs) if at in within]
     while ahead:
@@ -114,4 +148,5 @@ def _own_half(
             reached.add(at)
             before = map(index.producer.get, facts.executed[at].reads)
             ahead += [other for other in before if other in within]
-    return sorted(at for at in named if at in reached or at not in facts.statistic_of)
+    halves = {at for at in named if at in links and at not in facts.statistic_of}
+    return sorted({*exact, *halves, *(at for at in named if at in reached)})

@@ -90,6 +90,11 @@ class ModelFacts:
         pairs = zip(self.respelled.entries, self.respelled.places, strict=True)
         return {at: entry for entry, place in pairs for at in place}
 
+    @cached_property
+    def respelled_with(self) -> dict[int, range]:
+        """The positions of all that is written in the place of the same nodes, by position."""
+        return {at: place for place in self.respelled.places for at in place}
+
     def own_label(self, at: int) -> str:
         """Return what a node, or the one that it was written for, is called in the model."""
         entry = self.respelling_of.get(at)

@@ -34,6 +34,9 @@ pytestmark = pytest.mark.usefixtures("less_weighed")
 # Sums are made in another order, and a square root or a gate stands behind them.
 REL = 2e-4
 
+# A normalised constant is 0, and what rounding makes of numbers near 1.
+LEAST = 1e-6
+
 
 def _rewrite(made: onnx.ModelProto, **options: Any) -> Outcome:
     return rewrite_model(Loaded(copy_of(made), None), Options(**options))
@@ -64,7 +67,7 @@ def _cut(seed: int) -> int:
         except BudgetError:
             continue
         if outcome.rewritten:
-            assert_same(made, outcome.model, feeds, REL)
+            assert_same(made, outcome.model, feeds, REL, LEAST)
             cut += 1
         else:
             assert outcome.model == made
@@ -96,7 +99,7 @@ def _forced(seed: int) -> tuple[int, int]:
         entries = [(each, form, [labels[at] for at in each.region.nodes]) for each in regions]
         plan = json.loads(json.dumps(plan_data(axis, "file", entries, "onnxruntime")))
         outcome = _rewrite(made, axis=axis, plan=plan)
-        assert_same(made, outcome.model, feeds, REL)
+        assert_same(made, outcome.model, feeds, REL, LEAST)
         cut += 1
         within += any("/rows" in name for _, _, names in entries for name in names)
     return cut, within

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
+from typing import Any
 
+import onnx
 import pytest
 
 from patchconv_deploy.report.warnings import warnings_of
@@ -13,8 +16,12 @@ from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.rewriters.rewrite import rewrite_model
+from tests.emission.test_resizing import decoder
+from tests.planning.test_passes import _forced
 from tests.planning.test_peak_holders import vae_decoder
+from tests.support.random_sequences import random_sequences
 from tests.support.small_models import copy_of, model, node, noise
+from tests.support.tiers import slow
 
 pytestmark = pytest.mark.usefixtures("less_weighed")
 
@@ -40,6 +47,38 @@ def test_a_plan_with_statistics_gives_the_same_model_again(once: Outcome) -> Non
     assert again.model.SerializeToString(deterministic=True) == once.model.SerializeToString(
         deterministic=True
     )
+
+
+@pytest.mark.parametrize("seeds", [range(6), slow(range(6, 60))])
+@pytest.mark.parametrize(
+    "make",
+    [lambda seed: decoder(seed, (1, 3, "H", "W")), random_sequences],
+    ids=["resized", "folded"],
+)
+def test_what_is_written_in_other_words_is_found_again(
+    make: Callable[[int], onnx.ModelProto], seeds: range
+) -> None:
+    """Resizes and sequences go by their names in the model, in part by names of their own."""
+    parts = 0
+    for seed in seeds:
+        options: dict[str, Any] = {"ranges": {"x": ((1, 1), (3, 3), (16, 256), (16, 64))}}
+        asked = Options(splits=5, max_recompute=5.0, **options)
+        outcome = rewrite_model(Loaded(make(seed), None), asked)
+        if not outcome.rewritten:
+            continue
+        plan = read_plan(json.dumps(outcome.plan))
+        again = rewrite_model(Loaded(make(seed), None), Options(plan=plan, **options))
+        right, found = (
+            each.model.SerializeToString(deterministic=True) for each in (outcome, again)
+        )
+        assert right == found
+        parts += 1
+    assert parts > len(seeds) // 2
+
+
+def test_a_region_with_a_dead_end_is_found_again() -> None:
+    """Nodes that nobody reads the result of are named as they are, and stay in their region."""
+    _forced(1624)
 
 
 @pytest.mark.parametrize("form", ["loop", "shrinking"])

@@ -234,9 +234,21 @@ def run(made: onnx.ModelProto, feeds: Mapping[str, Array]) -> dict[str, Array]:
 
 
 def assert_same(
-    before: onnx.ModelProto, after: onnx.ModelProto, feeds: Mapping[str, Array], rel: float = FP32
+    before: onnx.ModelProto,
+    after: onnx.ModelProto,
+    feeds: Mapping[str, Array],
+    rel: float = FP32,
+    least: float = 0.0,
 ) -> None:
-    """Assert equal outputs: names, types, shapes, and values within ``rel`` of the largest."""
+    """Assert equal outputs: names, types, shapes, and values within ``rel`` of the largest.
+
+    Args:
+        before: The one model.
+        after: The other.
+        feeds: Inputs of both.
+        rel: How far values may be apart, of the largest of an output.
+        least: How far in any case: what is 0 but for rounding has no digit that is right.
+    """
     expected, got = run(before, feeds), run(after, feeds)
     assert list(expected) == list(got)
     for name, array in expected.items():
@@ -245,7 +257,7 @@ def assert_same(
         assert array.shape == other.shape
         largest = float(np.max(np.abs(array.astype(np.float64)), initial=0.0))
         error = float(np.max(np.abs(array.astype(np.float64) - other), initial=0.0))
-        assert error <= rel * largest, f"{name}: off by {error}, largest {largest}"
+        assert error <= max(rel * largest, least), f"{name}: off by {error}, largest {largest}"
 
 
 def assert_same_where_it_runs(
