@@ -53,7 +53,7 @@ def candidate_regions(schedule: Schedule, progress: Callable[[int], None]) -> Ca
     inside = sum(edges(schedule.nodes[begin:end]) for begin, end in runs)
     most = max(_FEWEST_CUTS, min(_MOST_CUTS, _WALKED // max(1, inside)))
     for begin, end in runs:
-        cuts = _cuts(schedule, begin, end, most)
+        cuts = sorted({*_cuts(schedule, begin, end, most), *_behind_keys(schedule, begin, end)})
         ends = frozenset(cuts)
         for place in cuts[:-1]:
             progress(walked)
@@ -73,6 +73,19 @@ def _runs(schedule: Schedule) -> Iterator[tuple[int, int]]:
             begin = place + 1
     if begin < len(schedule.nodes):
         yield begin, len(schedule.nodes)
+
+
+def _behind_keys(schedule: Schedule, begin: int, end: int) -> list[int]:
+    """Return the first places where regions may begin that hold what reads tensors whole.
+
+    A region that makes such a tensor cannot hold its reader.
+    """
+    tensors, found = schedule.tensors, dict[int, None]()
+    for node in schedule.nodes[begin:end]:
+        made = max((tensors[number].made_at for number in node.whole), default=-1) + 1
+        if made > begin:
+            found[made] = None
+    return list(found)[:_MOST_CUTS]
 
 
 def _cuts(schedule: Schedule, begin: int, end: int, most: int) -> list[int]:

@@ -6,7 +6,7 @@ the prediction for the engine in view, on the nodes that would be written.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import inf
@@ -17,6 +17,7 @@ from patchconv_deploy.rewriters.emission.names import NameScheme
 from patchconv_deploy.rewriters.memory.lowering.node import copied
 from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.memory.targets import ENGINES
+from patchconv_deploy.rewriters.operators.record import RowLocal
 from patchconv_deploy.rewriters.planning.candidates import choice_of
 from patchconv_deploy.rewriters.planning.effort import EMITTED, PROVEN
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region, ordered
@@ -56,7 +57,7 @@ class PlanEvaluator:
     Args:
         predictor: Predicts the model's memory.
         engine: A key of `memory.targets.ENGINES`.
-        row_local: Positions of the nodes that may be in a region.
+        row_local: The nodes that may be in a region.
         spend: Called with the effort (`planning.effort`) of what is worked out.
     """
 
@@ -64,7 +65,7 @@ class PlanEvaluator:
         self,
         predictor: MemoryPredictor,
         engine: str,
-        row_local: Collection[int],
+        row_local: Mapping[int, RowLocal],
         spend: Callable[[float], None],
     ) -> None:
         self.facts = facts = predictor.facts

@@ -9,8 +9,9 @@ runs      the same, with row-local nodes together
 from __future__ import annotations
 
 import heapq
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
+from patchconv_deploy.rewriters.operators.record import RowLocal
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 
@@ -18,26 +19,26 @@ __all__ = ["run_orders", "run_rank_of"]
 
 
 def run_orders(
-    facts: ModelFacts, engine_order: Sequence[int], links: Collection[int]
+    facts: ModelFacts, engine_order: Sequence[int], links: Mapping[int, RowLocal]
 ) -> dict[str, list[int]]:
     """Return the orders, that of the engine first; none that is equal to it.
 
     Args:
         facts: The model.
         engine_order: Positions of the nodes as the engine runs them.
-        links: Positions of the row-local nodes.
+        links: The row-local nodes.
     """
     first = list(engine_order)
     others = {
         "file": sorted(first),
         "late": _late_order(facts),
-        "runs": _late_order(facts, links),
+        "runs": _late_order(facts, _by_rows(facts, links)),
     }
     return {"engine": first, **{name: order for name, order in others.items() if order != first}}
 
 
 def run_rank_of(
-    predictor: MemoryPredictor, order: str, engine: str, links: Collection[int]
+    predictor: MemoryPredictor, order: str, engine: str, links: Mapping[int, RowLocal]
 ) -> list[int] | None:
     """Return when each node runs in an order, by position; None for the order of the file.
 
@@ -45,18 +46,41 @@ def run_rank_of(
         predictor: Predicts the model's memory.
         order: Name of the order.
         engine: A key of `memory.targets.ENGINES`.
-        links: Positions of the row-local nodes.
+        links: The row-local nodes.
     """
     if order == "file":
         return None
     if order == "engine":
         nodes: Sequence[int] = predictor.run(engine)[0]
     else:
-        nodes = _late_order(predictor.facts, links if order == "runs" else ())
+        facts = predictor.facts
+        nodes = _late_order(facts, _by_rows(facts, links) if order == "runs" else ())
     run_rank = [0] * len(nodes)
     for rank, at in enumerate(nodes):
         run_rank[at] = rank
     return run_rank
+
+
+def _by_rows(facts: ModelFacts, links: Mapping[int, RowLocal]) -> set[int]:
+    """Return the row-local nodes but for those that others need the whole result of.
+
+    Keys and values are made of the image's rows, and read whole by each row of queries: they come
+    before all that leads to the queries, or else no region holds attention and what it reads.
+    """
+    graph, index = facts.index.graph, facts.index
+    found = set[int]()
+    for at in links:
+        users = {
+            (user, name) for name in facts.executed[at].makes for user in index.users.get(name, ())
+        }
+        if not users or any(
+            graph.node[user].input[place] == name
+            for user, name in users
+            if user in links
+            for place, _ in links[user].carriers
+        ):
+            found.add(at)
+    return found
 
 
 def _late_order(facts: ModelFacts, together: Collection[int] = ()) -> list[int]:

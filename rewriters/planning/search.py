@@ -80,7 +80,7 @@ def stage_graphs(
     search = _Search(facts, links, engine, progress)
     schedules = {
         name: search.schedule([Entry(at) for at in order if at not in skipped])
-        for name, order in run_orders(facts, run, links.keys()).items()
+        for name, order in run_orders(facts, run, links).items()
     }
     base = schedules["engine"]
     overhead = {

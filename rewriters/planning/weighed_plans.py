@@ -62,9 +62,7 @@ class WeighedPlans:
         self.limits = Limits(splits=1, tensor=tensor)
         self.too_large = candidates.stage_graphs[0].too_large(tensor)
         self.effort = Effort(len(predictor.facts.uncut))
-        self.evaluator = PlanEvaluator(
-            predictor, engine, candidates.links.keys(), self.effort.spend
-        )
+        self.evaluator = PlanEvaluator(predictor, engine, candidates.links, self.effort.spend)
         self.handed: dict[int, dict[tuple[StageGraph, str], EvaluatedPlan]] = {}
         self._plans: dict[tuple[tuple[RegionChoice, ...], str], EvaluatedPlan | None] = {}
 

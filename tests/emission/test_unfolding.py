@@ -89,6 +89,21 @@ def test_budgets(seeds: range) -> None:
     assert cut > 0.4 * len(seeds)
 
 
+@pytest.mark.parametrize("seeds", [range(6), slow(range(6, 200))])
+def test_one_size(seeds: range) -> None:
+    """At a fixed size, where a sequence stays one, and at a fixed width."""
+    cut = 0
+    for seed in seeds:
+        width = (12, 8)[seed % 2]
+        made = random_sequences(seed, size=((96, "H")[seed % 2], width))
+        after, within = _rewritten(made, **({"ranges": {}} if seed % 2 == 0 else {}))
+        heights = (96,) if seed % 2 == 0 else (4, 12, 44, 100)
+        feeds = [{"x": noise(1, 3, each, width, seed=seed)} for each in heights]
+        assert assert_same_where_it_runs(made, after, feeds, REL) == len(heights)
+        cut += within
+    assert cut > 0.3 * len(seeds)
+
+
 @pytest.mark.parametrize("seeds", [range(3), slow(range(3, 60))])
 def test_by_the_reference(seeds: range) -> None:
     """The second oracle: onnx's reference evaluator, to which a Loop without a condition is new."""

@@ -35,7 +35,7 @@ def _answers(predictor: MemoryPredictor, questions: Sequence[Question]) -> tuple
     """Return what a fresh evaluator answers, and the effort that it tells of."""
     spent: list[float] = []
     found = candidates_of(predictor, "height", frozenset(), ENGINE)
-    evaluator = PlanEvaluator(predictor, ENGINE, found.links.keys(), spent.append)
+    evaluator = PlanEvaluator(predictor, ENGINE, found.links, spent.append)
     answers = []
     for regions, form, order in questions:
         plan = evaluator.evaluate(regions, form, order)

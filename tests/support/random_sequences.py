@@ -238,12 +238,15 @@ _LAYERS: tuple[Callable[[Sequences, str], str], ...] = (
 )
 
 
-def random_sequences(seed: int, *, images: bool = False) -> onnx.ModelProto:
+def random_sequences(
+    seed: int, *, images: bool = False, size: tuple[int | str, int | str] = ("H", "W")
+) -> onnx.ModelProto:
     """Make a model of input x [1 or N, 3, H, W], whose sizes are multiples of 4.
 
     Args:
         seed: What is drawn.
         images: The number of images is free as well.
+        size: Height and width.
     """
     made = Sequences(seed, images=images)
     image = made.conv("x")
@@ -259,5 +262,5 @@ def random_sequences(seed: int, *, images: bool = False) -> onnx.ModelProto:
     nodes = [*made.nodes, node("Conv", f"{image} {made.weight(2, CHANNELS, 1, 1)}", "y")]
     count = "N" if images else 1
     return model(
-        nodes, {"x": (count, 3, "H", "W")}, {"y": (None,) * 4}, made.weights, opset=made.opset
+        nodes, {"x": (count, 3, *size)}, {"y": (None,) * 4}, made.weights, opset=made.opset
     )

@@ -18,6 +18,7 @@ from torch import nn
 from tools.calibrate_memory import ocr_file
 from tools.models.classification import CRNN, YOLO, ConvNeXt, EfficientNet, ResNet
 from tools.models.layers import initialise
+from tools.models.mix_transformer import SegFormer
 from tools.models.mobilenet import MobileNet
 from tools.models.quiet import quiet
 from tools.models.residual_blocks import ResidualBlocks
@@ -101,6 +102,7 @@ NETWORKS: Mapping[str, Network] = {
     "craft": Network(CRAFT),
     "hrnet": Network(HRNet, multiple=8),
     "segformer_head": Network(SegFormerHead),
+    "segformer": Network(SegFormer, size=(1024, 1024), multiple=32),
     "dpt": Network(DPT, multiple=16),
     "yolo": Network(YOLO, size=(640, 640), multiple=32),
     "resnet": Network(ResNet),
