@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from tools.models.blocks import SelfAttention
 from tools.models.layers import Architecture, Size, initialise
+from tools.models.mix_transformer import SegFormer
 from tools.models.mobilenet import MobileNet
 from tools.models.residual_blocks import ResidualBlocks, residual_blocks_channels
 from tools.models.style_transfer import StyleTransfer
@@ -40,6 +41,9 @@ ARCHITECTURES: dict[str, Architecture] = {
     ),
     "unet_3d": Architecture(
         UNet3d, channels=1, size=(16, 16, 16), seed=19, multiple=unet_3d_multiple
+    ),
+    "segformer": Architecture(
+        SegFormer, channels=3, size=(64, 64), seed=22, multiple=lambda model: 32
     ),
     "swinir": Architecture(SwinIR, channels=3, size=(32, 32), seed=20, multiple=swinir_multiple),
     "attention": Architecture(
