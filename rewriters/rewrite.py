@@ -23,6 +23,11 @@ from patchconv_deploy.rewriters.emission.constant_slices import cut_constants
 from patchconv_deploy.rewriters.emission.conv_folding import Folded, fold_clones
 from patchconv_deploy.rewriters.emission.forms import SINGLE_FORMS
 from patchconv_deploy.rewriters.emission.fragment import Fragment
+from patchconv_deploy.rewriters.emission.lean_clones import (
+    drop_copies,
+    drop_defaults,
+    number_tensors,
+)
 from patchconv_deploy.rewriters.emission.splice import drop_unused_value_info, splice
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.check import check
@@ -247,14 +252,18 @@ def _spliced(
     certain = subject.predictor.facts.certain
     correct_claims(model.graph, certain.shapes, reads)
     declare_ranks(model.graph, certain.shapes)
+    made = {node.name for fragment in fragments for node in fragment.export()[0]}
     folded = Folded()
     if options.fold:
-        made = {node.name for fragment in fragments for node in fragment.export()[0]}
         folded = fold_clones(model, made, loaded.folder)
         saved = cut_constants(model, made)
         weights = outcome.after.weights
         weights = replace(weights, held=max(0, weights.held - saved))
         outcome = replace(outcome, after=replace(outcome.after, weights=weights))
+    drop_copies(model, made)
+    drop_defaults(model, made)
+    if fragments:
+        number_tensors(model, made, fragments[0].names)
     record(model, METADATA_KEY, plan)
     if target.session_options and options.by_region:
         record(model, SESSION_OPTIONS_KEY, target.session_options)
