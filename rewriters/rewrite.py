@@ -255,7 +255,7 @@ def _spliced(
     made = {node.name for fragment in fragments for node in fragment.export()[0]}
     folded = Folded()
     if options.fold:
-        folded = fold_clones(model, made, loaded.folder)
+        folded = fold_clones(model, made, certain, loaded.folder)
         saved = cut_constants(model, made)
         weights = outcome.after.weights
         weights = replace(weights, held=max(0, weights.held - saved))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 import onnx
 
@@ -29,11 +29,23 @@ def replace_nodes(
     gone: Collection[int],
     made: Sequence[onnx.TensorProto],
     read: Iterable[str],
+    behind: Mapping[int, Sequence[onnx.NodeProto]] | None = None,
 ) -> None:
-    """Take out nodes, add constants, and drop those that nobody reads any more."""
-    graph = model.graph
+    """Take out nodes, add constants, and drop those that nobody reads any more.
+
+    Args:
+        model: The model, changed in place.
+        gone: Positions of the nodes to take out.
+        made: New constants.
+        read: Names of the constants that are dropped if nobody reads them.
+        behind: Nodes to put in, by the position of the node that they go behind.
+    """
+    graph, behind = model.graph, behind or {}
     between = {graph.node[at].input[0] for at in gone}
-    nodes = [node for at, node in enumerate(graph.node) if at not in gone]
+    nodes: list[onnx.NodeProto] = []
+    for at, node in enumerate(graph.node):
+        nodes += [] if at in gone else [node]
+        nodes += behind.get(at, ())
     if model.ir_version >= 4:
         graph.initializer.extend(made)
     else:  # every initializer is listed among the inputs there
@@ -57,7 +69,7 @@ def _drop_unread(model: onnx.ModelProto, names: Iterable[str]) -> None:
     dead: set[str] = set()
     queue = [name for name, users in readers.items() if not users]
     for name in queue:
-        if name in found.outputs or name in inputs:
+        if name in dead or name in found.outputs or name in inputs:
             continue
         dead.add(name)
         at = found.producer.get(name)

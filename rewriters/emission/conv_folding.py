@@ -17,16 +17,19 @@ operation and each result rounded to the element type, so that W' and b' are the
 s and k are one number per channel of the result, k of a Mul may also be a single one. So much is
 folded, and no more:
 
-- behind a Conv all of these; behind a ConvTranspose of one group ``BatchNormalization`` alone;
+- behind a Conv all of these; behind a ConvTranspose, whatever its groups, ``BatchNormalization``
+  alone;
 - k is the second operand, has no dimensions (Mul), or has the rank of the result or one less, with
   the channels as the one dimension that is not 1;
-- everything but x is constant: an initializer that is no input of the model, or a Constant node, by
-  way of Identity nodes. Weights behind a DequantizeLinear are none;
+- everything but x is constant: an initializer that is no input of the model, a Constant node, or
+  what the graph works out of these and the runtime makes a tensor of (`emission.worked_out`), such
+  as weights in float16 behind a Cast. Weights behind a DequantizeLinear are none;
 - the result in between has that one reader and is no output of the graph;
 - BatchNormalization has one output and does not train;
 - all are float16, float32 or float64, and of the same type.
 
-Weights in another file stay there, and what is made of them goes to the new model's own.
+Weights in another file stay there, and what is made of them goes to the new model's own
+(`emission.folded_weights`).
 
 Only clones are folded, and only where at least two would be: a single Conv is left to the runtime,
 and what is not cut stays as it is. Names of the tensors that others read stay.
@@ -37,18 +40,21 @@ Source: ONNX Runtime, ``core/optimizer/conv_bn_fusion.cc``, ``conv_mul_fusion.cc
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import Any
+from typing import cast
 
-import numpy as np
 import onnx
-import onnx.numpy_helper
 
 from patchconv_deploy.rewriters.emission.constants import constants_of, replace_nodes
-from patchconv_deploy.rewriters.graph.external_data import external_range, is_external, pending
+from patchconv_deploy.rewriters.emission.folded_weights import Affine, Recipe, evaluate
+from patchconv_deploy.rewriters.emission.worked_out import WorkedOut
+from patchconv_deploy.rewriters.graph.constant_folding import Constants
+from patchconv_deploy.rewriters.graph.external_data import is_external
+from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.use_def import Index, index
 from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, FOLDED, is_channelwise
@@ -56,11 +62,12 @@ from patchconv_deploy.rewriters.operators.record import CONVOLUTIONS, FOLDED, is
 __all__ = ["Folded", "fold_clones"]
 
 
-Array = np.ndarray[Any, Any]
-
 _KINDS = frozenset({onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT, onnx.TensorProto.DOUBLE})
 
 _DEFAULT = ("", "ai.onnx")
+
+# The first opset in which the operands of a Mul are broadcast to each other.
+_BROADCASTS = 7
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,38 +84,6 @@ class Folded:
 
 
 @dataclass(frozen=True, slots=True)
-class _Affine:
-    """A node that scales or shifts the channels of a convolution's result.
-
-    Attributes:
-        op_type: "BatchNormalization", "Mul" or "Add".
-        constants: Names of the tensors it does so by.
-        epsilon: What a BatchNormalization adds to the variance.
-    """
-
-    op_type: str
-    constants: tuple[str, ...]
-    epsilon: float = 0.0
-
-
-@dataclass(frozen=True, slots=True)
-class _Recipe:
-    """Weights that clones share after folding; equal for all clones of one convolution.
-
-    Attributes:
-        op_type: "Conv" or "ConvTranspose".
-        weight: Name of its weights.
-        bias: Name of its bias, "" where it has none.
-        affine: What is folded, in order.
-    """
-
-    op_type: str
-    weight: str
-    bias: str
-    affine: tuple[_Affine, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class _Clone:
     """A convolution and the nodes behind it that are folded into it, by position."""
 
@@ -117,64 +92,86 @@ class _Clone:
 
 
 def fold_clones(
-    model: onnx.ModelProto, clones: Collection[str], folder: Path | None = None
+    model: onnx.ModelProto,
+    clones: Collection[str],
+    facts: CertainFacts,
+    folder: Path | None = None,
 ) -> Folded:
     """Fold what stands behind clones of convolutions into weights that they share, in place.
 
     Args:
         model: A model with patches in its main graph.
         clones: Names of the nodes that are clones.
+        facts: What is certain of the model as it was before.
         folder: The folder that its external weights lie in; None: they are out of reach.
     """
-    found, constants = index(model), constants_of(model.graph)
-    groups: dict[_Recipe, list[_Clone]] = {}
+    found = index(model)
+    values = Constants(model, found, facts.shapes)
+    constants = WorkedOut(constants_of(model.graph), found, values, folder)
+    groups: dict[Recipe, list[_Clone]] = {}
     for position, node in enumerate(model.graph.node):
         if node.name in clones and node.op_type in CONVOLUTIONS and node.domain in _DEFAULT:
-            matched = _match(found, constants, position, folder)
-            if matched is not None:
+            weight = _weight(node.input[1], constants, facts)
+            matched = weight and _match(found, constants, position, weight, folder)
+            if matched:
                 recipe, clone = matched
                 groups.setdefault(recipe, []).append(clone)
     groups = {recipe: several for recipe, several in groups.items() if len(several) > 1}
     if not groups:
         return Folded()
-    names = set(found.names)
+    free = partial(_free, names=set(found.names))
     made: list[onnx.TensorProto] = []
+    behind: dict[int, list[onnx.NodeProto]] = {}
     read: list[str] = []
     for recipe, several in groups.items():
-        weight, bias = _evaluate(recipe, constants, folder)
-        for tensor, base in ((weight, recipe.weight), (bias, recipe.bias or recipe.weight)):
-            if tensor is not None:
-                tensor.name = _free(f"{base}/folded", names)
-                made.append(tensor)
-        inputs = [recipe.weight if weight is None else weight.name]
-        inputs += [] if bias is None else [bias.name]
+        shared = evaluate(recipe, constants, folder, free)
+        made += shared.tensors
+        if shared.nodes:
+            behind.setdefault(found.producer[recipe.weight], []).extend(shared.nodes)
         for clone in several:
-            read += _rewire(model.graph, clone, inputs)
+            read += _rewire(model.graph, clone, shared.inputs)
     gone = {at for several in groups.values() for clone in several for at in clone.behind}
-    replace_nodes(model, gone, made, read)
+    replace_nodes(model, gone, made, read, behind)
     return Folded(len(groups), sum(len(recipe.affine) for recipe in groups))
 
 
+def _weight(name: str, constants: WorkedOut, facts: CertainFacts) -> onnx.TensorProto | None:
+    """Return a constant weight, without its numbers where these are worked out and many."""
+    weight = constants.get(name)
+    if weight is not None:
+        return weight if weight.data_type in _KINDS and len(weight.dims) > 2 else None
+    dims = facts.shapes.dims.get(name)
+    if facts.opset < _BROADCASTS:
+        return None
+    # The runtime has no arithmetic for others on every processor.
+    if constants.kind(name) != onnx.TensorProto.FLOAT or dims is None or len(dims) < 3:
+        return None
+    if None in dims or name in facts.shapes.doubtful:
+        return None
+    return onnx.TensorProto(data_type=onnx.TensorProto.FLOAT, dims=cast("Sequence[int]", dims))
+
+
 def _match(
-    found: Index, constants: Mapping[str, onnx.TensorProto], position: int, folder: Path | None
-) -> tuple[_Recipe, _Clone] | None:
+    found: Index,
+    constants: WorkedOut,
+    position: int,
+    weight: onnx.TensorProto,
+    folder: Path | None,
+) -> tuple[Recipe, _Clone] | None:
     """Return what can be folded into a convolution, None if nothing can."""
     nodes = found.graph.node
     conv = nodes[position]
-    weight = constants.get(conv.input[1])
-    if weight is None or weight.data_type not in _KINDS or len(weight.dims) < 3:
+    group = attributes(conv).get("group", 1)
+    if group < 1 or weight.dims[0] % group:
         return None
-    transposed = conv.op_type == "ConvTranspose"
-    if transposed and attributes(conv).get("group", 1) != 1:
-        return None
-    channels = weight.dims[1] if transposed else weight.dims[0]
+    channels = weight.dims[1] * group if conv.op_type == "ConvTranspose" else weight.dims[0]
     bias = conv.input[2] if len(conv.input) > 2 else None
     if bias is not None:
         held = constants.get(bias)
         if held is None or held.data_type != weight.data_type or [*held.dims] != [channels]:
             return None
     behind: list[int] = []
-    affine: list[_Affine] = []
+    affine: list[Affine] = []
     made = conv.output[0]
     while made not in found.outputs and len(found.users.get(made, ())) == 1:
         at = found.users[made][0]
@@ -184,14 +181,13 @@ def _match(
         behind.append(at)
         affine.append(entry)
         made = nodes[at].output[0]
-    tensors = [
-        constants[name] for name in (conv.input[1], *(n for e in affine for n in e.constants))
-    ]
+    tensors = [weight, *(constants[name] for entry in affine for name in entry.constants)]
     if bias is not None:
         tensors.append(constants[bias])
     if not affine or (folder is None and any(is_external(tensor) for tensor in tensors)):
         return None
-    recipe = _Recipe(conv.op_type, conv.input[1], bias or "", tuple(affine))
+    dims = tuple(weight.dims)
+    recipe = Recipe(conv.op_type, group, conv.input[1], dims, bias or "", tuple(affine))
     return recipe, _Clone(position, tuple(behind))
 
 
@@ -201,8 +197,8 @@ def _affine(
     op_type: str,
     weight: onnx.TensorProto,
     channels: int,
-    constants: Mapping[str, onnx.TensorProto],
-) -> _Affine | None:
+    constants: WorkedOut,
+) -> Affine | None:
     """Return what a node does to the channels of ``source``, None if that is not folded."""
     if node.domain not in _DEFAULT or node.input[0] != source or any(node.output[1:]):
         return None
@@ -224,65 +220,7 @@ def _affine(
         elif not is_channelwise(node.op_type, dims, result):
             return None
     epsilon = given.get("epsilon", 1e-5)
-    return _Affine(node.op_type, others, epsilon)
-
-
-def _evaluate(
-    recipe: _Recipe, constants: Mapping[str, onnx.TensorProto], folder: Path | None
-) -> tuple[onnx.TensorProto | None, onnx.TensorProto | None]:
-    """Return the weights, None where they stay as they are, and the bias if there is one now."""
-    bias = _values(constants[recipe.bias], folder) if recipe.bias else None
-    factors = []
-    with np.errstate(all="ignore"):  # as in the runtime, where infinity and NaN just come out
-        for entry in recipe.affine:
-            values = [_values(constants[name], folder) for name in entry.constants]
-            factor, bias = _step(entry, values, bias)
-            if factor is not None:
-                factors.append(factor)
-        axis = 1 if recipe.op_type == "ConvTranspose" else 0
-        weight = _scaled(constants[recipe.weight], factors, axis) if factors else None
-    return weight, None if bias is None else onnx.numpy_helper.from_array(bias)
-
-
-def _scaled(tensor: onnx.TensorProto, factors: Sequence[Array], axis: int) -> onnx.TensorProto:
-    """Return weights times factors; those in another file are not read before they are saved."""
-    if is_external(tensor):
-        return pending(tensor, factors, axis)
-    weight = np.asarray(onnx.numpy_helper.to_array(tensor))
-    for factor in factors:
-        if factor.ndim:
-            factor = factor.reshape([-1 if at == axis else 1 for at in range(weight.ndim)])
-        weight = weight * factor
-    return onnx.numpy_helper.from_array(weight)
-
-
-def _step(
-    entry: _Affine, values: Sequence[Array], bias: Array | None
-) -> tuple[Array | None, Array | None]:
-    """Return the factor of the weights, and the bias."""
-    if entry.op_type == "BatchNormalization":
-        gamma, beta, mean, variance = values
-        kind = gamma.dtype
-        # Epsilon is float32 and is not rounded to a half before it is added.
-        wide = np.promote_types(kind, np.float32)
-        raised = (variance.astype(wide) + np.float32(entry.epsilon)).astype(kind)
-        scale = gamma / np.sqrt(raised)
-        if bias is None:
-            return scale, beta - mean * scale
-        return scale, (bias - mean) * scale + beta
-    number = values[0].reshape(-1) if values[0].ndim else values[0]
-    if entry.op_type == "Mul":
-        return number, None if bias is None else bias * number
-    return None, number if bias is None else bias + number
-
-
-def _values(tensor: onnx.TensorProto, folder: Path | None) -> Array:
-    if not is_external(tensor):
-        return np.asarray(onnx.numpy_helper.to_array(tensor))
-    assert folder is not None
-    read = onnx.TensorProto(dims=tensor.dims, data_type=tensor.data_type)
-    read.raw_data = external_range(tensor, folder).read()
-    return np.asarray(onnx.numpy_helper.to_array(read))
+    return Affine(node.op_type, others, epsilon)
 
 
 def _free(base: str, names: set[str]) -> str:

@@ -13,6 +13,7 @@ Source: the ONNX external data format (location, offset, length).
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -132,25 +133,21 @@ def is_pending(tensor: onnx.TensorProto) -> bool:
     )
 
 
-def pending(
-    source: onnx.TensorProto, factors: Sequence[np.ndarray[Any, Any]], axis: int
-) -> onnx.TensorProto:
+def pending(source: onnx.TensorProto, factors: Sequence[np.ndarray[Any, Any]]) -> onnx.TensorProto:
     """Return a tensor that is an external one times factors; its bytes are made by `copy_external`.
 
     Args:
         source: The external tensor.
-        factors: One number each, or one per place along ``axis``, of the tensor's element type; the
-            product is rounded after each.
-        axis: The axis.
+        factors: Arrays of the tensor's element type, of no dimensions or as many as it has, whose
+            sizes are its own or 1; the product is rounded after each.
     """
     made = onnx.TensorProto(data_type=source.data_type, dims=source.dims)
     made.data_location = onnx.TensorProto.EXTERNAL
     made.external_data.add(key="location", value=_PENDING)
     for entry in source.external_data:
         made.external_data.add(key=f"{_PENDING}.{entry.key}", value=entry.value)
-    made.external_data.add(key=f"{_PENDING}.axis", value=str(axis))
-    counts = " ".join(str(factor.size) for factor in factors)
-    made.external_data.add(key=f"{_PENDING}.factors", value=counts)
+    shapes = json.dumps([factor.shape for factor in factors])
+    made.external_data.add(key=f"{_PENDING}.factors", value=shapes)
     made.raw_data = b"".join(factor.tobytes() for factor in factors)
     return made
 
@@ -292,12 +289,12 @@ def _write_product(tensor: onnx.TensorProto, source: ExternalRange, stream: Bina
     """Write a pending tensor's bytes, some rows at a time."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     kind = onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    axis, rank = int(entries[f"{_PENDING}.axis"]), len(tensor.dims)
-    counts = [int(text) for text in entries[f"{_PENDING}.factors"].split()]
-    ends = np.cumsum(counts)[:-1]
+    shapes = json.loads(entries[f"{_PENDING}.factors"])
+    ends = np.cumsum([prod(shape) for shape in shapes])[:-1]
+    parts = np.split(np.frombuffer(tensor.raw_data, kind), ends)
     factors = [
-        part.reshape([-1 if at == axis else 1 for at in range(rank)])
-        for part in np.split(np.frombuffer(tensor.raw_data, kind), ends)
+        part.reshape(shape or (1,) * len(tensor.dims))
+        for part, shape in zip(parts, shapes, strict=True)
     ]
     row = source.length // tensor.dims[0]
     at_once = max(1, _CHUNK // max(1, row))

@@ -392,7 +392,7 @@ def test_a_large_weight_is_scaled_in_pieces(tmp_path: Path) -> None:
     tensor.external_data.add(key="location", value="w.bin")
     first, second = noise(640, seed=1), np.asarray(0.2, np.float32)
     made = model([node("Relu", "x", "y")], {"x": (1,)}, {"y": (1,)})
-    made.graph.initializer.append(pending(tensor, [first, second], 0))
+    made.graph.initializer.append(pending(tensor, [first.reshape(-1, 1, 1, 1), second]))
     stream = io.BytesIO()
     copy_external(made, tmp_path, stream, "new.bin")
     expected = source * first.reshape(-1, 1, 1, 1) * second
