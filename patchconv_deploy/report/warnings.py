@@ -56,6 +56,12 @@ def warnings_of(
             "patches grow with the image, and the peak with them; with "
             f"upgrade_opset={OLDEST_OPSET} they are of a fixed height, as many as there are"
         )
+    if _is_held_whole(outcome):
+        found.append(
+            "TensorRT gives a patch of a free size the memory of the largest: build with a profile "
+            "whose least and largest size along the cut axis are the same (others may be free), "
+            "an engine for each, or fix it with --shape"
+        )
     if _is_between_loops(outcome):
         found.append(
             "a loop hands nothing over: what stands before a normalisation over the image is put "
@@ -76,6 +82,12 @@ def _grows(outcome: Outcome, options: Options) -> bool:
         for region in outcome.rewritten
         if not ENGINES[outcome.engine].lowering.compiler and options.form == "auto"
     )
+
+
+def _is_held_whole(outcome: Outcome) -> bool:
+    """Tell whether a compiler is to lay out patches whose height is free."""
+    compiled = ENGINES[outcome.engine].lowering.compiler
+    return compiled and any(region.plan.tiling is None for region in outcome.rewritten)
 
 
 def _is_between_loops(outcome: Outcome) -> bool:

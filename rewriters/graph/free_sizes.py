@@ -449,9 +449,15 @@ class _Walk:
     def _stated(self, node: onnx.NodeProto, axis: int) -> Size | None:
         """Return a size that is given as such."""
         policy = attributes(node)
-        if "axes" in policy or policy.get("keep_aspect_ratio_policy", "stretch") != "stretch":
+        if policy.get("keep_aspect_ratio_policy", "stretch") != "stretch":
             return None
         value = self.value(node.input[3 if node.op_type == "Resize" else 1])
+        if "axes" in policy:
+            rank = self._rank(node.input[0]) or 1
+            named = [at % rank for at in policy["axes"]]
+            if axis not in named:
+                return self._size(node.input[0], axis)
+            axis = named.index(axis)
         if value is None or axis >= len(value[0]):
             return None
         size = value[0][axis]

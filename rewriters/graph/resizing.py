@@ -52,7 +52,7 @@ from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, Ro
 from patchconv_deploy.rewriters.operators.resampling import resize
 from patchconv_deploy.rewriters.operators.rules import resize_axes
 from patchconv_deploy.rewriters.operators.table import rows_of
-from patchconv_deploy.rewriters.tiling.sizes import Size
+from patchconv_deploy.rewriters.tiling.sizes import Size, ratio
 
 __all__ = ["find_resizes"]
 
@@ -146,13 +146,62 @@ def find_resizes(
     made = []
     for position, node in enumerate(facts.graph.node):
         if node.op_type == "Resize" and node.domain in ONNX_DOMAINS and facts.opset >= 11:
-            new = _written(found, position, chooses=chooses)
+            new = _by_scales(found, position) or _written(found, position, chooses=chooses)
             if new is not None:
                 covered = with_servants(found, [position], new)
                 originals = tuple(copied(facts.graph.node[at]) for at in covered)
                 nodes, outputs = tuple(new.nodes), (node.output[0],)
                 made.append(Respelling(covered, originals, nodes, outputs, node_label(node)))
     return made
+
+
+def _by_scales(found: ReadGraph, position: int) -> NewNodes | None:
+    """Write a Resize by scales that is to sizes worked out, each its input's own times a number.
+
+    A patch of it is the same node then, without sizes of its own, which TensorRT may refuse.
+    """
+    node = found.node(position)
+    x, y = node.input[0], node.output[0]
+    record, dims = record_of(found.facts, position), found.shapes.dims.get(x)
+    if dims is None or not record.given(3) or record.value(3) is not None:
+        return None
+    if not found.shapes.doubtful.isdisjoint((x, y)):
+        return None
+    axes, coordinates = resize_axes(record), record.attributes.get(_TRANSFORMATION, "half_pixel")
+    if coordinates not in _COORDINATES or record.attributes.get("antialias", 0):
+        return None
+    factors = [_factor(found, x, y, at) for at in axes]
+    scales = [float(factor) for factor in factors if factor is not None]
+    if len(scales) < len(axes):
+        return None
+    new = found.new(position, x, "a Resize")
+    if all(scale == 1 for scale in scales):
+        new.add("Identity", [x], "itself", y)
+        return new
+    # Until opset 13 it asks for a region of interest, which nothing is done with.
+    roi = new.floats([], "no_roi") if new.opset < 13 else ""
+    resized = copied(node)
+    resized.name = f"{new.base}/by_scales"
+    del resized.input[:]
+    resized.input.extend([x, roi, new.floats(scales, "scales")])
+    new.nodes.append(resized)
+    return new
+
+
+def _factor(found: ReadGraph, x: str, y: str, axis: int) -> Fraction | None:
+    """Return what a dimension is times another one; None if it is no power of two."""
+    before, after = _size(found, x, axis), _size(found, y, axis)
+    if before is None or after is None:
+        return None
+    if before == after:
+        return Fraction(1)
+    factor = ratio(after, before)
+    if before.constant and after.constant:
+        factor = Fraction(after.constant, before.constant)
+    if factor is None or factor <= 0 or factor > _LARGEST_FACTOR:
+        return None
+    powers = all(number & (number - 1) == 0 for number in factor.as_integer_ratio())
+    return factor if powers else None
 
 
 def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | None:
@@ -177,6 +226,13 @@ def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | No
         return None
     new = found.new(position, x, "a Resize")
     more = [at for at in range(len(dims)) if at != axis and not _is_same(found, x, y, at)]
+    if (
+        not chooses
+        and found.facts.opset < 18
+        and any(_scale(found, node, at) is None for at in more)
+    ):
+        # TensorRT takes no sizes of which one is worked out, and without axes all are given.
+        return None
     before, after = _heights(record, node, axis, rows, new)
     weights = _weights(new, rows, shifts, before, after, len(dims) - axis - 1)
     single = kind != TensorProto.FLOAT and not rows.rounding
@@ -443,6 +499,20 @@ def _add_rest(
         given = [_scale(found, node, at) for at in axes]
     scales = [1.0 if at == axis else each for at, each in zip(axes, given, strict=True)]
     exact = [scale for scale in scales if scale is not None]
+    others = [at for at in axes if at != axis]
+    if len(exact) < len(scales) and new.opset >= 18:
+        # Sizes of the other dimensions alone: a patch states none of its rows.
+        places = [axes.index(at) for at in others]
+        sizes = new.add("Gather", [node.input[3], new.ints(places, "rest/places")], "rest/sizes")
+        made = copied(node)
+        made.name = f"{new.base}/rest"
+        del made.input[:]
+        made.input.extend([resized, "", "", sizes])
+        kept = [each for each in made.attribute if each.name != "axes"]
+        del made.attribute[:]
+        made.attribute.extend([*kept, helper.make_attribute("axes", others)])
+        new.nodes.append(made)
+        return
     inputs = [resized, *node.input[1:]]
     if len(exact) == len(scales):
         # An optional input may be named as absent: no sizes go with scales.

@@ -193,6 +193,10 @@ def ordered(
     # What nothing is cut of keeps its own nodes.
     fragments |= facts.originals_beside(cut)
     order = arrange(facts.index, {**fragments, **_shapes_of_gone(facts, fragments)}, run_rank)
+    if order is None:
+        # A region may need sizes that are asked of what it makes itself.
+        fragments |= _shapes_of_gone(facts, fragments, made=True)
+        order = arrange(facts.index, fragments, run_rank)
     if order is not None and any(fragment.pieces for fragment in fragments.values()):
         changed = hand_over_pieces(fragments, _read_by_nodes(facts, order), facts.bytes)
         if changed:
@@ -221,16 +225,24 @@ def _is_known(facts: ModelFacts, at: int) -> bool:
     return value is not None or certain.free.shape_of(node) is not None
 
 
-def _shapes_of_gone(facts: ModelFacts, fragments: Mapping[int, Fragment]) -> dict[int, Fragment]:
-    """Return what makes the shapes of tensors that will not be there: constants, or worked out."""
+def _shapes_of_gone(
+    facts: ModelFacts, fragments: Mapping[int, Fragment], *, made: bool = False
+) -> dict[int, Fragment]:
+    """Return what makes the shapes of tensors that will not be there: constants, or worked out.
+
+    Args:
+        facts: The model.
+        fragments: What stands in the place of nodes.
+        made: Those of tensors that fragments make, too.
+    """
     certain, index = facts.certain, facts.index
-    made = {name for fragment in fragments.values() for name in fragment.makes}
+    there = {name for fragment in fragments.values() for name in fragment.makes}
     gone = {at: fragment for fragment in fragments.values() for at in fragment.covers}
     found = {}
     for user in facts.shape_nodes:
         node = certain.graph.node[user]
         fragment = gone.get(index.producer.get(node.input[0], -1))
-        if fragment is None or user in fragments or node.input[0] in made:
+        if fragment is None or user in fragments or (node.input[0] in there and not made):
             continue
         value = certain.constants.array(node.output[0])
         sizes = certain.free.shape_of(node)

@@ -297,6 +297,20 @@ def test_what_is_said_of_patches_that_grow() -> None:
         assert bool(found) == said
 
 
+def test_what_is_said_of_patches_that_a_compiler_holds_whole() -> None:
+    """TensorRT, of a free height alone: one profile for each."""
+    for dims, target, said in (
+        ((1, 3, "H", "W"), "tensorrt", True),
+        ((1, 3, 512, 512), "tensorrt", False),
+        ((1, 3, "H", "W"), "onnxruntime", False),
+    ):
+        options = Options(splits=4, target=target)
+        outcome = rewrite_model(Loaded(_chain(dims=dims), None), options)
+        assert outcome.rewritten
+        found = [each for each in warnings_of(outcome, options, {}) if "an engine for each" in each]
+        assert bool(found) == said
+
+
 def test_a_plan_that_cannot_be_done_is_no_other_plan() -> None:
     """Rounds at an old opset, of heights that are not proven, or for a compiler: said."""
     plan = _cut(_chain(), splits=16).plan

@@ -58,6 +58,12 @@ def test_any_size(seeds: range) -> None:
     assert sum(_compare(seed) for seed in seeds) > 0.5 * len(seeds)
 
 
+@pytest.mark.parametrize("seed", [295, 311])
+def test_sizes_that_are_asked_of_what_a_region_makes(seed: int) -> None:
+    """A region that needs them would wait for itself: they are worked out from the inputs'."""
+    assert _compare(seed)
+
+
 @pytest.mark.parametrize("seeds", [range(4), slow(range(4, 150))])
 def test_any_size_unrolled(seeds: range) -> None:
     """As many patches at every size, as TensorRT has to have them."""

@@ -148,6 +148,45 @@ def test_scales_beside_sizes_that_are_absent() -> None:
     assert_same(made, _respelled(made), {"x": noise(1, 2, 30, 6)}, REL)
 
 
+@pytest.mark.parametrize("opset", [11, 13, 18])
+@pytest.mark.parametrize(("times", "op"), [(1, "Identity"), (2, "Resize")])
+def test_sizes_that_are_its_own_times_a_number(times: int, op: str, opset: int) -> None:
+    """A Resize by scales, or nothing at all: a patch of it has no sizes of its own."""
+    nodes = [
+        node("Conv", "x w", "c", pads=[1] * 4),
+        node("Shape", "x", "own"),
+        node("Mul", "own by", "sizes"),
+        node("Resize", "c none none sizes", "u", name="up", mode="linear"),
+        node("Relu", "u", "y"),
+    ]
+    weights = {"w": noise(3, 3, 3, 3), "by": np.array([1, 1, times, times])}
+    weights["none"] = np.zeros(0, np.float32)
+    made = model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, weights, opset=opset)
+    (entry,) = _found(copy_of(made))
+    assert entry.nodes[-1].op_type == op
+    assert all(not name for name in entry.nodes[-1].input[3:])
+    for height, width in ((1, 1), (5, 8), (31, 2)):
+        feeds = {"x": noise(1, 3, height, width)}
+        assert_same(made, _respelled(copy_of(made)), feeds, REL)
+
+
+def test_what_is_left_has_no_rows_for_a_compiler() -> None:
+    """TensorRT takes no sizes that are worked out: at a free width columns are named from opset 18.
+
+    Before, such a Resize stays as it is.
+    """
+    for opset, written in ((17, False), (18, True)):
+        made = _around(("linear", "half_pixel", "floor"), (1, 3, "H", "W"))
+        made.opset_import[0].version = opset
+        facts = analyse(made, skeleton(Loaded(made, None)))
+        found = find_resizes(facts.certain, {"e": 2}, chooses=False)
+        assert bool(found) == written
+        for entry in found:
+            (rest,) = [each for each in entry.nodes if each.name.endswith("/rest")]
+            axes = next(each for each in rest.attribute if each.name == "axes").ints
+            assert 2 not in axes
+
+
 def test_a_scale_at_free_sizes() -> None:
     """Three times as many rows, averaged."""
     made = _back(("linear", "half_pixel", ""), 1, scales=(1, 1, 3, 3))
