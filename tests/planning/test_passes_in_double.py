@@ -90,9 +90,8 @@ def _nodes(graph: onnx.GraphProto) -> Iterator[onnx.NodeProto]:
 def _agree(made: onnx.ModelProto, feeds: Mapping[str, Array]) -> bool:
     """Tell whether the reference evaluator can be trusted with a graph: ONNX Runtime says the same.
 
-    It pads by no less than zero, takes BatchNormalization before opset 14 for training, and rounds
-    some pools' sizes otherwise. What rounds to whole numbers is left out, too: there a last place
-    decides on one more.
+    It pads by no less than zero, and rounds some pools' sizes otherwise. What rounds to whole
+    numbers is left out, too: there a last place decides on one more.
     """
     if any(each.op_type == "QuantizeLinear" for each in made.graph.node):
         return False

@@ -232,9 +232,23 @@ class LRN(_OracleRun):
         return ((wide / scale ** given["beta"]).astype(x.dtype),)
 
 
+class BatchNormalization(_OracleRun):
+    """BatchNormalization as it is at run time: before opset 14 onnx's own takes it for training."""
+
+    op_domain = ""
+
+    def _run(
+        self, x: Array, scale: Array, bias: Array, mean: Array, variance: Array, **_: Any
+    ) -> tuple[Array]:
+        shape = (-1, *[1] * (x.ndim - 2))
+        wide = [each.astype(np.float64).reshape(shape) for each in (scale, bias, mean, variance)]
+        root = np.sqrt(wide[3] + self._attributes().get("epsilon", 1e-5))
+        return (((x - wide[2]) / root * wide[0] + wide[1]).astype(x.dtype),)
+
+
 def oracle_session(model: onnx.ModelProto) -> ReferenceEvaluator:
-    """Return the reference evaluator with the oracle's convolutions and LRN."""
-    return ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, LRN])
+    """Return the reference evaluator with the oracle's own operators."""
+    return ReferenceEvaluator(model, new_ops=[Conv, ConvTranspose, LRN, BatchNormalization])
 
 
 def oracle_run(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> list[Array]:
