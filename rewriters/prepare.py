@@ -51,12 +51,11 @@ def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
     """Analyse a copy of a model without its weights."""
     if options.upgrade_opset is not None:
         loaded = Loaded(upgrade(loaded.model, options.upgrade_opset), loaded.folder)
-    slim, copy = skeleton(loaded), onnx.ModelProto()
+    slim = skeleton(loaded)
     fix_sizes(slim, options)
     if not holds_plan(slim):
-        write_out(Loaded(slim, None))
-    copy.CopyFrom(slim)
-    return predictor_for(copy, slim, options)
+        write_out(Loaded(slim, None), slim=True)
+    return predictor_for(_copied(slim), slim, options)
 
 
 @dataclass(frozen=True)
@@ -79,18 +78,22 @@ class WrittenOut:
             del graph.initializer[self.weights :]
 
 
-def write_out(loaded: Loaded) -> WrittenOut:
+def write_out(loaded: Loaded, *, slim: bool = False) -> WrittenOut:
     """Write what can be cut in operators of ONNX alone in the main graph, in place.
 
     That are branches whose condition is known (`graph.branches`), and convolutions that ONNX
     Runtime put activations into (`graph.fused_convs`).
+
+    Args:
+        loaded: The model.
+        slim: Its weights are left out already.
     """
     model, graph = loaded.model, loaded.model.graph
     before = tuple(graph.node)
     own = WrittenOut(before, len(graph.initializer))
     done = False
     while any(node.op_type == "If" for node in graph.node):
-        facts = _certain(loaded)
+        facts = _certain(_copied(model) if slim else skeleton(loaded))
         if not inline_branches(graph, partial(_condition, facts), model.ir_version):
             break
         done = True
@@ -98,9 +101,14 @@ def write_out(loaded: Loaded) -> WrittenOut:
     return own if done else WrittenOut()
 
 
-def _certain(loaded: Loaded) -> CertainFacts:
-    """Return what is certain of a model, at every size that it takes."""
-    slim = skeleton(loaded)
+def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _certain(slim: onnx.ModelProto) -> CertainFacts:
+    """Return what is certain of a model without its weights, at every size that it takes."""
     found = index(slim)
     shapes = infer_by_value(slim)
     facts = CertainFacts(found, opset_of(slim), shapes, Constants(slim, found, shapes))

@@ -17,6 +17,7 @@ from patchconv_deploy.rewriters.graph import branches, fused_convs
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.prepare import look_at
 from patchconv_deploy.rewriters.regions.selection import Selection
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
@@ -259,6 +260,15 @@ def test_a_condition_that_depends_on_the_image_stays() -> None:
     assert "of_branch" in {refused.node for refused in outcome.refused}
     for width in (3, 9):
         assert_same(made, outcome.model, {"x": noise(1, 3, 40, width)}, REL)
+
+
+def test_a_model_with_branches_is_looked_at() -> None:
+    """Without its weights, whose bytes nobody asks for a second time."""
+    made = _branched()
+    as_it_was = copy_of(made)
+    facts = look_at(Loaded(made, None), Options()).facts
+    assert {"of_branch", "last"} <= {*facts.labels.values()}
+    assert made == as_it_was
 
 
 def test_a_model_that_is_not_cut_keeps_its_branches() -> None:
