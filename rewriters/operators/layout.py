@@ -93,9 +93,16 @@ def _reshape_free(record: Record, axis: int) -> RowLocal | str:
     else:
         return unknown
     one = Size.number(1)
+    copied = set[int]()
+    if not record.attributes.get("allowzero", 0):
+        copied = {k for k, number in enumerate(constants or ()) if number == 0}
+        copied |= {k for k, number in enumerate(target or ()) if number == Size.number(0)}
     for at, size in enumerate(x):
         if size is None or left_over(x[:at], y[:axis]) != one:
             continue
+        if at != axis and at in copied:
+            # Of an image that is as wide as it is high.
+            return "it takes the size of another dimension from the rows"
         if size == rows:
             return RowLocal(Pointwise(), ((0, at),), axis, absolute=absolute)
         together = _number(x, at + 1)

@@ -272,6 +272,30 @@ def test_a_crop_by_a_share_is_refused() -> None:
     assert "known at run time" in _reason(_cropped(odd=True), "crop_rows")
 
 
+@pytest.mark.parametrize("target", [(0, -1, 0), (1, -1, 0)])
+def test_columns_that_are_copied_from_where_rows_lie(target: Any) -> None:
+    """An image as wide as it is high: a 0 would copy the rows of a patch as its columns."""
+    nodes = [
+        node("Conv", "x a", "p", name="first", pads=[1] * 4),
+        node("Reshape", "p target", "q", name="view"),
+        node("Unsqueeze", "q one", "u"),
+        node("Conv", "u b", "r", name="second", pads=[1] * 4),
+        node("Conv", "r c", "y", name="last", pads=[1] * 4),
+    ]
+    weights = {
+        "a": noise(1, 3, 3, 3),
+        "b": noise(8, 1, 3, 3),
+        "c": noise(2, 8, 3, 3),
+        "target": np.array(target),
+        "one": np.array([1]),
+    }
+    made = model(nodes, {"x": (1, 3, "S", "S")}, {"y": (None,) * 4}, weights)
+    outcome = _cut(made, form="rounds")
+    assert outcome.rewritten
+    feeds = [{"x": noise(1, 3, side, side)} for side in (2, 7, 300)]
+    assert assert_same_where_it_runs(made, outcome.model, feeds, REL) == 3
+
+
 def test_rows_that_are_mixed_are_refused() -> None:
     """Rows and columns as one dimension, and back as the transposed image."""
     nodes = [
