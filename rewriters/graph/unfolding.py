@@ -27,6 +27,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import onnx
+from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.nodes import attributes, node_label
@@ -334,6 +335,12 @@ class _Node:
         )
         return found
 
+    def is_of(self, index: int, kind: int) -> bool:
+        """Tell whether an input is certainly of an element type."""
+        facts, name = self._walk.found.facts, self.node.input[index]
+        known = self._walk.found.shapes.elements.get(name, facts.free.elements.get(name))
+        return known == kind
+
     def reduced_axes(self) -> tuple[int, ...] | None:
         """Return the dimensions that a reduction is over."""
         found = self._walk.found
@@ -523,6 +530,11 @@ def _normalize(at: _Node) -> bool:
     axis = at.given.get("axis", -1) % len(x.layout)
     if any(x.is_folded(each) for each in range(axis, len(x.layout))):
         return False
+    # Runtimes take a scale of each element, too.
+    scales = [at.own(index) for index in range(1, len(at.node.input)) if at.has(index)]
+    for scale in scales:
+        if scale is None or not all(map(is_one, scale.parts[: axis - len(x.layout)])):
+            return False
     return at.write([x.name, *at.node.input[1:]], [x.layout], axis=axis - len(x.layout))
 
 
@@ -599,7 +611,8 @@ def _slice(at: _Node) -> bool:
     if axes is None:
         return False
     over = [axis % len(x.layout) for axis in axes]
-    if not over or any(x.is_folded(axis) for axis in over):
+    # All that says what is taken is of one element type.
+    if not over or any(x.is_folded(axis) for axis in over) or not at.is_of(1, TensorProto.INT64):
         return False
     inputs = [x.name, *at.node.input[1:3], at.new.ints([x.at(axis) for axis in over], "axes")]
     layout = tuple((sizes[axis],) if axis in over else parts for axis, parts in enumerate(x.layout))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
@@ -14,10 +15,12 @@ from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.oracle import oracle_run
-from tests.support.random_sequences import random_sequences
+from tests.support.random_sequences import CHANNELS, Sequences, random_sequences
 from tests.support.small_models import (
     assert_same_where_it_runs,
     copy_of,
+    model,
+    node,
     noise,
 )
 from tests.support.tiers import slow
@@ -120,6 +123,33 @@ def test_by_the_reference(seeds: range) -> None:
             feeds = {"x": noise(1, 3, height, width, seed=seed)}
             (right,), (got,) = oracle_run(made, feeds), oracle_run(after, feeds)
             assert abs(right - got).max() <= REL * abs(right).max()
+
+
+def _compare_one(made: Sequences, image: str, t: str) -> None:
+    """Bring a sequence back to its image, cut rows and columns, and compare."""
+    back = made.conv(made.add("Relu", made.restored(t, image)))
+    nodes = [*made.nodes, node("Conv", f"{back} {made.weight(2, CHANNELS, 1, 1)}", "y")]
+    given = model(
+        nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights, opset=made.opset
+    )
+    for axis in ("height", "width"):
+        after, _ = _rewritten(given, axis=axis)
+        feeds = [{"x": noise(1, 3, *size)} for size in SIZES]
+        assert assert_same_where_it_runs(given, after, feeds, REL) == len(SIZES)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_bounds_of_another_element_type(seed: int) -> None:
+    """A Slice whose bounds have 32 bits: new axes of 64 would not go with them."""
+    made = Sequences(seed, images=False)
+    image = made.conv("x")
+    t = made.activated(made.linear(made.flattened(image)))
+    made.weights |= {
+        name: np.array([number], np.int32)
+        for name, number in {"first": 0, "last": CHANNELS // 2, "axis": 2}.items()
+    }
+    some = made.add("Slice", f"{t} first last axis")
+    _compare_one(made, image, made.add("Concat", f"{some} {some}", axis=2))
 
 
 @pytest.mark.parametrize("operator", ["Softmax", "Concat"])

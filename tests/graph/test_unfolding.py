@@ -137,3 +137,18 @@ def test_of_one_free_size_nothing_is_unfolded() -> None:
     nodes = [*made.nodes, node("Conv", f"{back} {made.weight(2, CHANNELS, 1, 1)}", "y")]
     for dims, within in (((1, 3, "H", 12), False), ((1, 3, "H", "W"), True)):
         assert bool(_entries(model(nodes, {"x": dims}, {"y": (None,) * 4}, made.weights))) is within
+
+
+def test_a_scale_of_each_element_stays() -> None:
+    """What normalises is scaled by a sequence: it has to have the same dimensions."""
+    for each in (False, True):
+        made = Sequences(1, images=False)
+        made.opset = 17
+        image = made.conv("x")
+        t = made.linear(made.flattened(image))
+        by = made.linear(t) if each else made.weight(CHANNELS)
+        scaled = made.add("LayerNormalization", f"{t} {by}")
+        back = made.restored(scaled, image)
+        nodes = [*made.nodes, node("Identity", back, "y")]
+        labels = _entries(model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights))
+        assert (scaled in labels) is not each
