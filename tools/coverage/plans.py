@@ -32,6 +32,9 @@ MIB = 1 << 20
 
 ENGINE, GPU = "tensorrt-rtx", "SM80"
 
+# From here on a Resize may be told the sizes of its columns alone, which TensorRT takes.
+OPSET = 18
+
 # Characters of a builder's message that are shown.
 _MOST = 160
 
@@ -75,10 +78,13 @@ def plan_of(name: str) -> Planned:
         path, out = Path(folder, f"{name}.onnx"), Path(folder, f"{name}.patched.onnx")
         shapes = write(name, network.exporters[0], "free", path)
         forms: tuple[str, ...] = ()
+        keywords = dict(network.keywords)
+        if next(each.version for each in onnx.load(path).opset_import if not each.domain) < OPSET:
+            keywords["upgrade_opset"] = OPSET
         try:
             result = rewrite(
                 path, out, splits=SPLITS, shapes=shapes, target="tensorrt", verify=False,
-                **network.keywords,
+                **keywords,
             )  # fmt: skip
             forms = tuple(sorted({region.form for region in result.outcome.rewritten}))
             words = ""
