@@ -12,13 +12,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from math import lcm
 from typing import Any
 
 import numpy as np
 import onnx
 
 from patchconv_deploy.rewriters.graph.constant_folding import Constants
-from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.nodes import attributes, captured
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from patchconv_deploy.rewriters.graph.size_tables import Table, turned
 from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
@@ -37,6 +38,12 @@ Dims = tuple[Size | None, ...]
 Value = tuple[Dims, bool]
 
 _MOST_ELEMENTS = 64
+
+# What divides a size may tell of another one.
+_MOST_WALKS = 4
+
+# What images are cut into windows of.
+_DIVISORS = range(2, 65)
 
 # Sizes times larger numbers are not exact in single precision.
 _LARGEST_SCALE = 256
@@ -165,19 +172,95 @@ def follow_sizes(
         constants: Its constants.
         record: What the table of operators may know of a node, by position.
     """
-    walk = _Walk(shapes, constants)
-    for value in graph.input:
-        walk.read(value)
-    for at, node in enumerate(graph.node):
-        if node.output and node.domain in (*ONNX_DOMAINS, CONTRIB_DOMAIN):
-            walk.follow(node, at, record)
+    multiples: Mapping[str, int] = {}
+    for _ in range(_MOST_WALKS):
+        walk = _Walk(shapes, constants, multiples)
+        for value in graph.input:
+            walk.read(value)
+        for at, node in enumerate(graph.node):
+            if node.output and node.domain in (*ONNX_DOMAINS, CONTRIB_DOMAIN):
+                walk.follow(node, at, record)
+        found = _multiples(graph, walk)
+        if not found:
+            break
+        multiples = {**multiples, **found}
     values = {name: value for name, (value, _) in walk.values.items()}
     tables = frozenset(name for name, table in walk.tables.items() if None not in table)
     return FreeSizes(walk.dims, values, walk.places, walk.elements, tables=tables)
 
 
+def _multiples(graph: onnx.GraphProto, walk: _Walk) -> dict[str, int]:
+    """Return of which numbers free sizes have to be multiples, or else the model does not run.
+
+    A Reshape keeps the count of its elements. From [N, H // 8, 8, W // 8, 8, C] to [N, H, W, C]
+    there are as many only where 8 divides both, for otherwise there would be less.
+    """
+    found: dict[str, int] = {}
+    for node in _needed(graph):
+        if node.op_type != "Reshape" or node.domain not in ONNX_DOMAINS:
+            continue
+        x, target = walk.dims.get(node.input[0]), walk.value(node.input[1])
+        y = None if target is None else target[0]
+        if x is None or y is None or None in x or None in y:
+            continue
+        if any(size.constant in (0, -1) for size in y if size is not None):
+            continue
+        before, after = list(x), list(y)
+        for size in x:
+            if size in after:
+                before.remove(size)
+                after.remove(size)
+        for those, others in ((before, after), (after, before)):
+            found.update(_dividing(those, others, walk))
+    return found
+
+
+def _dividing(
+    less: Sequence[Size | None], more: Sequence[Size | None], walk: _Walk
+) -> dict[str, int]:
+    """Return what divides the free sizes of one product where it is no more than another one.
+
+    Args:
+        less: Factors of a product: quotients of free sizes, rounded down, and numbers.
+        more: Factors of the other one: free sizes, and numbers.
+        walk: What the free sizes are multiples of so far.
+    """
+    number, found = Fraction(1), dict[str, int]()
+    sizes = []
+    for size in less:
+        if size is not None and size.constant is not None:
+            number *= size.constant
+        else:
+            sizes.append(size)
+    for whole in more:
+        if whole is not None and whole.constant is not None:
+            number /= whole.constant or 1
+            continue
+        same = [size for size in sizes if size and whole and size.symbol == whole.symbol]
+        if whole is None or len(same) != 1 or whole != walk.free(whole.symbol):
+            return {}
+        sizes.remove(same[0])
+        by = next((each for each in _DIVISORS if whole // each == same[0]), 0)
+        if not by:
+            return {}
+        number /= by
+        found[whole.symbol] = lcm(by, walk.multiple(whole.symbol))
+    new = {symbol for symbol, by in found.items() if by != walk.multiple(symbol)}
+    return {symbol: found[symbol] for symbol in new} if number == 1 and not sizes else {}
+
+
+def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
+    """Return the nodes that an output is made by: others need not run."""
+    found, names = list[onnx.NodeProto](), {value.name for value in graph.output}
+    for node in reversed(graph.node):
+        if not names.isdisjoint(node.output):
+            found.append(node)
+            names.update((*node.input, *captured(node)))
+    return found
+
+
 class _Walk:
-    def __init__(self, shapes: Shapes, constants: Constants) -> None:
+    def __init__(self, shapes: Shapes, constants: Constants, multiples: Mapping[str, int]) -> None:
         self.dims: dict[str, Dims] = {}
         self.values: dict[str, Value] = {}
         self.places: dict[str, tuple[str, int]] = {}
@@ -188,6 +271,18 @@ class _Walk:
         self._reals: set[str] = set()
         self._shapes = shapes
         self._constants = constants
+        self._multiples = multiples
+
+    def multiple(self, symbol: str) -> int:
+        """Return what a free size is known to be a multiple of."""
+        return self._multiples.get(symbol, 1)
+
+    def free(self, symbol: str) -> Size:
+        """Return a free size; what is said of sizes that the model does not run at is of no use."""
+        size, by = Size.free(symbol), self.multiple(symbol)
+        above = None if by == 1 else size + (by - 1)
+        rounded = None if above is None else above // by
+        return size if rounded is None else rounded * by
 
     def read(self, value: onnx.ValueInfoProto) -> None:
         """Take a free size of an input as a symbol of its own, or as the one that it names."""
@@ -200,7 +295,7 @@ class _Walk:
             symbol = dim.dim_param if named else f"{value.name}[{at}]"
             if size is None:
                 self.places.setdefault(symbol, (value.name, at))
-            found.append(Size.free(symbol) if size is None else Size.number(size))
+            found.append(self.free(symbol) if size is None else Size.number(size))
         self.dims[value.name] = tuple(found)
 
     def follow(self, node: onnx.NodeProto, at: int, record: Callable[[int], Record]) -> None:

@@ -239,7 +239,8 @@ def _reason(made: onnx.ModelProto, name: str) -> str:
     from patchconv_deploy.rewriters.regions.row_locality import find_locality
 
     facts = look_at(Loaded(copy_of(made), None), Options()).facts.certain
-    at = next(at for at, each in enumerate(facts.graph.node) if each.name == name)
+    names = (name, f"{name}/resizing/by_scales")
+    at = next(at for at, each in enumerate(facts.graph.node) if each.name in names)
     locality = find_locality(facts, "height")
     return "" if at in locality.links else locality.reasons[at]
 

@@ -12,6 +12,7 @@ from onnx import TensorProto
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.prepare import look_at
+from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import assert_same, copy_of, model, node, noise, run
 
@@ -198,6 +199,66 @@ def test_a_scale_whose_rows_lie_anywhere(scale: float, right: int | None) -> Non
     if size is not None:
         for height in (4, 5, 50, 61):
             assert run(made, {"x": noise(1, 3, height, 16)})["y"].shape[2] == size.at(height)
+
+
+def _windowed(side: int, *, whole: bool = True, needed: bool = True) -> onnx.ModelProto:
+    """An image cut into windows, as many as it has or as there are, and put together again."""
+    rows = "rows" if whole else "open"
+    nodes = [
+        node("Conv", "x a", "c", name="first", pads=[1] * 4),
+        node("Transpose", "c", "t", perm=[0, 2, 3, 1]),
+        node("Shape", "c", "shape"),
+        node("Gather", "shape places", "size"),
+        node("Div", "size side", "count"),
+        node("Gather", "count zeroth", "rows"),
+        node("Gather", "count first", "columns"),
+        node("Concat", f"one {rows} side columns side channels", "apart", axis=0),
+        node("Reshape", "t apart", "w"),
+        node("Concat", "one size channels", "back", axis=0),
+        node("Reshape", "w back", "u"),
+        node("Transpose", "u", "v", perm=[0, 3, 1, 2]),
+        node("Conv", "v b" if needed else "c b", "y", name="second", pads=[1] * 4),
+    ]
+    weights = {
+        "a": noise(8, 3, 3, 3),
+        "b": noise(2, 8, 3, 3),
+        "places": np.array([2, 3]),
+        "zeroth": np.array([0]),
+        "first": np.array([1]),
+        "side": np.array([side]),
+        "one": np.array([1]),
+        "channels": np.array([8]),
+        "open": np.array([-1]),
+    }
+    return model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, weights)
+
+
+@pytest.mark.parametrize("side", [2, 4, 7])
+def test_sizes_that_a_model_runs_at_alone(side: int) -> None:
+    """Windows that are not padded: their side divides the height, and so they are rows of it."""
+    made = _windowed(side)
+    options = Options(splits=32, max_recompute=30.0, form="rounds")
+    facts = look_at(Loaded(copy_of(made), None), options).facts.certain
+    links = find_locality(facts, "height").links
+    assert {facts.index.producer["w"], facts.index.producer["u"]} <= links.keys()
+    size = facts.free.size("x", 2)
+    assert size is not None
+    for height in range(1, 4 * side):
+        assert size.at(height) == -(-height // side) * side
+    outcome = rewrite_model(Loaded(copy_of(made), None), options)
+    assert outcome.rewritten
+    for count in (1, 2, 9, 30):
+        feeds = {"x": noise(1, 3, count * side, 2 * side)}
+        assert_same(made, outcome.model, feeds, 2e-6)
+
+
+@pytest.mark.parametrize("given", [{"whole": False}, {"needed": False}], ids=str)
+def test_sizes_that_only_look_divided(given: dict[str, bool]) -> None:
+    """What is left open takes what there is, and what nobody reads need not run."""
+    free = look_at(Loaded(_windowed(4, **given), None), Options()).facts.certain.free
+    size = free.size("x", 2)
+    assert size is not None
+    assert size.at(50) == 50
 
 
 def test_two_sizes_that_are_left_open() -> None:
