@@ -13,7 +13,6 @@ from collections import Counter, defaultdict
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from patchconv_deploy.rewriters.graph.statistics import Statistic
 from patchconv_deploy.rewriters.memory.lowering.node import copied
 from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.planning.barrier_names import UNREACHED, BarrierNames
@@ -186,11 +185,10 @@ class _Looked:
         self.order = order
         self.run_rank = {at: rank for rank, at in enumerate(order)}
         respelled = facts.respelled
-        # Tensors that are there where a statistic is as the model spells it, not cut.
+        # Tensors that are there where something is as the model spells it, not cut.
         self.inside = {
             name: place[0]
             for entry, place in zip(respelled.entries, respelled.places, strict=True)
-            if isinstance(entry, Statistic)
             for node in entry.originals
             for name in node.output
             if name not in facts.index.producer
@@ -207,7 +205,10 @@ class _Looked:
         """Return why a tensor that is alive at the peak is whole, and the nodes it is about."""
         if name in self.inside:
             at = self.inside[name]
-            return _Cause(self.facts.statistic_of[at].kind, "barrier", _STATISTIC), [at]
+            found = self.facts.statistic_of.get(at)
+            if found is None:
+                return self._no_gain(), [at]
+            return _Cause(found.kind, "barrier", _STATISTIC), [at]
         maker = self.index.producer.get(name)
         users = list(dict.fromkeys(self.index.users.get(name, ())))
         if maker is None or name in self.index.outputs:
@@ -229,9 +230,12 @@ class _Looked:
         return self._no_gain(), [maker]
 
     def _is_barrier(self, at: int) -> bool:
-        node = self.graph.node[at]
+        node, certain = self.graph.node[at], self.facts.certain
         constant = all(not name or name in self.index.constants for name in node.output)
-        return at not in self.links and at not in self.kept and not constant
+        sizes = certain.free.makes_sizes(node) or all(
+            certain.constants.array(name) is not None for name in node.output if name
+        )
+        return at not in self.links and at not in self.kept and not constant and not sizes
 
     def _bytes(self, at: int) -> int:
         """Return what a node reads and makes, without what is of unknown size."""
