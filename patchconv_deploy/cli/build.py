@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+import onnx
 
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.trtexec import WeightsType, parse_formats, parse_pools, profile
@@ -26,8 +27,11 @@ from patchconv_deploy.engines.trt.options import (
 from patchconv_deploy.engines.trt.run import WeightStreaming, inspect, open_engine
 from patchconv_deploy.engines.trt.trtexec import trtexec_command
 from patchconv_deploy.report.text import mebibytes
+from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.fixed_shapes import free_inputs
 from patchconv_deploy.rewriters.graph.model import load
+from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY, read_plan
+from patchconv_deploy.rewriters.regions.row_locality import tiled_axis
 from patchconv_deploy.saving import check_target, external_files
 from patchconv_deploy.words import Command, in_flags
 
@@ -246,11 +250,33 @@ def build_command(
     )
     if streaming is not None:
         console.print(_streaming_line(streaming))
+    for words in _held_whole(loaded.model, options):
+        console.print(styled(("note:", "yellow"), " ", words))
     for note in result.notes:
         console.print(styled(("note:", "yellow"), " ", in_flags(note)))
     console.print(f"Written: {out}")
     console.print("The same with trtexec:")
     console.print(f"  {command}")
+
+
+def _held_whole(model: onnx.ModelProto, options: BuildOptions) -> list[str]:
+    """Return what to know of a rewritten model's inputs whose cut axis varies in a profile."""
+    texts = [entry.value for entry in model.metadata_props if entry.key == METADATA_KEY]
+    try:
+        axes = {read_plan(text)["axis"] for text in texts}
+    except OptionError:
+        return []  # a file may say anything
+    found = []
+    for shapes in options.profiles:
+        for name, (least, _, most) in shapes.items():
+            places = {tiled_axis(axis, len(least)) for axis in axes if len(least) > 2}
+            found += [
+                f"input {name} has {least[at]} to {most[at]} rows along the cut axis: TensorRT "
+                "gives each patch the memory of the whole; build a plan for each such size"
+                for at in places
+                if at is not None and least[at] != most[at]
+            ]
+    return found
 
 
 def _streaming_line(streaming: WeightStreaming) -> str:

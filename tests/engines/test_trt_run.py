@@ -723,6 +723,34 @@ def test_the_command_shows_what_is_streamed(
     assert data["options"]["weight_streaming_budget"] == 2 << 20
 
 
+@pytest.mark.parametrize(
+    ("least", "plan", "said"),
+    [
+        ("1x2x16x8", '{"version": 2, "axis": "height", "regions": []}', True),
+        ("1x2x64x8", '{"version": 2, "axis": "height", "regions": []}', False),
+        ("1x2x64x8", '{"version": 2, "axis": "width", "regions": []}', True),
+        ("1x2x16x8", "{}", False),
+        ("1x2x16x8", "", False),
+    ],
+)
+def test_a_profile_of_many_heights_is_said(
+    least: str, plan: str, said: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a rewritten model alone, and along the axis that is cut."""
+    model = chain(1, (1, 2, "H", "W"))
+    if plan:
+        model.metadata_props.add(key="patchconv.plan", value=plan)
+    onnx.save(model, tmp_path / "model.onnx")
+    monkeypatch.setattr(cli_build, "load_module", lambda engine: fake_module([]))
+    monkeypatch.setattr(cli_build, "build", lambda *_: _RESULT)
+    command = [str(tmp_path / "model.onnx"), "-o", str(tmp_path / "model.plan")]
+    command += ["--minShapes", f"x:{least}", "--optShapes", "x:1x2x64x16"]
+    command += ["--maxShapes", "x:1x2x64x16"]
+    done = CliRunner().invoke(cli_build.build_command, command, catch_exceptions=False)
+    assert done.exit_code == 0, done.output
+    assert ("a plan for each such size" in " ".join(done.output.split())) == said
+
+
 def test_the_documentation_s_trtexec_lines_are_those_that_are_printed(
     cuda: FakeCuda, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
