@@ -10,6 +10,7 @@ where the original is planned and the rewritten one is not.
 
 from __future__ import annotations
 
+import multiprocessing
 import sys
 import tempfile
 import time
@@ -99,6 +100,19 @@ def plan_of(name: str) -> Planned:
     return Planned(name, before, after, ranged, forms, words, time.monotonic() - started)
 
 
+def _within(name: str, minutes: float) -> Planned:
+    """Plan a network in a process of its own, which is ended where it takes too long."""
+    # The builder is native code, which no signal of Python's ends.
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        waiting = pool.apply_async(plan_of, (name,))
+        try:
+            return waiting.get(60 * minutes)
+        except multiprocessing.TimeoutError:
+            pool.terminate()
+    words = f"not planned within {minutes:g} minutes"
+    return Planned(name, None, None, None, (), words, 60 * minutes)
+
+
 def _activations(path: Path, shapes: Any, fixed: int | None = None) -> tuple[int | None, str]:
     """Return the activation memory of a file's plan, or None and what the builder said.
 
@@ -136,7 +150,8 @@ def _mib(size: int | None) -> str:
 
 @click.command()
 @click.option("--only", multiple=True, type=click.Choice(list(NETWORKS)), help="Networks to take.")
-def main(only: tuple[str, ...]) -> None:
+@click.option("--minutes", default=5.0, show_default=True, help="Limit of each.")
+def main(only: tuple[str, ...], minutes: float) -> None:
     """Tell which networks of free sizes TensorRT plans, and in how much memory."""
     print("| network | planned before, MiB | after | ratio | after, many heights | cut as | said |")
     print("|---|---|---|---|---|---|---|")
@@ -144,7 +159,7 @@ def main(only: tuple[str, ...]) -> None:
     for name in only or NETWORKS:
         if not NETWORKS[name].free:
             continue
-        row = plan_of(name)
+        row = _within(name, minutes)
         both = row.before and row.after
         ratio = f"{(row.after or 0) / (row.before or 1):.2f}" if both else "-"
         words = row.words.replace("|", "/")
