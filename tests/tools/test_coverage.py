@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import onnx
 import pytest
 import torch
 from click.testing import CliRunner
 
-from tools.coverage import networks, rows
+from tools.coverage import networks, plans, rows
 from tools.coverage.__main__ import main
 from tools.coverage.networks import NETWORKS, Network, write
+from tools.coverage.plans import plan_of
 from tools.coverage.rows import Row, row_of
 from tools.coverage.table import markdown, totals_of
 from tools.models.restoration import DnCNN
@@ -141,3 +143,22 @@ def test_the_command_writes_its_report(monkeypatch: pytest.MonkeyPatch, tmp_path
     data = json.loads(report.read_text())
     assert [each["network"] for each in data["rows"]] == ["small"]
     assert data["totals"]["rows"] == 1
+
+
+def test_a_plan_of_one_height_holds_what_was_cut(rtx: Any) -> None:
+    """Of many heights TensorRT gives each patch the memory of the whole."""
+    found = plan_of("espcn")
+    assert found.forms
+    assert not found.words
+    assert not found.failed
+    assert found.before is not None
+    assert found.after is not None
+    assert found.ranged is not None
+    assert found.after < 0.5 * found.before < found.ranged
+
+
+def test_a_builder_that_takes_too_long_is_ended() -> None:
+    """Its row says so, and the next network comes."""
+    found = plans._within("espcn", 1e-4)
+    assert "not planned within" in found.words
+    assert not found.failed
