@@ -309,7 +309,9 @@ class PatchWriter:
                 read = [node.input[i] for i, _ in link.carriers]
                 if made.isdisjoint(read):
                     continue
-                same = isinstance(link.row_map, Pointwise) and not link.constants
+                # The rows of a window may be said to it, those of its core not.
+                stated = bool(link.constants or link.absolute)
+                same = isinstance(link.row_map, Pointwise) and not stated
                 fits = fits and same and made.issuperset(read)
                 made.update(name for name in node.output if name)
             made.discard(edge.name)

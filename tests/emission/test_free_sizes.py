@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
     Array,
@@ -295,6 +297,31 @@ def test_columns_that_are_copied_from_where_rows_lie(target: Any) -> None:
     assert outcome.rewritten
     feeds = [{"x": noise(1, 3, side, side)} for side in (2, 7, 300)]
     assert assert_same_where_it_runs(made, outcome.model, feeds, REL) == 3
+
+
+def test_a_view_of_what_is_cropped() -> None:
+    """Of an image that a region hands on whole, too: the view is told as many rows as it gets."""
+    nodes = [
+        node("Conv", "x a", "p", name="first", pads=[1] * 4),
+        node("Relu", "p", "q", name="relu"),
+        node("Shape", "q", "shape"),
+        node("Slice", "shape two four", "rows"),
+        node("Concat", "apart rows", "five", axis=0),
+        node("Reshape", "q five", "v", name="view"),
+        node("Sigmoid", "v", "z", name="sigmoid"),
+    ]
+    weights = {**_NUMBERS, "a": noise(16, 3, 3, 3), "apart": _ints(1, 4, 4)}
+    made = model(nodes, {"x": (1, 3, "H", 12)}, {"q": (None,) * 4, "z": (None,) * 5}, weights)
+    region = {
+        "nodes": ["first", "relu", "view", "sigmoid"],
+        "outputs": ["q", "z"],
+        "form": "rounds",
+        "splits": 4,
+    }
+    plan = read_plan(json.dumps({"version": 2, "axis": "height", "regions": [region]}))
+    outcome = rewrite_model(Loaded(copy_of(made), None), Options(plan=plan))
+    strips = ({"x": noise(1, 3, height, 12)} for height in (1, 9, 130, 700))
+    assert assert_same_where_it_runs(made, outcome.model, strips, REL) == 4
 
 
 def test_rows_that_are_mixed_are_refused() -> None:
