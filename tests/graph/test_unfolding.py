@@ -152,3 +152,18 @@ def test_a_scale_of_each_element_stays() -> None:
         nodes = [*made.nodes, node("Identity", back, "y")]
         labels = _entries(model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights))
         assert (scaled in labels) is not each
+
+
+def test_names_that_new_ones_would_have() -> None:
+    """A tensor of the model is called what the one before it would be called as an image."""
+    made = Sequences(1, images=False)
+    image = made.conv("x")
+    first = made.linear(made.flattened(image))
+    second = made.activated(first)
+    made.nodes[-1].output[0] = f"{first}/unfolded"
+    keys = made.add("Transpose", f"{first}/unfolded", perm=[0, 2, 1])
+    scores = made.add("MatMul", f"{first} {keys}")
+    back = made.restored(made.add("MatMul", f"{scores} {first}/unfolded"), image)
+    nodes = [*made.nodes, node("Identity", back, "y")]
+    entries = _entries(model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights))
+    assert second in entries
