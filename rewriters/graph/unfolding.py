@@ -480,6 +480,8 @@ def _transpose(at: _Node) -> bool:
     if x is None:
         return False
     perm = at.given.get("perm") or tuple(reversed(range(len(x.layout))))
+    if sorted(perm) != list(range(len(x.layout))):
+        return False
     places = [x.at(axis) + part for axis in perm for part in range(len(x.layout[axis]))]
     return at.write([x.name], [tuple(x.layout[axis] for axis in perm)], perm=places)
 
@@ -518,9 +520,9 @@ def _reshape(at: _Node) -> bool:
 
 
 def _axis_of(at: _Node, x: Unfolded, default: int) -> int | None:
-    """Return the dimension that a node works along, None where it is folded."""
-    axis: int = at.given.get("axis", default) % len(x.layout)
-    return None if x.is_folded(axis) else axis
+    """Return the dimension that a node works along, None where it is folded or not there."""
+    axis, rank = int(at.given.get("axis", default)), len(x.layout)
+    return None if not -rank <= axis < rank or x.is_folded(axis % rank) else axis % rank
 
 
 def _normalize(at: _Node) -> bool:
@@ -637,7 +639,7 @@ def _squeeze(at: _Node) -> bool:
 def _unsqueeze(at: _Node) -> bool:
     x, sizes = at.read(0), at.sizes()
     axes = None if x is None or sizes is None else _axes_given(at, len(sizes))
-    if x is None or sizes is None or axes is None:
+    if x is None or sizes is None or axes is None or len({*axes}) + len(x.layout) != len(sizes):
         return False
     own = iter(x.layout)
     layout = tuple((Size.number(1),) if axis in axes else next(own) for axis in range(len(sizes)))

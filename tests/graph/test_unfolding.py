@@ -167,3 +167,19 @@ def test_names_that_new_ones_would_have() -> None:
     nodes = [*made.nodes, node("Identity", back, "y")]
     entries = _entries(model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights))
     assert second in entries
+
+
+@pytest.mark.parametrize("operator", ["Concat", "Gather", "Transpose"])
+def test_a_node_that_cannot_run_stays(operator: str) -> None:
+    """Along a dimension that is not there: said by whoever runs the model, and no defect here."""
+    made = Sequences(1, images=False)
+    image = made.conv("x")
+    t = made.linear(made.flattened(image))
+    made.weights["scalar"] = np.array(3, np.float32)
+    attributes = {"perm": [0, 5, 1]} if operator == "Transpose" else {"axis": 0}
+    read = t if operator == "Transpose" else f"scalar {t}"
+    wrong = made.add(operator, read, **attributes)
+    nodes = [*made.nodes, node("Identity", wrong, "y")]
+    labels = _entries(model(nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights))
+    assert t in labels
+    assert wrong not in labels
