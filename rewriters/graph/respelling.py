@@ -134,6 +134,6 @@ def copied(node: onnx.NodeProto) -> onnx.NodeProto:
 
 
 def free_word(word: str, names: Collection[str]) -> str:
-    """Return the first of word, word_2, ... that no name has behind a slash as a part of its own."""
+    """Return the first of word, word_2, ... that no name has as a part behind a slash."""
     words = (word if number == 1 else f"{word}_{number}" for number in count(1))
     return next(each for each in words if not any(f"/{each}/" in f"{name}/" for name in names))
