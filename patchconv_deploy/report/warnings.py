@@ -60,7 +60,7 @@ def warnings_of(
         found.append(
             "TensorRT gives a patch of a free size the memory of the largest: build with a profile "
             "whose least and largest size along the cut axis are the same (others may be free), "
-            "an engine for each, or fix it with --shape"
+            "an engine for each, or fix it with shapes="
         )
     if _is_between_loops(outcome):
         found.append(
