@@ -11,7 +11,7 @@ class token put in front) gets it by a Reshape.
 
     stays unfolded                               is given the sequence
     arithmetic, activations, Cast, Where         where another operand is as long
-    MatMul: rows, batch                          MatMul: columns, sums
+    MatMul: rows, batch; Gemm: rows              MatMul: columns, sums
     LayerNormalization, Softmax, Reduce*,        along the sequence
     Concat, Split, Slice, Gather
     Transpose, Squeeze, Unsqueeze, Reshape       all other operators
@@ -475,6 +475,30 @@ def _matmul(at: _Node) -> bool:
     return at.write([first, second], [(*batch, rows, (sizes[-1],))])
 
 
+def _gemm(at: _Node) -> bool:
+    """Gemm of rows: as MatMul and Add, which take more dimensions than two."""
+    x, w, sizes = at.read(0), at.own(1), at.sizes()
+    plain_numbers = at.given.get("alpha", 1.0) == at.given.get("beta", 1.0) == 1.0
+    if x is None or w is None or sizes is None or at.given.get("transA", 0) or not plain_numbers:
+        return False
+    added = at.own(2) if at.has(2) else None
+    # What is added to each row has one dimension, or one row.
+    rows = () if added is None else tuple(parts[0] for parts in added.layout)
+    if x.is_folded(1) or not x.is_folded(0) or at.is_unfolded(1):
+        return False
+    if at.has(2) and (added is None or at.is_unfolded(2) or not all(map(is_one, rows[:-1]))):
+        return False
+    weight = w.name
+    if at.given.get("transB", 0):
+        weight = at.new.add("Transpose", [weight], "weight", perm=[1, 0])
+    layout = (x.layout[0], (sizes[1],))
+    made = at.make(layout)
+    product = at.new.add("MatMul", [x.name, weight], "MatMul", "" if at.has(2) else made)
+    if at.has(2):
+        at.new.add("Add", [product, at.node.input[2]], "Add", made)
+    return True
+
+
 def _transpose(at: _Node) -> bool:
     x = at.read(0)
     if x is None:
@@ -680,6 +704,7 @@ _RULES: Mapping[str, Callable[[_Node], bool]] = {
     "BatchNormalization": _normalize_batch,
     "Concat": _concat,
     "Gather": _gather,
+    "Gemm": _gemm,
     "LayerNormalization": _normalize,
     "MatMul": _matmul,
     "Reshape": _reshape,

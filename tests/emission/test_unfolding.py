@@ -44,9 +44,9 @@ def _rewritten(made: onnx.ModelProto, **options: Any) -> tuple[onnx.ModelProto, 
     return outcome.model, any(not name.startswith("conv") for name in names)
 
 
-def _compare(seed: int, **options: Any) -> bool:
+def _compare(seed: int, *, matrices: bool = False, **options: Any) -> bool:
     images = bool(seed % 3 == 0)
-    made = random_sequences(seed, images=images)
+    made = random_sequences(seed, images=images, matrices=matrices)
     after, within = _rewritten(made, **options)
     feeds = [
         {"x": noise(1 + (images and at % 2), 3, *size, seed=seed)} for at, size in enumerate(SIZES)
@@ -59,6 +59,12 @@ def _compare(seed: int, **options: Any) -> bool:
 def test_any_size(seeds: range) -> None:
     """In rounds, at six sizes, of one image and of two."""
     assert sum(_compare(seed) for seed in seeds) > 0.5 * len(seeds)
+
+
+@pytest.mark.parametrize("seeds", [range(8), slow(range(8, 150))])
+def test_rows_of_a_matrix(seeds: range) -> None:
+    """Images and sequences in one dimension, as a Gemm has it."""
+    assert sum(_compare(seed, matrices=True) for seed in seeds) > 0.4 * len(seeds)
 
 
 @pytest.mark.parametrize("seed", [295, 311])

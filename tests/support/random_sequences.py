@@ -125,6 +125,14 @@ class Sequences:
         made = self.add("MatMul", f"{t} {self.weight(CHANNELS, CHANNELS)}")
         return self.add("Add", f"{made} {self.weight(CHANNELS)}")
 
+    def in_rows(self, t: str) -> str:
+        """A linear layer of all elements of all images, as a matrix."""
+        flat = self.reshape(t, -1, CHANNELS)
+        added = self.weight(*self.drawn.choice([[1], [CHANNELS], [1, CHANNELS]]))
+        rest = f"{self.weight(CHANNELS, CHANNELS)} {added}"
+        made = self.add("Gemm", f"{flat} {rest}", transB=self.drawn.randint(0, 1))
+        return self.reshape(made, self.size(t, 0), self.size(t, 1), CHANNELS)
+
     def normalised(self, t: str) -> str:
         """LayerNormalization, or the same spelled out."""
         if self.opset >= 17 and self.drawn.random() < 0.5:
@@ -239,7 +247,11 @@ _LAYERS: tuple[Callable[[Sequences, str], str], ...] = (
 
 
 def random_sequences(
-    seed: int, *, images: bool = False, size: tuple[int | str, int | str] = ("H", "W")
+    seed: int,
+    *,
+    images: bool = False,
+    size: tuple[int | str, int | str] = ("H", "W"),
+    matrices: bool = False,
 ) -> onnx.ModelProto:
     """Make a model of input x [1 or N, 3, H, W], whose sizes are multiples of 4.
 
@@ -247,14 +259,16 @@ def random_sequences(
         seed: What is drawn.
         images: The number of images is free as well.
         size: Height and width.
+        matrices: Some layers take all elements of all images as the rows of a matrix.
     """
+    layers = (*_LAYERS, *[Sequences.in_rows] * 5) if matrices else _LAYERS
     made = Sequences(seed, images=images)
     image = made.conv("x")
     for _ in range(made.drawn.randint(1, 2)):
         in_windows = made.drawn.random() < 0.4
         t = start = made.windows(image) if in_windows else made.flattened(image)
         for _ in range(made.drawn.randint(1, 4)):
-            t = made.drawn.choice(_LAYERS)(made, t)
+            t = made.drawn.choice(layers)(made, t)
             if made.drawn.random() < 0.4:
                 t = made.add("Add", f"{t} {start}")
         back = made.from_windows if in_windows else made.restored
