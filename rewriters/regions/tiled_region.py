@@ -131,6 +131,7 @@ class RegionPlan:
         network = self.region.network
         if self.tiling is not None or not self.proven:
             return self.splits * sum(len(link.reads) for link in network.links)
+        network = networks.contracted(network)
         if self.stride is not None:
             return rounds.effort(network, self.stride)
         return proof_any_height.effort(network, self.splits)
@@ -188,12 +189,14 @@ class RegionPlan:
 
 
 def _prove_rounds(network: networks.Network, stride: int) -> str | None:
+    network = networks.contracted(network)
     if rounds.effort(network, stride) > _MOST_EFFORT:
         return "its patches are too tall to prove every height"
     return rounds.prove_rounds(network, stride)
 
 
 def _prove_shares(network: networks.Network, splits: int) -> str | None:
+    network = networks.contracted(network)
     if proof_any_height.effort(network, splits) > _MOST_EFFORT:
         return (
             "its stride, kernel or number of splits is too large to prove every height; fix the "

@@ -15,7 +15,14 @@ from math import gcd, lcm
 from typing import NamedTuple
 
 from patchconv_deploy.rewriters.tiling.patches import Rows
-from patchconv_deploy.rewriters.tiling.row_maps import Ending, Fitted, RowMap, dropped
+from patchconv_deploy.rewriters.tiling.row_maps import (
+    Ending,
+    Fitted,
+    Pointwise,
+    RowMap,
+    Sliding,
+    dropped,
+)
 from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = [
@@ -25,6 +32,7 @@ __all__ = [
     "Link",
     "Network",
     "Shrinking",
+    "contracted",
     "first_height",
     "heights",
     "heights_of_one_row",
@@ -179,6 +187,49 @@ def padding_dropped(
     if not (0 <= above <= link.removable_padding[0] and 0 <= below <= link.removable_padding[1]):
         return None
     return above, below
+
+
+def _is_each_row(row_map: RowMap) -> bool:
+    """Tell whether each output row is made of the same input row alone."""
+    if isinstance(row_map, Sliding):
+        plain = row_map.begin == row_map.end == 0 or row_map.same is not None
+        return row_map.reach == row_map.stride == 1 and plain and not row_map.margin
+    return row_map == Pointwise()
+
+
+@lru_cache(maxsize=256)
+def contracted(network: Network) -> Network:
+    """Return the same without operators that make each row from the same row of one tensor.
+
+    Their results have as many rows, and the same ones are valid: a proof learns nothing from them.
+    What makes an output stays. Layers between two convolutions are mostly such operators.
+    """
+    same, kept = list(range(network.tensors)), list[Link]()
+    for link in network.links:
+        reads = tuple(same[number] for number in link.reads)
+        if _is_each_row(link.row_map):
+            reads = tuple(dict.fromkeys(reads))
+            if len(reads) == 1 and not {*link.makes} & {*network.outputs}:
+                for number in link.makes:
+                    same[number] = reads[0]
+                continue
+        kept.append(link._replace(reads=reads))
+    left = sorted({*network.inputs, *(number for link in kept for number in link.makes)})
+    numbers = {number: at for at, number in enumerate(left)}
+
+    def renumbered(tensors: Sequence[int]) -> tuple[int, ...]:
+        return tuple(numbers[number] for number in tensors)
+
+    links = [
+        link._replace(reads=renumbered(link.reads), makes=renumbered(link.makes)) for link in kept
+    ]
+    return replace(
+        network,
+        tensors=len(left),
+        links=tuple(links),
+        inputs=renumbered(network.inputs),
+        outputs=renumbered(network.outputs),
+    )
 
 
 def steps(network: Network) -> tuple[int, ...] | str:
