@@ -12,60 +12,41 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from math import lcm
 from typing import Any
 
 import numpy as np
 import onnx
 
 from patchconv_deploy.rewriters.graph.constant_folding import Constants
-from patchconv_deploy.rewriters.graph.nodes import attributes, captured
+from patchconv_deploy.rewriters.graph.dividing_sizes import divisors, rounded_up
+from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import ANONYMOUS, Shapes, has_shape, known_size
 from patchconv_deploy.rewriters.graph.size_tables import Table, turned
+from patchconv_deploy.rewriters.graph.size_values import (
+    REALS,
+    Dims,
+    Value,
+    is_whole,
+    numbers_of,
+    value_of,
+)
 from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
 from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal, Shape
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN, resize_axes
 from patchconv_deploy.rewriters.operators.table import SPATIAL, rows_of, table_of
-from patchconv_deploy.rewriters.tiling.sizes import Size, left_over, ratio
+from patchconv_deploy.rewriters.tiling.sizes import Size, left_over
 
 __all__ = ["NO_SIZES", "FreeSizes", "follow_sizes"]
 
-
-Dims = tuple[Size | None, ...]
-
-# A value: its elements in order, and whether it is one number without dimensions.
-Value = tuple[Dims, bool]
 
 _MOST_ELEMENTS = 64
 
 # What divides a size may tell of another one.
 _MOST_WALKS = 4
 
-# What images are cut into windows of.
-_DIVISORS = range(2, 65)
-
 # Sizes times larger numbers are not exact in single precision.
 _LARGEST_SCALE = 256
-
-_REALS = frozenset(
-    {
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.DOUBLE,
-        onnx.TensorProto.FLOAT16,
-        onnx.TensorProto.BFLOAT16,
-    }
-)
-
-# Types in which sizes are exact: below 2^24 whole numbers are in all of them.
-_EXACT = frozenset(
-    {
-        onnx.TensorProto.INT32,
-        onnx.TensorProto.INT64,
-        onnx.TensorProto.FLOAT,
-        onnx.TensorProto.DOUBLE,
-    }
-)
 
 # What works on each image of a batch for itself.
 _IMAGES = SPATIAL | {"BatchNormalization"}
@@ -180,83 +161,13 @@ def follow_sizes(
         for at, node in enumerate(graph.node):
             if node.output and node.domain in (*ONNX_DOMAINS, CONTRIB_DOMAIN):
                 walk.follow(node, at, record)
-        found = _multiples(graph, walk)
+        found = divisors(graph, walk, multiples)
         if not found:
             break
         multiples = {**multiples, **found}
     values = {name: value for name, (value, _) in walk.values.items()}
     tables = frozenset(name for name, table in walk.tables.items() if None not in table)
     return FreeSizes(walk.dims, values, walk.places, walk.elements, tables=tables)
-
-
-def _multiples(graph: onnx.GraphProto, walk: _Walk) -> dict[str, int]:
-    """Return of which numbers free sizes have to be multiples, or else the model does not run.
-
-    A Reshape keeps the count of its elements. From [N, H // 8, 8, W // 8, 8, C] to [N, H, W, C]
-    there are as many only where 8 divides both, for otherwise there would be less.
-    """
-    found: dict[str, int] = {}
-    for node in _needed(graph):
-        if node.op_type != "Reshape" or node.domain not in ONNX_DOMAINS:
-            continue
-        x, target = walk.dims.get(node.input[0]), walk.value(node.input[1])
-        y = None if target is None else target[0]
-        if x is None or y is None or None in x or None in y:
-            continue
-        if any(size.constant in (0, -1) for size in y if size is not None):
-            continue
-        before, after = list(x), list(y)
-        for size in x:
-            if size in after:
-                before.remove(size)
-                after.remove(size)
-        for those, others in ((before, after), (after, before)):
-            found.update(_dividing(those, others, walk))
-    return found
-
-
-def _dividing(
-    less: Sequence[Size | None], more: Sequence[Size | None], walk: _Walk
-) -> dict[str, int]:
-    """Return what divides the free sizes of one product where it is no more than another one.
-
-    Args:
-        less: Factors of a product: quotients of free sizes, rounded down, and numbers.
-        more: Factors of the other one: free sizes, and numbers.
-        walk: What the free sizes are multiples of so far.
-    """
-    number, found = Fraction(1), dict[str, int]()
-    sizes = []
-    for size in less:
-        if size is not None and size.constant is not None:
-            number *= size.constant
-        else:
-            sizes.append(size)
-    for whole in more:
-        if whole is not None and whole.constant is not None:
-            number /= whole.constant or 1
-            continue
-        same = [size for size in sizes if size and whole and size.symbol == whole.symbol]
-        if whole is None or len(same) != 1 or whole != walk.free(whole.symbol):
-            return {}
-        sizes.remove(same[0])
-        by = next((each for each in _DIVISORS if whole // each == same[0]), 0)
-        if not by:
-            return {}
-        number /= by
-        found[whole.symbol] = lcm(by, walk.multiple(whole.symbol))
-    new = {symbol for symbol, by in found.items() if by != walk.multiple(symbol)}
-    return {symbol: found[symbol] for symbol in new} if number == 1 and not sizes else {}
-
-
-def _needed(graph: onnx.GraphProto) -> list[onnx.NodeProto]:
-    """Return the nodes that an output is made by: others need not run."""
-    found, names = list[onnx.NodeProto](), {value.name for value in graph.output}
-    for node in reversed(graph.node):
-        if not names.isdisjoint(node.output):
-            found.append(node)
-            names.update((*node.input, *captured(node)))
-    return found
 
 
 class _Walk:
@@ -273,17 +184,6 @@ class _Walk:
         self._constants = constants
         self._multiples = multiples
 
-    def multiple(self, symbol: str) -> int:
-        """Return what a free size is known to be a multiple of."""
-        return self._multiples.get(symbol, 1)
-
-    def free(self, symbol: str) -> Size:
-        """Return a free size; what is said of sizes that the model does not run at is of no use."""
-        size, by = Size.free(symbol), self.multiple(symbol)
-        above = None if by == 1 else size + (by - 1)
-        rounded = None if above is None else above // by
-        return size if rounded is None else rounded * by
-
     def read(self, value: onnx.ValueInfoProto) -> None:
         """Take a free size of an input as a symbol of its own, or as the one that it names."""
         if not has_shape(value):
@@ -295,7 +195,11 @@ class _Walk:
             symbol = dim.dim_param if named else f"{value.name}[{at}]"
             if size is None:
                 self.places.setdefault(symbol, (value.name, at))
-            found.append(self.free(symbol) if size is None else Size.number(size))
+            found.append(
+                rounded_up(symbol, self._multiples.get(symbol, 1))
+                if size is None
+                else Size.number(size)
+            )
         self.dims[value.name] = tuple(found)
 
     def follow(self, node: onnx.NodeProto, at: int, record: Callable[[int], Record]) -> None:
@@ -304,7 +208,7 @@ class _Walk:
             self._reals.add(node.output[0])
         value = None
         if node.domain in ONNX_DOMAINS and node.output:
-            value = _value(node, self) or self._turned(node)
+            value = value_of(node, self) or self._turned(node)
         if value is not None and len(value[0]) <= _MOST_ELEMENTS:
             self._take(node.output[0], value)
         for name in node.output:
@@ -325,7 +229,7 @@ class _Walk:
 
     def _turned(self, node: onnx.NodeProto) -> Value | None:
         """Return what a node makes of tables of sizes, where that is a vector or a number."""
-        table = turned(node, self._table, lambda name: _numbers(self.value(name)))
+        table = turned(node, self._table, lambda name: numbers_of(self.value(name)))
         if table is None or table.size > _MOST_ELEMENTS:
             return None
         if table.ndim > 1:
@@ -346,7 +250,7 @@ class _Walk:
 
     def _makes_reals(self, node: onnx.NodeProto) -> bool:
         if node.op_type == "Cast":
-            return attributes(node).get("to") in _REALS
+            return attributes(node).get("to") in REALS
         if node.op_type == "Shape":
             return False
         # Others besides the first are counts and places, but for what is calculated.
@@ -360,7 +264,7 @@ class _Walk:
 
     def _take(self, name: str, value: Value) -> None:
         self.values[name] = value
-        numbers = _numbers(value)
+        numbers = numbers_of(value)
         kind = self._shapes.elements.get(name)
         if kind is None and not self.is_real(name):
             kind = onnx.TensorProto.INT64
@@ -413,7 +317,7 @@ class _Walk:
         if array is None or array.size > _MOST_ELEMENTS or array.ndim > 1:
             return None
         numbers = array.reshape(-1).tolist()
-        if not all(type(number) is int or _is_whole(number) for number in numbers):
+        if not all(type(number) is int or is_whole(number) for number in numbers):
             return None
         return tuple(Size.number(int(number)) for number in numbers), array.ndim == 0
 
@@ -471,7 +375,7 @@ class _Walk:
     def _counted(self, node: onnx.NodeProto) -> Size | None:
         """Return how many numbers a Range counts from 0 by 1."""
         start, end, step = (self.value(name) for name in node.input)
-        if _numbers(start) != [0] or _numbers(step) != [1] or end is None:
+        if numbers_of(start) != [0] or numbers_of(step) != [1] or end is None:
             return None
         return end[0][0]
 
@@ -574,178 +478,3 @@ class _Walk:
             return left_over(dims, others)
         copied = size.constant == 0 and not attributes(node).get("allowzero", 0)
         return dims[axis] if copied and dims is not None and axis < len(dims) else None
-
-
-def _value(node: onnx.NodeProto, walk: _Walk) -> Value | None:
-    """Return what a node makes, if that is a few whole numbers."""
-    values = attributes(node)
-    match node.op_type:
-        case "Shape":
-            dims = walk.dims.get(node.input[0])
-            return (
-                None if dims is None else (dims[values.get("start", 0) : values.get("end")], False)
-            )
-        case "Identity":
-            return walk.value(node.input[0])
-        case "Cast" if values.get("to") not in _EXACT:
-            return None
-        case "Cast" | "Floor" | "Ceil":
-            return _rounded(node, walk)
-        case "Squeeze" | "Unsqueeze" | "Reshape":
-            return _reshaped(node, walk)
-        case "Concat":
-            parts = [walk.value(name) for name in node.input]
-            if any(part is None or part[1] for part in parts):
-                return None
-            return tuple(size for part in parts if part for size in part[0]), False
-        case "ReduceProd":
-            return _multiplied(node, walk)
-        case "Gather":
-            return _gathered(walk.value(node.input[0]), walk.value(node.input[1]))
-        case "Slice":
-            return _sliced(node, walk)
-        case "Add" | "Sub" | "Mul" | "Div" | "Mod" if len(node.input) == 2:
-            pair = [walk.value(name) for name in node.input]
-            if pair[0] is None or pair[1] is None:
-                return None
-            if node.op_type in ("Div", "Mod") and any(walk.is_real(name) for name in node.input):
-                return _divided(node, walk, pair[0], pair[1])
-            # With fmod the sign is that of the dividend.
-            op = "Fmod" if values.get("fmod", 0) else node.op_type
-            return _calculated(op, pair[0], pair[1])
-        case "Neg":
-            value = walk.value(node.input[0])
-            if value is None:
-                return None
-            return tuple(None if size is None else size * -1 for size in value[0]), value[1]
-    return None
-
-
-def _is_whole(number: Any) -> bool:
-    return isinstance(number, float) and number.is_integer()
-
-
-def _rounded(node: onnx.NodeProto, walk: _Walk) -> Value | None:
-    """Return sizes in another type, or quotients rounded; whole numbers are what they are."""
-    name = node.input[0]
-    value = walk.value(name)
-    quotients = walk.quotients.get(name)
-    if value is not None or quotients is None:
-        return value
-    if node.op_type == "Cast" and attributes(node).get("to") in _REALS:
-        walk.quotients[node.output[0]] = quotients
-        return None
-    # A Cast to whole numbers truncates, which is down: nothing here is below 0.
-    up = int(node.op_type == "Ceil")
-    made: list[Size | None] = []
-    for size, by in quotients:
-        above = size + (by - 1) * up
-        made.append(None if above is None else above // by)
-    return tuple(made), False
-
-
-def _divided(node: onnx.NodeProto, walk: _Walk, a: Value, b: Value) -> Value | None:
-    """Return a quotient of reals that is whole at every size; note another one."""
-    made = _calculated("Div", a, b)
-    rest = _calculated("Mod", a, b)
-    if node.op_type == "Mod" or made is None or rest is None or a[1]:
-        return None
-    numbers = _numbers(rest)
-    if numbers is not None and not any(numbers):
-        return made
-    by = [None if size is None else size.constant for size in b[0]]
-    by = by * len(a[0]) if len(by) == 1 else by
-    pairs = [(x, y) for x, y in zip(a[0], by, strict=False) if x is not None and y and y > 0]
-    if len(pairs) == len(a[0]) == len(made[0]) and all(x.is_never_below(_ZERO) for x, _ in pairs):
-        walk.quotients[node.output[0]] = tuple(pairs)
-    return None
-
-
-def _reshaped(node: onnx.NodeProto, walk: _Walk) -> Value | None:
-    """Return the same elements, as a vector or as one number."""
-    value = walk.value(node.input[0])
-    if value is None:
-        return None
-    if node.op_type == "Reshape":
-        target = _numbers(walk.value(node.input[1]))
-        return None if target is None or len(target) > 1 else (value[0], not target)
-    if node.op_type == "Unsqueeze":
-        # Of a vector it would make a matrix.
-        return (value[0], False) if value[1] else None
-    return (value[0], True) if len(value[0]) == 1 else None
-
-
-def _multiplied(node: onnx.NodeProto, walk: _Walk) -> Value | None:
-    """Return the product of a vector of sizes, as far as it is one of numbers and one size."""
-    value = walk.value(node.input[0])
-    if value is None or value[1]:
-        return None
-    return (left_over(value[0], ()),), not attributes(node).get("keepdims", 1)
-
-
-def _numbers(value: Value | None) -> list[int] | None:
-    """Return a value that is known as whole as numbers."""
-    found = [] if value is None else [None if s is None else s.constant for s in value[0]]
-    known = [number for number in found if number is not None]
-    return known if value is not None and len(known) == len(found) else None
-
-
-def _gathered(data: Value | None, indices: Value | None) -> Value | None:
-    at = _numbers(indices)
-    if data is None or indices is None or at is None or data[1]:
-        return None
-    if any(not -len(data[0]) <= index < len(data[0]) for index in at):
-        return None
-    return tuple(data[0][index] for index in at), indices[1]
-
-
-def _sliced(node: onnx.NodeProto, walk: _Walk) -> Value | None:
-    data = walk.value(node.input[0])
-    if data is None or data[1]:
-        return None
-    if len(node.input) > 2:
-        bounds = [_numbers(walk.value(name)) if name else [0] for name in node.input[1:]]
-    else:
-        values = attributes(node)
-        bounds = [list(values.get("starts", ())), list(values.get("ends", ()))]
-    if any(bound is None or len(bound) != 1 for bound in bounds):
-        return None
-    start, end, _, step = [each[0] for each in bounds if each] + [0, 1][len(bounds) - 2 :]
-    return (data[0][start:end:step], False) if step else None
-
-
-def _calculated(op: str, a: Value, b: Value) -> Value | None:
-    count = max(len(a[0]), len(b[0]))
-    if {len(a[0]), len(b[0])} - {1, count}:
-        return None
-    left: Sequence[Size | None] = a[0] * count if len(a[0]) == 1 else a[0]
-    right: Sequence[Size | None] = b[0] * count if len(b[0]) == 1 else b[0]
-    made = tuple(
-        None if x is None or y is None else _number(op, x, y)
-        for x, y in zip(left, right, strict=True)
-    )
-    return made, a[1] and b[1]
-
-
-def _number(op: str, a: Size, b: Size) -> Size | None:
-    by: Any = b.constant
-    match op:
-        case "Add":
-            return a + b
-        case "Sub":
-            return a - b
-        case "Mul":
-            if by is not None:
-                scaled: Size = a * by
-                return scaled
-            return None if a.constant is None else b * a.constant
-        case "Div" if by is None and (times := ratio(a, b)) is not None:
-            return Size.number(int(times)) if times.denominator == 1 else None
-        case "Mod" if by and by > 0:
-            # Of whole numbers: the sign is that of the divisor, as here.
-            rest: Size | None = a % by
-            return rest
-        case "Div" | "Fmod" if by and by > 0 and a.is_never_below(_ZERO):
-            made: Size | None = a // by if op == "Div" else a % by
-            return made
-    return None
