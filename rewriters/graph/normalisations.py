@@ -11,13 +11,12 @@ import numpy as np
 import onnx
 from onnx import TensorProto
 
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.statistic_nodes import (
     FLOATS,
     HALF,
     InTwo,
-    NewNodes,
-    ReadGraph,
     block_of,
     in_blocks,
     moments,

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto
 
+from patchconv_deploy.rewriters.graph.new_nodes import ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.statistic_nodes import (
     FLOATS,
     HALF,
     InTwo,
-    ReadGraph,
     block_of,
     in_blocks,
 )

@@ -40,6 +40,7 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.reference import ReferenceEvaluator
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts, record_of
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import node_label
 from patchconv_deploy.rewriters.graph.respelling import (
     Respelling,
@@ -47,7 +48,6 @@ from patchconv_deploy.rewriters.graph.respelling import (
     free_word,
     with_servants,
 )
-from patchconv_deploy.rewriters.graph.statistic_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Record, RowLocal
 from patchconv_deploy.rewriters.operators.resampling import resize
 from patchconv_deploy.rewriters.operators.rules import resize_axes

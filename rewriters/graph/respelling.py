@@ -14,7 +14,7 @@ from itertools import count
 
 import onnx
 
-from patchconv_deploy.rewriters.graph.statistic_nodes import NewNodes, ReadGraph
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 
 __all__ = [
     "NO_RESPELLINGS",

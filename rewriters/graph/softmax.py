@@ -21,8 +21,9 @@ from math import prod
 import onnx
 from onnx import TensorProto
 
+from patchconv_deploy.rewriters.graph.new_nodes import ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
-from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo, ReadGraph
+from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Shape
 
 __all__ = ["softmax"]

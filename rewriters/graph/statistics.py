@@ -39,6 +39,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import node_label
 from patchconv_deploy.rewriters.graph.normalisations import (
     fused_group,
@@ -55,7 +56,7 @@ from patchconv_deploy.rewriters.graph.respelling import (
     with_servants,
 )
 from patchconv_deploy.rewriters.graph.softmax import softmax
-from patchconv_deploy.rewriters.graph.statistic_nodes import InTwo, NewNodes, ReadGraph
+from patchconv_deploy.rewriters.graph.statistic_nodes import InTwo
 from patchconv_deploy.rewriters.operators.rules import CONTRIB_DOMAIN
 
 __all__ = ["Statistic", "find_statistics"]

@@ -30,6 +30,7 @@ import onnx
 from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes, node_label
 from patchconv_deploy.rewriters.graph.respelling import (
     SIZE_NODES,
@@ -37,7 +38,6 @@ from patchconv_deploy.rewriters.graph.respelling import (
     copied,
     free_word,
 )
-from patchconv_deploy.rewriters.graph.statistic_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.unfolded import (
     Layout,
     Part,

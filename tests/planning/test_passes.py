@@ -16,7 +16,7 @@ from onnx.reference import ReferenceEvaluator
 from patchconv_deploy.rewriters.emission import handing_over
 from patchconv_deploy.rewriters.emission.forms import REGIONAL_FORMS
 from patchconv_deploy.rewriters.errors import BudgetError
-from patchconv_deploy.rewriters.graph import statistic_nodes
+from patchconv_deploy.rewriters.graph import new_nodes
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
@@ -174,14 +174,14 @@ def test_a_strip_cut_a_row_off_is_caught(monkeypatch: pytest.MonkeyPatch) -> Non
 
 def test_a_variance_without_the_rows_means_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: what the rows' means differ by is left out of the variance."""
-    right = statistic_nodes.NewNodes.add
+    right = new_nodes.NewNodes.add
 
     def wrong(self: Any, op: str, inputs: Any, suffix: str, output: str = "", **given: Any) -> str:
         if suffix == "variance":
             inputs = [inputs[0], inputs[0]]
         return right(self, op, inputs, suffix, output, **given)
 
-    _breaks(monkeypatch, statistic_nodes.NewNodes, "add", wrong)
+    _breaks(monkeypatch, new_nodes.NewNodes, "add", wrong)
 
 
 @pytest.mark.parametrize(

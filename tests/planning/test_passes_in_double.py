@@ -20,7 +20,7 @@ import pytest
 from onnx import TensorProto, numpy_helper
 
 from patchconv_deploy.rewriters.emission import handing_over
-from patchconv_deploy.rewriters.graph import statistic_nodes
+from patchconv_deploy.rewriters.graph import new_nodes
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.nodes import bodies
 from patchconv_deploy.rewriters.options import Options
@@ -173,14 +173,14 @@ def _worst(seeds: range) -> float:
 
 def test_a_merge_without_the_rows_means_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     """Planted: the variance is that of the rows alone."""
-    right = statistic_nodes.NewNodes.add
+    right = new_nodes.NewNodes.add
 
     def wrong(self: Any, op: str, inputs: Any, suffix: str, output: str = "", **given: Any) -> str:
         if suffix == "variance":
             op, inputs = "Identity", inputs[:1]
         return right(self, op, inputs, suffix, output, **given)
 
-    monkeypatch.setattr(statistic_nodes.NewNodes, "add", wrong)
+    monkeypatch.setattr(new_nodes.NewNodes, "add", wrong)
     assert _worst(range(5)) > REL
 
 
