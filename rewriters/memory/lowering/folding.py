@@ -89,7 +89,7 @@ def _is_affine(graph: Graph, node: Node, name: str, compiler: bool) -> bool:
 
 
 def fold_into_products(graph: Graph, lowering: Lowering) -> None:
-    """Fold bias, constant factors and transposes into the MatMul beside them."""
+    """Fold bias, transposes and constant factors into the MatMul beside them."""
     for position in graph.in_order():
         node = graph.nodes[position]
         if node is None or node.op_type != "MatMul":
@@ -99,13 +99,24 @@ def fold_into_products(graph: Graph, lowering: Lowering) -> None:
             if user is not None and user[1].op_type == "Add" and _is_bias(graph, user[1], node):
                 _make_gemm(graph, position, node, user)
             continue
-        reads = tuple(_unscaled(graph, name) for name in node.reads)
-        if reads != node.reads:
+        reads, makes = tuple(_unscaled(graph, name) for name in node.reads), node.makes
+        if user is not None and _is_scale(graph, user[1], makes[0]):
+            graph.remove(user[0])
+            makes = user[1].makes
+        if (reads, makes) != (node.reads, node.makes):
             graph.remove(position)
-            graph.append(with_fields(node, op_type="FusedMatMul", reads=reads))
+            graph.append(with_fields(node, op_type="FusedMatMul", reads=reads, makes=makes))
     for position, node in list(graph.present()):
         if node.op_type == "Transpose" and node.attributes.get("perm") == (0, 2, 1):
             _unflatten(graph, position, node)
+
+
+def _is_scale(graph: Graph, node: Node, scaled: str) -> bool:
+    """Tell whether a node multiplies a tensor by one number, or divides it by one."""
+    if node.op_type not in ("Mul", "Div") or (node.op_type == "Div" and node.reads[0] != scaled):
+        return False
+    others = [name for name in node.reads if name in graph.constants]
+    return len(others) == 1 and prod(s or 0 for s in graph.dims.get(others[0]) or ()) == 1
 
 
 def _unflatten(graph: Graph, position: int, node: Node) -> None:
@@ -145,8 +156,7 @@ def _unscaled(graph: Graph, name: str) -> str:
     while graph.uses(name) == 1 and (found := graph.producer(name)) is not None:
         position, node = found
         if node.op_type in ("Mul", "Div"):
-            others = [read for read in node.reads if read in graph.constants]
-            if len(others) != 1 or prod(s or 0 for s in graph.dims.get(others[0]) or ()) != 1:
+            if not any(_is_scale(graph, node, read) for read in node.reads):
                 break
         elif node.op_type != "Transpose" or not _swaps_last(node.attributes.get("perm", ())):
             break
