@@ -37,8 +37,8 @@ logger = logging.getLogger(__name__)
 # The operators exporters do arithmetic on sizes with.
 _ARITHMETIC = frozenset(
     "Add And Cast Ceil Concat ConstantOfShape Div Equal Expand Floor Gather Greater GreaterOrEqual "
-    "Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range Reshape Slice Squeeze Sub "
-    "Transpose Unsqueeze Where Xor".split()
+    "Identity Less LessOrEqual Max Min Mod Mul Neg Not Or Range ReduceProd Reshape Slice Squeeze "
+    "Sub Transpose Unsqueeze Where Xor".split()
 )
 
 # Of these the result has the broadcast shape of what they read.

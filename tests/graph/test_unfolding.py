@@ -113,6 +113,17 @@ def test_what_nothing_is_cut_of_comes_back() -> None:
     assert unfolded > 5
 
 
+def test_sizes_that_are_asked_of_a_sequence_are_known() -> None:
+    """At assumed sizes every tensor has one: a product of two where it was folded."""
+    asked = 0
+    for seed in range(12):
+        made = random_sequences(seed)
+        facts = look_at(Loaded(made, None), Options(splits=2)).facts
+        assert not facts.unsized
+        asked += any(each.op_type == "ReduceProd" for each in facts.certain.graph.node)
+    assert asked
+
+
 def _entries(made: onnx.ModelProto) -> list[str]:
     facts = look_at(Loaded(made, None), Options(splits=2)).facts
     return [entry.label for entry in facts.respelled.entries if entry.section]
