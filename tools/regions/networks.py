@@ -213,7 +213,7 @@ NETWORKS: Mapping[str, Network] = {
         "3-D U-Net, InstanceNorm, 96x96x96",
         "unet_3d",
         (96, 96, 96),
-        (_budget(275, Floor(peak=1 / 2, time=1.3)),),
+        (_budget(250, Floor(peak=1 / 2, time=1.3)),),
         {"base": 32, "levels": 4},
     ),
     "swinir": Network(
