@@ -154,8 +154,7 @@ def predictor_for(
         free = made.certain.free.within(options.ranges)
         return replace(made, certain=replace(made.certain, free=free))
 
-    untouched = onnx.ModelProto()
-    untouched.CopyFrom(slim)
+    untouched = _copied(slim)
     facts = read(model, slim)
     if options.by_region and not holds_plan(model) and facts.certain.opset >= OLDEST_OPSET:
         chooses = not ENGINES[TARGETS[options.target].engine].lowering.compiler
@@ -164,9 +163,8 @@ def predictor_for(
         def write(found: Sequence[Respelling]) -> tuple[ModelFacts, Respellings]:
             respell(untouched.graph, found)
             made = respell(model.graph, found, respelled)
-            copy = onnx.ModelProto()
-            copy.CopyFrom(untouched)
-            return replace(read(model, copy), respelled=made, own_sizing=own_sizing), made
+            facts = read(model, _copied(untouched))
+            return replace(facts, respelled=made, own_sizing=own_sizing), made
 
         # Sequences first: what they are made into may look at the whole image, and be resized.
         if folded := find_folded(facts.certain):
@@ -197,10 +195,7 @@ def predict_unfixed(loaded: Loaded, options: Options, engine: str) -> int | None
     sizes |= {name: tuple((size, size) for size in dims) for name, dims in options.shapes.items()}
     if not any(low == high for pairs in sizes.values() for low, high in pairs):
         return None
-    slim, copy = skeleton(loaded), onnx.ModelProto()
-    copy.CopyFrom(slim)
-    checked = onnx.ModelProto()
-    checked.CopyFrom(slim)
-    fix_sizes(checked, options)  # what does not fit is refused here
-    found = predictor_for(copy, slim, replace(options, ranges=sizes)).predict(None, engine)
+    slim = skeleton(loaded)
+    fix_sizes(_copied(slim), options)  # what does not fit is refused here
+    found = predictor_for(_copied(slim), slim, replace(options, ranges=sizes)).predict(None, engine)
     return None if found.unknown else found.bytes

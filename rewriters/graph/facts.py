@@ -15,6 +15,7 @@ from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.graph.use_def import Index
 from patchconv_deploy.rewriters.operators.record import Record
+from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["CertainFacts", "record_of"]
 
@@ -41,6 +42,12 @@ class CertainFacts:
     def graph(self) -> onnx.GraphProto:
         """The main graph."""
         return self.index.graph
+
+    def size(self, name: str, axis: int) -> Size | None:
+        """Return a tensor's size along a dimension, as far as it is known."""
+        dims = self.shapes.dims.get(name, ())
+        number = dims[axis] if axis < len(dims) else None
+        return self.free.size(name, axis) if number is None else Size.number(number)
 
     def followed(self) -> CertainFacts:
         """Return the same with what follows from the model's free sizes.

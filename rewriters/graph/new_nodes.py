@@ -18,6 +18,10 @@ from patchconv_deploy.rewriters.graph.use_def import Index
 __all__ = ["NewNodes", "ReadGraph"]
 
 
+# Their axes are an input from opset 13 on, those of other reductions from 18.
+_EARLY = frozenset({"ReduceSum", "Squeeze", "Unsqueeze"})
+
+
 @dataclass
 class NewNodes:
     """New nodes, whose names begin with those of the node they stand for.
@@ -60,12 +64,17 @@ class NewNodes:
         tensor = helper.make_tensor("value", kind, [], [value])
         return self.add("Constant", [], suffix, value=tensor)
 
+    def over(
+        self, op: str, x: str, axes: Sequence[int], suffix: str, output: str = "", **given: Any
+    ) -> str:
+        """Add a reduction, a Squeeze or an Unsqueeze, with its axes where the opset has them."""
+        if self.opset >= (13 if op in _EARLY else 18):
+            return self.add(op, [x, self.ints(axes, f"{suffix}/axes")], suffix, output, **given)
+        return self.add(op, [x], suffix, output, axes=list(axes), **given)
+
     def reduce(self, op: str, x: str, axes: Sequence[int], suffix: str, *, output: str = "") -> str:
         """Add a reduction that keeps its dimensions."""
-        if self.opset >= (13 if op == "ReduceSum" else 18):
-            over = self.ints(axes, f"{suffix}/axes")
-            return self.add(op, [x, over], suffix, output, keepdims=1)
-        return self.add(op, [x], suffix, output, axes=list(axes), keepdims=1)
+        return self.over(op, x, axes, suffix, output, keepdims=1)
 
     def reshape(self, x: str, dims: Sequence[int], suffix: str) -> str:
         """Add a Reshape to given dimensions."""
@@ -73,10 +82,7 @@ class NewNodes:
 
     def squeeze(self, x: str, axes: Sequence[int], suffix: str, output: str) -> str:
         """Add a Squeeze."""
-        if self.opset >= 13:
-            over = self.ints(axes, f"{suffix}/axes")
-            return self.add("Squeeze", [x, over], suffix, output)
-        return self.add("Squeeze", [x], suffix, output, axes=list(axes))
+        return self.over("Squeeze", x, axes, suffix, output)
 
     def halves(
         self, x: str, size: int, suffix: str, what: tuple[str, str], axis: int = 1

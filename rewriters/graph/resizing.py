@@ -190,7 +190,7 @@ def _by_scales(found: ReadGraph, position: int) -> NewNodes | None:
 
 def _factor(found: ReadGraph, x: str, y: str, axis: int) -> Fraction | None:
     """Return what a dimension is times another one; None if it is no power of two."""
-    before, after = _size(found, x, axis), _size(found, y, axis)
+    before, after = found.facts.size(x, axis), found.facts.size(y, axis)
     if before is None or after is None:
         return None
     if before == after:
@@ -247,16 +247,9 @@ def _written(found: ReadGraph, position: int, *, chooses: bool) -> NewNodes | No
     return new
 
 
-def _size(found: ReadGraph, name: str, axis: int) -> Size | None:
-    """Return a tensor's size along a dimension, as far as it is known."""
-    dims = found.shapes.dims.get(name, ())
-    number = dims[axis] if axis < len(dims) else None
-    return found.facts.free.size(name, axis) if number is None else Size.number(number)
-
-
 def _is_same(found: ReadGraph, x: str, y: str, axis: int) -> bool:
-    size = _size(found, x, axis)
-    return size is not None and size == _size(found, y, axis)
+    size = found.facts.size(x, axis)
+    return size is not None and size == found.facts.size(y, axis)
 
 
 def _rows(found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int) -> _Rows | None:
@@ -270,7 +263,7 @@ def _rows(found: ReadGraph, record: Record, node: onnx.NodeProto, axis: int) -> 
     axes, scale = resize_axes(record), None
     if axis not in axes:
         return None
-    before, after = _size(found, node.input[0], axis), _size(found, node.output[0], axis)
+    before, after = found.facts.size(node.input[0], axis), found.facts.size(node.output[0], axis)
     if not record.given(3):
         scales = record.value(2)
         fits = scales is not None and len(scales) == len(axes)
@@ -524,7 +517,7 @@ def _add_rest(
 
 def _scale(found: ReadGraph, node: onnx.NodeProto, axis: int) -> float | None:
     """Return what a dimension is scaled by, None where single precision does not hold it."""
-    before, after = (_size(found, name, axis) for name in (node.input[0], node.output[0]))
+    before, after = (found.facts.size(name, axis) for name in (node.input[0], node.output[0]))
     if before is None or after is None or not before.constant or after.constant is None:
         return None
     exact = Fraction(after.constant, before.constant)

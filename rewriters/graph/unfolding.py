@@ -127,13 +127,9 @@ class _Walk:
 
     def sizes(self, name: str) -> tuple[Part, ...] | None:
         """Return the sizes of a tensor of the model, None where its rank is unknown."""
-        dims, free = self.found.shapes.dims.get(name), self.found.facts.free.dims.get(name)
-        if dims is None:
-            return free
-        numbers = [None if size is None else Size.number(size) for size in dims]
-        if free is not None and len(free) == len(numbers):
-            numbers = [own or other for own, other in zip(numbers, free, strict=True)]
-        return tuple(numbers)
+        facts = self.found.facts
+        dims = facts.shapes.dims.get(name, facts.free.dims.get(name))
+        return None if dims is None else tuple(facts.size(name, axis) for axis in range(len(dims)))
 
     def unfolded(self, name: str) -> Unfolded | None:
         """Return a tensor as it is written; of unknown rank none is."""
@@ -408,10 +404,7 @@ class _Node:
             at += len(parts)
         if not axes:
             return read.name
-        if self.opset >= 13:
-            given = self.new.ints(axes, f"{suffix}/axes")
-            return self.new.add("Unsqueeze", [read.name, given], suffix)
-        return self.new.add("Unsqueeze", [read.name], suffix, axes=axes)
+        return self.new.over("Unsqueeze", read.name, axes, suffix)
 
 
 def _aligned(layouts: Sequence[Layout], sizes: Sequence[Part]) -> Layout | None:
@@ -577,16 +570,13 @@ def _reduce(at: _Node) -> bool:
     x, axes = at.read(0), at.reduced_axes()
     if x is None or axes is None or any(x.is_folded(axis) for axis in axes):
         return False
-    kept = bool(at.given.get("keepdims", 1))
+    kept = int(bool(at.given.get("keepdims", 1)))
     layout = [
         (Size.number(1),) if axis in axes else parts
         for axis, parts in enumerate(x.layout)
         if kept or axis not in axes
     ]
-    places = [x.at(axis) for axis in axes]
-    if at.opset >= (13 if at.node.op_type == "ReduceSum" else 18):
-        return at.write([x.name, at.new.ints(places, "axes")], [tuple(layout)])
-    return at.write([x.name], [tuple(layout)], axes=places)
+    return _with_axes(at, x, tuple(layout), [x.at(axis) for axis in axes], keepdims=kept)
 
 
 def _concat(at: _Node) -> bool:
@@ -671,10 +661,10 @@ def _unsqueeze(at: _Node) -> bool:
     return _with_axes(at, x, layout, [made.at(axis) for axis in axes])
 
 
-def _with_axes(at: _Node, x: Unfolded, layout: Layout, axes: Sequence[int]) -> bool:
-    if at.opset >= 13:
-        return at.write([x.name, at.new.ints(axes, "axes")], [layout])
-    return at.write([x.name], [layout], axes=axes)
+def _with_axes(at: _Node, x: Unfolded, layout: Layout, axes: Sequence[int], **given: int) -> bool:
+    op = at.node.op_type
+    at.new.over(op, x.name, axes, op, at.make(layout), **given)
+    return True
 
 
 def _normalize_batch(at: _Node) -> bool:

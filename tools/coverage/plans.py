@@ -25,7 +25,7 @@ from patchconv_deploy import rewrite
 from patchconv_deploy.engines.trt.build import build, load_module
 from patchconv_deploy.engines.trt.options import BuildOptions
 from tools.coverage.networks import NETWORKS, write
-from tools.coverage.rows import SPLITS
+from tools.coverage.rows import SPLITS, line_of
 
 __all__ = ["Planned", "main", "plan_of"]
 
@@ -90,7 +90,7 @@ def plan_of(name: str) -> Planned:
             forms = tuple(sorted({region.form for region in result.outcome.rewritten}))
             words = ""
         except Exception as error:  # noqa: BLE001 - one network must not end the table
-            words = _line(error)
+            words = line_of(error)[:_MOST]
         # Along the axis that is cut, counted from the end.
         cut = -1 if network.keywords.get("axis") == "width" else -2
         before, said = _activations(path, shapes, cut)
@@ -131,17 +131,12 @@ def _activations(path: Path, shapes: Any, fixed: int | None = None) -> tuple[int
     try:
         made = build(path, options, load_module(ENGINE))
     except Exception as error:  # noqa: BLE001 - what a builder refuses is a row of the table
-        return None, _line(error)
+        return None, line_of(error)[:_MOST]
     return made.planned_activation_bytes, ""
 
 
 def _end(size: Any, last: int) -> int:
     return int(size[last] if isinstance(size, tuple) else size)
-
-
-def _line(error: Exception) -> str:
-    text = (str(error).strip() or type(error).__name__).splitlines()
-    return " ".join(text)[:_MOST]
 
 
 def _mib(size: int | None) -> str:

@@ -22,7 +22,7 @@ from patchconv_deploy.rewriters.planning.peak_holders import reasons_of
 from patchconv_deploy.rewriters.prepare import look_at
 from tools.coverage.networks import NETWORKS, write
 
-__all__ = ["AIM", "SPLITS", "Row", "row_of"]
+__all__ = ["AIM", "SPLITS", "Row", "line_of", "row_of"]
 
 SPLITS = 8
 
@@ -112,7 +112,7 @@ def row_of(
             shapes = write(name, exporter, form, path)
         except Exception as error:  # noqa: BLE001 - an exporter may raise anything
             seconds = time.monotonic() - started
-            return Row(name, exporter, form, error=f"no export: {_line(error)}", seconds=seconds)
+            return Row(name, exporter, form, error=f"no export: {line_of(error)}", seconds=seconds)
         keywords = dict(NETWORKS[name].keywords)
         opset = next(e.version for e in onnx.load(path).opset_import if e.domain in ("", "ai.onnx"))
         if form == "free" and opset < 13:
@@ -125,14 +125,15 @@ def row_of(
             )  # fmt: skip
         except Exception as error:  # noqa: BLE001 - one network must not end the table
             seconds = time.monotonic() - started
-            return Row(name, exporter, form, error=_line(error), seconds=seconds)
+            return Row(name, exporter, form, error=line_of(error), seconds=seconds)
         found = _judged(Row(name, exporter, form), result, path, shapes, keywords)
         measured = _measured(path, out, shapes) if measure and out.exists() else None
     seconds = time.monotonic() - started
     return replace(found, seconds=seconds, measured=measured)
 
 
-def _line(error: Exception) -> str:
+def line_of(error: Exception) -> str:
+    """Return what an error says in one line."""
     text = (str(error).strip() or type(error).__name__).splitlines()
     return " ".join(text)[:300]
 
