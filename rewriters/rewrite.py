@@ -235,7 +235,7 @@ def _spliced(
     plan = plan_data(
         decided.axis,
         decided.order,
-        [(e.plan, e.form, names_of(facts, links, e.plan.region.nodes)) for e in regions],
+        [(e.plan, e.form, names_of(facts, links, e.plan.region)) for e in regions],
         options.target,
         options.max_buffer,
     )

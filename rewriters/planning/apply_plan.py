@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from patchconv_deploy.rewriters.emission.forms import FORMS
 from patchconv_deploy.rewriters.emission.names import NameScheme
 from patchconv_deploy.rewriters.errors import OptionError
-from patchconv_deploy.rewriters.graph.statistics import Statistic
 from patchconv_deploy.rewriters.memory.targets import ENGINES
 from patchconv_deploy.rewriters.planning.candidates import row_local
 from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region
@@ -17,7 +16,7 @@ from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.orders import run_rank_of
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.regions.refusal import Refusal
-from patchconv_deploy.rewriters.regions.region import make_region
+from patchconv_deploy.rewriters.regions.region import Region, make_region
 from patchconv_deploy.rewriters.regions.row_locality import find_locality
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
@@ -49,8 +48,7 @@ def apply_plan(
         unknown = [name for name in entry["nodes"] if name not in exactly and name not in respelled]
         if unknown:
             raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
-        exact = {exactly[name] for name in entry["nodes"] if name in exactly}
-        named = {at for name in entry["nodes"] for at in respelled.get(name, ())} - exact
+        exact, named = _stand_for(entry["nodes"], exactly, respelled)
         made = {name for at in exact | named for name in certain.graph.node[at].output}
         strange = [name for name in entry["outputs"] if name not in made]
         if strange:
@@ -89,24 +87,34 @@ def apply_plan(
     return tuple(emitted), run_rank
 
 
-def names_of(facts: ModelFacts, links: Collection[int], nodes: Collection[int]) -> tuple[str, ...]:
+def names_of(facts: ModelFacts, links: Collection[int], region: Region) -> tuple[str, ...]:
     """Return what a plan calls the nodes of a region: by their names in the model.
 
-    Several nodes may stand for one of the model's: where only some of these are in the region they
-    go by names of their own. The halves of a statistic are told apart without (`apply_plan`).
+    Several nodes may stand for one of the model's. Where its name would be read as others than
+    those in the region (`apply_plan`), they go by names of their own.
 
     Args:
         facts: The model.
         links: The nodes that can be in a region.
-        nodes: Those that are.
+        region: Those that are, and what it makes.
     """
-    found, nodes = dict[str, None](), frozenset(nodes)
-    for at in sorted(nodes):
-        entry = facts.respelling_of.get(at)
-        alone = entry is None or isinstance(entry, Statistic)
-        whole = alone or all(other in nodes for other in facts.respelled_with[at] if other in links)
-        found[facts.own_label(at) if whole else facts.labels[at]] = None
-    return tuple(found)
+    own = {at: facts.own_label(at) for at in sorted(region.nodes)}
+    exactly = {label: at for at, label in facts.labels.items()}
+    exact, named = _stand_for(own.values(), exactly, _respelled(facts))
+    read = _named(facts, links, exact, named, [edge.name for edge in region.outputs])
+    astray = {facts.own_label(at) for at in own.keys() ^ set(read)}
+    return tuple(
+        dict.fromkeys(facts.labels[at] if name in astray else name for at, name in own.items())
+    )
+
+
+def _stand_for(
+    names: Iterable[str], exactly: Mapping[str, int], respelled: Mapping[str, Sequence[int]]
+) -> tuple[set[int], set[int]]:
+    """Return the nodes that names stand for: those they are the own names of, and the others."""
+    names = tuple(names)
+    exact = {exactly[name] for name in names if name in exactly}
+    return exact, {at for name in names for at in respelled.get(name, ())} - exact
 
 
 def _respelled(facts: ModelFacts) -> dict[str, list[int]]:

@@ -20,7 +20,7 @@ from tests.emission.test_resizing import decoder
 from tests.planning.test_passes import _forced
 from tests.planning.test_peak_holders import vae_decoder
 from tests.support.random_sequences import random_sequences
-from tests.support.small_models import copy_of, model, node, noise
+from tests.support.small_models import copy_of, in_half, model, node, noise
 from tests.support.tiers import slow
 
 pytestmark = pytest.mark.usefixtures("less_weighed")
@@ -28,9 +28,18 @@ pytestmark = pytest.mark.usefixtures("less_weighed")
 SIDE = 64
 
 
-def _cut(**options: object) -> Outcome:
-    made = copy_of(vae_decoder((SIDE, SIDE)))
+def _cut(
+    copied: Callable[[onnx.ModelProto], onnx.ModelProto] = copy_of,
+    side: int = SIDE,
+    **options: object,
+) -> Outcome:
+    made = copied(vae_decoder((side, side)))
     return rewrite_model(Loaded(made, None), Options(**options))  # type: ignore[arg-type]
+
+
+def _same(found: Outcome, right: Outcome) -> None:
+    a, b = (each.model.SerializeToString(deterministic=True) for each in (found, right))
+    assert a == b
 
 
 @pytest.fixture(scope="module")
@@ -43,10 +52,16 @@ def test_a_plan_with_statistics_gives_the_same_model_again(once: Outcome) -> Non
     """Both halves of a normalisation go by its name; each region finds its own again."""
     labels = [set(entry.nodes) for entry in once.rewritten]
     assert any(a & b for n, a in enumerate(labels) for b in labels[n + 1 :])
-    again = _cut(plan=read_plan(json.dumps(once.plan)))
-    assert again.model.SerializeToString(deterministic=True) == once.model.SerializeToString(
-        deterministic=True
-    )
+    _same(_cut(plan=read_plan(json.dumps(once.plan))), once)
+
+
+def test_what_a_statistic_reads_in_single_precision_is_of_one_region() -> None:
+    """A region may read it of another, though it is told by the name of the statistic."""
+    once = _cut(in_half, 2 * SIDE, splits=8, max_recompute=4.0)
+    assert once.plan is not None
+    made = [name for entry in once.plan["regions"] for name in entry["outputs"]]
+    assert any(name.endswith("/single") for name in made)
+    _same(_cut(in_half, 2 * SIDE, plan=read_plan(json.dumps(once.plan))), once)
 
 
 @pytest.mark.parametrize("seeds", [range(6), slow(range(6, 60))])
@@ -68,10 +83,7 @@ def test_what_is_written_in_other_words_is_found_again(
             continue
         plan = read_plan(json.dumps(outcome.plan))
         again = rewrite_model(Loaded(make(seed), None), Options(plan=plan, **options))
-        right, found = (
-            each.model.SerializeToString(deterministic=True) for each in (outcome, again)
-        )
-        assert right == found
+        _same(again, outcome)
         parts += 1
     assert parts > len(seeds) // 2
 

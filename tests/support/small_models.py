@@ -117,6 +117,8 @@ def in_half(made: onnx.ModelProto) -> onnx.ModelProto:
     """Return a model of single precision in half precision, weights, inputs and outputs."""
     half = copy_of(made)
     for tensor in half.graph.initializer:
+        if tensor.data_type != onnx.TensorProto.FLOAT:
+            continue
         array = numpy_helper.to_array(tensor).astype(np.float16)
         tensor.CopyFrom(numpy_helper.from_array(array, tensor.name))
     for each in (*half.graph.input, *half.graph.output):
