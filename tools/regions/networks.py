@@ -172,7 +172,7 @@ NETWORKS: Mapping[str, Network] = {
         "vae_decoder",
         (64, 64),
         (
-            _budget(472, Floor(peak=1 / 2, time=1.10, plan=1 / 2)),
+            _budget(475, Floor(peak=1 / 2, time=1.10, plan=1 / 2)),
             _budget(335, Floor(peak=1 / 3.5, time=1.55)),
         ),
         _SD,
