@@ -60,6 +60,7 @@ def measure(
     *,
     runs: int = 5,
     processes: int = PROCESSES,
+    rounds: int = ROUNDS,
     memory_limit: int | None = None,
 ) -> list[Measurement]:
     """Measure models under ONNX Runtime, the first as the one others are compared with.
@@ -68,8 +69,9 @@ def measure(
         jobs: Models and their inputs.
         options: Session options of each.
         runs: Timed runs of each, at least 1; one more comes before, untimed but in the peak. Of
-            several models on a GPU: runs of each of `ROUNDS` rounds, at most.
+            several models on a GPU: runs of each round, at most.
         processes: Fresh processes that each one's peak is measured in, at least 1.
+        rounds: Rounds that several models on a GPU take turns in, at least 1.
         memory_limit: Address space of each process in bytes, None for no limit.
 
     Returns:
@@ -89,7 +91,7 @@ def measure(
     if len(tasks) > 1 and any(each.provider != "cpu" for each in options):
         for task, job in zip(tasks, jobs, strict=True):
             _together([task], [job], runs=0)
-        _in_turns(tasks, Timing.of(runs), ROUNDS)
+        _in_turns(tasks, Timing.of(runs), rounds)
     else:
         _together(tasks, jobs, runs)
     for task in tasks:

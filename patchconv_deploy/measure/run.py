@@ -142,7 +142,9 @@ def _lowest_pair(one: Prepared, options: OrtOptions, memory_limit: int | None) -
     One process each says which that is; ``options`` themselves if none runs.
     """
     pairs = [dataclasses.replace(each, arena=options.arena) for each in memory_pairs(options)]
-    found = measure([one.job] * len(pairs), pairs, runs=1, processes=1, memory_limit=memory_limit)
+    found = measure(
+        [one.job] * len(pairs), pairs, runs=1, processes=1, rounds=1, memory_limit=memory_limit
+    )
     chosen = best(found)
     return options if chosen is None else pairs[found.index(chosen)]
 

@@ -38,7 +38,7 @@ states the height as a formula whose bound it can see.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 import onnx
 
@@ -65,6 +65,7 @@ def emit(
     base: str,
     *,
     in_turn: bool = False,
+    apart: Collection[str] = (),
 ) -> Fragment:
     """Emit a planned region.
 
@@ -78,6 +79,8 @@ def emit(
         base: What new names derive from.
         in_turn: Patches of whole regions that are written one after the other have to run so
             (`emission.in_turn`); at known rows alone.
+        apart: Inputs that windows of such patches are taken of one by one
+            (`PatchWriter.sequential`).
 
     Returns:
         The fragment that makes the region's outputs.
@@ -106,5 +109,5 @@ def emit(
     else:
         writer = PatchWriter(fragment, plan, graph, shapes, targets)
         regional = FORMS[form].regional
-        writer.sequential(bounds, regional=regional, in_turn=in_turn and regional)
+        writer.sequential(bounds, regional=regional, in_turn=in_turn and regional, apart=apart)
     return fragment

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -22,6 +22,7 @@ from patchconv_deploy.rewriters.emission.opset_nodes import (
 )
 from patchconv_deploy.rewriters.graph.shapes import Shapes
 from patchconv_deploy.rewriters.operators.record import ROWS, RowLocal, Shape
+from patchconv_deploy.rewriters.operators.rules import FAR
 from patchconv_deploy.rewriters.regions.region import Edge
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan
 from patchconv_deploy.rewriters.tiling.network import Link, padding_dropped
@@ -78,27 +79,48 @@ class PatchWriter:
         return WindowTensor(self.fragment.outer(name), dims, self.shapes.elements.get(name, 0))
 
     def _cut(
-        self, x: WindowTensor, axis: int, bounds: Span, suffix: str, into: Fragment | None = None
+        self,
+        x: WindowTensor,
+        axis: int,
+        bounds: Span,
+        suffix: str,
+        into: Fragment | None = None,
+        *,
+        apart: bool = False,
     ) -> WindowTensor:
-        """Slice one axis; nothing is emitted where static bounds take all of it."""
+        """Slice one axis; nothing is emitted where static bounds take all of it.
+
+        Args:
+            x: What is cut.
+            axis: The axis.
+            bounds: Its first row, and one past its last.
+            suffix: Names the node and what it makes.
+            into: Where the node goes; the writer's fragment by default.
+            apart: Name another axis as well, which all is taken of.
+        """
         into = into or self.fragment
         begin, end = bounds
         if isinstance(begin, int) and isinstance(end, int):
             if begin == 0 and end == x.dims[axis]:
                 return x
             cut = x.resized(axis, end - begin)
-            variable = add_slice(into, x.variable, [axis], [begin], [end], suffix, like=cut.like)
+            axes, begins, ends = [axis], [begin], [end]
+            if apart:
+                axes, begins, ends = [*axes, 0 if axis else 1], [*begins, 0], [*ends, FAR]
+            variable = add_slice(into, x.variable, axes, begins, ends, suffix, like=cut.like)
         else:
             cut = x.resized(axis, None)
             variable = add_slice(into, x.variable, [axis], begin, end, suffix, like=cut.like)
         return replace(cut, variable=variable)
 
-    def _windows(self, bound: Bounds, k: int) -> dict[Edge, WindowTensor]:
+    def _windows(
+        self, bound: Bounds, k: int, apart: Collection[int] = ()
+    ) -> dict[Edge, WindowTensor]:
         windows = {}
         for at, (edge, span) in enumerate(zip(self.region.inputs, bound.windows, strict=True)):
             suffix = of_number(f"window_{k}", at)
             whole = self._whole(edge.name)
-            window = self._cut(whole, edge.axis, span, suffix)
+            window = self._cut(whole, edge.axis, span, suffix, apart=at in apart)
             begin, end = span
             if window.variable is not whole.variable and isinstance(begin, int):
                 rows = whole.dims[edge.axis]
@@ -253,15 +275,28 @@ class PatchWriter:
             return {}, {link.pads.index: values}
         return {**dict.fromkeys(link.pads.without), "pads": values}, {}
 
-    def sequential(self, bounds: list[Bounds], *, regional: bool, in_turn: bool = False) -> None:
+    def sequential(
+        self,
+        bounds: list[Bounds],
+        *,
+        regional: bool,
+        in_turn: bool = False,
+        apart: Collection[str] = (),
+    ) -> None:
         """Emit each patch after the one before.
 
         Args:
             bounds: Where the patches start and end.
             regional: What they make may be handed over to other regions in strips.
             in_turn: A patch reads something of the one before, so that it has to wait for it.
+            apart: Inputs that windows are taken of one by one, also where they take them apart
+                without overlap. Of such Slices along one axis ONNX Runtime makes a Split, which
+                copies the whole at the first patch: a loss where the input stays. It takes none
+                that names a second axis (GatherSliceToSplitFusion,
+                ``core/optimizer/gather_fusion.cc``).
         """
         outputs = self.region.outputs
+        split = self._split_by(bounds, apart) if self.targets is None else ()
         cores: list[list[gs.Variable]] = [[] for _ in outputs]
         rows: list[list[Any]] = [[] for _ in outputs]
         early = self._cropped_early(bounds) if regional and self.targets is None else {}
@@ -275,7 +310,7 @@ class PatchWriter:
                 for at, edge in enumerate(outputs)
                 if edge.name in early
             }
-            windows = self._windows(bound, k)
+            windows = self._windows(bound, k, () if k else split)
             made = self._clones(self.fragment, windows, f"_{k}", 1, k, crops, turn)
             before = made if in_turn else []
             for at, (edge, y) in enumerate(zip(outputs, made, strict=True)):
@@ -291,6 +326,18 @@ class PatchWriter:
                 self.fragment.joins.append(Join(edge.name, edge.axis, parts, tuple(rows[at]), like))
             join = partial(add_concat, self.fragment, cores[at], edge.axis)
             self._finish(at, partial(join, like=self._whole(edge.name).like))
+
+    def _split_by(self, bounds: Sequence[Bounds], names: Collection[str]) -> list[int]:
+        """Return which inputs of these names windows take apart, one behind the other."""
+        found = []
+        for at, edge in enumerate(self.region.inputs):
+            spans = [bound.windows[at] for bound in bounds]
+            begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
+            dims = self._whole(edge.name).dims
+            tiled = begins == [0, *ends[:-1]] and ends[-1] == dims[edge.axis]
+            if edge.name in names and tiled and len(dims) > 1:
+                found.append(at)
+        return found
 
     def _cropped_early(self, bounds: list[Bounds]) -> dict[str, set[str]]:
         """Return outputs that are cropped as soon as they are made, and what is made of the cores.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from patchconv_deploy.rewriters.emission.emit import emit
 from patchconv_deploy.rewriters.emission.forms import FORMS
@@ -18,11 +19,13 @@ from patchconv_deploy.rewriters.emission.pieces import hand_over_pieces
 from patchconv_deploy.rewriters.emission.rounds import OLDEST_OPSET
 from patchconv_deploy.rewriters.emission.size_nodes import work_out
 from patchconv_deploy.rewriters.emission.splice import arrange
+from patchconv_deploy.rewriters.graph.use_def import Index
 from patchconv_deploy.rewriters.memory.executed import ExecutedNode
 from patchconv_deploy.rewriters.memory.peak import Peak, peak
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.rewriters.regions.region import Region
 from patchconv_deploy.rewriters.regions.tiled_region import RegionPlan, plan_region
 
 __all__ = ["EmittedRegion", "emit_region", "ordered", "predict", "predict_all"]
@@ -109,6 +112,8 @@ def emit_region(
     certain = facts.certain
     # Networks without statistics keep their order, as far as was measured.
     in_turn = compiled and bool(facts.statistics) and plan.tiling is not None
+    apart = () if compiled else _staying(plan.region, facts.index)
+    emitted = partial(emit, names=names, base=base, in_turn=in_turn, apart=apart)
     sized = _at_assumed_sizes(plan, facts)
     if FORMS[form].grows:
         grown = _in_rounds(plan, sized, facts)
@@ -120,19 +125,27 @@ def emit_region(
         plan = plan.shrunk()
         # Windows of a height known at run time alone are uniform.
         form = form if plan.tiling is not None else FORMS[form].falls_back
-    fragment = emit(
-        plan, form, certain.graph, certain.shapes, certain.opset, names, base, in_turn=in_turn
-    )
+    fragment = emitted(plan, form, certain.graph, certain.shapes, certain.opset)
     if not facts.assumes and plan.tiling is not None:
         return EmittedRegion(plan, form, fragment, fragment)
     if sized is None:
         return EmittedRegion(plan, form, fragment, None)
     if plan.shrinking is not None:
         sized = sized.shrunk()
-    assumed = emit(
-        sized, form, certain.graph, facts.sizing, certain.opset, names, base, in_turn=in_turn
-    )
+    assumed = emitted(sized, form, certain.graph, facts.sizing, certain.opset)
     return EmittedRegion(plan, form, fragment, assumed, None if plan.tiling is not None else sized)
+
+
+def _staying(region: Region, index: Index) -> frozenset[str]:
+    """Return the inputs of a region that are in memory behind it, too, or may be."""
+    inside = frozenset(region.nodes)
+    return frozenset(
+        edge.name
+        for edge in region.inputs
+        if edge.name not in index.producer
+        or edge.name in index.outputs
+        or not inside.issuperset(index.users.get(edge.name, ()))
+    )
 
 
 def _at_assumed_sizes(plan: RegionPlan, facts: ModelFacts) -> RegionPlan | None:

@@ -358,9 +358,9 @@ def test_a_statistic_of_windows_is_caught(monkeypatch: pytest.MonkeyPatch) -> No
     """Planted: what is made of each row is handed on for the window's rows, not the core's."""
     right = writer.PatchWriter._cut
 
-    def wrong(self: Any, x: Any, axis: int, bounds: Any, suffix: str) -> Any:
+    def wrong(self: Any, x: Any, axis: int, bounds: Any, suffix: str, **others: Any) -> Any:
         tall = suffix.startswith("core") and x.dims[axis] is not None and x.dims[1] == 64
-        return x if tall else right(self, x, axis, bounds, suffix)
+        return x if tall else right(self, x, axis, bounds, suffix, **others)
 
     monkeypatch.setattr(writer.PatchWriter, "_cropped_early", lambda self, bounds: {})
     monkeypatch.setattr(writer.PatchWriter, "_cut", wrong)
