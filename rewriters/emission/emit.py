@@ -66,6 +66,7 @@ def emit(
     *,
     in_turn: bool = False,
     apart: Collection[str] = (),
+    stands_for_free: bool = False,
 ) -> Fragment:
     """Emit a planned region.
 
@@ -81,6 +82,8 @@ def emit(
             (`emission.in_turn`); at known rows alone.
         apart: Inputs that windows of such patches are taken of one by one
             (`PatchWriter.sequential`).
+        stands_for_free: The rows are known here, and those of the region that this stands for are
+            not: nothing is done that rows have to be known for.
 
     Returns:
         The fragment that makes the region's outputs.
@@ -108,6 +111,6 @@ def emit(
         stacked.stacked(bounds, loop=FORMS[form].loop)
     else:
         writer = PatchWriter(fragment, plan, graph, shapes, targets)
-        regional = FORMS[form].regional
+        regional = FORMS[form].regional and not stands_for_free
         writer.sequential(bounds, regional=regional, in_turn=in_turn and regional, apart=apart)
     return fragment

@@ -12,6 +12,8 @@ import pytest
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
+from patchconv_deploy.rewriters.planning import evaluator
+from patchconv_deploy.rewriters.planning.emitted_region import EmittedRegion, emit_region
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from tests.support.small_models import (
@@ -344,3 +346,32 @@ def test_heights_that_may_differ_are_refused() -> None:
     outcome = _cut(_two_inputs("H2"))
     assert "both" not in {name for cut in outcome.rewritten for name in cut.nodes}
     assert any("sizes along the tiled axis are unknown" in each.reason for each in outcome.refused)
+
+
+def test_predictions_hand_over_what_is_handed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At a height known at run time alone patches are put together; so they are at assumed ones."""
+    found: list[EmittedRegion] = []
+
+    def noted(*given: Any, **named: Any) -> EmittedRegion:
+        found.append(emit_region(*given, **named))
+        return found[-1]
+
+    monkeypatch.setattr(evaluator, "emit_region", noted)
+    dims = ("N", 8, "H", 64)
+    nodes = [
+        node("Conv", "x w", "h", name="first", pads=[1] * 4),
+        node("InstanceNormalization", "h scale shift", "n", name="norm"),
+        node("Relu", "n", "r", name="relu"),
+        node("Conv", "r v", "y", name="last", pads=[1] * 4),
+    ]
+    weights = {"w": noise(64, 8, 3, 3), "v": noise(8, 64, 3, 3), "scale": noise(64),
+               "shift": noise(64)}  # fmt: skip
+    made = model(nodes, {"x": dims}, {"y": dims}, weights)
+    asked = Options(form="fused", splits=4, ranges={"x": ((1, 1), (8, 8), (16, 256), (64, 64))})
+    assert rewrite_model(Loaded(made, None), asked).rewritten
+    at_run_time = [each for each in found if each.plan.tiling is None]
+    assert at_run_time
+    for each in at_run_time:
+        assert each.sized is not None
+        assert not each.fragment.joins
+        assert not each.sized.joins
