@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import random
 import sys
 import tempfile
 import threading
@@ -157,8 +158,13 @@ def load(
     return found
 
 
-def expect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[Case]:
-    """Return seeded inputs of a model, with its outputs for them under ONNX Runtime."""
+def expect(path: Path, *sizes: Mapping[str, tuple[int, ...]]) -> list[Case]:
+    """Return seeded inputs of a model, with its outputs for them under ONNX Runtime.
+
+    Args:
+        path: The model.
+        *sizes: Sizes of its inputs; of several the cases are mixed at random, by a seed.
+    """
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -166,20 +172,21 @@ def expect(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> list[Case]:
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     names = [output.name for output in session.get_outputs()]
     model = models.load(path)
-    slim = skeleton.skeleton(model)
-    fixed_shapes.fix_shapes(slim, shapes)
-    known = inference.infer(slim)
     cases: list[Case] = []
-    for seed in range(SEEDS):
-        feed = make_inputs(model.model, known, {}, seed)
-        cases.append((feed, dict(zip(names, session.run(names, feed), strict=True))))
+    for shapes in sizes:
+        slim = skeleton.skeleton(model)
+        fixed_shapes.fix_shapes(slim, shapes)
+        known = inference.infer(slim)
+        for seed in range(SEEDS):
+            feed = make_inputs(model.model, known, {}, seed)
+            cases.append((feed, dict(zip(names, session.run(names, feed), strict=True))))
+    random.Random(len(cases)).shuffle(cases)
     return cases
 
 
 def serve_and_load(
     path: Path,
-    shapes: Mapping[str, tuple[int, ...]],
-    *,
+    *sizes: Mapping[str, tuple[int, ...]],
     requests: int = 1000,
     clients: int = 8,
     **options: Any,
@@ -188,7 +195,7 @@ def serve_and_load(
 
     Args:
         path: The model.
-        shapes: Sizes of its inputs, of one request.
+        *sizes: Sizes of its inputs, of one request; of several the largest last.
         requests: Number of requests.
         clients: Clients at once.
         **options: For `write_triton_repository`.
@@ -196,7 +203,7 @@ def serve_and_load(
     Returns:
         What the clients saw; the server's peak memory, bytes; and that before the first request.
     """
-    cases = expect(path, shapes)
+    cases, shapes = expect(path, *sizes), sizes[-1]
     with tempfile.TemporaryDirectory(prefix="patchconv-") as folder:
         repository = Path(folder) / "repository"
         made = write_triton_repository(path, repository, name="model", shapes=shapes, **options)
@@ -212,21 +219,28 @@ def main() -> int:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="+", type=Path)
-    parser.add_argument("--shape", action="append", default=[], help="NAME:1x3x512x512")
+    parser.add_argument(
+        "--shape",
+        action="append",
+        default=[],
+        help="NAME:1x3x512x512; again for sizes that are mixed, the largest last",
+    )
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--max-batch-size", type=int, default=0)
     arguments = parser.parse_args()
-    shapes = {}
+    sizes: list[dict[str, tuple[int, ...]]] = [{}]
     for text in arguments.shape:
         name, _, dims = text.rpartition(":")
-        shapes[name] = tuple(map(int, dims.split("x")))
+        if name in sizes[-1]:
+            sizes.append({})
+        sizes[-1][name] = tuple(map(int, dims.split("x")))
     bad = False
     print(f"{'model':40} answers errors wrong  seconds  peak MiB  (loaded MiB)")
     for path in arguments.models:
         seen, peak, before = serve_and_load(
             path,
-            shapes,
+            *sizes,
             requests=arguments.requests,
             clients=arguments.clients,
             max_batch_size=arguments.max_batch_size,
