@@ -38,17 +38,16 @@ def apply_plan(
     """
     facts, labels = predictor.facts, predictor.facts.labels
     certain = facts.certain
-    exactly = {label: at for at, label in labels.items()}
-    respelled = _respelled(facts)
     names = NameScheme.avoiding(facts.index.names)
     links = find_locality(certain, data["axis"]).links
     run_rank = run_rank_of(predictor, data["order"], engine, row_local(facts, links))
     emitted, compiled = [], ENGINES[engine].lowering.compiler
+    known = facts.position_of.keys() | facts.written_for.keys()
     for entry in data["regions"]:
-        unknown = [name for name in entry["nodes"] if name not in exactly and name not in respelled]
+        unknown = [name for name in entry["nodes"] if name not in known]
         if unknown:
             raise OptionError(f"plan=: the model has no node {unknown[0]!r}")
-        exact, named = _stand_for(entry["nodes"], exactly, respelled)
+        exact, named = _stand_for(facts, entry["nodes"])
         made = {name for at in exact | named for name in certain.graph.node[at].output}
         strange = [name for name in entry["outputs"] if name not in made]
         if strange:
@@ -99,8 +98,7 @@ def names_of(facts: ModelFacts, links: Collection[int], region: Region) -> tuple
         region: Those that are, and what it makes.
     """
     own = {at: facts.own_label(at) for at in sorted(region.nodes)}
-    exactly = {label: at for at, label in facts.labels.items()}
-    exact, named = _stand_for(own.values(), exactly, _respelled(facts))
+    exact, named = _stand_for(facts, own.values())
     read = _named(facts, links, exact, named, [edge.name for edge in region.outputs])
     astray = {facts.own_label(at) for at in own.keys() ^ set(read)}
     return tuple(
@@ -108,21 +106,11 @@ def names_of(facts: ModelFacts, links: Collection[int], region: Region) -> tuple
     )
 
 
-def _stand_for(
-    names: Iterable[str], exactly: Mapping[str, int], respelled: Mapping[str, Sequence[int]]
-) -> tuple[set[int], set[int]]:
+def _stand_for(facts: ModelFacts, names: Iterable[str]) -> tuple[set[int], set[int]]:
     """Return the nodes that names stand for: those they are the own names of, and the others."""
     names = tuple(names)
-    exact = {exactly[name] for name in names if name in exactly}
-    return exact, {at for name in names for at in respelled.get(name, ())} - exact
-
-
-def _respelled(facts: ModelFacts) -> dict[str, list[int]]:
-    """Return where the nodes stand that are written for one of the model's, by its name."""
-    found: dict[str, list[int]] = {}
-    for at in facts.respelling_of:
-        found.setdefault(facts.own_label(at), []).append(at)
-    return found
+    exact = {facts.position_of[name] for name in names if name in facts.position_of}
+    return exact, {at for name in names for at in facts.written_for.get(name, ())} - exact
 
 
 def _named(

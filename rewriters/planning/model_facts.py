@@ -101,6 +101,19 @@ class ModelFacts:
         return self.labels[at] if entry is None else entry.label
 
     @cached_property
+    def position_of(self) -> dict[str, int]:
+        """Where a node stands, by its label."""
+        return {label: at for at, label in self.labels.items()}
+
+    @cached_property
+    def written_for(self) -> dict[str, list[int]]:
+        """Where the nodes stand that are written for one of the model's, by its name."""
+        found: dict[str, list[int]] = {}
+        for at in self.respelling_of:
+            found.setdefault(self.own_label(at), []).append(at)
+        return found
+
+    @cached_property
     def rows_of_statistics(self) -> frozenset[str]:
         """What statistics make of each row."""
         return frozenset(entry.rows for entry in self.statistics)
