@@ -181,7 +181,7 @@ NETWORKS: Mapping[str, Network] = {
         "VAE decoder, 128 to 512 ch, 1024x1024",
         "vae_decoder",
         (128, 128),
-        (_budget(1350, Floor(peak=1 / 3, time=1.55)),),
+        (_budget(1450, Floor(peak=1 / 3, time=1.55)),),
         _SD,
         predicted=True,
     ),
