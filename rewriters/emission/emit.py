@@ -83,7 +83,8 @@ def emit(
         apart: Inputs that windows of such patches are taken of one by one
             (`PatchWriter.sequential`).
         stands_for_free: The rows are known here, and those of the region that this stands for are
-            not: nothing is done that rows have to be known for.
+            not: nothing is done that rows have to be known for, and every window is taken by
+            itself.
 
     Returns:
         The fragment that makes the region's outputs.
@@ -112,5 +113,7 @@ def emit(
     else:
         writer = PatchWriter(fragment, plan, graph, shapes, targets)
         regional = FORMS[form].regional and not stands_for_free
+        if stands_for_free:
+            apart = {edge.name for edge in plan.region.inputs}
         writer.sequential(bounds, regional=regional, in_turn=in_turn and regional, apart=apart)
     return fragment

@@ -331,11 +331,11 @@ class PatchWriter:
         """Return which inputs of these names windows take apart, one behind the other."""
         found = []
         for at, edge in enumerate(self.region.inputs):
-            spans = [bound.windows[at] for bound in bounds]
-            begins, ends = [begin for begin, _ in spans], [end for _, end in spans]
             dims = self._whole(edge.name).dims
-            tiled = begins == [0, *ends[:-1]] and ends[-1] == dims[edge.axis]
-            if edge.name in names and tiled and len(dims) > 1:
+            if edge.name not in names or len(dims) < 2:
+                continue
+            begins, ends = zip(*(bound.windows[at] for bound in bounds), strict=True)
+            if begins == (0, *ends[:-1]) and ends[-1] == dims[edge.axis]:
                 found.append(at)
         return found
 

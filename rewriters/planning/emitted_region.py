@@ -112,7 +112,8 @@ def emit_region(
     certain = facts.certain
     # Networks without statistics keep their order, as far as was measured.
     in_turn = compiled and bool(facts.statistics) and plan.tiling is not None
-    emitted = partial(emit, names=names, base=base, in_turn=in_turn)
+    apart = () if compiled else _staying(plan.region, facts.index)
+    emitted = partial(emit, names=names, base=base, in_turn=in_turn, apart=apart)
     sized = _at_assumed_sizes(plan, facts)
     if FORMS[form].grows:
         grown = _in_rounds(plan, sized, facts)
@@ -124,23 +125,18 @@ def emit_region(
         plan = plan.shrunk()
         # Windows of a height known at run time alone are uniform.
         form = form if plan.tiling is not None else FORMS[form].falls_back
-    apart = frozenset[str]() if compiled else _staying(plan.region, facts.index)
-    fragment = emitted(plan, form, certain.graph, certain.shapes, certain.opset, apart=apart)
+    fragment = emitted(plan, form, certain.graph, certain.shapes, certain.opset)
     if not facts.assumes and plan.tiling is not None:
         return EmittedRegion(plan, form, fragment, fragment)
     if sized is None:
         return EmittedRegion(plan, form, fragment, None)
     if plan.shrinking is not None:
         sized = sized.shrunk()
-    if plan.tiling is not None:
-        assumed = emitted(sized, form, certain.graph, facts.sizing, certain.opset, apart=apart)
-        return EmittedRegion(plan, form, fragment, assumed)
-    # Slices between bounds that are worked out when the model runs are no Split.
-    apart = frozenset(edge.name for edge in plan.region.inputs)
-    stand_in = emitted(
-        sized, form, certain.graph, facts.sizing, certain.opset, apart=apart, stands_for_free=True
+    known = plan.tiling is not None
+    assumed = emitted(
+        sized, form, certain.graph, facts.sizing, certain.opset, stands_for_free=not known
     )
-    return EmittedRegion(plan, form, fragment, stand_in, sized)
+    return EmittedRegion(plan, form, fragment, assumed, None if known else sized)
 
 
 def _staying(region: Region, index: Index) -> frozenset[str]:
