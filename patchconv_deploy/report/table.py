@@ -338,5 +338,10 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
             + f" (tolerance {output['tolerance']:.3g}, "
             + f"{100 * output['differing']:.3g} % differ)",
         )
+        if output["sums"] is not None:
+            console.print(
+                "  compared with the original in steps, as its large sums are off by "
+                f"{output['sums']:.3g} (docs/verification.md)"
+            )
     if not found["passed"]:
         console.print(f"  {printable(in_flags(found['reason']))}")

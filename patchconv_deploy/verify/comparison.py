@@ -18,7 +18,9 @@ places of the coarsest type. That is 25 times and more sharper than the toleranc
 type allows elsewhere hides no row at a seam.
 
 The original's own freedom, its distance to itself without graph optimisations, is a floor of both
-where it is given; but never does it raise a tolerance above a tenth of the spread.
+where it is given; but never does it raise a tolerance above a tenth of the spread. What does not
+pass even so is held against the original whose large sums are taken in steps (`sums_in_steps`),
+to the same tolerance; but only where the two are no further apart than a tenth of the spread.
 
 An output whose spread is hardly larger than the absolute part, or that is constant or empty, proves
 little and is called faint. Where the reference differs from itself between two runs by more than a
@@ -46,9 +48,9 @@ from patchconv_deploy.verify.floats import UNSTABLE, judge_floats
 from patchconv_deploy.verify.integers import judge_integers
 from patchconv_deploy.verify.measured import Measured, Verdict, measure
 from patchconv_deploy.verify.seams import Seam
-from patchconv_deploy.verify.tolerances import Way
+from patchconv_deploy.verify.tolerances import MOST_FREEDOM, Way, spread_of
 
-__all__ = ["OutputComparison", "compare_output"]
+__all__ = ["OutputComparison", "compare_output", "in_steps"]
 
 
 Array = np.ndarray[Any, Any]
@@ -73,6 +75,8 @@ class OutputComparison:
         magnitude: The reference's spread.
         faint: The reference is so small that its agreement says little.
         reason: Why it did not pass, empty if it did.
+        sums: It was compared with the original whose large sums are taken in steps; this is the
+            largest difference between the original and that one, None where it was not.
     """
 
     name: str
@@ -88,6 +92,31 @@ class OutputComparison:
     faint: bool = False
     reason: str = ""
     freedom: float | None = None
+    sums: float | None = None
+
+
+def in_steps(reference: Array, steps: Array) -> float | None:
+    """Return how far the original is from itself with its large sums taken in steps.
+
+    Args:
+        reference: What the original computed.
+        steps: What it computed so.
+
+    Returns:
+        The largest difference, of integers the share that differs; None where it is no rounding:
+        more than a tenth of the spread, or of the elements.
+    """
+    if reference.shape != steps.shape or reference.dtype != steps.dtype or not reference.size:
+        return None
+    if reference.dtype.kind in "iub":
+        share = float(np.mean(reference != steps))
+        return share if share <= MOST_FREEDOM else None
+    found = measure(reference, reference, steps, None, ())
+    if found.unlike_infinities() or found.largest > MOST_FREEDOM * spread_of(
+        found.reference[found.finite]
+    ):
+        return None
+    return found.largest
 
 
 def compare_output(

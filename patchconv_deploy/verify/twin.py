@@ -16,7 +16,7 @@ import onnx.numpy_helper
 from patchconv_deploy.rewriters.graph.external_data import is_external, tensors
 from patchconv_deploy.rewriters.graph.nodes import bodies
 
-__all__ = ["float32_twin"]
+__all__ = ["float32_twin", "with_weights"]
 
 
 _REPLACED = (onnx.TensorProto.DOUBLE, onnx.TensorProto.BFLOAT16)
@@ -32,13 +32,8 @@ def float32_twin(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         model: The model; not changed.
         folder: The folder its external data lies in.
     """
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
+    twin = with_weights(model, folder)
     for tensor in tensors(twin):
-        if is_external(tensor):
-            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
-            tensor.data_location = onnx.TensorProto.DEFAULT
-            del tensor.external_data[:]
         if tensor.data_type in _REPLACED:
             array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
             tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
@@ -47,6 +42,23 @@ def float32_twin(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
         for node in function.node:
             _retype_node(node)
     return twin
+
+
+def with_weights(model: onnx.ModelProto, folder: Path) -> onnx.ModelProto:
+    """Return a copy that holds its weights.
+
+    Args:
+        model: The model; not changed.
+        folder: The folder its external data lies in.
+    """
+    made = onnx.ModelProto()
+    made.CopyFrom(model)
+    for tensor in tensors(made):
+        if is_external(tensor):
+            onnx.external_data_helper.load_external_data_for_tensor(tensor, str(folder))
+            tensor.data_location = onnx.TensorProto.DEFAULT
+            del tensor.external_data[:]
+    return made
 
 
 def _retype(graph: onnx.GraphProto) -> None:

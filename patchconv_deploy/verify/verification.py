@@ -9,7 +9,8 @@
 4. stand-ins  ONNX Runtime has no CPU kernel for the type: float32 twins of both, else the
               reference evaluator of onnx for small models
 5. compare    `patchconv_deploy.verify.comparison`, by the coarsest type on the way (`ways`)
-6. freedom    only what does not pass: the original without graph optimisations, compared again
+6. freedom    only what does not pass: the original without graph optimisations, compared again;
+   steps      and, if need be, the original with its large sums in steps (`sums_in_steps`)
 """
 
 from __future__ import annotations

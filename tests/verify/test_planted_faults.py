@@ -21,7 +21,7 @@ from patchconv_deploy.engines.errors import EngineError, RunError
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.verify import pairs
-from patchconv_deploy.verify.child import _plain, _Worker
+from patchconv_deploy.verify.child import _keep, _Worker
 from patchconv_deploy.verify.verification import Verification, verify
 from tests.support.small_models import Array, copy_of, cut, model, node, noise, value
 
@@ -192,7 +192,7 @@ class _Inside:
             "original": worker.original,
             "rewritten": worker.rewritten,
             "compare": worker.compare,
-            "plain": _plain,
+            "keep": _keep,
         }
 
     def ask(self, do: str, *, time_limit_s: float | None = None, **command: Any) -> dict[str, Any]:
