@@ -10,6 +10,7 @@ import onnx
 
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.branches import inline_branches
+from patchconv_deploy.rewriters.graph.broadcasts import find_broadcasts
 from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
@@ -56,6 +57,10 @@ def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
     if not holds_plan(slim):
         write_out(Loaded(slim, None), slim=True)
     return predictor_for(_copied(slim), slim, options)
+
+
+# Statistics that wait for what others are written as, one after the other.
+_WAITING = 3
 
 
 @dataclass(frozen=True)
@@ -169,14 +174,21 @@ def predictor_for(
         # Sequences first: what they are made into may look at the whole image, and be resized.
         if folded := find_folded(facts.certain):
             facts, respelled = write(folded)
-        axes = tiled_axes(facts.certain, options.axes[0])
-        found = (
-            *find_statistics(facts.certain, axes),
-            *find_resizes(facts.certain, axes, chooses=chooses),
-        )
-        found = tuple(each for each in found if facts.respelling_of.keys().isdisjoint(each.covered))
-        if found:
-            facts, _ = write(found)
+        for again in range(_WAITING):
+            axes = tiled_axes(facts.certain, options.axes[0])
+            found: tuple[Respelling, ...] = tuple(find_statistics(facts.certain, axes))
+            if not again:
+                found += (
+                    *find_resizes(facts.certain, axes, chooses=chooses),
+                    *find_broadcasts(facts.certain),
+                )
+            there = facts.respelling_of.keys()
+            found = tuple(each for each in found if there.isdisjoint(each.covered))
+            if found:
+                facts, respelled = write(found)
+            # Where the rows of what these make lie, and of what is made of that, was not known.
+            if axes.keys() >= {name for each in found for name in each.outputs}:
+                break
     return MemoryPredictor(facts, folds=options.fold)
 
 

@@ -68,6 +68,7 @@ CASES: dict[str, Case] = {
     "det": Case("det", (96, 96), {}),
     "swinir": Case("swinir", (32, 32), {"groups": 2}),
     "attention": Case("attention", (512,), {}),
+    "restormer": Case("restormer", (64, 48), {}),
     "rrdbnet": Case("rrdbnet", (32, 32), {}),
     "unet": Case("unet", (96, 96), {}),
 }

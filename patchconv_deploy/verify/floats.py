@@ -52,7 +52,8 @@ def judge_floats(
     share = TOLERANCES[kind] if rtol is None else rtol
     absolute = usual if atol is None else atol
     tolerance = absolute + share * spread
-    allowed = tolerance + 16 * EPSILON.get(kind, 0.0) * np.abs(found.reference)
+    size = np.abs(np.where(found.finite, found.reference, 0))
+    allowed = tolerance + 16 * EPSILON.get(kind, 0.0) * size
     faint = spread < _FAINT * usual
     verdict = Verdict("", True, _at_largest(found, allowed), spread, faint)
     if np.any((4 * found.drift > allowed)[found.finite]):

@@ -333,6 +333,8 @@ class _Walk:
             return None if count is None else Size.number(count)
         if node.op_type == "Reshape" or (node.op_type == "Resize" and len(node.input) > 3):
             return self._stated(node, axis)
+        if node.op_type == "Expand":
+            return self._expanded(node, axis)
         if node.op_type == "Resize":
             return self._scaled(node, record(at), axis)
         if node.op_type == "Range":
@@ -371,6 +373,19 @@ class _Walk:
         except TypeError:  # somewhere on the way it is no function of one size
             return None
         return made
+
+    def _expanded(self, node: onnx.NodeProto, axis: int) -> Size | None:
+        """Return a size that a tensor is broadcast to, along a dimension counted from the front."""
+        asked, rank, one = self.value(node.input[1]), self._rank(node.input[0]), Size.number(1)
+        if asked is None or rank is None:
+            return None
+        behind = axis - max(rank, len(asked[0]))
+        own = self._size(node.input[0], behind + rank) if behind + rank >= 0 else one
+        wanted = asked[0][behind] if -behind <= len(asked[0]) else one
+        if own == one or wanted == one:
+            return wanted if own == one else own
+        # Of two that are not 1 they are equal, or the model does not run.
+        return next((size for size in (own, wanted) if size and (size.constant or 0) > 1), None)
 
     def _counted(self, node: onnx.NodeProto) -> Size | None:
         """Return how many numbers a Range counts from 0 by 1."""

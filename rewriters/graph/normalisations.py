@@ -234,7 +234,7 @@ def _normalised(found: ReadGraph, norm: _Norm) -> InTwo | None:
     own = int(TensorProto.FLOAT) if single else kind
     image = _image(found, new, norm, own if single else None, rank)
     each, ones = channels // groups, [1] * (rank - 2)
-    rows, sizes_of = (image, dims) if block is None else in_blocks(new, image, dims, block)
+    rows, sizes_of = (image, dims) if block is None else in_blocks(new, image, dims, axis, block)
     mean, variance = moments(new, rows, sizes_of, axis, groups, own)
     root = _root(new, node, variance, own)
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import onnx
 from onnx import TensorProto
 
-from patchconv_deploy.rewriters.graph.new_nodes import ReadGraph
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.statistic_nodes import (
     FLOATS,
@@ -15,9 +15,10 @@ from patchconv_deploy.rewriters.graph.statistic_nodes import (
     InTwo,
     block_of,
     in_blocks,
+    row_of,
 )
 
-__all__ = ["REDUCTIONS", "reduction"]
+__all__ = ["REDUCTIONS", "can_be_in_two", "in_two", "reduction"]
 
 
 # How a reduction over several axes is one over some of them, and then one over the rest.
@@ -68,33 +69,75 @@ def reduction(found: ReadGraph, position: int) -> InTwo | None:
             return None
         over = found_axes
     others = [at for at in over if at != axis]
-    block = block_of(dims, axis) if not others and dims[1] is not None else None
+    block = None if others else _block_of(found, x, dims, axis)
     # Over the rows of one channel alone nothing becomes smaller row by row.
     if axis not in over or dims[axis] == 1:
         return None
     if block is None and all(dims[at] == 1 for at in others):
         return None
     kind = shapes.elements.get(x, 0)
-    # Of integers a mean or a root of each row would be rounded.
-    if kind not in FLOATS and (not kind or op not in _WHOLE_NUMBERS):
+    if not can_be_in_two(op, kind):
         return None
-    single = kind in HALF and op not in ("ReduceMax", "ReduceMin")
     kind_of = "global pooling" if node.op_type in _POOLS else f"statistics over the image ({op})"
-    new = found.new(position, x, kind_of)
-    image = new.add("Cast", [x], "single", to=int(TensorProto.FLOAT)) if single else x
-    each, across = _IN_TWO[op]
-    gone = () if keeps else over
+    new, image, gone = found.new(position, x, kind_of), x, () if keeps else over
     if block is not None:
-        image, _ = in_blocks(new, image, dims, block)
-        others, gone = [3], (*gone, 3)
-    rows = new.reduce(each, image, others, "rows")
-    name = "" if single or gone else y
-    whole = new.reduce(across, rows, [axis], "whole", output=name)
-    if gone:
-        whole = new.squeeze(whole, gone, "squeezed", "" if single else y)
-    if single:
-        new.add("Cast", [whole], "half", y, to=kind)
+        image, _ = in_blocks(new, x, dims, axis, block)
+        others, gone = [axis + 1], (axis + 1,) if keeps else (axis, axis + 1)
+    in_two(new, op, image, axis, others, y, kind=kind, gone=gone)
     return [position], new
+
+
+def can_be_in_two(op: str, kind: int) -> bool:
+    """Tell whether a reduction of an element type is one of each row and one of these."""
+    # Of integers a mean or a root of each row would be rounded.
+    return op in _IN_TWO and (kind in FLOATS or (bool(kind) and op in _WHOLE_NUMBERS))
+
+
+def in_two(
+    new: NewNodes,
+    op: str,
+    image: str,
+    axis: int,
+    others: Sequence[int],
+    output: str,
+    *,
+    kind: int,
+    gone: Sequence[int] = (),
+) -> None:
+    """Write a reduction over the rows and other dimensions: over these first.
+
+    Args:
+        new: Takes the nodes.
+        op: The reduction.
+        image: What is reduced.
+        axis: The dimension of the rows.
+        others: The other dimensions.
+        output: What the result is called.
+        kind: Its element type.
+        gone: Dimensions that the result does not have.
+    """
+    single = kind in HALF and op not in ("ReduceMax", "ReduceMin")
+    if single:
+        image = new.add("Cast", [image], "single", to=int(TensorProto.FLOAT))
+    each, across = _IN_TWO[op]
+    rows = new.reduce(each, image, others, "rows")
+    whole = new.reduce(across, rows, [axis], "whole", output="" if single or gone else output)
+    if gone:
+        whole = new.squeeze(whole, gone, "squeezed", "" if single else output)
+    if single:
+        new.add("Cast", [whole], "half", output, to=kind)
+
+
+def _block_of(found: ReadGraph, x: str, dims: Sequence[int | None], axis: int) -> int | None:
+    """Return how many positions are taken together of what is reduced along the tiled axis alone.
+
+    Those of a row of the image that was folded into it. None of an image.
+    """
+    if len(dims) == 3 and axis == 2:
+        return block_of(dims, axis) if dims[1] is not None else None
+    if axis < 1 or None in dims[1:]:
+        return None
+    return row_of(found, x)
 
 
 def _is_whole(found: ReadGraph, node: onnx.NodeProto, dims: Sequence[int | None]) -> bool:

@@ -15,18 +15,18 @@ Source: Milakov and Gimelshein, "Online normalizer calculation for softmax", 201
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import prod
 
 import onnx
 from onnx import TensorProto
 
-from patchconv_deploy.rewriters.graph.new_nodes import ReadGraph
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Shape
 
-__all__ = ["softmax"]
+__all__ = ["in_two", "softmax"]
 
 
 # The least finite number of an element type: what is subtracted from a row of minus infinity.
@@ -60,6 +60,49 @@ def softmax(found: ReadGraph, position: int) -> InTwo | None:
     if not others or join < 1 or channels is None:
         return None
     new = found.new(position, x, "Softmax over the image")
+    y = in_two(new, x, axis, others, join, channels, kind)
+    again = onnx.NodeProto()
+    again.CopyFrom(found.node(reshape))
+    again.name = f"{new.base}/flat"
+    again.input[0], again.output[0] = y, node.output[0]
+    new.nodes.append(again)
+    covered = [position] if found.only_user(flat) is None else [reshape, position]
+    return covered, new
+
+
+def _reshaped(x: Shape, axis: int, y: Shape | None) -> int | None:
+    """Return from which dimension of an image on all are one, the last, of what it is reshaped to.
+
+    The tiled axis is among them. None where the last dimension is another, or nobody knows.
+    """
+    if y is None or None in x or None in y or 0 in x:
+        return None
+    sizes = [size or 0 for size in x]
+    return next((at for at in range(axis, 0, -1) if prod(sizes[at:]) == y[-1]), None)
+
+
+def in_two(
+    new: NewNodes,
+    x: str,
+    axis: int,
+    others: Sequence[int],
+    join: int,
+    channels: int,
+    kind: int,
+    output: str = "",
+) -> str:
+    """Write a Softmax over the rows of an image and other dimensions.
+
+    Args:
+        new: Takes the nodes.
+        x: The image.
+        axis: The dimension of its rows.
+        others: The other dimensions.
+        join: A dimension that it is not over, of which it has ``channels``.
+        channels: Its size.
+        kind: The element type.
+        output: What the result is called; a name of its own where none is given.
+    """
     single = kind in HALF
     own = int(TensorProto.FLOAT) if single else kind
     image = new.add("Cast", [x], "single", to=own) if single else x
@@ -83,24 +126,5 @@ def softmax(found: ReadGraph, position: int) -> InTwo | None:
     both = new.add("Concat", [largest, whole], "affine", axis=join)
     largest, whole = new.halves(both, channels, "applied", ("max", "sum"), join)
     y = new.add("Exp", [new.add("Sub", [image, largest], "off")], "exp")
-    y = new.add("Div", [y, whole], "y")
-    if single:
-        y = new.add("Cast", [y], "half", to=kind)
-    again = onnx.NodeProto()
-    again.CopyFrom(found.node(reshape))
-    again.name = f"{new.base}/flat"
-    again.input[0], again.output[0] = y, node.output[0]
-    new.nodes.append(again)
-    covered = [position] if found.only_user(flat) is None else [reshape, position]
-    return covered, new
-
-
-def _reshaped(x: Shape, axis: int, y: Shape | None) -> int | None:
-    """Return from which dimension of an image on all are one, the last, of what it is reshaped to.
-
-    The tiled axis is among them. None where the last dimension is another, or nobody knows.
-    """
-    if y is None or None in x or None in y or 0 in x:
-        return None
-    sizes = [size or 0 for size in x]
-    return next((at for at in range(axis, 0, -1) if prod(sizes[at:]) == y[-1]), None)
+    y = new.add("Div", [y, whole], "y", "" if single else output)
+    return new.add("Cast", [y], "half", output, to=kind) if single else y

@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from onnx import TensorProto
 
-from patchconv_deploy.rewriters.graph.new_nodes import NewNodes
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 
 __all__ = [
     "FLOATS",
@@ -18,6 +18,7 @@ __all__ = [
     "in_blocks",
     "moments",
     "moments_by_row",
+    "row_of",
 ]
 
 
@@ -33,6 +34,9 @@ InTwo: TypeAlias = tuple[Sequence[int], NewNodes]
 # Elements of a signal that are looked at together, as the row of an image is.
 _BLOCK = range(64, 7, -1)
 
+# Nodes between a sequence and the image that it was.
+_FAR = 16
+
 
 def block_of(dims: Sequence[int | None], axis: int) -> int | None:
     """Return how many neighbours of a signal [N, C, L] are looked at together; None of an image.
@@ -45,23 +49,58 @@ def block_of(dims: Sequence[int | None], axis: int) -> int | None:
     return next((size for size in _BLOCK if length % size == 0 and length > size), None)
 
 
+def row_of(found: ReadGraph, name: str) -> int | None:
+    """Return how many positions of a sequence are a row of the image that it was.
+
+    Args:
+        found: The graph.
+        name: The sequence; its tiled axis is known.
+
+    Returns:
+        The width of the image; None where no Reshape of one is near, or its sizes are unknown.
+    """
+    dims, axes = found.shapes.dims, found.axes
+    length = dims[name][axes[name]]
+    for _ in range(_FAR):
+        maker = found.index.producer.get(name)
+        carrier = None if maker is None else next(filter(axes.get, found.node(maker).input), None)
+        if maker is None or carrier is None or not length:
+            return None
+        rows = dims[carrier][axes[carrier]]
+        if found.node(maker).op_type == "Reshape" and rows and length > rows > 1:
+            return length // rows if length % rows == 0 else None
+        if rows != length:
+            return None
+        name = carrier
+    return None
+
+
 def in_blocks(
-    new: NewNodes, signal: str, dims: Sequence[int | None], block: int
+    new: NewNodes,
+    signal: str,
+    dims: Sequence[int | None],
+    axis: int,
+    block: int,
+    suffix: str = "in_blocks",
 ) -> tuple[str, tuple[int | None, ...]]:
     """Write a signal as an image whose rows are blocks of neighbours.
 
     Args:
         new: Takes the node.
         signal: The signal.
-        dims: Its shape; channels and length are known.
+        dims: Its shape; its length is known, and all sizes behind that.
+        axis: The dimension of its length.
         block: Elements of a block, which divide its length.
+        suffix: What the image is called after.
 
     Returns:
-        The image, and its shape.
+        The image, and its shape; blocks are the dimension behind that of its rows.
     """
-    channels, rows = dims[1] or 0, (dims[2] or 0) // block
-    image = new.reshape(signal, [0, channels, rows, block], "in_blocks")
-    return image, (dims[0], channels, rows, block)
+    rows, behind = (dims[axis] or 0) // block, dims[axis + 1 :]
+    # A size before it that is unknown is copied.
+    wanted = [*(size or 0 for size in dims[:axis]), rows, block, *(size or 0 for size in behind)]
+    image = new.reshape(signal, wanted, suffix)
+    return image, (*dims[:axis], rows, block, *behind)
 
 
 def moments(

@@ -27,6 +27,7 @@ precision is reduced in float32. Groups are merged from their channels in the sa
     AveragePool, MaxPool whose kernel is the image             with padding, Indices
     Reduce* over the tiled axis and others                     over the tiled axis alone
     Softmax over an image that was reshaped to one dimension   LogSoftmax
+    MatMul, Einsum of two that add up over all positions       what is larger than a row
 
 The rows of a signal [N, C, L] are blocks of neighbours, where its length has a divisor of 8 to 64.
 
@@ -38,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+from patchconv_deploy.rewriters.graph import products_over_rows
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import node_label
@@ -67,6 +69,8 @@ _SPELLED: Mapping[str, Sequence[Callable[[ReadGraph, int], InTwo | None]]] = {
     "InstanceNormalization": (grouped, instance),
     "GroupNormalization": (group,),
     "LayerNormalization": (layer,),
+    "MatMul": (products_over_rows.matmul,),
+    "Einsum": (products_over_rows.einsum,),
     "Softmax": (softmax,),
     **dict.fromkeys(REDUCTIONS, (reduction,)),
 }

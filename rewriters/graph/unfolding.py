@@ -11,7 +11,9 @@ class token put in front) gets it by a Reshape.
 
     stays unfolded                               is given the sequence
     arithmetic, activations, Cast, Where         where another operand is as long
-    MatMul: rows, batch; Gemm: rows              MatMul: columns, sums
+    MatMul: rows, columns, batch, sums           MatMul: keys and values of attention
+    Gemm: rows
+    Reduce*, Softmax over all of it
     LayerNormalization, Softmax, Reduce*,        along the sequence
     Concat, Split, Slice, Gather
     Transpose, Squeeze, Unsqueeze, Reshape       all other operators
@@ -23,21 +25,23 @@ Where no region reaches a sequence, its nodes stay as they were (`graph.respelli
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
-import onnx
 from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
-from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
-from patchconv_deploy.rewriters.graph.nodes import attributes, node_label
-from patchconv_deploy.rewriters.graph.respelling import (
-    SIZE_NODES,
-    Respelling,
-    copied,
-    free_word,
+from patchconv_deploy.rewriters.graph.new_nodes import ReadGraph
+from patchconv_deploy.rewriters.graph.products_over_rows import sum_of_rows
+from patchconv_deploy.rewriters.graph.reductions import can_be_in_two, in_two
+from patchconv_deploy.rewriters.graph.respelling import Respelling, free_word
+from patchconv_deploy.rewriters.graph.sequence_nodes import (
+    SequenceNode,
+    SequenceWalk,
+    size_of,
+    sizes_to,
 )
+from patchconv_deploy.rewriters.graph.softmax import in_two as softmax_in_two
+from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS
 from patchconv_deploy.rewriters.graph.unfolded import (
     Layout,
     Part,
@@ -48,30 +52,9 @@ from patchconv_deploy.rewriters.graph.unfolded import (
 )
 from patchconv_deploy.rewriters.operators.channelwise import REDUCTIONS
 from patchconv_deploy.rewriters.operators.elementwise import BROADCAST
-from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 from patchconv_deploy.rewriters.tiling.sizes import Size
 
 __all__ = ["find_folded"]
-
-
-_LAYOUTS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Shape"})
-
-
-@dataclass
-class _Written:
-    """A node of the model as it is written.
-
-    Attributes:
-        new: Its new nodes.
-        made: Its outputs that are unfolded.
-    """
-
-    new: NewNodes
-    made: dict[str, Unfolded] = field(default_factory=dict)
-
-    def reads(self) -> set[str]:
-        """Return what its new nodes read."""
-        return {name for node in self.new.nodes for name in node.input}
 
 
 def find_folded(facts: CertainFacts) -> list[Respelling]:
@@ -82,329 +65,10 @@ def find_folded(facts: CertainFacts) -> list[Respelling]:
     """
     if not facts.free.dims:
         return []
-    walk = _Walk(ReadGraph(facts, {}, free_word("unfolded", facts.index.names)))
+    walk = SequenceWalk(ReadGraph(facts, {}, free_word("unfolded", facts.index.names)), _RULES)
     for position in range(len(facts.graph.node)):
         walk.visit(position)
     return walk.respellings()
-
-
-class _Walk:
-    """One walk over the nodes of a graph.
-
-    Args:
-        found: What is known of it.
-    """
-
-    def __init__(self, found: ReadGraph) -> None:
-        self.found = found
-        self._unfolded: dict[str, Unfolded] = {}
-        self._written: dict[int, _Written] = {}
-        # Tensors that are needed as the model has them, too.
-        self._needed: set[str] = set()
-
-    def visit(self, position: int) -> None:
-        """Write a node with what is unfolded so far."""
-        node, index = self.found.node(position), self.found.index
-        reads = index.ends[position][0]
-        folded = [name for name in reads if name in self._unfolded]
-        if not folded and node.op_type != "Reshape":
-            return
-        rule = _RULES.get(node.op_type) if node.domain in ONNX_DOMAINS else None
-        apart = {name for name in reads if name not in node.input}
-        doubtful = self.found.shapes.doubtful.intersection((*reads, *node.output))
-        written = None
-        if rule is not None and node.input and not doubtful and apart.isdisjoint(folded):
-            written = _Written(self.found.new(position, node.input[0], "a sequence"))
-            if not rule(_Node(self, node, written)):
-                written = None
-        if written is None:
-            self._needed.update(folded)
-            return
-        self._written[position] = written
-        self._unfolded.update(written.made)
-        self._needed.update(written.reads().intersection(folded))
-        self._needed.update(name for name in written.made if name in index.outputs)
-
-    def sizes(self, name: str) -> tuple[Part, ...] | None:
-        """Return the sizes of a tensor of the model, None where its rank is unknown."""
-        facts = self.found.facts
-        dims = facts.shapes.dims.get(name, facts.free.dims.get(name))
-        return None if dims is None else tuple(facts.size(name, axis) for axis in range(len(dims)))
-
-    def unfolded(self, name: str) -> Unfolded | None:
-        """Return a tensor as it is written; of unknown rank none is."""
-        if name in self._unfolded:
-            return self._unfolded[name]
-        return self.own(name)
-
-    def own(self, name: str) -> Unfolded | None:
-        """Return a tensor as the model has it."""
-        sizes = self.sizes(name)
-        return None if sizes is None else Unfolded(name, plain(sizes))
-
-    def is_unfolded(self, name: str) -> bool:
-        """Tell whether a tensor is written in another way."""
-        return name in self._unfolded
-
-    def respellings(self) -> list[Respelling]:
-        """Return what was written, but for sequences that nothing is done to."""
-        for written in self._written.values():
-            for name, made in written.made.items():
-                if name in self._needed:
-                    _fold(written.new, name, made)
-        sections = self._sections()
-        useful = {
-            section
-            for position, section in sections.items()
-            if self.found.node(position).op_type not in _LAYOUTS
-        }
-        kept = {at: section for at, section in sections.items() if section in useful}
-        servants = self._servants(kept)
-        return [self._respelling(at, servants.get(at, []), kept) for at in sorted(kept)]
-
-    def _sections(self) -> dict[int, int]:
-        """Return the first node of each connected set of written nodes, by position."""
-        first: dict[int, int] = {}
-
-        def root(at: int) -> int:
-            while first[at] != at:
-                first[at] = at = first[first[at]]
-            return at
-
-        maker = {
-            made.name: self.found.index.producer[name] for name, made in self._unfolded.items()
-        }
-        for position, written in self._written.items():
-            first[position] = position
-            for name in written.reads() & maker.keys():
-                if maker[name] != position:
-                    a, b = root(position), root(maker[name])
-                    first[max(a, b)] = min(a, b)
-        return {at: root(at) for at in first}
-
-    def _servants(self, kept: Mapping[int, int]) -> dict[int, list[int]]:
-        """Return nodes that work out sizes for written ones alone, by the first that they serve."""
-        index = self.found.index
-        read = set[str]().union(*(self._written[at].reads() for at in kept))
-        owner = {at: at for at in kept}
-        found: dict[int, list[int]] = {}
-        for at in reversed(range(len(self.found.facts.graph.node))):
-            node = self.found.node(at)
-            users = {user for name in node.output for user in index.users.get(name, ())}
-            if (
-                at not in owner
-                and node.op_type in SIZE_NODES
-                and users
-                and users <= owner.keys()
-                and len({kept[owner[user]] for user in users}) == 1
-                and read.isdisjoint(node.output)
-                and index.outputs.isdisjoint(node.output)
-            ):
-                owner[at] = min(owner[user] for user in users)
-                found.setdefault(owner[at], []).insert(0, at)
-        return found
-
-    def _respelling(
-        self, position: int, servants: Sequence[int], kept: Mapping[int, int]
-    ) -> Respelling:
-        covered = (*servants, position)
-        names = [name for at in covered for name in self.found.node(at).output if name]
-        users = self.found.index.users
-        outputs = [
-            name
-            for name in names
-            if name in self.found.index.outputs or set(users.get(name, ())) - {*covered}
-        ]
-        return Respelling(
-            covered=covered,
-            originals=tuple(copied(self.found.node(at)) for at in covered),
-            nodes=tuple(self._written[position].new.nodes),
-            outputs=tuple(outputs or names[-1:]),
-            label=node_label(self.found.node(position)),
-            section=f"{self.found.word} {kept[position]}",
-        )
-
-
-def _fold(new: NewNodes, name: str, made: Unfolded) -> None:
-    """Write a tensor as the model has it, from its unfolded form."""
-    wanted: list[int | tuple[int, ...]] = []
-    for axis, parts in enumerate(made.layout):
-        first = parts[0].constant if len(parts) == 1 and parts[0] is not None else None
-        places = tuple(range(made.at(axis), made.at(axis) + len(parts)))
-        wanted.append(places if first is None else first)
-    rest = next(axis for axis, parts in enumerate(made.layout) if len(parts) > 1)
-    new.add("Reshape", [made.name, _target(new, made.name, wanted, "folded", rest)], "folded", name)
-
-
-def _target(
-    new: NewNodes,
-    x: str,
-    wanted: Sequence[int | tuple[int, ...]],
-    suffix: str,
-    rest: int | None = None,
-) -> str:
-    """Write the sizes that a tensor is reshaped to.
-
-    Args:
-        new: Takes the nodes.
-        x: The tensor.
-        wanted: The sizes: a number, or the dimensions of its own whose product it is.
-        suffix: What new names end with.
-        rest: The size that follows from the others; None for the first that is no number.
-    """
-    free = [at for at, size in enumerate(wanted) if not isinstance(size, int)]
-    rest = free[0] if rest is None and free else rest
-    if not set(free) - {rest}:
-        sizes = [-1 if at == rest else size for at, size in enumerate(wanted)]
-        return new.ints([size for size in sizes if isinstance(size, int)], f"{suffix}/sizes")
-    shape = new.add("Shape", [x], f"{suffix}/shape")
-    pieces, numbers = list[str](), list[int]()
-
-    def close() -> None:
-        if numbers:
-            pieces.append(new.ints(numbers, f"{suffix}/sizes_{len(pieces)}"))
-            numbers.clear()
-
-    for at, size in enumerate(wanted):
-        if at == rest or isinstance(size, int):
-            numbers.append(size if at != rest and isinstance(size, int) else -1)
-            continue
-        close()
-        pieces.append(_size(new, shape, size, f"{suffix}/size_{at}"))
-    close()
-    return new.add("Concat", pieces, f"{suffix}/target", axis=0)
-
-
-def _size(new: NewNodes, shape: str, places: Sequence[int], suffix: str) -> str:
-    """Write the product of some sizes of a shape."""
-    sizes = new.add("Gather", [shape, new.ints(places, f"{suffix}/places")], suffix, axis=0)
-    return sizes if len(places) == 1 else new.reduce("ReduceProd", sizes, [0], f"{suffix}/product")
-
-
-class _Node:
-    """A node that is to be written with unfolded inputs, as a rule sees it.
-
-    Args:
-        walk: What is known so far.
-        node: The node.
-        written: Takes what is written.
-    """
-
-    def __init__(self, walk: _Walk, node: onnx.NodeProto, written: _Written) -> None:
-        self.node = node
-        self.given: Mapping[str, Any] = attributes(node)
-        self.new = written.new
-        self._walk = walk
-        self._written = written
-
-    @property
-    def opset(self) -> int:
-        """Version of the default domain."""
-        return self._walk.found.facts.opset
-
-    def has(self, index: int) -> bool:
-        """Tell whether an optional input is there."""
-        return index < len(self.node.input) and bool(self.node.input[index])
-
-    def read(self, index: int) -> Unfolded | None:
-        """Return an input as it is written."""
-        return self._walk.unfolded(self.node.input[index])
-
-    def own(self, index: int) -> Unfolded | None:
-        """Return an input as the model has it."""
-        return self._walk.own(self.node.input[index])
-
-    def is_unfolded(self, index: int) -> bool:
-        """Tell whether an input is written in another way."""
-        return self._walk.is_unfolded(self.node.input[index])
-
-    def sizes(self, output: int = 0) -> tuple[Part, ...] | None:
-        """Return the sizes of what it makes in the model."""
-        return self._walk.sizes(self.node.output[output])
-
-    def numbers(self, index: int) -> tuple[Any, ...] | None:
-        """Return the numbers of an input that is a small constant."""
-        if not self.has(index):
-            return None
-        found: tuple[Any, ...] | None = self._walk.found.facts.constants.numbers(
-            self.node.input[index]
-        )
-        return found
-
-    def is_of(self, index: int, kind: int) -> bool:
-        """Tell whether an input is certainly of an element type."""
-        facts, name = self._walk.found.facts, self.node.input[index]
-        known = self._walk.found.shapes.elements.get(name, facts.free.elements.get(name))
-        return known == kind
-
-    def reduced_axes(self) -> tuple[int, ...] | None:
-        """Return the dimensions that a reduction is over."""
-        found = self._walk.found
-        name = self.node.input[0]
-        if name not in found.shapes.dims:
-            return None
-        return found.reduced_axes(self.node)
-
-    def is_used(self, output: int) -> bool:
-        """Tell whether anybody reads one of its outputs."""
-        name = self.node.output[output] if output < len(self.node.output) else ""
-        return bool(name) and self._walk.found.is_read(name)
-
-    def make(self, layout: Layout, output: int = 0) -> str:
-        """Return the name of an output that is written with a layout; a folded one's is new."""
-        name = self.node.output[output]
-        if all(len(parts) == 1 for parts in layout):
-            return name
-        made = Unfolded(f"{name}/{self._walk.found.word}", layout)
-        self._written.made[name] = made
-        return made.name
-
-    def write(self, inputs: Sequence[str], layouts: Sequence[Layout], **changed: Any) -> bool:
-        """Write the node with other inputs, layouts of its outputs and attributes."""
-        node = copied(self.node)
-        del node.input[:], node.output[:]
-        node.input.extend(inputs)
-        node.output.extend(self.make(layout, at) for at, layout in enumerate(layouts))
-        node.name = f"{self.new.base}/{self.node.op_type}"
-        kept = [each for each in node.attribute if each.name not in changed]
-        del node.attribute[:]
-        node.attribute.extend(kept)
-        for name, value in changed.items():
-            node.attribute.append(onnx.helper.make_attribute(name, value))
-        self.new.nodes.append(node)
-        return True
-
-    def spread(self, read: Unfolded, wanted: Layout, suffix: str, behind: int = 0) -> str | None:
-        """Return an operand whose dimensions of one are as many as what they are broadcast to.
-
-        Args:
-            read: The operand.
-            wanted: What is wanted of each of its dimensions.
-            suffix: What new names end with.
-            behind: Dimensions of one to put in before its last two.
-
-        Returns:
-            Its name, None where it cannot be broadcast so.
-        """
-        axes, at, is_small = list[int](), 0, True
-        for axis, (parts, those) in enumerate(zip(read.layout, wanted, strict=True)):
-            if axis == len(read.layout) - 2 and not is_small:
-                axes += range(at, at + behind)
-                at += behind
-            if len(parts) > 1 and parts != those:
-                return None
-            if len(parts) == 1 and len(those) > 1:
-                if not is_one(parts[0]):
-                    return None
-                # With nothing but ones before it, it may as well have less dimensions.
-                if not is_small:
-                    axes += range(at, at + len(those) - 1)
-                    at += len(those) - 1
-            is_small = is_small and len(parts) == 1 and is_one(parts[0])
-            at += len(parts)
-        if not axes:
-            return read.name
-        return self.new.over("Unsqueeze", read.name, axes, suffix)
 
 
 def _aligned(layouts: Sequence[Layout], sizes: Sequence[Part]) -> Layout | None:
@@ -422,10 +86,10 @@ def _aligned(layouts: Sequence[Layout], sizes: Sequence[Part]) -> Layout | None:
     return tuple(made)
 
 
-def _broadcast(at: _Node) -> bool:
+def _broadcast(at: SequenceNode) -> bool:
     sizes = at.sizes()
     given = [index for index in range(len(at.node.input)) if at.has(index)]
-    operands = [at.read(index) for index in given]
+    operands = at.operands(given)
     known = [operand for operand in operands if operand is not None]
     if sizes is None or len(known) < len(given):
         return False
@@ -444,12 +108,14 @@ def _broadcast(at: _Node) -> bool:
     return at.write(inputs, [wanted])
 
 
-def _matmul(at: _Node) -> bool:
+def _matmul(at: SequenceNode) -> bool:
     a, b, sizes = at.read(0), at.read(1), at.sizes()
     if a is None or b is None or sizes is None or min(len(a.layout), len(b.layout)) < 2:
         return False
     if a.is_folded(len(a.layout) - 1):
-        return False
+        return _over_rows(at, a, b, sizes)
+    if b.is_folded(len(b.layout) - 1) and not at.is_unfolded(0):
+        return _columns(at, a, b, sizes)
     if any(b.is_folded(len(b.layout) + axis) for axis in (-2, -1)):
         # Keys and values are read whole.
         b = at.own(1)
@@ -468,7 +134,42 @@ def _matmul(at: _Node) -> bool:
     return at.write([first, second], [(*batch, rows, (sizes[-1],))])
 
 
-def _gemm(at: _Node) -> bool:
+def _is_image(x: Unfolded, axis: int) -> bool:
+    """Tell whether one dimension alone is folded, of rows and columns."""
+    return [len(parts) for parts in x.layout] == [
+        1 + (each == axis % len(x.layout)) for each in range(len(x.layout))
+    ]
+
+
+def _over_rows(at: SequenceNode, a: Unfolded, b: Unfolded, sizes: Sequence[Part]) -> bool:
+    """A product that adds up over the image: of each row, and their sum."""
+    rank = len(a.layout)
+    if len(b.layout) != rank or a.layout[-1] != b.layout[-2] or at.kind(0) not in FLOATS:
+        return False
+    if not _is_image(a, -1) or not _is_image(b, -2):
+        return False
+    perm = [*range(rank - 2), rank - 1, rank - 2, rank]
+    left = at.new.add("Transpose", [a.name], "left", perm=perm)
+    made = at.make(plain(sizes))
+    sum_of_rows(at.new, "MatMul", [left, b.name], rank - 2, made, at.kind(0))
+    return True
+
+
+def _columns(at: SequenceNode, a: Unfolded, b: Unfolded, sizes: Sequence[Part]) -> bool:
+    """A product whose columns are the image: one for each of its rows."""
+    rank = len(b.layout)
+    if len(a.layout) != rank or not _is_image(b, -1):
+        return False
+    perm = [*range(rank - 2), rank - 1, rank - 2, rank]
+    right = at.new.add("Transpose", [b.name], "right", perm=perm)
+    left = at.new.over("Unsqueeze", a.name, [rank - 2], "left")
+    product = at.new.add("MatMul", [left, right], "MatMul")
+    made = at.make((*plain(sizes[:-1]), b.layout[-1]))
+    at.new.add("Transpose", [product], "Transpose", made, perm=perm)
+    return True
+
+
+def _gemm(at: SequenceNode) -> bool:
     """Gemm of rows: as MatMul and Add, which take more dimensions than two."""
     x, w, sizes = at.read(0), at.own(1), at.sizes()
     plain_numbers = at.given.get("alpha", 1.0) == at.given.get("beta", 1.0) == 1.0
@@ -492,7 +193,7 @@ def _gemm(at: _Node) -> bool:
     return True
 
 
-def _transpose(at: _Node) -> bool:
+def _transpose(at: SequenceNode) -> bool:
     x = at.read(0)
     if x is None:
         return False
@@ -503,7 +204,7 @@ def _transpose(at: _Node) -> bool:
     return at.write([x.name], [tuple(x.layout[axis] for axis in perm)], perm=places)
 
 
-def _reshape(at: _Node) -> bool:
+def _reshape(at: SequenceNode) -> bool:
     x, y = at.read(0), at.sizes()
     if x is None or y is None:
         return False
@@ -531,18 +232,18 @@ def _reshape(at: _Node) -> bool:
         name = at.make(tuple(layout))
         at.new.add("Identity", [x.name], "Identity", name)
         return True
-    target = _target(at.new, x.name, wanted, "Reshape")
-    at.new.add("Reshape", [x.name, target], "Reshape", at.make(tuple(layout)))
+    shape = sizes_to(at.new, x.name, wanted, "Reshape")
+    at.new.add("Reshape", [x.name, shape], "Reshape", at.make(tuple(layout)))
     return True
 
 
-def _axis_of(at: _Node, x: Unfolded, default: int) -> int | None:
+def _axis_of(at: SequenceNode, x: Unfolded, default: int) -> int | None:
     """Return the dimension that a node works along, None where it is folded or not there."""
     axis, rank = int(at.given.get("axis", default)), len(x.layout)
     return None if not -rank <= axis < rank or x.is_folded(axis % rank) else axis % rank
 
 
-def _normalize(at: _Node) -> bool:
+def _normalize(at: SequenceNode) -> bool:
     x = at.read(0)
     if x is None or any(at.is_used(output) for output in (1, 2)):
         return False
@@ -557,8 +258,10 @@ def _normalize(at: _Node) -> bool:
     return at.write([x.name, *at.node.input[1:]], [x.layout], axis=axis - len(x.layout))
 
 
-def _softmax(at: _Node) -> bool:
+def _softmax(at: SequenceNode) -> bool:
     x = at.read(0)
+    if x is not None and at.node.op_type == "Softmax" and at.opset >= 13 and _is_image(x, -1):
+        return _weights_of_positions(at, x)
     axis = None if x is None else _axis_of(at, x, -1 if at.opset >= 13 else 1)
     # Before opset 13 it takes the dimensions behind its own together.
     if x is None or axis is None or (at.opset < 13 and axis != len(x.layout) - 1):
@@ -566,11 +269,27 @@ def _softmax(at: _Node) -> bool:
     return at.write([x.name], [x.layout], axis=x.at(axis))
 
 
-def _reduce(at: _Node) -> bool:
+def _weights_of_positions(at: SequenceNode, x: Unfolded) -> bool:
+    """Softmax over rows and columns, of each channel before them."""
+    rank = len(x.layout)
+    channels = x.parts[rank - 2]
+    if at.given.get("axis", -1) % rank != rank - 1 or rank < 3 or at.kind(0) not in FLOATS:
+        return False
+    if channels is None or channels.constant is None:
+        return False
+    made = at.make(x.layout)
+    place = rank - 1
+    softmax_in_two(at.new, x.name, place, [rank], place - 1, channels.constant, at.kind(0), made)
+    return True
+
+
+def _reduce(at: SequenceNode) -> bool:
     x, axes = at.read(0), at.reduced_axes()
-    if x is None or axes is None or any(x.is_folded(axis) for axis in axes):
+    if x is None or axes is None:
         return False
     kept = int(bool(at.given.get("keepdims", 1)))
+    if any(x.is_folded(axis) for axis in axes):
+        return _reduce_image(at, x, axes, kept=bool(kept))
     layout = [
         (Size.number(1),) if axis in axes else parts
         for axis, parts in enumerate(x.layout)
@@ -579,7 +298,29 @@ def _reduce(at: _Node) -> bool:
     return _with_axes(at, x, tuple(layout), [x.at(axis) for axis in axes], keepdims=kept)
 
 
-def _concat(at: _Node) -> bool:
+def _reduce_image(at: SequenceNode, x: Unfolded, axes: Sequence[int], *, kept: bool) -> bool:
+    """A reduction over an image and others: of each row, and of these."""
+    folded = [axis for axis in axes if x.is_folded(axis)]
+    if len(folded) > 1 or len(x.layout[folded[0]]) > 2 or any(
+        x.is_folded(axis) for axis in range(len(x.layout)) if axis not in axes
+    ):  # fmt: skip
+        return False
+    op, kind, rows = at.node.op_type, at.kind(0), x.at(folded[0])
+    if not can_be_in_two(op, kind):
+        return False
+    over = [place for axis in axes for place in range(x.at(axis), x.at(axis) + len(x.layout[axis]))]
+    layout = [
+        (Size.number(1),) if axis in axes else parts
+        for axis, parts in enumerate(x.layout)
+        if kept or axis not in axes
+    ]
+    gone = [rows + 1] if kept else over
+    others = [place for place in over if place != rows]
+    in_two(at.new, op, x.name, rows, others, at.make(tuple(layout)), kind=kind, gone=gone)
+    return True
+
+
+def _concat(at: SequenceNode) -> bool:
     sizes = at.sizes()
     operands = [at.read(index) for index in range(len(at.node.input))]
     first = operands[0]
@@ -597,7 +338,7 @@ def _concat(at: _Node) -> bool:
     return at.write(names, [layout], axis=first.at(axis))
 
 
-def _split(at: _Node) -> bool:
+def _split(at: SequenceNode) -> bool:
     x = at.read(0)
     axis = None if x is None else _axis_of(at, x, 0)
     if x is None or axis is None or not all(at.node.output):
@@ -610,7 +351,7 @@ def _split(at: _Node) -> bool:
     return at.write([x.name, *at.node.input[1:]], layouts, axis=x.at(axis))
 
 
-def _gather(at: _Node) -> bool:
+def _gather(at: SequenceNode) -> bool:
     x, indices = at.read(0), at.own(1)
     axis = None if x is None else _axis_of(at, x, 0)
     if x is None or axis is None or indices is None or at.is_unfolded(1):
@@ -619,7 +360,7 @@ def _gather(at: _Node) -> bool:
     return at.write([x.name, at.node.input[1]], [layout], axis=x.at(axis))
 
 
-def _slice(at: _Node) -> bool:
+def _slice(at: SequenceNode) -> bool:
     x, sizes = at.read(0), at.sizes()
     if x is None or sizes is None or at.opset < 10:
         return False
@@ -635,13 +376,13 @@ def _slice(at: _Node) -> bool:
     return at.write([*inputs, *at.node.input[4:]], [layout])
 
 
-def _axes_given(at: _Node, rank: int) -> list[int] | None:
+def _axes_given(at: SequenceNode, rank: int) -> list[int] | None:
     """Return the axes of a Squeeze or Unsqueeze, ascending."""
     axes: Any = at.numbers(1) if at.opset >= 13 else at.given.get("axes")
     return sorted(axis % rank for axis in axes) if axes else None
 
 
-def _squeeze(at: _Node) -> bool:
+def _squeeze(at: SequenceNode) -> bool:
     x = at.read(0)
     axes = None if x is None else _axes_given(at, len(x.layout))
     if x is None or axes is None or any(x.is_folded(axis) for axis in axes):
@@ -650,7 +391,7 @@ def _squeeze(at: _Node) -> bool:
     return _with_axes(at, x, layout, [x.at(axis) for axis in axes])
 
 
-def _unsqueeze(at: _Node) -> bool:
+def _unsqueeze(at: SequenceNode) -> bool:
     x, sizes = at.read(0), at.sizes()
     axes = None if x is None or sizes is None else _axes_given(at, len(sizes))
     if x is None or sizes is None or axes is None or len({*axes}) + len(x.layout) != len(sizes):
@@ -661,13 +402,15 @@ def _unsqueeze(at: _Node) -> bool:
     return _with_axes(at, x, layout, [made.at(axis) for axis in axes])
 
 
-def _with_axes(at: _Node, x: Unfolded, layout: Layout, axes: Sequence[int], **given: int) -> bool:
+def _with_axes(
+    at: SequenceNode, x: Unfolded, layout: Layout, axes: Sequence[int], **given: int
+) -> bool:
     op = at.node.op_type
     at.new.over(op, x.name, axes, op, at.make(layout), **given)
     return True
 
 
-def _normalize_batch(at: _Node) -> bool:
+def _normalize_batch(at: SequenceNode) -> bool:
     x = at.read(0)
     if x is None or at.given.get("training_mode", 0) or at.is_used(1):
         return False
@@ -676,18 +419,18 @@ def _normalize_batch(at: _Node) -> bool:
     return at.write([x.name, *at.node.input[1:]], [x.layout])
 
 
-def _shape(at: _Node) -> bool:
+def _shape(at: SequenceNode) -> bool:
     x = at.read(0)
     if x is None or at.given.get("start", 0) or "end" in at.given:
         return False
     shape = at.new.add("Shape", [x.name], "sizes")
     ranges = [range(x.at(axis), x.at(axis) + len(parts)) for axis, parts in enumerate(x.layout)]
-    pieces = [_size(at.new, shape, each, f"size_{axis}") for axis, each in enumerate(ranges)]
+    pieces = [size_of(at.new, shape, each, f"size_{axis}") for axis, each in enumerate(ranges)]
     at.new.add("Concat", pieces, "Concat", at.node.output[0], axis=0)
     return True
 
 
-_RULES: Mapping[str, Callable[[_Node], bool]] = {
+_RULES: Mapping[str, Callable[[SequenceNode], bool]] = {
     **dict.fromkeys(BROADCAST, _broadcast),
     **dict.fromkeys(REDUCTIONS, _reduce),
     **dict.fromkeys(("Softmax", "LogSoftmax"), _softmax),

@@ -18,6 +18,8 @@ def transpose(record: Record, axis: int) -> RowLocal | str:
     if shape is None:
         return "its input's rank is unknown"
     perm = record.attributes.get("perm") or tuple(reversed(range(len(shape))))
+    if sorted(perm) != list(range(len(shape))):
+        return "it does not have each dimension once"
     return RowLocal(Pointwise(), ((0, perm[axis]),), axis)
 
 

@@ -253,8 +253,8 @@ def test_cut_they_are_as_near_to_the_truth() -> None:
 def test_blocks_of_the_wrong_size_show(monkeypatch: pytest.MonkeyPatch) -> None:
     """A planted fault: statistics are taken of the first half of each block alone."""
 
-    def wrong(new: Any, signal: str, dims: Sequence[int | None], block: int) -> Any:
-        image, found = in_blocks(new, signal, dims, block)
+    def wrong(new: Any, signal: str, dims: Sequence[int | None], axis: int, block: int) -> Any:
+        image, found = in_blocks(new, signal, dims, axis, block)
         half, _ = new.halves(image, block // 2, "halves", ("one", "two"), 3)
         return half, (*found[:3], block // 2)
 

@@ -166,6 +166,47 @@ class Sequences:
         made = self.add("Transpose", self.add("MatMul", f"{scores} {v}"), perm=[0, 2, 1, 3])
         return self.reshape(made, 0, self.size(t, 1), CHANNELS)
 
+    def heads(self, t: str, *perm: int) -> str:
+        """[N, L, C] to [N, L, heads, C / heads], its dimensions in another order."""
+        apart = self.reshape(self.linear(t), 0, self.size(t, 1), HEADS, CHANNELS // HEADS)
+        return self.add("Transpose", apart, perm=list(perm))
+
+    def over_length(self, x: str) -> str:
+        """Each channel [.., L] over its length, which exporters expand."""
+        if self.opset >= 18:
+            length = self.add("ReduceL2", f"{x} {self.ints(3)}")
+        else:
+            length = self.add("ReduceL2", x, axes=[-1])
+        if self.drawn.random() < 0.7:
+            length = self.add("Expand", f"{length} {self.add('Shape', x)}")
+        return self.add("Div", f"{x} {length}")
+
+    def smaller(self, x: str) -> str:
+        """What many positions are added up of, so that no Softmax behind it is all or nothing."""
+        self.weights["small"] = np.array(0.002, np.float32)
+        return self.add("Mul", f"{x} small")
+
+    def attended_by_channels(self, t: str) -> str:
+        """Attention between the channels of each head: all positions are added up."""
+        q, k, v = (self.heads(t, 0, 2, 3, 1) for _ in range(3))
+        if self.drawn.random() < 0.6:
+            q, k = self.over_length(q), self.over_length(k)
+        else:
+            q = self.smaller(q)
+        turned = self.add("Transpose", k, perm=[0, 1, 3, 2])
+        weights = self.add("Softmax", self.add("MatMul", f"{q} {turned}"), axis=3)
+        made = self.add("Transpose", self.add("MatMul", f"{weights} {v}"), perm=[0, 3, 1, 2])
+        return self.reshape(made, 0, self.size(t, 1), CHANNELS)
+
+    def attended_linearly(self, t: str) -> str:
+        """Keys by values first, over all positions, and queries by these."""
+        k, q, v = self.heads(t, 0, 2, 3, 1), self.heads(t, 0, 2, 1, 3), self.heads(t, 0, 2, 1, 3)
+        if self.drawn.random() < 0.3:
+            k = self.add("Softmax", k, axis=3)
+        made = self.add("MatMul", f"{q} {self.smaller(self.add('MatMul', f'{k} {v}'))}")
+        turned = self.add("Transpose", made, perm=[0, 2, 1, 3])
+        return self.reshape(turned, 0, self.size(t, 1), CHANNELS)
+
     def split(self, t: str) -> str:
         """Its channels in two, put together the other way round."""
         half = CHANNELS // 2
@@ -235,6 +276,8 @@ _LAYERS: tuple[Callable[[Sequences, str], str], ...] = (
     Sequences.activated,
     Sequences.attended,
     Sequences.attended,
+    Sequences.attended_by_channels,
+    Sequences.attended_linearly,
     Sequences.split,
     Sequences.sliced,
     Sequences.through_more,

@@ -13,6 +13,7 @@ from tools.models.layers import Architecture, Size, initialise
 from tools.models.mix_transformer import SegFormer
 from tools.models.mobilenet import MobileNet
 from tools.models.residual_blocks import ResidualBlocks, residual_blocks_channels
+from tools.models.restoration import Restormer
 from tools.models.style_transfer import StyleTransfer
 from tools.models.super_resolution import SRVGG, RRDBNet
 from tools.models.swinir import SwinIR, swinir_multiple
@@ -46,6 +47,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         SegFormer, channels=3, size=(64, 64), seed=22, multiple=lambda model: 32
     ),
     "swinir": Architecture(SwinIR, channels=3, size=(32, 32), seed=20, multiple=swinir_multiple),
+    "restormer": Architecture(Restormer, channels=3, size=(32, 32), seed=23),
     "attention": Architecture(
         SelfAttention,
         channels=lambda options: options.get("channels", 64),

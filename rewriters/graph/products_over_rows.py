@@ -1,0 +1,146 @@
+"""Products that add up over the image, written in two (`graph.statistics`).
+
+    q [.., M, P] @ k [.., P, N]        P: all positions, H x W
+
+becomes
+
+    rows  = q [.., H, M, W] @ k [.., H, W, N]      a product for each row of the image
+    whole = sum over H of rows
+
+So write attention between channels (Restormer, XCiT) and linear attention (keys by values first):
+what it weighs has a row and a column for each channel, not for each position. The same of an Einsum
+of two factors.
+
+Source: Zamir et al., "Restormer", 2022; Shen et al., "Efficient Attention", 2021.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import isqrt, prod
+from string import ascii_letters
+from typing import Any
+
+from onnx import TensorProto
+
+from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
+from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.statistic_nodes import (
+    FLOATS,
+    HALF,
+    InTwo,
+    in_blocks,
+    row_of,
+)
+
+__all__ = ["einsum", "matmul", "sum_of_rows"]
+
+
+_KIND = "a product over the image"
+
+
+def matmul(found: ReadGraph, position: int) -> InTwo | None:
+    """MatMul whose columns of one factor and rows of the other are the positions."""
+    node = found.node(position)
+    a, b = node.input
+    first, second = found.shapes.dims.get(a), found.shapes.dims.get(b)
+    if first is None or second is None or len(first) != len(second) or len(first) < 2:
+        return None
+    at, kind = len(first) - 2, found.shapes.elements.get(a, 0)
+    if found.axes.get(a) != at + 1 or found.axes.get(b) != at or kind not in FLOATS:
+        return None
+    length, left, right = first[-1], first[at], second[-1]
+    if not length or not left or not right or second[at] != length:
+        return None
+    width = _row(found, a, length, left * right, left + right)
+    if width is None:
+        return None
+    new = found.new(position, a, _KIND)
+    image, _ = in_blocks(new, a, first, at + 1, width, "left_rows")
+    turned = new.add("Transpose", [image], "left", perm=[*range(at), at + 1, at, at + 2])
+    other, _ = in_blocks(new, b, second, at, width, "right")
+    sum_of_rows(new, "MatMul", [turned, other], at, node.output[0], kind)
+    return [position], new
+
+
+def einsum(found: ReadGraph, position: int) -> InTwo | None:
+    """Einsum of two factors, whose positions are not in the result."""
+    node = found.node(position)
+    equation = "".join(attributes(node).get("equation", "").split())
+    given, _, made = equation.partition("->")
+    terms = given.split(",")
+    shapes = [found.shapes.dims.get(name, ()) for name in node.input]
+    axes = [found.axes.get(name) for name in node.input]
+    kind = found.shapes.elements.get(node.input[0], 0)
+    if not made or len(terms) != 2 or not "".join((*terms, made)).isalpha() or kind not in FLOATS:
+        return None
+    sizes, places = dict[str, int](), set[str]()
+    for term, shape, axis in zip(terms, shapes, axes, strict=True):
+        if len(term) != len(shape) or len({*term}) < len(term) or axis is None:
+            return None
+        for letter, size in zip(term, shape, strict=True):
+            if not size or sizes.setdefault(letter, size) != size:
+                return None
+        places.add(term[axis])
+    letter = places.pop()
+    if places or letter in made:
+        return None
+    own = sum(prod(sizes[each] for each in term if each != letter) for term in terms)
+    width = _row(found, node.input[0], sizes[letter], prod(sizes[each] for each in made), own)
+    if width is None:
+        return None
+    new = found.new(position, node.input[0], _KIND)
+    row, column = [each for each in ascii_letters if each not in equation][:2]
+    factors = [
+        in_blocks(new, name, shape, axis or 0, width, word)[0]
+        for name, shape, axis, word in zip(node.input, shapes, axes, ("left", "right"), strict=True)
+    ]
+    apart = ",".join(term.replace(letter, row + column) for term in terms)
+    each = f"{apart}->{made[0]}{row}{made[1:]}"
+    sum_of_rows(new, "Einsum", factors, 1, node.output[0], kind, equation=each)
+    return [position], new
+
+
+def sum_of_rows(
+    new: NewNodes,
+    op: str,
+    factors: Sequence[str],
+    axis: int,
+    output: str,
+    kind: int,
+    **given: Any,
+) -> None:
+    """Write a product for each row of an image, and their sum.
+
+    Args:
+        new: Takes the nodes.
+        op: The product.
+        factors: What is multiplied.
+        axis: The dimension of the rows in the product.
+        output: What the result is called.
+        kind: Its element type; half precision is summed up in float32.
+        given: Attributes of the product.
+    """
+    half = kind in HALF
+    rows = new.add(op, factors, "products" if half else "rows", **given)
+    if half:
+        rows = new.add("Cast", [rows], "rows", to=int(TensorProto.FLOAT))
+    whole = new.over("ReduceSum", rows, [axis], "whole", "" if half else output, keepdims=0)
+    if half:
+        new.add("Cast", [whole], "half", output, to=kind)
+
+
+def _row(found: ReadGraph, name: str, length: int, product: int, factors: int) -> int | None:
+    """Return how many positions a product is made of together, None where that is of no use.
+
+    Args:
+        found: The graph.
+        name: A factor.
+        length: Its positions.
+        product: Elements of the product.
+        factors: Elements of both factors at one position.
+    """
+    by_size = (by for by in range(isqrt(length), 1, -1) if length % by == 0)
+    width = row_of(found, name) or next(by_size, None)
+    # Those of a row are less than the row itself.
+    return width if width and product < width * factors else None
