@@ -157,5 +157,8 @@ def doubt_of(verification: Verification) -> str:
     if verification.passed is None:
         return f"not verifiable: {verification.reason}"
     if verification.passed and verification.faint:
-        return "the outputs are nearly zero, or no numbers, on seeded inputs; verify on real ones (inputs=)"
+        return (
+            "the outputs are nearly zero, or no numbers, on seeded inputs; "
+            "verify on real ones (inputs=)"
+        )
     return ""
