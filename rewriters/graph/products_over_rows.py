@@ -33,7 +33,7 @@ from patchconv_deploy.rewriters.graph.statistic_nodes import (
     row_of,
 )
 
-__all__ = ["einsum", "matmul", "sum_of_rows"]
+__all__ = ["einsum", "matmul", "rows_outward", "sum_of_rows"]
 
 
 _KIND = "a product over the image"
@@ -57,7 +57,7 @@ def matmul(found: ReadGraph, position: int) -> InTwo | None:
         return None
     new = found.new(position, a, _KIND)
     image, _ = in_blocks(new, a, first, at + 1, width, "left_rows")
-    turned = new.add("Transpose", [image], "left", perm=[*range(at), at + 1, at, at + 2])
+    turned = rows_outward(new, image, at, "left")
     other, _ = in_blocks(new, b, second, at, width, "right")
     sum_of_rows(new, "MatMul", [turned, other], at, node.output[0], kind)
     return [position], new
@@ -99,6 +99,20 @@ def einsum(found: ReadGraph, position: int) -> InTwo | None:
     each = f"{apart}->{made[0]}{row}{made[1:]}"
     sum_of_rows(new, "Einsum", factors, 1, node.output[0], kind, equation=each)
     return [position], new
+
+
+def rows_outward(new: NewNodes, image: str, at: int, suffix: str, output: str = "") -> str:
+    """Write [.., M, H, W] as [.., H, M, W], for a product of each row.
+
+    Args:
+        new: Takes the node.
+        image: The tensor, of three dimensions from ``at`` on.
+        at: The dimension before its rows.
+        suffix: What the result is called after.
+        output: What it is called instead, if given.
+    """
+    perm = [*range(at), at + 1, at, at + 2]
+    return new.add("Transpose", [image], suffix, output, perm=perm)
 
 
 def sum_of_rows(

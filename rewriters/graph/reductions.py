@@ -18,7 +18,7 @@ from patchconv_deploy.rewriters.graph.statistic_nodes import (
     row_of,
 )
 
-__all__ = ["REDUCTIONS", "can_be_in_two", "in_two", "reduction"]
+__all__ = ["REDUCTIONS", "can_be_in_two", "reduce_in_two", "reduction"]
 
 
 # How a reduction over several axes is one over some of them, and then one over the rest.
@@ -83,7 +83,7 @@ def reduction(found: ReadGraph, position: int) -> InTwo | None:
     if block is not None:
         image, _ = in_blocks(new, x, dims, axis, block)
         others, gone = [axis + 1], (axis + 1,) if keeps else (axis, axis + 1)
-    in_two(new, op, image, axis, others, y, kind=kind, gone=gone)
+    reduce_in_two(new, op, image, axis, others, y, kind=kind, gone=gone)
     return [position], new
 
 
@@ -93,7 +93,7 @@ def can_be_in_two(op: str, kind: int) -> bool:
     return op in _IN_TWO and (kind in FLOATS or (bool(kind) and op in _WHOLE_NUMBERS))
 
 
-def in_two(
+def reduce_in_two(
     new: NewNodes,
     op: str,
     image: str,
@@ -150,7 +150,5 @@ def _is_whole(found: ReadGraph, node: onnx.NodeProto, dims: Sequence[int | None]
         return False
     if any(given.get("pads", ())) or any(step != 1 for step in given.get("dilations", ())):
         return False
-    read = [
-        name for name in node.output if name in found.index.users or name in found.index.outputs
-    ]
+    read = [name for name in node.output if found.is_read(name)]
     return list(given.get("kernel_shape", ())) == list(dims[2:]) and read == [node.output[0]]

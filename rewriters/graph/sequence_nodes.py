@@ -312,10 +312,6 @@ class SequenceNode:
         facts, name = self._walk.found.facts, self.node.input[index]
         return self._walk.found.shapes.elements.get(name, facts.free.elements.get(name, 0))
 
-    def is_of(self, index: int, kind: int) -> bool:
-        """Tell whether an input is certainly of an element type."""
-        return self.kind(index) == kind
-
     def reduced_axes(self) -> tuple[int, ...] | None:
         """Return the dimensions that a reduction is over."""
         found = self._walk.found

@@ -18,15 +18,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from math import prod
 
-import onnx
 from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
+from patchconv_deploy.rewriters.graph.respelling import copied
 from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS, HALF, InTwo
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS, Shape
 
-__all__ = ["in_two", "softmax"]
+__all__ = ["softmax", "softmax_in_two"]
 
 
 # The least finite number of an element type: what is subtracted from a row of minus infinity.
@@ -60,9 +60,8 @@ def softmax(found: ReadGraph, position: int) -> InTwo | None:
     if not others or join < 1 or channels is None:
         return None
     new = found.new(position, x, "Softmax over the image")
-    y = in_two(new, x, axis, others, join, channels, kind)
-    again = onnx.NodeProto()
-    again.CopyFrom(found.node(reshape))
+    y = softmax_in_two(new, x, axis, others, join, channels, kind)
+    again = copied(found.node(reshape))
     again.name = f"{new.base}/flat"
     again.input[0], again.output[0] = y, node.output[0]
     new.nodes.append(again)
@@ -81,7 +80,7 @@ def _reshaped(x: Shape, axis: int, y: Shape | None) -> int | None:
     return next((at for at in range(axis, 0, -1) if prod(sizes[at:]) == y[-1]), None)
 
 
-def in_two(
+def softmax_in_two(
     new: NewNodes,
     x: str,
     axis: int,
@@ -97,11 +96,14 @@ def in_two(
         new: Takes the nodes.
         x: The image.
         axis: The dimension of its rows.
-        others: The other dimensions.
-        join: A dimension that it is not over, of which it has ``channels``.
-        channels: Its size.
-        kind: The element type.
+        others: The other dimensions that it is over.
+        join: A dimension that it is not over.
+        channels: The size of that one.
+        kind: The image's element type; half precision is worked out in float32.
         output: What the result is called; a name of its own where none is given.
+
+    Returns:
+        The name of the result, of the image's shape and element type.
     """
     single = kind in HALF
     own = int(TensorProto.FLOAT) if single else kind
@@ -113,8 +115,8 @@ def in_two(
     sums = new.reduce("ReduceSum", powers, others, "row_sums")
     # One tensor: of two, the second is asked for when all patches have made the first.
     rows = new.add("Concat", [above, sums], "rows", axis=join)
-    # Over the rows. The largest of both together comes first, and the halves are of what it bounds,
-    # which they are as they were: so no patch is asked for halves.
+    # Over the rows, both halves together, so that no patch is asked for halves. The Min changes
+    # nothing: it makes the halves wait until all patches are there.
     top = new.reduce("ReduceMax", rows, [axis], "over_rows")
     bounded = new.add("Min", [rows, top], "bounded")
     tops, sums = new.halves(bounded, channels, "by_row", ("max", "sums"), join)

@@ -31,8 +31,8 @@ from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.facts import CertainFacts
 from patchconv_deploy.rewriters.graph.new_nodes import ReadGraph
-from patchconv_deploy.rewriters.graph.products_over_rows import sum_of_rows
-from patchconv_deploy.rewriters.graph.reductions import can_be_in_two, in_two
+from patchconv_deploy.rewriters.graph.products_over_rows import rows_outward, sum_of_rows
+from patchconv_deploy.rewriters.graph.reductions import can_be_in_two, reduce_in_two
 from patchconv_deploy.rewriters.graph.respelling import Respelling, free_word
 from patchconv_deploy.rewriters.graph.sequence_nodes import (
     SequenceNode,
@@ -40,7 +40,7 @@ from patchconv_deploy.rewriters.graph.sequence_nodes import (
     size_of,
     sizes_to,
 )
-from patchconv_deploy.rewriters.graph.softmax import in_two as softmax_in_two
+from patchconv_deploy.rewriters.graph.softmax import softmax_in_two
 from patchconv_deploy.rewriters.graph.statistic_nodes import FLOATS
 from patchconv_deploy.rewriters.graph.unfolded import (
     Layout,
@@ -143,29 +143,28 @@ def _is_image(x: Unfolded, axis: int) -> bool:
 
 def _over_rows(at: SequenceNode, a: Unfolded, b: Unfolded, sizes: Sequence[Part]) -> bool:
     """A product that adds up over the image: of each row, and their sum."""
-    rank = len(a.layout)
-    if len(b.layout) != rank or a.layout[-1] != b.layout[-2] or at.kind(0) not in FLOATS:
+    rows = len(a.layout) - 2
+    if len(b.layout) != len(a.layout) or a.layout[-1] != b.layout[-2] or at.kind(0) not in FLOATS:
         return False
     if not _is_image(a, -1) or not _is_image(b, -2):
         return False
-    perm = [*range(rank - 2), rank - 1, rank - 2, rank]
-    left = at.new.add("Transpose", [a.name], "left", perm=perm)
+    left = rows_outward(at.new, a.name, rows, "left")
     made = at.make(plain(sizes))
-    sum_of_rows(at.new, "MatMul", [left, b.name], rank - 2, made, at.kind(0))
+    sum_of_rows(at.new, "MatMul", [left, b.name], rows, made, at.kind(0))
     return True
 
 
 def _columns(at: SequenceNode, a: Unfolded, b: Unfolded, sizes: Sequence[Part]) -> bool:
     """A product whose columns are the image: one for each of its rows."""
-    rank = len(b.layout)
-    if len(a.layout) != rank or not _is_image(b, -1):
+    rows = len(b.layout) - 2
+    if len(a.layout) != len(b.layout) or not _is_image(b, -1):
         return False
-    perm = [*range(rank - 2), rank - 1, rank - 2, rank]
-    right = at.new.add("Transpose", [b.name], "right", perm=perm)
-    left = at.new.over("Unsqueeze", a.name, [rank - 2], "left")
+    right = rows_outward(at.new, b.name, rows, "right")
+    left = at.new.over("Unsqueeze", a.name, [rows], "left")
     product = at.new.add("MatMul", [left, right], "MatMul")
     made = at.make((*plain(sizes[:-1]), b.layout[-1]))
-    at.new.add("Transpose", [product], "Transpose", made, perm=perm)
+    # The same exchange of two dimensions takes the rows back.
+    rows_outward(at.new, product, rows, "Transpose", made)
     return True
 
 
@@ -287,36 +286,30 @@ def _reduce(at: SequenceNode) -> bool:
     x, axes = at.read(0), at.reduced_axes()
     if x is None or axes is None:
         return False
-    kept = int(bool(at.given.get("keepdims", 1)))
-    if any(x.is_folded(axis) for axis in axes):
-        return _reduce_image(at, x, axes, kept=bool(kept))
-    layout = [
+    kept = bool(at.given.get("keepdims", 1))
+    layout = tuple(
         (Size.number(1),) if axis in axes else parts
         for axis, parts in enumerate(x.layout)
         if kept or axis not in axes
-    ]
-    return _with_axes(at, x, tuple(layout), [x.at(axis) for axis in axes], keepdims=kept)
+    )
+    if any(x.is_folded(axis) for axis in axes):
+        return _reduce_image(at, x, axes, layout, kept=kept)
+    return _with_axes(at, x, layout, [x.at(axis) for axis in axes], keepdims=int(kept))
 
 
-def _reduce_image(at: SequenceNode, x: Unfolded, axes: Sequence[int], *, kept: bool) -> bool:
-    """A reduction over an image and others: of each row, and of these."""
-    folded = [axis for axis in axes if x.is_folded(axis)]
-    if len(folded) > 1 or len(x.layout[folded[0]]) > 2 or any(
-        x.is_folded(axis) for axis in range(len(x.layout)) if axis not in axes
-    ):  # fmt: skip
-        return False
-    op, kind, rows = at.node.op_type, at.kind(0), x.at(folded[0])
-    if not can_be_in_two(op, kind):
+def _reduce_image(
+    at: SequenceNode, x: Unfolded, axes: Sequence[int], layout: Layout, *, kept: bool
+) -> bool:
+    """A reduction over rows and columns and other dimensions: of each row, and of these."""
+    image = next(axis for axis in axes if x.is_folded(axis))
+    op, kind, rows = at.node.op_type, at.kind(0), x.at(image)
+    if not _is_image(x, image) or not can_be_in_two(op, kind):
         return False
     over = [place for axis in axes for place in range(x.at(axis), x.at(axis) + len(x.layout[axis]))]
-    layout = [
-        (Size.number(1),) if axis in axes else parts
-        for axis, parts in enumerate(x.layout)
-        if kept or axis not in axes
-    ]
+    # Rows and columns, each kept as one, are one dimension of the result.
     gone = [rows + 1] if kept else over
     others = [place for place in over if place != rows]
-    in_two(at.new, op, x.name, rows, others, at.make(tuple(layout)), kind=kind, gone=gone)
+    reduce_in_two(at.new, op, x.name, rows, others, at.make(layout), kind=kind, gone=gone)
     return True
 
 
@@ -369,7 +362,7 @@ def _slice(at: SequenceNode) -> bool:
         return False
     over = [axis % len(x.layout) for axis in axes]
     # All that says what is taken is of one element type.
-    if not over or any(x.is_folded(axis) for axis in over) or not at.is_of(1, TensorProto.INT64):
+    if not over or any(x.is_folded(axis) for axis in over) or at.kind(1) != TensorProto.INT64:
         return False
     inputs = [x.name, *at.node.input[1:3], at.new.ints([x.at(axis) for axis in over], "axes")]
     layout = tuple((sizes[axis],) if axis in over else parts for axis, parts in enumerate(x.layout))
