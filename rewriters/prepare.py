@@ -11,8 +11,7 @@ import onnx
 from patchconv_deploy.rewriters.errors import OptionError
 from patchconv_deploy.rewriters.graph.branches import inline_branches
 from patchconv_deploy.rewriters.graph.broadcasts import find_broadcasts
-from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
-from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.facts import CertainFacts, facts_of
 from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
 from patchconv_deploy.rewriters.graph.fused_convs import write_out_fused_convs
 from patchconv_deploy.rewriters.graph.model import Loaded, opset_of
@@ -27,7 +26,6 @@ from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.graph.statistics import find_statistics
 from patchconv_deploy.rewriters.graph.unfolding import find_folded
 from patchconv_deploy.rewriters.graph.upgrade_opset import upgrade
-from patchconv_deploy.rewriters.graph.use_def import index
 from patchconv_deploy.rewriters.memory.targets import ENGINES, TARGETS
 from patchconv_deploy.rewriters.options import OLDEST_OPSET, Options
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts, analyse
@@ -114,10 +112,8 @@ def _copied(model: onnx.ModelProto) -> onnx.ModelProto:
 
 def _certain(slim: onnx.ModelProto) -> CertainFacts:
     """Return what is certain of a model without its weights, at every size that it takes."""
-    found = index(slim)
-    shapes = infer_by_value(slim)
-    facts = CertainFacts(found, opset_of(slim), shapes, Constants(slim, found, shapes))
-    return facts.followed() if any(None in dims for dims in shapes.dims.values()) else facts
+    facts = facts_of(slim)
+    return facts.followed() if any(None in dims for dims in facts.shapes.dims.values()) else facts
 
 
 def _condition(facts: CertainFacts, name: str) -> bool | None:

@@ -31,7 +31,7 @@ import numpy as np
 from patchconv_deploy.engines.errors import RunError
 from patchconv_deploy.engines.ort.run import open_session
 from patchconv_deploy.engines.process.child import serve
-from patchconv_deploy.verify.comparison import compare_output, in_steps
+from patchconv_deploy.verify.comparison import compare_output, rounding_of_sums
 from patchconv_deploy.verify.inputs import save_inputs
 from patchconv_deploy.verify.seams import Seam
 from patchconv_deploy.verify.tolerances import Way
@@ -125,10 +125,10 @@ class _Worker:
                 scores=plain.get(way.scores),
             )
             if found.passed is False and name in steps:
-                shift = in_steps(reference, steps[name])
-                if shift is not None:
-                    again = compare(steps[name], steps[name], scores=steps.get(way.scores))
-                    found = replace(again, sums=shift) if again.passed else found
+                rounding = rounding_of_sums(reference, steps[name])
+                if rounding is not None:
+                    in_steps = compare(steps[name], steps[name], scores=steps.get(way.scores))
+                    found = replace(in_steps, sums=rounding) if in_steps.passed else found
             outputs.append(found)
         return {"outputs": [asdict(output) for output in outputs]}
 

@@ -50,7 +50,7 @@ from patchconv_deploy.verify.measured import Measured, Verdict, measure
 from patchconv_deploy.verify.seams import Seam
 from patchconv_deploy.verify.tolerances import MOST_FREEDOM, Way, spread_of
 
-__all__ = ["OutputComparison", "compare_output", "in_steps"]
+__all__ = ["OutputComparison", "compare_output", "rounding_of_sums"]
 
 
 Array = np.ndarray[Any, Any]
@@ -95,12 +95,12 @@ class OutputComparison:
     sums: float | None = None
 
 
-def in_steps(reference: Array, steps: Array) -> float | None:
+def rounding_of_sums(reference: Array, steps: Array) -> float | None:
     """Return how far the original is from itself with its large sums taken in steps.
 
     Args:
         reference: What the original computed.
-        steps: What it computed so.
+        steps: What it computed with these in steps (`sums_in_steps`).
 
     Returns:
         The largest difference, of integers the share that differs; None where it is no rounding:
@@ -112,11 +112,8 @@ def in_steps(reference: Array, steps: Array) -> float | None:
         share = float(np.mean(reference != steps))
         return share if share <= MOST_FREEDOM else None
     found = measure(reference, reference, steps, None, ())
-    if found.unlike_infinities() or found.largest > MOST_FREEDOM * spread_of(
-        found.reference[found.finite]
-    ):
-        return None
-    return found.largest
+    most = MOST_FREEDOM * spread_of(found.reference[found.finite])
+    return None if found.unlike_infinities() or found.largest > most else found.largest
 
 
 def compare_output(

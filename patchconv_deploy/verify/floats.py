@@ -52,8 +52,9 @@ def judge_floats(
     share = TOLERANCES[kind] if rtol is None else rtol
     absolute = usual if atol is None else atol
     tolerance = absolute + share * spread
-    size = np.abs(np.where(found.finite, found.reference, 0))
-    allowed = tolerance + 16 * EPSILON.get(kind, 0.0) * size
+    # An infinite value would make its tolerance infinite.
+    magnitudes = np.abs(np.where(found.finite, found.reference, 0))
+    allowed = tolerance + 16 * EPSILON.get(kind, 0.0) * magnitudes
     faint = spread < _FAINT * usual
     verdict = Verdict("", True, _at_largest(found, allowed), spread, faint)
     if np.any((4 * found.drift > allowed)[found.finite]):

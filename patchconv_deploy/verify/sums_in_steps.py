@@ -1,9 +1,9 @@
-"""The original with its large sums taken in steps: what it would give if it rounded less.
+"""Write the original so that it adds up large sums in steps, which rounds less.
 
 A runtime adds the values of an image up one after the other. The more it adds, the less of each is
 left in the sum: of 2^22 values ONNX Runtime's mean and variance are off by 1e-3, of 2^24 by 1e-2
 (version 1.32 on the CPU, measured). A rewritten model that adds row by row is nearer to the truth
-there, and so far from the original. This one is asked then:
+there, and so far from the original. It is compared with the original in steps then:
 
     mean over H and W  ->  mean over W, mean over H         the same number, of far shorter sums
 
@@ -11,9 +11,9 @@ there, and so far from the original. This one is asked then:
     LayerNormalization
     ReduceMean, ReduceSum, GlobalAveragePool                one dimension after the other
 
-A dimension of more than 2^11 is written as two first. Left as it is: what has fewer than 2^16
-values in a sum, what is not float32, what is of unknown size. How the rewriter merges statistics,
-which is what is judged, is not used here.
+A dimension of more than 2^11 is taken apart into factors first. Left as it is: what has fewer than
+2^16 values in a sum, what is not float32, what is of unknown size. The rewriter's own way to merge
+statistics is not used here, since it is what is judged.
 """
 
 from __future__ import annotations
@@ -24,22 +24,23 @@ from math import isqrt, prod
 import onnx
 from onnx import TensorProto
 
-from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
-from patchconv_deploy.rewriters.graph.facts import CertainFacts
+from patchconv_deploy.rewriters.graph.facts import facts_of
 from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
-from patchconv_deploy.rewriters.graph.model import Loaded, opset_of
+from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.respelling import free_word
 from patchconv_deploy.rewriters.graph.skeleton import skeleton
-from patchconv_deploy.rewriters.graph.use_def import index
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 
 __all__ = ["with_sums_in_steps"]
 
 
-# Values in a sum from which on it is taken in steps, and in a step at most.
-_MANY, _STEP = 1 << 16, 1 << 11
+# From so many values on a sum is taken in steps.
+_MANY = 1 << 16
+
+# A dimension that is longer is taken apart.
+_STEP = 1 << 11
 
 _Dims = Sequence[int]
 
@@ -58,13 +59,11 @@ def with_sums_in_steps(
     """
     slim = skeleton(loaded)
     fix_shapes(slim, sizes)
-    shapes = infer_by_value(slim)
-    uses = index(loaded.model)
-    facts = CertainFacts(uses, opset_of(slim), shapes, Constants(slim, uses, shapes))
-    graph = ReadGraph(facts, {}, free_word("in_steps", uses.names))
+    facts = facts_of(slim)
+    graph = ReadGraph(facts, {}, free_word("in_steps", facts.index.names))
     instead = {
         position: made
-        for position, node in enumerate(uses.graph.node)
+        for position, node in enumerate(slim.graph.node)
         if node.domain in ONNX_DOMAINS
         and node.op_type in _WRITTEN
         and (made := _WRITTEN[node.op_type](graph, position))
@@ -74,13 +73,13 @@ def with_sums_in_steps(
     model = onnx.ModelProto()
     model.CopyFrom(loaded.model)
     del model.graph.node[:]
-    for position, node in enumerate(uses.graph.node):
+    for position, node in enumerate(loaded.model.graph.node):
         model.graph.node.extend(instead.get(position, [node]))
     return model
 
 
 def _known(graph: ReadGraph, name: str) -> tuple[int, ...] | None:
-    """Return a tensor's shape, None if it is unknown or not float32."""
+    """Return a tensor's shape, None if that is unknown or the tensor is not float32."""
     dims = graph.shapes.dims.get(name)
     if graph.shapes.elements.get(name) != TensorProto.FLOAT or dims is None or None in dims:
         return None
@@ -96,7 +95,7 @@ def _steps(length: int) -> list[int]:
 
 
 def _reduced(new: NewNodes, op: str, x: str, dims: _Dims, axes: Sequence[int], suffix: str) -> str:
-    """Write a mean or sum over axes, one after the other; all dimensions are kept."""
+    """Write a mean or sum over axes, the last first; all dimensions are kept."""
     parts = [_steps(size) if at in axes else [size] for at, size in enumerate(dims)]
     kept = [1 if at in axes else size for at, size in enumerate(dims)]
     places = [at in axes for at, part in enumerate(parts) for _ in part]
@@ -107,7 +106,7 @@ def _reduced(new: NewNodes, op: str, x: str, dims: _Dims, axes: Sequence[int], s
 
 
 def _normalised(new: NewNodes, x: str, dims: _Dims, epsilon: float, first: int = 2) -> str:
-    """Write an image less its mean, over its deviation, both of all dimensions from one on."""
+    """Write an image less its mean, over its deviation: of all dimensions from ``first`` on."""
     axes = range(first, len(dims))
     mean = _reduced(new, "ReduceMean", x, dims, axes, "mean")
     off = new.add("Sub", [x, mean], "off_mean")
@@ -118,7 +117,7 @@ def _normalised(new: NewNodes, x: str, dims: _Dims, epsilon: float, first: int =
 
 
 def _scaled(new: NewNodes, x: str, factors: Sequence[str], dims: _Dims, output: str = "") -> str:
-    """Write a scale and a shift of each channel."""
+    """Write a scale and a shift of each channel, or of whatever the second dimension counts."""
     scale, shift = (
         new.reshape(name, [1, dims[1], *[1] * (len(dims) - 2)], word)
         for name, word in zip(factors, ("scale", "shift"), strict=True)
@@ -163,7 +162,7 @@ def _layer(graph: ReadGraph, position: int) -> list[onnx.NodeProto]:
         return []
     new = graph.new(position, node.input[0], node.op_type)
     found = _normalised(new, node.input[0], dims, given.get("epsilon", 1e-5), first)
-    # Scale and shift have the dimensions that are taken together.
+    # Scale and shift have the normalised dimensions, and broadcast.
     for op, factor in zip(("Mul", "Add"), node.input[1:], strict=False):
         found = new.add(op, [found, factor], op.lower()) if factor else found
     new.add("Identity", [found], "result", node.output[0])

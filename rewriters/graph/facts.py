@@ -9,15 +9,16 @@ from typing import Any
 
 import onnx
 
-from patchconv_deploy.rewriters.graph.constant_folding import Constants
+from patchconv_deploy.rewriters.graph.constant_folding import Constants, infer_by_value
 from patchconv_deploy.rewriters.graph.free_sizes import NO_SIZES, FreeSizes, follow_sizes
+from patchconv_deploy.rewriters.graph.model import opset_of
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.shapes import Shapes
-from patchconv_deploy.rewriters.graph.use_def import Index
+from patchconv_deploy.rewriters.graph.use_def import Index, index
 from patchconv_deploy.rewriters.operators.record import Record
 from patchconv_deploy.rewriters.tiling.sizes import Size
 
-__all__ = ["CertainFacts", "record_of"]
+__all__ = ["CertainFacts", "facts_of", "record_of"]
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,16 @@ class CertainFacts:
         """
         free = follow_sizes(self.graph, self.shapes, self.constants, partial(record_of, self))
         return replace(self, shapes=free.certain(self.shapes), free=free)
+
+
+def facts_of(slim: onnx.ModelProto) -> CertainFacts:
+    """Return what is certain of a model without its weights, free sizes not followed.
+
+    Raises:
+        RewriterError: Nothing can be known of it.
+    """
+    found, shapes = index(slim), infer_by_value(slim)
+    return CertainFacts(found, opset_of(slim), shapes, Constants(slim, found, shapes))
 
 
 def record_of(facts: CertainFacts, position: int) -> Record:

@@ -17,7 +17,7 @@ from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.rewrite import rewrite_model
-from patchconv_deploy.verify.comparison import in_steps
+from patchconv_deploy.verify.comparison import rounding_of_sums
 from patchconv_deploy.verify.sums_in_steps import with_sums_in_steps
 
 Array = np.ndarray[Any, Any]
@@ -186,9 +186,9 @@ def test_a_wrong_statistic_is_caught_even_so(
 def test_a_reference_that_is_another_model_is_none() -> None:
     """Sums in steps that are far from the original are no rounding."""
     x = _image(1, 4, 64, 64)
-    assert in_steps(x, x * np.float32(1.01)) == pytest.approx(0.01 * x.max(), rel=1e-2)
-    assert in_steps(x, x * np.float32(1.5)) is None
-    assert in_steps(x, x[:, :, 1:]) is None
+    assert rounding_of_sums(x, x * np.float32(1.01)) == pytest.approx(0.01 * x.max(), rel=1e-2)
+    assert rounding_of_sums(x, x * np.float32(1.5)) is None
+    assert rounding_of_sums(x, x[:, :, 1:]) is None
     labels = (x > 1).astype(np.int64)
-    assert in_steps(labels, labels) == 0
-    assert in_steps(labels, 1 - labels) is None
+    assert rounding_of_sums(labels, labels) == 0
+    assert rounding_of_sums(labels, 1 - labels) is None
