@@ -91,14 +91,19 @@ def compare_pair(
         return result, "the reference evaluator of onnx, on float32 twins of both models"
 
 
+def _fits(peak: int | None, times: int = 1) -> bool:
+    """Tell whether there is room for a run of the original with so many times its peak."""
+    return peak is not None and times * ARENA * peak <= memory_here().free
+
+
 @dataclass(frozen=True, slots=True)
 class _Original:
-    """How the original is run in other ways.
+    """How the original is run in other ways, each in a process of its own.
 
     Attributes:
         folder: Takes what it gives.
         inputs: The file of inputs.
-        sizes: Their sizes.
+        sizes: Sizes of the inputs, by name.
         peak: Its predicted peak activation as it is, bytes; None if unknown.
         timeout_s: Seconds it may take.
     """
@@ -111,6 +116,8 @@ class _Original:
 
     def without_optimisations(self, original: Path, ways: Mapping[str, Any]) -> Path | None:
         """Return the file of what it gave, scores of labels included; None if it did not run."""
+        if not _fits(self.peak, _PLAIN):
+            return None
         loaded = load(original)
         wanted = _missing_scores(loaded.model, ways)
         if not wanted or loaded.has_external_data:
@@ -120,6 +127,9 @@ class _Original:
 
     def in_steps(self, original: Path, ways: Mapping[str, Any]) -> Path | None:
         """Return the same where its large sums are taken in steps; None, too, if it has none."""
+        # That needs no more than the original as it is.
+        if not _fits(self.peak):
+            return None
         loaded = load(original)
         try:
             model = with_sums_in_steps(loaded, self.sizes)
@@ -133,6 +143,7 @@ class _Original:
         return self._run(self._written(model, "steps"), "in_steps", optimised=True)
 
     def _written(self, model: onnx.ModelProto, name: str) -> Path | None:
+        """Return the file of a model; None if it is too large for one."""
         path = self.folder / f"{name}.onnx"
         try:
             path.write_bytes(model.SerializeToString())
@@ -142,9 +153,8 @@ class _Original:
         return path
 
     def _run(self, path: Path | None, name: str, *, optimised: bool) -> Path | None:
-        # Sums in steps need no more than the original does.
-        needed = (1 if optimised else _PLAIN) * ARENA * (self.peak or 0)
-        if path is None or self.peak is None or needed > memory_here().free:
+        """Return the file of what a model gave; None if there is no model or it did not run."""
+        if path is None:
             return None
         out = self.folder / f"{name}.npz"
         try:

@@ -414,7 +414,8 @@ def test_the_limit_of_a_container_counts(tmp_path: Path, monkeypatch: pytest.Mon
     np.savez(tmp_path / "in.npz", x=np.zeros((600, 600), np.float32))
     with pytest.raises(UsageError, match="unpacks to"):
         load_inputs(tmp_path / "in.npz", proto)
-    assert pairs._fits(1000)
+    assert pairs._fits(300_000)
+    assert not pairs._fits(300_000, times=2)
     assert not pairs._fits(1_000_000)
 
 
