@@ -80,7 +80,9 @@ class Options:
 
     @property
     def axes(self) -> tuple[str | int, ...]:
-        """The axes in question, the usual one first."""
+        """The axes in question, the usual one first; of a plan its own."""
+        if self.plan is not None:
+            return (self.plan["axis"],)
         return ("height", "width") if self.axis == "auto" else (self.axis,)
 
     @property

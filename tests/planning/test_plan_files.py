@@ -55,6 +55,23 @@ def test_a_plan_with_statistics_gives_the_same_model_again(once: Outcome) -> Non
     _same(_cut(plan=read_plan(json.dumps(once.plan))), once)
 
 
+def test_a_plan_says_along_which_axis_statistics_are() -> None:
+    """Cut along the width, a mean is over columns first: who applies the plan need not say so."""
+    nodes = [
+        node("Conv", "x w", "c", name="first", pads=[1] * 4),
+        node("GlobalAveragePool", "c", "g", name="pool"),
+        node("Add", "c g", "a", name="add"),
+        node("Conv", "a v", "y", name="last", pads=[1] * 4),
+    ]
+    weights = {"w": noise(16, 3, 3, 3), "v": noise(2, 16, 3, 3)}
+    made = model(nodes, {"x": (1, 3, 32, 48)}, {"y": (1, 2, 32, 48)}, weights)
+    given = Options(splits=4, max_recompute=9.0, axis="width")
+    once = rewrite_model(Loaded(copy_of(made), None), given)
+    assert any("pool" in done.nodes for done in once.rewritten)
+    plan = read_plan(json.dumps(once.plan))
+    _same(rewrite_model(Loaded(copy_of(made), None), Options(plan=plan)), once)
+
+
 def test_what_a_statistic_reads_in_single_precision_is_of_one_region() -> None:
     """A region may read it of another, though it is told by the name of the statistic."""
     once = _cut(in_half, 2 * SIDE, splits=8, max_recompute=4.0)
