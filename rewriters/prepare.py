@@ -46,6 +46,10 @@ __all__ = [
 ]
 
 
+# Rounds in which statistics are looked for: one may read what another one is written as.
+_ROUNDS = 3
+
+
 def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
     """Analyse a copy of a model without its weights."""
     if options.upgrade_opset is not None:
@@ -55,10 +59,6 @@ def look_at(loaded: Loaded, options: Options) -> MemoryPredictor:
     if not holds_plan(slim):
         write_out(Loaded(slim, None), slim=True)
     return predictor_for(_copied(slim), slim, options)
-
-
-# Statistics that wait for what others are written as, one after the other.
-_WAITING = 3
 
 
 @dataclass(frozen=True)
@@ -170,10 +170,10 @@ def predictor_for(
         # Sequences first: what they are made into may look at the whole image, and be resized.
         if folded := find_folded(facts.certain):
             facts, respelled = write(folded)
-        for again in range(_WAITING):
+        for number in range(_ROUNDS):
             axes = tiled_axes(facts.certain, options.axes[0])
             found: tuple[Respelling, ...] = tuple(find_statistics(facts.certain, axes))
-            if not again:
+            if number == 0:
                 found += (
                     *find_resizes(facts.certain, axes, chooses=chooses),
                     *find_broadcasts(facts.certain),
@@ -182,7 +182,7 @@ def predictor_for(
             found = tuple(each for each in found if there.isdisjoint(each.covered))
             if found:
                 facts, respelled = write(found)
-            # Where the rows of what these make lie, and of what is made of that, was not known.
+            # There are more only behind outputs whose tiled axis was not known so far.
             if axes.keys() >= {name for each in found for name in each.outputs}:
                 break
     return MemoryPredictor(facts, folds=options.fold)

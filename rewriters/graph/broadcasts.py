@@ -1,12 +1,12 @@
-"""Expand to the size that a tensor meets anyway.
+"""Leave out an Expand before an operator that broadcasts by itself.
 
     Div(x, Expand(norm, Shape(x)))  ->  Div(x, norm)
 
-Exporters write `expand_as` so. What is expanded is as large as the image, made of a number per
-channel, and none of its rows comes from a row; the operator behind it broadcasts by itself.
+Exporters write `expand_as` so. The expanded tensor is as large as the image, but its rows are
+copies of one, so no patch of it can be made from a patch of its input.
 
-    left out                                     not
-    before arithmetic and comparisons whose      sizes that are not known to be those of the
+    left out                                     kept
+    before arithmetic and comparisons whose      where the sizes are not known to be those of the
     other operand has the sizes it expands to    operand, or 1
 
 What is not cut keeps its own nodes (`graph.respelling`).
@@ -36,10 +36,10 @@ from patchconv_deploy.rewriters.tiling.sizes import Size
 __all__ = ["find_broadcasts", "without_expands"]
 
 
-# Its slope is no operand like the others.
+# PRelu's slope is broadcast to its input, never the input to the slope.
 _BROADCAST = frozenset(BROADCAST) - {"PRelu"}
 
-# A size in other dimensions, or of another type.
+# What passes a number on, with other dimensions or as another type.
 _SAME_NUMBER = frozenset({"Reshape", "Unsqueeze", "Squeeze", "Cast", "Identity"})
 
 
@@ -62,7 +62,10 @@ def without_expands(
     Args:
         found: The graph.
         node: A node of it.
-        layout: Tells what each dimension of a tensor is made of.
+        layout: Tells what each dimension of a tensor is made of, None if its rank is unknown.
+
+    Returns:
+        By the input's index what the Expand before it reads; nothing for inputs that stay.
     """
     if node.op_type not in _BROADCAST or node.domain not in ONNX_DOMAINS:
         return {}
@@ -86,6 +89,7 @@ def _is(node: onnx.NodeProto, op: str) -> bool:
 
 
 def _entry(found: ReadGraph, position: int) -> Respelling | None:
+    """Return a node without the Expands that nobody else reads, None if it has none."""
     node, facts = found.node(position), found.facts
 
     def layout(name: str) -> Layout | None:
@@ -114,7 +118,14 @@ def _entry(found: ReadGraph, position: int) -> Respelling | None:
 
 
 def _has_sizes(found: ReadGraph, name: str, layout: Layout | None, sizes: str) -> bool:
-    """Tell whether a tensor has sizes that are given, or these are 1, whatever the model's are."""
+    """Tell whether a tensor has given sizes, or these are 1, whatever the model's free sizes are.
+
+    Args:
+        found: The graph.
+        name: The tensor.
+        layout: What each of its dimensions is made of, None if its rank is unknown.
+        sizes: The tensor of the given sizes.
+    """
     facts, maker = found.facts, found.index.producer.get(sizes)
     if maker is not None and _is(found.node(maker), "Shape"):
         shape = found.node(maker)

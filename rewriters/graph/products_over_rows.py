@@ -1,4 +1,4 @@
-"""Products that add up over the image, written in two (`graph.statistics`).
+"""Matrix products that add up over all positions of an image, written in two (`graph.statistics`).
 
     q [.., M, P] @ k [.., P, N]        P: all positions, H x W
 
@@ -7,9 +7,9 @@ becomes
     rows  = q [.., H, M, W] @ k [.., H, W, N]      a product for each row of the image
     whole = sum over H of rows
 
-So write attention between channels (Restormer, XCiT) and linear attention (keys by values first):
-what it weighs has a row and a column for each channel, not for each position. The same of an Einsum
-of two factors.
+Attention between channels (Restormer, XCiT) and linear attention (keys by values first) hold such a
+product: it has a row and a column for each channel, not for each position. An Einsum of two factors
+is written in the same way.
 
 Source: Zamir et al., "Restormer", 2022; Shen et al., "Efficient Attention", 2021.
 """
@@ -40,7 +40,7 @@ _KIND = "a product over the image"
 
 
 def matmul(found: ReadGraph, position: int) -> InTwo | None:
-    """MatMul whose columns of one factor and rows of the other are the positions."""
+    """MatMul of [.., M, P] and [.., P, N], where P are the positions."""
     node = found.node(position)
     a, b = node.input
     first, second = found.shapes.dims.get(a), found.shapes.dims.get(b)
@@ -52,7 +52,7 @@ def matmul(found: ReadGraph, position: int) -> InTwo | None:
     length, left, right = first[-1], first[at], second[-1]
     if not length or not left or not right or second[at] != length:
         return None
-    width = _row(found, a, length, left * right, left + right)
+    width = _width(found, a, length, left * right, left + right)
     if width is None:
         return None
     new = found.new(position, a, _KIND)
@@ -64,7 +64,7 @@ def matmul(found: ReadGraph, position: int) -> InTwo | None:
 
 
 def einsum(found: ReadGraph, position: int) -> InTwo | None:
-    """Einsum of two factors, whose positions are not in the result."""
+    """Einsum of two factors that share the letter of the positions, which the result has not."""
     node = found.node(position)
     equation = "".join(attributes(node).get("equation", "").split())
     given, _, made = equation.partition("->")
@@ -86,7 +86,7 @@ def einsum(found: ReadGraph, position: int) -> InTwo | None:
     if places or letter in made:
         return None
     own = sum(prod(sizes[each] for each in term if each != letter) for term in terms)
-    width = _row(found, node.input[0], sizes[letter], prod(sizes[each] for each in made), own)
+    width = _width(found, node.input[0], sizes[letter], prod(sizes[each] for each in made), own)
     if width is None:
         return None
     new = found.new(position, node.input[0], _KIND)
@@ -128,12 +128,12 @@ def sum_of_rows(
 
     Args:
         new: Takes the nodes.
-        op: The product.
-        factors: What is multiplied.
-        axis: The dimension of the rows in the product.
+        op: MatMul or Einsum.
+        factors: What is multiplied, with a dimension for the rows.
+        axis: The dimension of the rows in the products.
         output: What the result is called.
         kind: Its element type; half precision is summed up in float32.
-        given: Attributes of the product.
+        given: Attributes of the operator.
     """
     half = kind in HALF
     rows = new.add(op, factors, "products" if half else "rows", **given)
@@ -144,17 +144,20 @@ def sum_of_rows(
         new.add("Cast", [whole], "half", output, to=kind)
 
 
-def _row(found: ReadGraph, name: str, length: int, product: int, factors: int) -> int | None:
-    """Return how many positions a product is made of together, None where that is of no use.
+def _width(found: ReadGraph, name: str, length: int, product: int, factors: int) -> int | None:
+    """Return the width of the rows that products are made of.
 
     Args:
         found: The graph.
         name: A factor.
-        length: Its positions.
+        length: Number of its positions.
         product: Elements of the product.
         factors: Elements of both factors at one position.
+
+    Returns:
+        That of the image, or, where none is known, the largest divisor of the length up to its
+        root; None where a product of one row is no smaller than the row of both factors.
     """
     by_size = (by for by in range(isqrt(length), 1, -1) if length % by == 0)
     width = row_of(found, name) or next(by_size, None)
-    # Those of a row are less than the row itself.
     return width if width and product < width * factors else None

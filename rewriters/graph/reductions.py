@@ -51,7 +51,7 @@ REDUCTIONS = (*_POOLS, *_IN_TWO)
 
 
 def reduction(found: ReadGraph, position: int) -> InTwo | None:
-    """Write a reduction or a global pool."""
+    """Write a reduction or a global pool in two; None where it is not over rows and more."""
     shapes, node = found.shapes, found.node(position)
     x, y = node.input[0], node.output[0]
     dims, axis = shapes.dims.get(x), found.axes.get(x)
@@ -104,7 +104,7 @@ def reduce_in_two(
     kind: int,
     gone: Sequence[int] = (),
 ) -> None:
-    """Write a reduction over the rows and other dimensions: over these first.
+    """Write a reduction over the rows and other dimensions: over each row first, then the rows.
 
     Args:
         new: Takes the nodes.
@@ -114,7 +114,7 @@ def reduce_in_two(
         others: The other dimensions.
         output: What the result is called.
         kind: Its element type.
-        gone: Dimensions that the result does not have.
+        gone: Reduced dimensions that the result does not have.
     """
     single = kind in HALF and op not in ("ReduceMax", "ReduceMin")
     if single:
@@ -129,9 +129,9 @@ def reduce_in_two(
 
 
 def _block_of(found: ReadGraph, x: str, dims: Sequence[int | None], axis: int) -> int | None:
-    """Return how many positions are taken together of what is reduced along the tiled axis alone.
+    """Return how many positions of a signal or sequence, reduced along it alone, stand for a row.
 
-    Those of a row of the image that was folded into it. None of an image.
+    Of a sequence they are those of a row of the image that was folded into it. None of an image.
     """
     if len(dims) == 3 and axis == 2:
         return block_of(dims, axis) if dims[1] is not None else None

@@ -1,9 +1,9 @@
-"""One walk over sequences that are images: what each node is written as, and what stays of it.
+"""Walk over a graph and write the nodes that work on folded images, by a rule for each operator.
 
-The rules, an operator each, are in `graph.unfolding`. Here is what they see of a node
-(`SequenceNode`), and what becomes of what they write: a sequence that somebody needs as it was is
-folded again, nodes that served the old ones alone go with them, and what hangs together stands
-together or not at all.
+The rules are in `graph.unfolding`. Here is what they see of a node (`SequenceNode`), and the walk
+that collects what they write (`SequenceWalk`): a sequence that other nodes read as the model has it
+is folded again, nodes that only served those replaced are left out, and connected nodes are
+replaced all or none.
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
 __all__ = ["SequenceNode", "SequenceWalk", "size_of", "sizes_to"]
 
 
-# Whom nobody reads any more goes with whom it served.
+# Left out with the nodes that read them, where nothing else does.
 _SERVANTS = SIZE_NODES | {"Expand", "Reshape"}
 
+# They move numbers and compute none: to replace them alone is of no use.
 _LAYOUTS = frozenset({"Reshape", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Shape"})
 
 
@@ -216,6 +217,9 @@ def sizes_to(
         wanted: The sizes: a number, or the dimensions of its own whose product it is.
         suffix: What new names end with.
         rest: The size that follows from the others; None for the first that is no number.
+
+    Returns:
+        The name of the vector of sizes.
     """
     free = [at for at, size in enumerate(wanted) if not isinstance(size, int)]
     rest = free[0] if rest is None and free else rest
@@ -241,7 +245,7 @@ def sizes_to(
 
 
 def size_of(new: NewNodes, shape: str, places: Sequence[int], suffix: str) -> str:
-    """Write the product of some sizes of a shape."""
+    """Write the product of some sizes of a shape; return the name of a vector of one number."""
     sizes = new.add("Gather", [shape, new.ints(places, f"{suffix}/places")], suffix, axis=0)
     return sizes if len(places) == 1 else new.reduce("ReduceProd", sizes, [0], f"{suffix}/product")
 
@@ -276,7 +280,7 @@ class SequenceNode:
         return self._walk.unfolded(self.node.input[index])
 
     def operands(self, indices: Sequence[int]) -> list[Unfolded | None]:
-        """Return inputs as they are written; what is expanded for others as it was before."""
+        """Return inputs as they are written; behind an Expand that can be left out, its input."""
         walk = self._walk
 
         def layout(name: str) -> Layout | None:
@@ -371,7 +375,7 @@ class SequenceNode:
             if len(parts) == 1 and len(those) > 1:
                 if not is_one(parts[0]):
                     return None
-                # With nothing but ones before it, it may as well have less dimensions.
+                # Behind nothing but ones it may as well have fewer dimensions.
                 if not is_small:
                     axes += range(at, at + len(those) - 1)
                     at += len(those) - 1

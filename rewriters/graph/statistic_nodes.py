@@ -1,4 +1,4 @@
-"""What statistics are written with: moments, merged from those of rows."""
+"""Shared pieces of statistics: rows of signals and sequences, moments merged from those of rows."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ FLOATS = frozenset({TensorProto.FLOAT, TensorProto.DOUBLE, *HALF})
 # Positions of the nodes that new ones stand for, and the new ones.
 InTwo: TypeAlias = tuple[Sequence[int], NewNodes]
 
-# Elements of a signal that are looked at together, as the row of an image is.
+# How many neighbours of a signal may stand for the row of an image; the most is tried first.
 _BLOCK = range(64, 7, -1)
 
-# Nodes between a sequence and the image that it was.
+# How many nodes before a sequence the image that it was is looked for.
 _FAR = 16
 
 
