@@ -91,7 +91,7 @@ def _steps(length: int) -> list[int]:
     if length <= _STEP:
         return [length]
     part = next(by for by in range(isqrt(length), 0, -1) if length % by == 0)
-    return [length] if part == 1 else [*_steps(length // part), part]
+    return [length] if part == 1 else [*_steps(length // part), *_steps(part)]
 
 
 def _reduced(new: NewNodes, op: str, x: str, dims: _Dims, axes: Sequence[int], suffix: str) -> str:

@@ -126,11 +126,31 @@ def test_it_is_the_same_number(case: str) -> None:
 def test_any_length_is_taken_in_parts(length: int) -> None:
     """A signal's one dimension is written as several; a prime stays one."""
     x = _image(1, 2, length)
-    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2])
-    stepped = with_sums_in_steps(Loaded(_model([node], x.shape, 13), None), {"x": x.shape})
-    assert stepped is not None
+    stepped = _mean_in_steps(x.shape)
     wanted = x.mean(2, dtype=np.float64, keepdims=True)
     assert np.abs(_run(stepped, x) - wanted).max() <= (1e-4 if length == 65537 else 2e-6)
+
+
+@pytest.mark.parametrize(
+    ("length", "longest"), [(2**18, 512), (2**24, 2048), (65537 * 3, 65537), (255255, 561)]
+)
+def test_parts_are_short(length: int, longest: int) -> None:
+    """None is longer than 2^11 but a prime."""
+    ends = "/reduced_parts/shape"
+    (parts,) = (
+        numpy_helper.to_array(node.attribute[0].t)
+        for node in _mean_in_steps((1, 2, length)).graph.node
+        if node.name.endswith(ends)
+    )
+    assert np.prod(parts[2:]) == length
+    assert parts[2:].max() <= longest
+
+
+def _mean_in_steps(shape: tuple[int, ...]) -> onnx.ModelProto:
+    node = helper.make_node("ReduceMean", ["x"], ["y"], axes=[2])
+    made = with_sums_in_steps(Loaded(_model([node], shape, 13), None), {"x": shape})
+    assert made is not None
+    return made
 
 
 def test_what_is_small_is_left() -> None:
