@@ -259,11 +259,15 @@ def _normalize(at: SequenceNode) -> bool:
 
 def _softmax(at: SequenceNode) -> bool:
     x = at.read(0)
-    if x is not None and at.node.op_type == "Softmax" and at.opset >= 13 and _is_image(x, -1):
+    default = -1 if at.opset >= 13 else 1
+    if x is None:
+        return False
+    last = at.given.get("axis", default) % len(x.layout) == len(x.layout) - 1
+    if last and at.node.op_type == "Softmax" and at.opset >= 13 and _is_image(x, -1):
         return _weights_of_positions(at, x)
-    axis = None if x is None else _axis_of(at, x, -1 if at.opset >= 13 else 1)
+    axis = _axis_of(at, x, default)
     # Before opset 13 it takes the dimensions behind its own together.
-    if x is None or axis is None or (at.opset < 13 and axis != len(x.layout) - 1):
+    if axis is None or (at.opset < 13 and not last):
         return False
     return at.write([x.name], [x.layout], axis=x.at(axis))
 
@@ -272,7 +276,7 @@ def _weights_of_positions(at: SequenceNode, x: Unfolded) -> bool:
     """Softmax over rows and columns, of each channel before them."""
     rank = len(x.layout)
     channels = x.parts[rank - 2]
-    if at.given.get("axis", -1) % rank != rank - 1 or rank < 3 or at.kind(0) not in FLOATS:
+    if rank < 3 or at.kind(0) not in FLOATS:
         return False
     if channels is None or channels.constant is None:
         return False

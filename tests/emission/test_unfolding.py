@@ -132,17 +132,31 @@ def test_by_the_reference(seeds: range) -> None:
             assert abs(right - got).max() <= REL * abs(right).max()
 
 
-def _compare_one(made: Sequences, image: str, t: str) -> None:
-    """Bring a sequence back to its image, cut rows and columns, and compare."""
+def _compare_one(made: Sequences, image: str, t: str) -> list[onnx.ModelProto]:
+    """Bring a sequence back to its image, cut rows and columns, and compare; return both cuts."""
     back = made.conv(made.add("Relu", made.restored(t, image)))
     nodes = [*made.nodes, node("Conv", f"{back} {made.weight(2, CHANNELS, 1, 1)}", "y")]
     given = model(
         nodes, {"x": (1, 3, "H", "W")}, {"y": (None,) * 4}, made.weights, opset=made.opset
     )
-    for axis in ("height", "width"):
-        after, _ = _rewritten(given, axis=axis)
+    cuts = [_rewritten(given, axis=axis)[0] for axis in ("height", "width")]
+    for after in cuts:
         feeds = [{"x": noise(1, 3, *size)} for size in SIZES]
         assert assert_same_where_it_runs(given, after, feeds, REL) == len(SIZES)
+    return cuts
+
+
+@pytest.mark.parametrize("op", ["Softmax", "LogSoftmax"])
+def test_weights_over_channels_before_the_sequence(op: str) -> None:
+    """Of [N, C, L] along C: the positions are its last dimension, but not what it is over."""
+    made = Sequences(1, images=False)
+    made.opset = 17
+    image = made.conv("x")
+    turned = made.add("Transpose", made.flattened(image), perm=[0, 2, 1])
+    weights = made.add(op, turned, axis=1)
+    for after in _compare_one(made, image, made.add("Transpose", weights, perm=[0, 2, 1])):
+        # It is in a Loop's body, not left beside it.
+        assert op not in {each.op_type for each in after.graph.node}
 
 
 @pytest.mark.parametrize("seed", [1, 2])
