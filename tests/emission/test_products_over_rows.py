@@ -122,6 +122,22 @@ def test_half_precision_is_summed_up_in_float32() -> None:
     outcome = _cut(made)
     assert "product" in _reach(outcome)
     assert_same(made, outcome.model, {"x": _X["x"].astype(np.float16)}, 5e-3)
+    makers = {name: each for each in outcome.model.graph.node for name in each.output}
+    (whole,) = (
+        each
+        for each in outcome.model.graph.node
+        if each.op_type == "ReduceSum" and each.name.startswith("product/")
+    )
+    kinds = set[int]()
+    pending = [whole.input[0]]
+    while pending:
+        maker = makers[pending.pop()]
+        if maker.op_type == "Concat":
+            pending += maker.input
+        else:
+            assert maker.op_type == "Cast"
+            kinds.add(maker.attribute[0].i)
+    assert kinds == {TensorProto.FLOAT}
 
 
 def test_what_is_said_of_it() -> None:

@@ -273,3 +273,27 @@ def test_two_sizes_that_are_left_open() -> None:
     made = model(nodes, {"x": (1, 3, "H", 16)}, {"y": (None,) * 3}, weights)
     free = look_at(Loaded(copy_of(made), None), Options()).facts.certain.free
     assert free.size("y", 1) is free.size("y", 2) is None
+
+
+@pytest.mark.parametrize(
+    ("shape", "asked", "made"),
+    [
+        ((1, 8, 1, 1), "same", [1, 8, "H", "W"]),
+        ((8, 1, 1), "same", [1, 8, "H", "W"]),
+        ((1, 1, "H", "W"), "numbers", [1, 8, "H", "W"]),
+        ((1, 1, "H", "W"), "four", [1, 1, "H", 4]),
+    ],
+)
+def test_an_expand_is_as_large_as_both(
+    shape: tuple[Any, ...], asked: str, made: list[int | str]
+) -> None:
+    """What is 1 becomes what is asked for; of two that are not 1, the number."""
+    nodes = [node("Shape", "x", "same"), node("Expand", f"e {asked}", "y")]
+    weights = {"numbers": np.array([8, 1, 1]), "four": np.array([4])}
+    given = model(nodes, {"x": (1, 8, "H", "W"), "e": shape}, {"y": (None,) * 4}, weights)
+    facts = look_at(Loaded(given, None), Options()).facts.certain
+    image = [facts.size("x", axis) for axis in range(4)]
+    assert None not in image
+    wanted = [image["HW".index(each) + 2] if isinstance(each, str) else each for each in made]
+    found = [facts.size("y", axis) for axis in range(4)]
+    assert [each.constant if each and each.constant else each for each in found] == wanted
