@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
-from math import inf
 
 import onnx
 
-from patchconv_deploy.rewriters.errors import BudgetError
 from patchconv_deploy.rewriters.graph.nodes import convolutions_in_bodies
 from patchconv_deploy.rewriters.memory.peak import Peak, size_text
 from patchconv_deploy.rewriters.memory.targets import ENGINES
@@ -136,7 +134,8 @@ def _by_region(
     """Decide on whole regions, as `decide`."""
     facts = predictor.facts
     kept, refused = kept_nodes(facts, options, sizes)
-    axis, cut = _best_axis(predictor, options, engine, kept, progress)
+    axis = options.axes[0]
+    cut = choose_regions(predictor, options.limits, axis, options.form, engine, kept, progress)
     reasons: tuple[Reason, ...] = ()
     if not cut.regions:
         reasons = reasons_of(predictor, before, cut.links, cut.reasons, kept, cut.refused, engine)
@@ -200,36 +199,6 @@ def _useless(options: Options, before: Peak, reasons: Sequence[Reason], *, cut: 
         held = f"{size_text(reasons[0].bytes or 0)} of {size_text(before.need)}"
         words += f"; {reasons[0].holds} {held}"
     return Refusal("", words, "no-gain")
-
-
-def _best_axis(
-    predictor: MemoryPredictor,
-    options: Options,
-    engine: str,
-    kept: frozenset[int],
-    progress: Progress,
-) -> tuple[str | int, ChosenRegions]:
-    """Cut regions along each axis in question; return the better one and what was done.
-
-    Better is, under a budget, less predicted time; else a lower predicted peak.
-    """
-    found: list[tuple[float, str | int, ChosenRegions]] = []
-    failed: BudgetError | None = None
-    for axis in options.axes:
-        try:
-            cut = choose_regions(
-                predictor, options.limits, axis, options.form, engine, kept, progress
-            )
-        except BudgetError as error:
-            failed = failed or error
-            continue
-        taken = next((candidate for candidate in cut.weighed if candidate.taken), None)
-        peak = inf if taken is None else float(taken.peak)
-        found.append((peak if options.memory_budget is None else cut.time, axis, cut))
-    if failed is not None and not found:
-        raise failed
-    _, axis, best = min(found, key=lambda entry: entry[0])
-    return axis, best
 
 
 def kept_nodes(

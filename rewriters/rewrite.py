@@ -1,5 +1,6 @@
 """The rewrite of a model, from analysis to the spliced graph.
 
+    axis       height or width, where that is left open (`best_axis`)
     prepare    opset raised and shapes fixed, where asked for; use-def index, known shapes, sizes of
                free dimensions assumed; the peak predicted
     decide     regions for a budget, convolutions one by one, or a plan that is given (`decide`)
@@ -16,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from operator import is_
 
+from patchconv_deploy.rewriters.best_axis import along_best_axis
 from patchconv_deploy.rewriters.budget import check_budget, check_buffers, fits_as_it_is
 from patchconv_deploy.rewriters.decide import Decision, decide, left_in_bodies
 from patchconv_deploy.rewriters.emission.bodies import move_into_bodies
@@ -108,6 +110,8 @@ def rewrite_model(loaded: Loaded, options: Options, progress: Progress | None = 
     """
     progress = progress or (lambda what, done, total: None)
     already = holds_plan(loaded.model)
+    if not already:
+        options = along_best_axis(loaded, options, progress)
     progress("analysing", 0, 1)
     subject, unfixed = _prepare(loaded, options, already=already)
     facts, before = subject.predictor.facts, subject.before[0]

@@ -55,7 +55,8 @@ def test_a_plan_with_statistics_gives_the_same_model_again(once: Outcome) -> Non
     _same(_cut(plan=read_plan(json.dumps(once.plan))), once)
 
 
-def test_a_plan_says_along_which_axis_statistics_are() -> None:
+@pytest.mark.parametrize("axis", ["width", "auto"])
+def test_a_plan_says_along_which_axis_statistics_are(axis: str) -> None:
     """Cut along the width, a mean is over columns first: who applies the plan need not say so."""
     nodes = [
         node("Conv", "x w", "c", name="first", pads=[1] * 4),
@@ -64,11 +65,12 @@ def test_a_plan_says_along_which_axis_statistics_are() -> None:
         node("Conv", "a v", "y", name="last", pads=[1] * 4),
     ]
     weights = {"w": noise(16, 3, 3, 3), "v": noise(2, 16, 3, 3)}
-    made = model(nodes, {"x": (1, 3, 32, 48)}, {"y": (1, 2, 32, 48)}, weights)
-    given = Options(splits=4, max_recompute=9.0, axis="width")
+    made = model(nodes, {"x": (1, 3, 8, 192)}, {"y": (1, 2, 8, 192)}, weights)
+    given = Options(splits=4, max_recompute=9.0, axis=axis)
     once = rewrite_model(Loaded(copy_of(made), None), given)
     assert any("pool" in done.nodes for done in once.rewritten)
     plan = read_plan(json.dumps(once.plan))
+    assert plan["axis"] == "width"
     _same(rewrite_model(Loaded(copy_of(made), None), Options(plan=plan)), once)
 
 
