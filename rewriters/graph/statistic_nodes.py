@@ -63,10 +63,12 @@ def row_of(found: ReadGraph, name: str) -> int | None:
     length = dims[name][axes[name]]
     for _ in range(_FAR):
         maker = found.index.producer.get(name)
-        carrier = None if maker is None else next(filter(axes.get, found.node(maker).input), None)
+        reads = () if maker is None else found.node(maker).input
+        carrier = next((each for each in reads if each in axes), None)
         if maker is None or carrier is None or not length:
             return None
-        rows = dims[carrier][axes[carrier]]
+        shape = dims.get(carrier)
+        rows = None if shape is None else shape[axes[carrier]]
         if found.node(maker).op_type == "Reshape" and rows and length > rows > 1:
             return length // rows if length % rows == 0 else None
         if rows != length:

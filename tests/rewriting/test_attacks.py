@@ -220,6 +220,20 @@ def _external(folder: Path, name: str, location: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize("perm", [[0, -1, 1, 2], [0, 1, 1, 3], [0, 1, 2], [0, 1, 2, 7]])
+@pytest.mark.parametrize("rows", [64, "H"])
+def test_a_transpose_of_other_dimensions_is_left_alone(perm: list[int], rows: int | str) -> None:
+    """Exporters have written -1 there; no runtime takes it, and it is no reason to break off."""
+    nodes = [
+        node("Conv", "x w", "c", pads=[1] * 4),
+        node("Transpose", "c", "t", name="turn", perm=perm),
+        node("Relu", "t", "y", name="relu"),
+    ]
+    made = model(nodes, {"x": (1, 3, rows, 32)}, {"y": (None,) * 4}, {"w": WEIGHT})
+    outcome = rewrite_proto(made, form="fused", splits=4)
+    assert not {"turn", "relu"} & {name for done in outcome.rewritten for name in done.nodes}
+
+
 @pytest.mark.parametrize("share", [False, True])
 @pytest.mark.parametrize("out", ["w.bin", "model.onnx"])
 def test_the_inputs_weights_are_never_overwritten(tmp_path: Path, out: str, share: bool) -> None:
