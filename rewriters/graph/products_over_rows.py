@@ -69,10 +69,12 @@ def einsum(found: ReadGraph, position: int) -> InTwo | None:
     equation = "".join(attributes(node).get("equation", "").split())
     given, _, made = equation.partition("->")
     terms = given.split(",")
+    if not made or {len(terms), len(node.input)} != {2}:
+        return None
     shapes = [found.shapes.dims.get(name, ()) for name in node.input]
     axes = [found.axes.get(name) for name in node.input]
     kind = found.shapes.elements.get(node.input[0], 0)
-    if not made or len(terms) != 2 or not "".join((*terms, made)).isalpha() or kind not in FLOATS:
+    if not "".join((*terms, made)).isalpha() or kind not in FLOATS:
         return None
     sizes, places = dict[str, int](), set[str]()
     for term, shape, axis in zip(terms, shapes, axes, strict=True):
@@ -83,7 +85,7 @@ def einsum(found: ReadGraph, position: int) -> InTwo | None:
                 return None
         places.add(term[axis])
     letter = places.pop()
-    if places or letter in made:
+    if places or letter in made or not sizes.keys() >= {*made} or len({*made}) < len(made):
         return None
     own = sum(prod(sizes[each] for each in term if each != letter) for term in terms)
     width = _width(found, node.input[0], sizes[letter], prod(sizes[each] for each in made), own)

@@ -245,3 +245,25 @@ def test_a_product_that_is_larger_than_its_rows_stays(
     weights = {"w": noise(channels, 3, 3, 3), "flat": np.array([1, channels, -1])}
     shapes = {"x": (1, 3, 16, width)}, {"y": (1, channels, channels)}
     assert bool(_statistics(model(nodes, *shapes, weights))) is found
+
+
+@pytest.mark.parametrize(
+    ("equation", "inputs"),
+    [
+        ("cn,dn->cd", "a a a"),
+        ("cn,dn->cd", "a"),
+        ("cn,dn->cz", "a a"),
+        ("cn,dn->cc", "a a"),
+        ("cn,dn", "a a"),
+    ],
+)
+def test_an_equation_that_is_none_stays(equation: str, inputs: str) -> None:
+    """Of another number of factors, or with a letter that no factor has, or has once."""
+    nodes = [
+        node("Conv", "x w", "c", pads=[1] * 4),
+        node("Reshape", "c flat", "a"),
+        node("Einsum", inputs, "y", name="product", equation=equation),
+    ]
+    weights = {"w": noise(4, 3, 3, 3), "flat": np.array([4, 16 * 12])}
+    made = model(nodes, {"x": (1, 3, 16, 12)}, {"y": (None, None)}, weights)
+    assert not _statistics(made)
