@@ -250,11 +250,11 @@ def rewrite(
             be written, is an input of the rewrite, or exists already (see ``force``).
         splits: Patches per region or convolution, 1 to 4096 (`OptionError`); at most so many where
             a budget is given. None: 4, or more where 4 gain nothing; as many as a budget asks for.
-        memory_budget: Most bytes of activations, a number of 1 or more (`OptionError`) or text such
-            as "512MiB" or "2GB" (`UsageError` if it is no size), as predicted for ``target``, in
-            use at once and, in an arena, ever written to. Of the plans weighed that of least
-            predicted time that keeps it is taken; `BudgetError` if none does. Without one the need
-            is made as low as ``splits`` and ``max_recompute`` allow.
+        memory_budget: Most bytes that runs may add to the process, a number of 1 or more
+            (`OptionError`) or text such as "512MiB" or "2GB" (`UsageError` if it is no size), as
+            predicted for ``target``: in use at once and, in an arena, ever written to. Of the plans
+            weighed that of least predicted time that keeps it is taken; `BudgetError` if none does.
+            Without one the need is made as low as ``splits`` and ``max_recompute`` allow.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
             without a budget, ``max_tensor_elements``, ``max_buffer`` or ``patch_rows``, else any.
         form: How to cut: "fused" (whole regions of layers, one patch after the other), "shrinking"
@@ -603,9 +603,9 @@ def convert_model(
             it cannot be written, or exists already (see ``force``).
         example_inputs: A tensor, or one per input, to export a torch module with. `UsageError`
             where a module comes without.
-        memory_budget: Most bytes of activations, a number of 1 or more (`OptionError`) or text such
-            as "512MiB" or "2GB" (`UsageError` if it is no size), as predicted for ``target``.
-            `BudgetError` if no plan keeps it.
+        memory_budget: Most bytes that runs may add to the process, a number of 1 or more
+            (`OptionError`) or text such as "512MiB" or "2GB" (`UsageError` if it is no size), as
+            predicted for ``target``. `BudgetError` if no plan keeps it.
         max_recompute: Most work after over before, a ratio of 1 or more (`OptionError`). None: 1.5
             without a budget, ``max_tensor_elements``, ``max_buffer`` or ``patch_rows``, else any.
         form: How to cut: "fused", "shrinking", "loop", "rounds", "batch", "sequential" or "auto",

@@ -111,10 +111,11 @@ _DECLARED = (
         name="splits",
         flags=("--splits",),
         value="N",
-        help="Patches, 4 by default; with a budget: at most so many.",
+        help="Most patches of a region. Default: 4, or more where 4 gain nothing; with a budget "
+        "as many as it takes.",
         meaning="most patches of a region; patches of a Conv in the forms for single Convs. "
-        "Without a budget the plan that writes to least is taken. Default: 4, or more where 4 gain "
-        "nothing ([more](choosing.md#splits))",
+        "Without a budget the plan whose runs take least is taken. Default: 4, or more where 4 "
+        "gain nothing ([more](choosing.md#splits))",
         python=_REWRITES,
         reported="splits",
         kind=int,
@@ -123,11 +124,13 @@ _DECLARED = (
         name="memory_budget",
         flags=("--memory-budget",),
         value="SIZE",
-        help="Most activation memory: 512MiB, 2G (GiB), 2GB (10^9 bytes), or auto: what is free on "
-        "this machine, less what loading takes. Least time that fits.",
-        meaning="most activation memory, as predicted for the target: `512MiB`, `2G`, `2GB` (GB "
-        "is 10^9 bytes, G and GiB are 2^30), or `auto`: what is free here. Of all plans weighed "
-        "the one of least predicted time that fits is taken; exit code 1 if none does "
+        help="Most that runs may add to the process, as predicted: 512MiB, 2G (GiB), 2GB (10^9 "
+        "bytes), or auto: what is free on this machine, less what loading takes. Least time that "
+        "fits.",
+        meaning="most that runs may add to the process (*running*), as predicted for the target: "
+        "`512MiB`, `2G`, `2GB` (GB is 10^9 bytes, G and GiB are 2^30), or `auto`: what is free "
+        "here. Of all plans weighed the one of least predicted time that fits is taken; exit code "
+        "1 if none does "
         "([more](choosing.md#memory-budget))",
         python=_REWRITES,
         reported="memory_budget_bytes",
@@ -250,7 +253,7 @@ _DECLARED = (
         name="exclude",
         flags=("--exclude",),
         value="GLOB",
-        help="Never cut these.",
+        help="Leave nodes of these names as they are.",
         python=_ALL,
         reported="exclude",
         default=(),

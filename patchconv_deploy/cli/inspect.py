@@ -86,7 +86,10 @@ def data_of(found: Inspection) -> dict[str, Any]:
 
 
 def _print(found: Inspection, target: str, console: Console) -> None:
-    held = ", ".join(f"{printable(name)} {mebibytes(size)}" for name, size in found.peak.alive[:4])
+    peak = found.peak
+    held = ", ".join(f"{printable(name)} {mebibytes(size)}" for name, size in peak.alive[:4])
+    if peak.weights.packed > peak.bytes / 100:
+        held += f"; weights, laid out for their kernels, {mebibytes(peak.weights.packed)}"
     if found.unknown is not None:
         part = f" (at least {mebibytes(found.peak.bytes)} MiB)" if found.peak.bytes else ""
         console.print(
@@ -111,7 +114,7 @@ def _print(found: Inspection, target: str, console: Console) -> None:
         console.print(f"Nothing would be cut: {in_flags(found.left)}.")
     elif found.unknown is None:
         console.print("Nothing would be cut: no region along this axis lowers the peak.")
-        for reason in found.reasons[:_REASONS]:
+        for reason in [each for each in found.reasons if each.shows(found.peak.need)][:_REASONS]:
             console.print(f"  {in_flags(reason.holds)} {mebibytes(reason.bytes)} MiB of it")
 
 

@@ -293,7 +293,7 @@ Completion: put one of these where your shell begins.
 @click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_COMPLETION)
 @click.version_option(VERSION)
 def patchconv() -> None:
-    """PatchConv for exported ONNX graphs."""
+    """Cut exported ONNX models into patches, so that they need less memory; measure and show it."""
 
 
 patchconv.add_command(rewrite_command)

@@ -165,7 +165,8 @@ def _print_uncut(report: Report, outcome: Outcome, console: Console) -> None:
     console.print("No Conv was cut. What holds the peak:")
     need = outcome.before.need
     total = "MiB" if outcome.before.unknown else f"of {mebibytes(need)} MiB"
-    shown = outcome.reasons[:_SHOWN_REASONS]
+    shown = [each for each in outcome.reasons if each.shows(need)][:_SHOWN_REASONS]
+    shown = shown or list(outcome.reasons[:1])
     for reason in shown:
         said = reason.reason
         if reason.bytes is not None:
@@ -174,8 +175,8 @@ def _print_uncut(report: Report, outcome: Outcome, console: Console) -> None:
         count = f" ({len(reason.nodes)} nodes{first})" if len(reason.nodes) > 1 else ""
         one = f" ({reason.nodes[0]})" if len(reason.nodes) == 1 else ""
         console.print(f"  {printable(in_flags(said) + (count or one))}")
-    rest = sum(reason.bytes or 0 for reason in outcome.reasons[_SHOWN_REASONS:])
-    if rest:
+    rest = sum(reason.bytes or 0 for reason in outcome.reasons if reason not in shown)
+    if rest >= need / 100:
         console.print(f"  other causes hold {mebibytes(rest)} MiB")
     console.print(f"What to do: {printable(in_flags(shown[0].advice))}.")
 
@@ -219,7 +220,7 @@ def _print_regions(outcome: Outcome, console: Console) -> None:
         table.add_row(
             printable(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
             str(len(region.nodes)),
-            "run time" if region.recompute is None else f"{region.recompute:.2f}x",
+            "at run time" if region.recompute is None else f"{region.recompute:.2f}x",
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
             _patches(region),
         )
@@ -251,7 +252,7 @@ def _print_table(outcome: Outcome, console: Console) -> None:
             printable(" + ".join(region.nodes)),
             f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
             mebibytes(region.size.bytes),
-            "run time" if region.recompute is None else f"{region.recompute:.2f}x",
+            "at run time" if region.recompute is None else f"{region.recompute:.2f}x",
             f"{region.form} x{region.splits}",
             *_peaks_of(region),
         )
@@ -341,7 +342,7 @@ def _print_verification(found: Mapping[str, Any], console: Console) -> None:
         if output["sums"] is not None:
             console.print(
                 "  compared with the original in steps, as its large sums are off by "
-                f"{output['sums']:.3g} (docs/verification.md)"
+                f"{output['sums']:.3g} (docs/verification.md#large-sums)"
             )
     if not found["passed"]:
         console.print(f"  {printable(in_flags(found['reason']))}")

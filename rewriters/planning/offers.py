@@ -47,6 +47,7 @@ def budget_error(
     offers = _offers(plans, plain) if limits.budget < inf and not too_large else ()
     there = least if least is not None and least.need < plain.need else plain
     held = ", ".join(f"{name} ({size_text(size)})" for name, size in there.alive[:3])
+    held += " and smaller ones" if len(there.alive) > 3 else ""
     return BudgetError(
         f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's "
         f"error, cannot be met: the smallest peak found is "

@@ -26,6 +26,9 @@ __all__ = ["Reason", "reasons_of", "size_advice", "unknown_sizes"]
 # What an engine adds to the tensors is told if it is more than this share of the peak.
 _NOTABLE = 0.05
 
+# What holds less than this share of the peak is not shown to people.
+_SHOWN = 0.01
+
 _SHAPED = (1, 3, 512, 512)
 
 
@@ -36,9 +39,10 @@ class Reason:
     Attributes:
         reason: What, in words: "GroupNorm statistics".
         code: The same as a word that stays the same from release to release: "barrier" (nodes that
-            look at the whole image), "engine" (what it takes beside the tensors), "interface" (the
-            model's own inputs and outputs), "excluded" (the user's choice), "size-unknown", or
-            "no-gain" (patches could be made, and do not help), or that of a `Refusal`.
+            look at the whole image), "engine" (what it takes beside the tensors), "weights" (those
+            that lie among the tensors), "interface" (the model's own inputs and outputs),
+            "excluded" (the user's choice), "size-unknown", or "no-gain" (patches could be made, and
+            do not help), or that of a `Refusal`.
         bytes: Bytes of the tensors that it holds at the peak; None where those are unknown.
         nodes: The nodes it is about; of an interface its tensors.
         advice: What to do.
@@ -50,10 +54,15 @@ class Reason:
     nodes: tuple[str, ...]
     advice: str
 
+    def shows(self, peak: int) -> bool:
+        """Tell whether it is worth a line: what holds next to nothing of a peak is not."""
+        return self.bytes is None or self.bytes >= _SHOWN * peak
+
     @property
     def holds(self) -> str:
         """The reason with its verb: "global pooling holds"."""
-        many = self.reason.startswith("layers") or self.reason.partition(" (")[0].endswith("s")
+        noun = self.reason.partition(" (")[0].partition(",")[0]
+        many = self.reason.startswith("layers") or noun.endswith("s")
         return f"{self.reason} {'hold' if many else 'holds'}"
 
 
@@ -76,6 +85,12 @@ _ENGINE = _Cause(
     "workspaces of kernels and an allocator's chunks",
     "engine",
     "form='sequential' lowers a Conv's workspace, and nothing else",
+)
+
+_WEIGHTS = _Cause(
+    "weights, laid out for their kernels,",
+    "weights",
+    "no patches make weights smaller, fewer bits do (float16, 8-bit values)",
 )
 
 _WHOLE = "no patches reach through it: run the model on a smaller image"
@@ -121,6 +136,10 @@ def reasons_of(
         names = [facts.own_label(at) for at in positions] if cause is not _INTERFACE else [tensor]
         nodes[cause].update(dict.fromkeys(names))
     rest = peak.bytes - sum(held.values())
+    weights = min(rest, peak.weights.packed)
+    if weights > _NOTABLE * peak.bytes:
+        held[_WEIGHTS] = weights
+        rest -= weights
     if rest > _NOTABLE * peak.bytes:
         held[_ENGINE] = rest
     found = [
@@ -208,7 +227,7 @@ class _Looked:
             found = self.facts.statistic_of.get(at)
             if found is None:
                 return self._no_gain(), [at]
-            return _Cause(found.kind, "barrier", _STATISTIC), [at]
+            return _Cause(found.kind, "barrier", self._statistic_advice()), [at]
         maker = self.index.producer.get(name)
         users = list(dict.fromkeys(self.index.users.get(name, ())))
         if maker is None or name in self.index.outputs:
@@ -224,7 +243,7 @@ class _Looked:
             worst = max(barriers, key=lambda at: (self._bytes(at), -at))
             entry = self.facts.statistic_of.get(worst)
             if entry is not None:
-                return _Cause(entry.kind, "barrier", _STATISTIC), [worst]
+                return _Cause(entry.kind, "barrier", self._statistic_advice()), [worst]
             name, at = self.names.of(worst)
             return _Cause(name, "barrier", _ADVICE.get(name, _WHOLE)), [at]
         return self._no_gain(), [maker]
@@ -241,6 +260,14 @@ class _Looked:
         """Return what a node reads and makes, without what is of unknown size."""
         node, sizes = self.graph.node[at], self.facts.bytes
         return sum(sizes.get(name) or 0 for name in {*node.input, *node.output})
+
+    def _statistic_advice(self) -> str:
+        """Return what to do about a statistic: more can be done at a fixed height."""
+        dims = self.facts.certain.shapes.dims
+        free = any(None in (dims.get(name) or (None,))[2:] for name in self.facts.assumed)
+        if not free:
+            return _STATISTIC
+        return f"at a fixed size more may be cut: {size_advice(self.facts)}; or {_STATISTIC}"
 
     def _no_gain(self) -> _Cause:
         """Return why patches that could be made do not help."""

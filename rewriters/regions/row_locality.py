@@ -36,7 +36,7 @@ AXES = {"width": 1, "height": 2, "depth": 3}
 
 _RANKLESS = "the rank of its output is unknown"
 
-_UNKNOWN = "the table of operators does not have it"
+_UNKNOWN = "no rule says how this operator is cut"
 
 # What is said of operators that read some of their inputs whole, as a rule.
 _WHOLE = {

@@ -990,7 +990,7 @@ REFUSALS: Mapping[str, tuple[Between, int]] = {
         lambda g, x: g.node("DequantizeLinear", g.node("DynamicQuantizeLinear", [x], 3))[0],
         17,
     ),
-    "the table of operators does not have it": (_op("Trilu"), 17),
+    "no rule says how this operator is cut": (_op("Trilu"), 17),
 }
 
 

@@ -223,6 +223,47 @@ def test_regions_and_causes_have_the_names_of_the_model() -> None:
     assert any("block0.0.norm" in cut.nodes for cut in outcome.rewritten)
 
 
+def test_weights_among_the_tensors_are_the_cause(tmp_path: Path) -> None:
+    """A network that is mostly a Gemm: weights are named, and what holds nothing is not shown."""
+    nodes = [
+        node("Conv", "x w", "a", name="conv", pads=[1] * 4),
+        node("Flatten", "a", "f", name="flatten"),
+        node("Gemm", "f v", "y", name="gemm"),
+    ]
+    weights = {"w": noise(4, 3, 3, 3), "v": noise(4 * 16 * 16, 2048)}
+    made = model(nodes, {"x": (1, 3, 16, 16)}, {"y": None}, weights)
+    found = _first(made)
+    assert found.code == "weights"
+    assert (found.bytes or 0) >= weights["v"].nbytes
+    assert "float16" in found.advice
+    path = tmp_path / "m.onnx"
+    onnx.save(made, path)
+    output = _command(path, "--dry-run").output
+    assert "weights, laid out for their kernels, hold 8.0 of 8.0 MiB" in output
+    assert "(flatten)" not in output
+    inspected = CliRunner().invoke(patchconv, ["inspect", str(path)]).output
+    assert "; weights, laid out for their kernels, 8.0" in inspected
+
+
+def test_at_a_free_height_advice_is_to_fix_it() -> None:
+    """Channel attention over residual blocks: less is cut where the height is free."""
+    weights = {"w0": noise(16, 3, 3, 3)}
+    nodes = [node("Conv", "x w0", "t0", name="head", pads=[1] * 4)]
+    for k in range(2):
+        weights[f"v{k}"] = noise(16, 16, 3, 3, seed=k)
+        nodes += [
+            node("Conv", f"t{k} v{k}", f"c{k}", name=f"conv{k}", pads=[1] * 4),
+            node("GlobalAveragePool", f"c{k}", f"g{k}", name=f"pool{k}"),
+            node("Mul", f"c{k} g{k}", f"m{k}", name=f"mul{k}"),
+            node("Add", f"m{k} t{k}", f"t{k + 1}", name=f"add{k}"),
+        ]
+    made = model(nodes, {"x": (1, 3, "h", "w")}, {"t2": None}, weights)
+    fixed = model(nodes, {"x": (1, 3, 512, 512)}, {"t2": None}, weights)
+    for each in (made, fixed):
+        found = next(r for r in _cut(each, splits=1).reasons if r.reason == "global pooling")
+        assert ("shapes={'x': (1, 3, 512, 512)}" in found.advice) is (each is made)
+
+
 def test_attention_is_named_where_it_is_not_cut() -> None:
     """Kept from being cut, the scores are held by what the user excluded; else they are cut."""
     assert _cut(transformer()).rewritten
