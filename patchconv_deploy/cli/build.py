@@ -38,7 +38,12 @@ from patchconv_deploy.words import Command, in_flags
 __all__ = ["build_command"]
 
 
-@click.command("build", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "build",
+    cls=Command,
+    short_help="Build a TensorRT plan; options are named as trtexec's.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True)
 @click.option(

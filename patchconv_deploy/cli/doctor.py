@@ -14,7 +14,12 @@ from patchconv_deploy.words import Command
 __all__ = ["doctor_command"]
 
 
-@click.command("doctor", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "doctor",
+    cls=Command,
+    short_help="Show what is installed, and what can be done here.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.option("--json", "as_json", is_flag=True, help="Print all as JSON.")
 def doctor_command(as_json: bool) -> None:
     """Show which runtimes and GPUs are found here, and what can be done with them.

@@ -39,7 +39,12 @@ _KINDS = {
 }
 
 
-@click.command("inspect", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "inspect",
+    cls=Command,
+    short_help="Show what holds a model's peak, and what could be cut.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @option("shapes")
 @option("target")

@@ -61,7 +61,12 @@ __all__ = ["main", "main_rewrite"]
 logger = logging.getLogger(__name__)
 
 
-@click.command("rewrite", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "rewrite",
+    cls=Command,
+    short_help="Write a model that needs less memory, and verify it.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @option("out")
 @option("splits")

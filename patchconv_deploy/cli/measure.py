@@ -31,7 +31,12 @@ __all__ = ["measure_command"]
 _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_file"})
 
 
-@click.command("measure", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "measure",
+    cls=Command,
+    short_help="Measure memory and time of models, side by side.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option(
     "--engine",

@@ -54,7 +54,12 @@ _PLANNING = (
 )
 
 
-@click.command("report", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "report",
+    cls=Command,
+    short_help="Write an HTML page that shows what cutting a model does.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("patched", required=False, type=click.Path(path_type=Path))
 @click.option(

@@ -48,7 +48,12 @@ class _PairType(click.ParamType[tuple[str, str]]):
         return key, file
 
 
-@click.command("triton", cls=Command, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(
+    "triton",
+    cls=Command,
+    short_help="Publish a model into a Triton model repository; check one.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @click.option("--repository", type=click.Path(path_type=Path), help="Made if it is missing.")
 @click.option(

@@ -26,6 +26,7 @@ from patchconv_deploy.rewriters.planning.evaluator import PlanEvaluator
 from patchconv_deploy.rewriters.planning.explore import explore, explore_next
 from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.offers import budget_error, tensor_error, to_ask
+from patchconv_deploy.rewriters.planning.peak_holders import fixing_advice
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.progress import Progress
 from patchconv_deploy.rewriters.planning.search import takes_rounds
@@ -324,7 +325,8 @@ def _within(
         raise tensor_error(limits, graph, kept)
     # What is offered instead has to be there when it is asked for.
     others = [plan for plan in pareto_front(others) if _is_proven(weighed.evaluator, plan)]
-    raise budget_error(others, limits, plain, graph, too_large=weighed.too_large)
+    fixing = fixing_advice(predictor.facts)
+    raise budget_error(others, limits, plain, graph, too_large=weighed.too_large, fixing=fixing)
 
 
 def _is_proven(evaluator: PlanEvaluator, plan: EvaluatedPlan) -> bool:

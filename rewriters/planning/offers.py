@@ -33,6 +33,7 @@ def budget_error(
     graph: StageGraph,
     *,
     too_large: bool,
+    fixing: str = "",
 ) -> BudgetError:
     """Return the error that no plan keeps the budget, with what to ask for instead.
 
@@ -42,17 +43,21 @@ def budget_error(
         plain: Predicted peak of the model as it is.
         graph: The stages of one order of its nodes.
         too_large: It has larger tensors than the limits allow.
+        fixing: How to fix sizes that are free; said where no plan found lowers the peak.
     """
     least = min((plan.peak for plan in plans), key=lambda peak: peak.need, default=None)
     offers = _offers(plans, plain) if limits.budget < inf and not too_large else ()
     there = least if least is not None and least.need < plain.need else plain
+    advice = _advice(offers, limits) if offers else ""
+    if fixing and there is plain:
+        advice += f"{'; ' * bool(advice)}{fixing}"
     held = ", ".join(f"{name} ({size_text(size)})" for name, size in there.alive[:3])
-    held += " and smaller ones" if len(there.alive) > 3 else ""
+    held += " and others" if len(there.alive) > 3 else ""
     return BudgetError(
         f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's "
         f"error, cannot be met: the smallest peak found is "
         f"{size_text(there.need)} (predicted, at {there.at!r}, held by {held}); no plan goes "
-        f"below {size_text(graph.bound)}. " + (_advice(offers, limits) if offers else ""),
+        f"below {size_text(graph.bound)}. " + advice,
         offers,
     )
 

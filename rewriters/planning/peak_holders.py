@@ -20,7 +20,7 @@ from patchconv_deploy.rewriters.planning.model_facts import ModelFacts
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.regions.refusal import Refusal
 
-__all__ = ["Reason", "reasons_of", "size_advice", "unknown_sizes"]
+__all__ = ["Reason", "fixing_advice", "reasons_of", "size_advice", "unknown_sizes"]
 
 
 # What an engine adds to the tensors is told if it is more than this share of the peak.
@@ -173,6 +173,13 @@ def size_advice(facts: ModelFacts) -> str:
     return f"fix with shapes={free}" if free else "fix the inputs' with shapes="
 
 
+def fixing_advice(facts: ModelFacts) -> str:
+    """Return how to fix sizes where height or width is free, since more may be cut then; or ""."""
+    dims = facts.certain.shapes.dims
+    free = any(None in (dims.get(name) or (None,))[2:] for name in facts.assumed)
+    return f"at a fixed size more may be cut: {size_advice(facts)}" if free else ""
+
+
 class _Looked:
     """A model as it is looked at for causes.
 
@@ -263,11 +270,8 @@ class _Looked:
 
     def _statistic_advice(self) -> str:
         """Return what to do about a statistic: more can be done at a fixed height."""
-        dims = self.facts.certain.shapes.dims
-        free = any(None in (dims.get(name) or (None,))[2:] for name in self.facts.assumed)
-        if not free:
-            return _STATISTIC
-        return f"at a fixed size more may be cut: {size_advice(self.facts)}; or {_STATISTIC}"
+        fixing = fixing_advice(self.facts)
+        return f"{fixing}; or {_STATISTIC}" if fixing else _STATISTIC
 
     def _no_gain(self) -> _Cause:
         """Return why patches that could be made do not help."""

@@ -262,6 +262,11 @@ def test_at_a_free_height_advice_is_to_fix_it() -> None:
     for each in (made, fixed):
         found = next(r for r in _cut(each, splits=1).reasons if r.reason == "global pooling")
         assert ("shapes={'x': (1, 3, 512, 512)}" in found.advice) is (each is made)
+    with pytest.raises(BudgetError, match=r"model as it is\); at a fixed size .* fix with shapes="):
+        _cut(made, memory_budget=1 << 20)
+    with pytest.raises(BudgetError) as caught:
+        _cut(fixed, memory_budget=1 << 20)
+    assert "fixed size" not in str(caught.value)
 
 
 def test_attention_is_named_where_it_is_not_cut() -> None:
