@@ -121,7 +121,9 @@ def _apart(item: Fragment, sources: frozenset[str]) -> tuple[Fragment, dict[str,
         nodes, constants = item.export()
         source_of = {window.name: window.source for window in item.windows}
         # Nodes that a window is made of stand before it, and serve it alone.
-        parts = {source: list[onnx.NodeProto]() for source in sources}
+        # In the order of the windows: a set has another one in each process.
+        apart = (window.source for window in item.windows if window.source in sources)
+        parts = {source: list[onnx.NodeProto]() for source in apart}
         rest, pending = list[onnx.NodeProto](), list[onnx.NodeProto]()
         stems = {item.name(window.suffix) for window in item.windows}
         pieces = {

@@ -219,11 +219,24 @@ class TestStability:
         one, two = cut(chain(4, dims), form), cut(chain(4, dims), form)
         assert serialized(one.model) == serialized(two.model)
 
-    def test_deterministic_from_process_to_process(self) -> None:
+    @pytest.mark.parametrize(
+        "models",
+        [
+            "[cut(chain(6), 'auto')]",
+            # Two tensors of one block are handed over, and read by the next one behind a pool.
+            "[cut(gated_blocks(4, (768, 768)), 'fused')]",
+            "[cut(gated_blocks(4), 'shrinking', splits=4)]",
+            "[cut(random_sequences(seed), 'auto', splits=3) for seed in (1, 4, 8)]",
+            "[cut(random_sequences(seed, size=(48, 12)), 'auto') for seed in (2, 3, 7)]",
+        ],
+    )
+    def test_deterministic_from_process_to_process(self, models: str) -> None:
         """Nor do the bytes depend on the seed of Python's string hashes."""
         code = (
-            "import hashlib; from tests.support.small_models import chain, cut; "
-            "data = cut(chain(6), 'auto').model.SerializeToString(deterministic=True); "
+            "import hashlib; from tests.support.small_models import chain, cut, gated_blocks; "
+            "from tests.support.random_sequences import random_sequences; "
+            f"made = {models}; assert all(each.rewritten for each in made); "
+            "data = b''.join(e.model.SerializeToString(deterministic=True) for e in made); "
             "print(hashlib.sha256(data).hexdigest())"
         )
         root = Path(__file__).parents[2]

@@ -30,6 +30,7 @@ __all__ = [
     "copy_of",
     "cut",
     "file_names",
+    "gated_blocks",
     "model",
     "most_elements",
     "node",
@@ -204,6 +205,26 @@ def most_elements(made: onnx.ModelProto) -> int:
     assert {name for each in inferred.node for name in each.output if name} == shapes.keys()
     assert all(dim.dim_value for dims in shapes.values() for dim in dims)
     return max(math.prod(dim.dim_value for dim in dims) for dims in shapes.values())
+
+
+def gated_blocks(blocks: int, size: tuple[int | str, int] = (96, 32)) -> onnx.ModelProto:
+    """Return residual blocks whose channels are weighed by what a pool over the image says."""
+    nodes, channels = [node("Conv", "x first", "b0", name="first", pads=[1] * 4)], 8
+    weights = {"first": noise(channels, 3, 3, 3), "last": noise(2, channels, 3, 3)}
+    for at in range(blocks):
+        for which in "uv":
+            weights[f"{which}{at}"] = noise(channels, channels, 3, 3, seed=at) / np.float32(9)
+        nodes += [
+            node("Conv", f"b{at} u{at}", f"c{at}", name=f"c{at}", pads=[1] * 4),
+            node("Relu", f"c{at}", f"r{at}", name=f"r{at}"),
+            node("Conv", f"r{at} v{at}", f"d{at}", name=f"d{at}", pads=[1] * 4),
+            node("GlobalAveragePool", f"d{at}", f"p{at}", name=f"p{at}"),
+            node("Sigmoid", f"p{at}", f"s{at}", name=f"s{at}"),
+            node("Mul", f"d{at} s{at}", f"m{at}", name=f"m{at}"),
+            node("Add", f"m{at} b{at}", f"b{at + 1}", name=f"a{at}"),
+        ]
+    nodes.append(node("Conv", f"b{blocks} last", "y", name="last", pads=[1] * 4))
+    return model(nodes, {"x": (1, 3, *size)}, {"y": (1, 2, *size)}, weights)
 
 
 def copy_of(original: onnx.ModelProto) -> onnx.ModelProto:
