@@ -35,8 +35,8 @@ def along_best_axis(loaded: Loaded, options: Options, progress: Progress) -> Opt
     """
     if len(options.axes) == 1 or not options.by_region:
         return options
-    return min((replace(options, axis=axis) for axis in options.axes),
-               key=lambda each: _cost(loaded, each, progress))  # fmt: skip
+    tried = [replace(options, axis=axis) for axis in options.axes]
+    return min(tried, key=lambda each: _cost(loaded, each, progress))
 
 
 def _cost(loaded: Loaded, options: Options, progress: Progress) -> float:

@@ -26,7 +26,7 @@ from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.look import analyse_memory
 from patchconv_deploy.verify.inputs import load_inputs, make_inputs
 
-__all__ = ["Case", "Ranges", "case_at", "cases", "shapes_at"]
+__all__ = ["Case", "Ranges", "case_at", "cases", "shapes_at", "skeleton_at"]
 
 
 logger = logging.getLogger(__name__)
@@ -107,9 +107,22 @@ def shapes_at(loaded: Loaded, sizes: Mapping[str, Sequence[int]]) -> Shapes:
     Raises:
         RewriterError: They do not fit the model, or nothing can be known at them.
     """
+    return infer_by_value(skeleton_at(loaded, sizes))
+
+
+def skeleton_at(loaded: Loaded, sizes: Mapping[str, Sequence[int]]) -> onnx.ModelProto:
+    """Return a model without its weights, its inputs of given sizes.
+
+    Args:
+        loaded: The model; not changed.
+        sizes: Sizes of its inputs.
+
+    Raises:
+        RewriterError: They do not fit the model.
+    """
     slim = skeleton(loaded)
     fix_shapes(slim, sizes)
-    return infer_by_value(slim)
+    return slim
 
 
 def _sizes(model: onnx.ModelProto, ranges: Ranges) -> Iterator[dict[str, tuple[int, ...]]]:

@@ -25,13 +25,12 @@ import onnx
 from onnx import TensorProto
 
 from patchconv_deploy.rewriters.graph.facts import facts_of
-from patchconv_deploy.rewriters.graph.fixed_shapes import fix_shapes
 from patchconv_deploy.rewriters.graph.model import Loaded
 from patchconv_deploy.rewriters.graph.new_nodes import NewNodes, ReadGraph
 from patchconv_deploy.rewriters.graph.nodes import attributes
 from patchconv_deploy.rewriters.graph.respelling import free_word
-from patchconv_deploy.rewriters.graph.skeleton import skeleton
 from patchconv_deploy.rewriters.operators.record import ONNX_DOMAINS
+from patchconv_deploy.verify.cases import skeleton_at
 
 __all__ = ["with_sums_in_steps"]
 
@@ -57,13 +56,11 @@ def with_sums_in_steps(
     Raises:
         RewriterError: They do not fit the model, or nothing can be known at them.
     """
-    slim = skeleton(loaded)
-    fix_shapes(slim, sizes)
-    facts = facts_of(slim)
+    facts = facts_of(skeleton_at(loaded, sizes))
     graph = ReadGraph(facts, {}, free_word("in_steps", facts.index.names))
     instead = {
         position: made
-        for position, node in enumerate(slim.graph.node)
+        for position, node in enumerate(facts.graph.node)
         if node.domain in ONNX_DOMAINS
         and node.op_type in _WRITTEN
         and (made := _WRITTEN[node.op_type](graph, position))
