@@ -167,6 +167,12 @@ NETWORKS: Mapping[str, Network] = {
         (_splits(8), _budget(68, _MOBILENET)),
         {},
     ),
+    "vae-decoder-small": Network(
+        "VAE decoder, 32 to 128 ch, 512x512", "vae_decoder", (64, 64), (_budget(105),), {"base": 32}
+    ),
+    "segformer": Network(
+        "SegFormer, few channels, 1024x1024", "segformer", (1024, 1024), (_splits(8),), {}
+    ),
     "vae-decoder": Network(
         "VAE decoder, 128 to 512 ch, 512x512",
         "vae_decoder",
@@ -233,7 +239,10 @@ NETWORKS: Mapping[str, Network] = {
 }
 
 SETS: Mapping[str, tuple[str, ...]] = {
-    "regions": ("chain", "rrdbnet", "unet", "unet-bn", "det", "srvgg", "mobilenet"),
+    "regions": (
+        "chain", "rrdbnet", "unet", "unet-bn", "det", "srvgg", "mobilenet", "vae-decoder-small",
+        "swinir", "segformer",
+    ),
     "whole-image": (
         "vae-decoder", "vae-decoder-1024", "vae-encoder", "residual-blocks", "style-transfer",
         "unet-3d", "mobilenet", "det", "swinir", "attention", "chain", "rrdbnet", "unet",
