@@ -549,8 +549,6 @@ def _tune_staged(
     progress: Progress | None,
 ) -> Tuned:
     """Measure a staged model; record the session options that serve it best in it."""
-    if progress is not None:
-        progress("measuring", 0, 1)
     ranges = {name: tuple(high for _, high in sizes) for name, sizes in options.ranges.items()}
     tuned = tune_rewritten(
         source,
@@ -558,6 +556,7 @@ def _tune_staged(
         shapes={**options.shapes, **ranges},
         seed=seed,
         served=options.target == "triton",
+        progress=progress,
     )
     if tuned.chosen is not None:
         recommend(outcome.model, tuned.session_options)

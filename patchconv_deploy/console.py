@@ -19,7 +19,6 @@ from typing import Any
 import click
 from rich.console import Console
 from rich.logging import RichHandler
-from rich.table import Table
 from rich.text import Text
 
 from patchconv_deploy.words import in_flags
@@ -28,7 +27,6 @@ __all__ = [
     "PlainConsole",
     "complain",
     "log_to_stderr",
-    "plain_table",
     "printable",
     "stderr_console",
     "stdout_console",
@@ -57,25 +55,17 @@ class PlainConsole(Console):
 
 
 def stdout_console() -> PlainConsole:
-    """Return a console for results: pipes and files get whole lines, a terminal its own width."""
+    """Return a console for results: a terminal gets words, pipes and files whole lines."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    console = PlainConsole(soft_wrap=True)
+    console = PlainConsole()
     return console if console.is_terminal else PlainConsole(width=200, soft_wrap=True)
 
 
 def stderr_console() -> PlainConsole:
     """Return a console for progress and the log."""
     return PlainConsole(stderr=True)
-
-
-def plain_table(*columns: str) -> Table:
-    """Return a table without lines: names in its first column, figures at the right."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    for number, column in enumerate(columns):
-        table.add_column(column, justify="right" if number else "left", overflow="fold")
-    return table
 
 
 def styled(*parts: str | tuple[str, str]) -> Text:

@@ -198,7 +198,7 @@ def _ability(what: str, needs: _Needs, found: Findings) -> Ability:
         missing.append(f"this ONNX Runtime has no {wanted}")
         lacking = True
     if needs.gpu and not found.gpus:
-        missing.append(f"no NVIDIA GPU is found: {found.gpu_problem}")
+        missing.append("no NVIDIA GPU is found")
     install = f"patchconv-deploy[{needs.extra}]" if lacking and needs.extra else ""
     return Ability(what, not missing, tuple(missing), install)
 

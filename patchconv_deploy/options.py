@@ -1,8 +1,8 @@
 """The options of a rewrite, declared once.
 
-The commands are made of this table (`option`), and that of docs/command-line.md is written from it
-(`tools.option_table`). The Python functions spell their keywords out, for people and for type
-checkers; tests hold them, and the keys of the report, against the table.
+The commands are made of these tables (`declared_options`), and those of docs/command-line.md are
+written from them (`tools.option_table`). The Python functions spell their keywords out, for people
+and for type checkers; tests hold them, and the keys of the report, against the tables.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+import cloup
 
 from patchconv_deploy.cli.types import AxisType, BudgetType, RangesType, SizeType
 from patchconv_deploy.measure.run import ENGINES
@@ -20,7 +21,7 @@ from patchconv_deploy.rewriters.emission.forms import FORMS
 from patchconv_deploy.rewriters.memory.targets import TARGETS
 from patchconv_deploy.verify.verification import TIMEOUT_S
 
-__all__ = ["OPTIONS", "Declared", "names_of", "option", "option_table"]
+__all__ = ["OPTIONS", "Declared", "declared_options", "names_of", "option_table"]
 
 CommandT = TypeVar("CommandT", bound=Callable[..., Any])
 
@@ -39,7 +40,7 @@ class Declared:
     Attributes:
         name: The keyword in Python, and the parameter of the command.
         flags: How it is typed, as click has it; the first one stands in the documentation.
-        value: What stands for its value in the documentation, empty for none.
+        value: What stands for its value, empty for none or for a choice that the help spells out.
         help: The command's help, half a line.
         meaning: The documentation's text (Markdown; links as from docs/command-line.md); empty
             where the option shares the row above.
@@ -48,8 +49,7 @@ class Declared:
         default: What it is where nothing is said, in Python and on the command line.
         kind: How click reads its value: a type; `bool` for a switch, which takes none.
         multiple: Whether it may be given more than once on the command line.
-        metavar: What stands for its value in the command's help; None for what click makes of the
-            kind.
+        metavar: What stands for its value in the command's help, where that is more.
     """
 
     name: str
@@ -62,7 +62,7 @@ class Declared:
     default: Any = None
     kind: type | click.ParamType[Any] = bool
     multiple: bool = False
-    metavar: str | None = None
+    metavar: str = ""
 
     @property
     def shown(self) -> str:
@@ -81,15 +81,14 @@ class Declared:
             self.name,
             help=self.help,
             multiple=self.multiple,
-            metavar=self.metavar,
+            metavar=self.metavar or self.value or None,
             **more,
         )
 
 
 _FILE = click.Path(path_type=Path)
 
-# In the order of the documentation's table; a command has its own.
-_DECLARED = (
+_OUTPUT = (
     Declared(
         name="out",
         flags=("-o", "--output"),
@@ -107,6 +106,50 @@ _DECLARED = (
         python=_REWRITES,
         default=False,
     ),
+    Declared(
+        name="dry_run",
+        flags=("--dry-run",),
+        help="Show what would be done; run and write nothing.",
+        meaning="show what would be done; run and write nothing",
+        python=_FILES,
+        default=False,
+    ),
+    Declared(
+        name="report",
+        flags=("--report",),
+        value="FILE.json",
+        help="Write the report as JSON.",
+        meaning="write the [report](report.md) as JSON",
+        python=_COMMAND,
+        kind=_FILE,
+    ),
+    Declared(
+        name="plan_out",
+        flags=("--plan-out",),
+        value="FILE",
+        help="Write the plan as JSON.",
+        meaning="write the plan as JSON, to edit and to apply again: [plan files](plan-files.md)",
+        python=_COMMAND,
+        kind=_FILE,
+    ),
+    Declared(
+        name="verbose",
+        flags=("-v", "--verbose"),
+        help="List every Conv left alone; log what is done.",
+        meaning="list every Conv left alone and log what is done; print errors and warnings alone",
+        python=_COMMAND,
+        default=False,
+    ),
+    Declared(
+        name="quiet",
+        flags=("-q", "--quiet"),
+        help="Print errors and warnings alone.",
+        python=_COMMAND,
+        default=False,
+    ),
+)
+
+_MEMORY = (
     Declared(
         name="splits",
         flags=("--splits",),
@@ -141,11 +184,92 @@ _DECLARED = (
         name="max_recompute",
         flags=("--max-recompute",),
         value="X",
-        help="Most work after over before: 1.25.",
+        help="Most work over the original's: 1.25.",
         meaning="most work after over work before; without a budget 1.5, with `--patch-rows` any",
         python=_ALL,
         reported="max_recompute",
         kind=float,
+    ),
+    Declared(
+        name="patch_rows",
+        flags=("--patch-rows",),
+        value="N",
+        help="Rows of a patch where the height is free (rounds), instead of --splits.",
+        meaning="where the height is free: rows of a region's first output that each patch has of "
+        "its own, in place of `--splits` or a budget ([more](sizes.md#rows-of-a-patch))",
+        python=_REWRITES,
+        reported="patch_rows",
+        kind=int,
+    ),
+    Declared(
+        name="max_buffer",
+        flags=("--max-buffer",),
+        value="SIZE",
+        help="Most bytes of a tensor: what WebGPU or Vulkan binds as one buffer.",
+        meaning="no tensor of more bytes than this, inputs, outputs and weights among them: "
+        "`128MiB`, what WebGPU and Vulkan bind as one buffer "
+        "([more](choosing.md#tensors-that-are-too-large))",
+        python=_ALL,
+        reported="max_buffer_bytes",
+        kind=SizeType(),
+    ),
+    Declared(
+        name="max_tensor_elements",
+        flags=("--max-tensor-elements",),
+        value="N",
+        help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
+        meaning="no tensor of more elements than this; 2^31 - 1 for `--target tensorrt` "
+        "([more](choosing.md#tensors-that-are-too-large))",
+        python=_ALL,
+        reported="max_tensor_elements",
+        kind=int,
+    ),
+    Declared(
+        name="target",
+        flags=("--target",),
+        help="Engine that memory is predicted for.",
+        meaning="the engine that memory is predicted for: `onnxruntime` (default), "
+        "`onnxruntime-default`, `triton` or `tensorrt` ([more](choosing.md#target))",
+        python=_ALL,
+        reported="target",
+        default="onnxruntime",
+        kind=click.Choice(list(TARGETS)),
+    ),
+    Declared(
+        name="pareto_only",
+        flags=("--pareto",),
+        help="Print predicted peak against work, at every budget; run and write nothing.",
+        meaning="print predicted peak against work and time; run and write nothing "
+        "([more](choosing.md#the-curve-of-budgets))",
+        python=_COMMAND,
+        default=False,
+    ),
+)
+
+_CUT = (
+    Declared(
+        name="shapes",
+        flags=("--shape",),
+        value="NAME:1x3x512x512",
+        help="Fix an input's free dimensions; 256..4096 leaves one free.",
+        meaning="fix an input's free dimensions, in the output too; `1x3x256..4096x512` leaves one "
+        "free and predicts for the largest ([more](sizes.md))",
+        python=_ALL,
+        reported="shapes",
+        kind=RangesType(),
+        multiple=True,
+    ),
+    Declared(
+        name="axis",
+        flags=("--axis",),
+        help="Axis to cut.",
+        meaning="the axis to cut: `height` (default), `width`, `depth`, a dimension of the tensor "
+        "(2 and up), or `auto`: of height and width the one that serves better",
+        python=_ALL,
+        reported="axis",
+        default="height",
+        kind=AxisType(),
+        metavar="height|width|depth|auto|INDEX",
     ),
     Declared(
         name="form",
@@ -161,82 +285,6 @@ _DECLARED = (
         kind=click.Choice(["auto", *FORMS]),
     ),
     Declared(
-        name="patch_rows",
-        flags=("--patch-rows",),
-        value="N",
-        help="Rows of a patch where the height is free (rounds), instead of --splits.",
-        meaning="where the height is free: rows of a region's first output that each patch has of "
-        "its own, in place of `--splits` or a budget ([more](sizes.md#rows-of-a-patch))",
-        python=_REWRITES,
-        reported="patch_rows",
-        kind=int,
-        metavar="N",
-    ),
-    Declared(
-        name="target",
-        flags=("--target",),
-        help="Engine that memory is predicted for.",
-        meaning="the engine that memory is predicted for: `onnxruntime` (default), "
-        "`onnxruntime-default`, `triton` or `tensorrt` ([more](choosing.md#target))",
-        python=_ALL,
-        reported="target",
-        default="onnxruntime",
-        kind=click.Choice(list(TARGETS)),
-    ),
-    Declared(
-        name="max_tensor_elements",
-        flags=("--max-tensor-elements",),
-        value="N",
-        help="Most elements of a tensor; 2^31 - 1 for TensorRT.",
-        meaning="no tensor of more elements than this; 2^31 - 1 for `--target tensorrt` "
-        "([more](choosing.md#tensors-that-are-too-large))",
-        python=_ALL,
-        reported="max_tensor_elements",
-        kind=int,
-        metavar="N",
-    ),
-    Declared(
-        name="max_buffer",
-        flags=("--max-buffer",),
-        value="SIZE",
-        help="Most bytes of a tensor: what WebGPU or Vulkan binds as one buffer.",
-        meaning="no tensor of more bytes than this, inputs, outputs and weights among them: "
-        "`128MiB`, what WebGPU and Vulkan bind as one buffer "
-        "([more](choosing.md#tensors-that-are-too-large))",
-        python=_ALL,
-        reported="max_buffer_bytes",
-        kind=SizeType(),
-    ),
-    Declared(
-        name="plan",
-        flags=("--plan",),
-        value="FILE",
-        help="Do what this plan says.",
-        meaning="apply a [plan file](plan-files.md); write one",
-        python=_REWRITES,
-        kind=_FILE,
-    ),
-    Declared(
-        name="plan_out",
-        flags=("--plan-out",),
-        value="FILE",
-        help="Write the plan as JSON.",
-        python=_COMMAND,
-        kind=_FILE,
-    ),
-    Declared(
-        name="axis",
-        flags=("--axis",),
-        help="Axis to cut.",
-        meaning="the axis to cut: `height` (default), `width`, `depth`, a dimension of the tensor "
-        "(2 and up), or `auto`: of height and width the one that serves better",
-        python=_ALL,
-        reported="axis",
-        default="height",
-        kind=AxisType(),
-        metavar="height|width|depth|auto|INDEX",
-    ),
-    Declared(
         name="include",
         flags=("--include",),
         value="GLOB",
@@ -247,7 +295,6 @@ _DECLARED = (
         default=(),
         kind=str,
         multiple=True,
-        metavar="GLOB",
     ),
     Declared(
         name="exclude",
@@ -259,7 +306,6 @@ _DECLARED = (
         default=(),
         kind=str,
         multiple=True,
-        metavar="GLOB",
     ),
     Declared(
         name="min_elements",
@@ -275,133 +321,17 @@ _DECLARED = (
         kind=int,
     ),
     Declared(
-        name="shapes",
-        flags=("--shape",),
-        value="NAME:1x3x512x512",
-        help="Fix an input's free dimensions; 256..4096 leaves one free.",
-        meaning="fix an input's free dimensions, in the output too; `1x3x256..4096x512` leaves one "
-        "free and predicts for the largest ([more](sizes.md))",
-        python=_ALL,
-        reported="shapes",
-        kind=RangesType(),
-        multiple=True,
-    ),
-    Declared(
-        name="pareto_only",
-        flags=("--pareto",),
-        help="Print predicted peak against work, at every budget; run and write nothing.",
-        meaning="print predicted peak against work and time; run and write nothing "
-        "([more](choosing.md#the-curve-of-budgets))",
-        python=_COMMAND,
-        default=False,
-    ),
-    Declared(
-        name="dry_run",
-        flags=("--dry-run",),
-        help="Show what would be done; run and write nothing.",
-        meaning="show what would be done; write the [report](report.md) as JSON",
-        python=_FILES,
-        default=False,
-    ),
-    Declared(
-        name="report",
-        flags=("--report",),
-        value="FILE.json",
-        help="Write the report as JSON.",
-        python=_COMMAND,
-        kind=_FILE,
-    ),
-    Declared(
-        name="measure",
-        flags=("--measure",),
-        help="Measure both models; under ONNX Runtime, find the session options to recommend.",
-        meaning="measure both models when the result is verified; under ONNX Runtime this finds "
-        "the session options that the written model recommends ([more](onnxruntime.md))",
-        python=_FILES,
-        default=False,
-    ),
-    Declared(
-        name="engine",
-        flags=("--engine",),
-        value="E",
-        help="Engine to measure on.",
-        python=_COMMAND,
-        default="onnxruntime",
-        kind=click.Choice(ENGINES),
-    ),
-    Declared(
-        name="verbose",
-        flags=("-v", "--verbose"),
-        help="List every Conv left alone; log what is done.",
-        meaning="list every Conv left alone and log what is done; print errors and warnings alone",
-        python=_COMMAND,
-        default=False,
-    ),
-    Declared(
-        name="quiet",
-        flags=("-q", "--quiet"),
-        help="Print errors and warnings alone.",
-        python=_COMMAND,
-        default=False,
-    ),
-    Declared(
-        name="timeout_s",
-        flags=("--verify-timeout",),
-        value="SECONDS",
-        help="How long verification may run the original.",
-        meaning="how long verification may run the original (1800); the result as long, or ten "
-        "times what the original took",
-        python=_FILES,
-        default=TIMEOUT_S,
-        kind=click.FloatRange(0, 1e7, min_open=True),
-        metavar="SECONDS",
-    ),
-    Declared(
-        name="verify",
-        flags=("--verify/--no-verify",),
-        help="Run both, compare.",
-        meaning="do not [verify](verification.md); tolerances, seed, inputs of your own",
+        name="plan",
+        flags=("--plan",),
+        value="FILE",
+        help="Do what this plan says.",
+        meaning="apply a [plan file](plan-files.md), such as `--plan-out` writes",
         python=_REWRITES,
-        default=True,
-    ),
-    Declared(
-        name="rtol",
-        flags=("--rtol",),
-        help="Tolerance relative to an output's spread.",
-        python=_FILES,
-        kind=float,
-    ),
-    Declared(
-        name="atol",
-        flags=("--atol",),
-        help="Absolute tolerance, added.",
-        python=_FILES,
-        kind=float,
-    ),
-    Declared(
-        name="seed",
-        flags=("--seed",),
-        help="Seed of the inputs.",
-        python=_FILES,
-        default=0,
-        kind=click.IntRange(min=0),
-    ),
-    Declared(
-        name="inputs",
-        flags=("--inputs",),
-        value="FILE.npz",
-        help="Inputs to verify on (.npz).",
-        python=_FILES,
         kind=_FILE,
     ),
-    Declared(
-        name="require_verified",
-        flags=("--require-verified",),
-        help="Write nothing that is not verified.",
-        meaning="write nothing that could not be verified: exit code 1 then",
-        python=_FILES,
-        default=False,
-    ),
+)
+
+_MODEL = (
     Declared(
         name="fold",
         flags=("--fold/--no-fold",),
@@ -422,7 +352,6 @@ _DECLARED = (
         "is verified against the original",
         python=_ALL,
         kind=int,
-        metavar="N",
     ),
     Declared(
         name="share_weights",
@@ -442,19 +371,127 @@ _DECLARED = (
     ),
 )
 
-OPTIONS: Mapping[str, Declared] = {each.name: each for each in _DECLARED}
+_VERIFICATION = (
+    Declared(
+        name="verify",
+        flags=("--verify/--no-verify",),
+        help="Run both, compare.",
+        meaning="do not [verify](verification.md); tolerances, seed, inputs of your own",
+        python=_REWRITES,
+        default=True,
+    ),
+    Declared(
+        name="rtol",
+        flags=("--rtol",),
+        value="X",
+        help="Tolerance relative to an output's spread.",
+        python=_FILES,
+        kind=float,
+    ),
+    Declared(
+        name="atol",
+        flags=("--atol",),
+        value="X",
+        help="Absolute tolerance, added.",
+        python=_FILES,
+        kind=float,
+    ),
+    Declared(
+        name="seed",
+        flags=("--seed",),
+        value="N",
+        help="Seed of the inputs.",
+        python=_FILES,
+        default=0,
+        kind=click.IntRange(min=0),
+    ),
+    Declared(
+        name="inputs",
+        flags=("--inputs",),
+        value="FILE.npz",
+        help="Inputs to verify on (.npz).",
+        python=_FILES,
+        kind=_FILE,
+    ),
+    Declared(
+        name="timeout_s",
+        flags=("--verify-timeout",),
+        value="SECONDS",
+        help="How long verification may run the original.",
+        meaning="how long verification may run the original (1800); the result as long, or ten "
+        "times what the original took",
+        python=_FILES,
+        default=TIMEOUT_S,
+        kind=click.FloatRange(0, 1e7, min_open=True),
+    ),
+    Declared(
+        name="require_verified",
+        flags=("--require-verified",),
+        help="Write nothing that is not verified.",
+        meaning="write nothing that could not be verified: exit code 1 then",
+        python=_FILES,
+        default=False,
+    ),
+)
+
+_MEASURING = (
+    Declared(
+        name="measure",
+        flags=("--measure",),
+        help="Measure both models; under ONNX Runtime, find the session options to recommend.",
+        meaning="measure both models when the result is verified; under ONNX Runtime this finds "
+        "the session options that the written model recommends ([more](onnxruntime.md))",
+        python=_FILES,
+        default=False,
+    ),
+    Declared(
+        name="engine",
+        flags=("--engine",),
+        help="Engine to measure on.",
+        python=_COMMAND,
+        default="onnxruntime",
+        kind=click.Choice(ENGINES),
+    ),
+)
+
+# In the order of the commands' help and of the documentation's tables.
+_GROUPS: Mapping[str, tuple[Declared, ...]] = {
+    "Output": _OUTPUT,
+    "Memory": _MEMORY,
+    "What is cut": _CUT,
+    "The model": _MODEL,
+    "Verification": _VERIFICATION,
+    "Measuring": _MEASURING,
+}
+
+OPTIONS: Mapping[str, Declared] = {
+    each.name: each for declared in _GROUPS.values() for each in declared
+}
 
 
-def option(name: str) -> Callable[[CommandT], CommandT]:
-    """Return the decorator that adds a declared option to a command.
+def declared_options(*names: str) -> Callable[[CommandT], CommandT]:
+    """Return the decorator that adds declared options to a command, under their headings.
 
     Args:
-        name: Its keyword.
+        names: Their keywords; all that are declared where none is named.
 
     Raises:
         KeyError: No such option is declared.
     """
-    return OPTIONS[name].decorator()
+    wanted = {OPTIONS[name].name for name in names} or OPTIONS.keys()
+    groups = []
+    for heading, declared in _GROUPS.items():
+        decorators = [each.decorator() for each in declared if each.name in wanted]
+        if decorators:
+            groups.append(cloup.option_group(heading, *decorators))
+
+    def decorate(function: CommandT) -> CommandT:
+        # As decorators stand above a function: the last one is applied first.
+        for group in reversed(groups):
+            function = group(function)
+        return function
+
+    return decorate
 
 
 def names_of(function: str) -> frozenset[str]:
@@ -463,16 +500,19 @@ def names_of(function: str) -> frozenset[str]:
     Args:
         function: "rewrite", "convert_model" or "pareto".
     """
-    return frozenset(each.name for each in _DECLARED if function in each.python)
+    return frozenset(each.name for each in OPTIONS.values() if function in each.python)
 
 
 def option_table() -> str:
-    """Return the documentation's table, a row for the options that share a text."""
-    rows: list[tuple[list[str], str]] = []
-    for each in _DECLARED:
-        if each.meaning:
-            rows.append(([], each.meaning))
-        rows[-1][0].append(each.shown)
-    lines = ["| option | meaning |", "|---|---|"]
-    lines += [f"| {', '.join(shown)} | {meaning} |" for shown, meaning in rows]
-    return "\n".join(lines)
+    """Return the documentation's tables, one under each heading, a row for options of one text."""
+    parts = []
+    for heading, declared in _GROUPS.items():
+        rows: list[tuple[list[str], str]] = []
+        for each in declared:
+            if each.meaning:
+                rows.append(([], each.meaning))
+            rows[-1][0].append(each.shown)
+        lines = [f"### {heading}", "", "| option | meaning |", "|---|---|"]
+        lines += [f"| {', '.join(shown)} | {meaning} |" for shown, meaning in rows]
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)

@@ -28,11 +28,7 @@ from typing import Any
 
 import click
 
-from patchconv_deploy.engines.errors import EngineError
-from patchconv_deploy.errors import PatchConvError
-from patchconv_deploy.rewriters.errors import RewriterError
-
-__all__ = ["Command", "flag_of", "in_flags"]
+__all__ = ["flag_of", "in_flags"]
 
 _STRING = r"""'(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*\""""
 
@@ -54,22 +50,6 @@ _WORDS = re.compile(
     rf"|{_BEGIN}(?P<name>[a-z_]+)(?:=(?P<value>{_VALUE})?|\[(?P<key>{_STRING})\]){_END}"
     rf"|(?<!\w)(?:{_STRING})"
 )
-
-
-class Command(click.Command):
-    """A command whose errors leave in its own words."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run it.
-
-        Raises:
-            PatchConvError, RewriterError, EngineError: The library's own, its options as flags.
-        """
-        try:
-            return super().invoke(ctx)
-        except (PatchConvError, RewriterError, EngineError) as error:
-            error.args = (in_flags(str(error)), *error.args[1:])
-            raise
 
 
 def flag_of(parameter: click.Parameter) -> str:

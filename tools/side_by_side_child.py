@@ -1,6 +1,6 @@
-"""The process that a decoder runs in: ``python -m tools.side_by_side_child``.
+"""The process that a network of one input runs in: ``python -m tools.side_by_side_child``.
 
-    {"do": "load", "how": "pytorch" or "onnxruntime", ...}, {"do": "run"}, ...,
+    {"do": "load", "how": a key of `_HOW`, ...}, {"do": "run"}, ...,
     {"do": "finish", "output": FILE.npy}
 
 Memory is the process's resident high-water mark above two levels, whatever runs in it: before the
@@ -73,6 +73,28 @@ def _onnxruntime(job: Mapping[str, Any]) -> Callable[[], Callable[[Array], Array
     return load
 
 
+def _openvino(job: Mapping[str, Any]) -> Callable[[], Callable[[Array], Array]]:
+    import openvino
+
+    core = openvino.Core()
+    options = {"INFERENCE_NUM_THREADS": job["threads"], "INFERENCE_PRECISION_HINT": "f32"}
+
+    def load() -> Callable[[Array], Array]:
+        request = core.compile_model(job["model"], "CPU", options).create_infer_request()
+
+        def run(x: Array) -> Array:
+            request.infer({0: x})
+            found: Array = request.get_output_tensor(0).data.copy()
+            return found
+
+        return run
+
+    return load
+
+
+_HOW = {"pytorch": _pytorch, "onnxruntime": _onnxruntime, "openvino": _openvino}
+
+
 class _Worker:
     """A network with its input, and what the process had in use."""
 
@@ -84,7 +106,7 @@ class _Worker:
 
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
         self._x = np.load(job["input"])
-        load = {"pytorch": _pytorch, "onnxruntime": _onnxruntime}[job["how"]](job)
+        load = _HOW[job["how"]](job)
         self._before = resident_bytes()
         reset_high_water()
         self._run = load()

@@ -22,9 +22,10 @@ comes from as many processes again, since profiling costs time.
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from patchconv_deploy.engines.errors import (
@@ -42,7 +43,10 @@ from patchconv_deploy.engines.process.child import Child, child_process, time_li
 from patchconv_deploy.engines.timing import Timing
 from patchconv_deploy.engines.windows import as_json
 
-__all__ = ["PROCESSES", "ROUNDS", "Turns", "measure", "time_in_turns"]
+__all__ = ["PROCESSES", "ROUNDS", "Progress", "Turns", "measure", "time_in_turns"]
+
+# Called with what is done, how much of it is, and how much there is.
+Progress = Callable[[str, int, int], None]
 
 
 _MODULE = "patchconv_deploy.engines.ort.child"
@@ -62,6 +66,7 @@ def measure(
     processes: int = PROCESSES,
     rounds: int = ROUNDS,
     memory_limit: int | None = None,
+    progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measure models under ONNX Runtime, the first as the one others are compared with.
 
@@ -73,6 +78,7 @@ def measure(
         processes: Fresh processes that each one's peak is measured in, at least 1.
         rounds: Rounds that several models on a GPU take turns in, at least 1.
         memory_limit: Address space of each process in bytes, None for no limit.
+        progress: Told which model is measured, and how many of all processes have ended.
 
     Returns:
         One measurement per model; one that crashed or ran out of memory says so in ``error``.
@@ -88,14 +94,23 @@ def measure(
             "memory: leave it out with a provider of a GPU"
         )
     tasks = _tasks(jobs, options, memory_limit)
+    names = [Path(job.model).name for job in jobs]
+    steps = len(tasks) * (1 + processes)
+
+    def tell(what: str, done: int) -> None:
+        if progress is not None:
+            progress(f"measuring {what}", done, steps)
+
+    tell("in turn" if len(tasks) > 1 else names[0], 0)
     if len(tasks) > 1 and any(each.provider != "cpu" for each in options):
         for task, job in zip(tasks, jobs, strict=True):
             _together([task], [job], runs=0)
         _in_turns(tasks, Timing.of(runs), rounds)
     else:
         _together(tasks, jobs, runs)
-    for task in tasks:
+    for number, task in enumerate(tasks):
         for layout in range(processes):
+            tell(names[number], len(tasks) + number * processes + layout)
             with task.noting(), ExitStack() as stack:
                 # The second run can need more than the first; those after it are like it.
                 if layout:

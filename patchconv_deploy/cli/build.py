@@ -9,8 +9,10 @@ from dataclasses import asdict
 from pathlib import Path
 
 import click
+import cloup
 import onnx
 
+from patchconv_deploy.cli.command import command
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.trtexec import WeightsType, parse_formats, parse_pools, profile
 from patchconv_deploy.cli.types import SizeType, check_json_target, write_bytes, write_text
@@ -33,110 +35,144 @@ from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.rewriters.planning.plan_file import METADATA_KEY, read_plan
 from patchconv_deploy.rewriters.regions.row_locality import tiled_axis
 from patchconv_deploy.saving import check_target, external_files
-from patchconv_deploy.words import Command, in_flags
+from patchconv_deploy.words import in_flags
 
 __all__ = ["build_command"]
 
 
-@click.command(
+@command(
     "build",
-    cls=Command,
-    short_help="Build a TensorRT plan; options are named as trtexec's.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Build a TensorRT plan; options are named as trtexec's.",
+    examples="""
+    # on the GPU that it will run on
+    patchconv build model.patched.onnx -o model.plan
+    # without a GPU, for TensorRT for RTX
+    patchconv build model.patched.onnx -o model.plan --engine tensorrt-rtx
+    # a free size
+    patchconv build m.onnx -o m.plan --minShapes x:1x3x64x64 \\
+        --optShapes x:1x3x512x512 --maxShapes x:1x3x512x512
+    """,
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True)
-@click.option(
-    "--engine",
-    type=click.Choice(["tensorrt", "tensorrt-rtx"]),
-    default="tensorrt",
-    show_default=True,
-    help="tensorrt-rtx builds without a GPU.",
+@cloup.option_group(
+    "Output",
+    click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True),
+    click.option("--force", is_flag=True, help="Overwrite an existing plan."),
+    click.option(
+        "--exportLayerInfo",
+        "layer_info",
+        type=click.Path(path_type=Path),
+        help="Write what the engine inspector says of each layer, as JSON; opens the plan on the "
+        "GPU.",
+    ),
+    click.option(
+        "--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON."
+    ),
 )
-@click.option("--minShapes", "min_shapes", default="", help="NAME:1x3x256x256,...")
-@click.option("--optShapes", "opt_shapes", default="")
-@click.option("--maxShapes", "max_shapes", default="")
-@click.option("--memPoolSize", "pools", default="", help="workspace:MiB,...; or with B, K, M, G.")
-@click.option(
-    "--maxAuxStreams",
-    "aux_streams",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Parallel streams would run patches side by side and undo the patching.",
+@cloup.option_group(
+    "Engine",
+    click.option(
+        "--engine",
+        type=click.Choice(["tensorrt", "tensorrt-rtx"]),
+        default="tensorrt",
+        show_default=True,
+        help="tensorrt-rtx builds without a GPU.",
+    ),
+    click.option("--computeCapability", "capability", default="SM80", help="For tensorrt-rtx."),
+    click.option(
+        "--hardwareCompatibilityLevel",
+        "hardware",
+        type=click.Choice(list(HARDWARE_LEVELS)),
+        default="none",
+    ),
+    click.option("--versionCompatible", "version_compatible", is_flag=True),
+    click.option("--refit", is_flag=True),
+    click.option(
+        "--profilingVerbosity",
+        "verbosity",
+        type=click.Choice(list(VERBOSITIES)),
+        default="detailed",
+    ),
 )
-@click.option(
-    "--inputIOFormats",
-    "--input-formats",
-    "input_formats",
-    default="",
-    metavar="TYPE:LAYOUT,...",
-    help="Layout of the inputs, one for all or one each: fp16:hwc8 (also hwc16, hwc, chw).",
+@cloup.option_group(
+    "Sizes and layouts",
+    click.option("--minShapes", "min_shapes", default="", help="NAME:1x3x256x256,..."),
+    click.option("--optShapes", "opt_shapes", default=""),
+    click.option("--maxShapes", "max_shapes", default=""),
+    click.option(
+        "--inputIOFormats",
+        "--input-formats",
+        "input_formats",
+        default="",
+        metavar="TYPE:LAYOUT,...",
+        help="Layout of the inputs, one for all or one each: fp16:hwc8 (also hwc16, hwc, chw).",
+    ),
+    click.option(
+        "--outputIOFormats",
+        "--output-formats",
+        "output_formats",
+        default="",
+        metavar="TYPE:LAYOUT,...",
+        help="The same of the outputs.",
+    ),
 )
-@click.option(
-    "--outputIOFormats",
-    "--output-formats",
-    "output_formats",
-    default="",
-    metavar="TYPE:LAYOUT,...",
-    help="The same of the outputs.",
+@cloup.option_group(
+    "Number formats",
+    click.option("--fp16", is_flag=True, help="TensorRT 10 alone; later: cast the ONNX model."),
+    click.option("--bf16", is_flag=True),
+    click.option("--int8", is_flag=True),
+    click.option("--stronglyTyped", "strongly_typed", is_flag=True),
+    click.option("--noTF32", "no_tf32", is_flag=True),
 )
-@click.option("--timingCacheFile", "timing_cache", type=click.Path(path_type=Path))
-@click.option("--fp16", is_flag=True, help="TensorRT 10 alone; later: cast the ONNX model.")
-@click.option("--bf16", is_flag=True)
-@click.option("--int8", is_flag=True)
-@click.option("--stronglyTyped", "strongly_typed", is_flag=True)
-@click.option("--noTF32", "no_tf32", is_flag=True)
-@click.option("--tacticSources", "tactics", default="", help="-CUDNN,+CUBLAS")
-@click.option("--builderOptimizationLevel", "level", type=click.IntRange(0, 5))
-@click.option(
-    "--tilingOptimizationLevel",
-    "--tiling-optimization-level",
-    "tiling",
-    type=click.IntRange(0, len(TILING_LEVELS) - 1),
-    help="How long to look for tiles of layers that stay in the GPU's L2 cache; 0: do not.",
+@cloup.option_group(
+    "Memory",
+    click.option(
+        "--memPoolSize", "pools", default="", help="workspace:MiB,...; or with B, K, M, G."
+    ),
+    click.option(
+        "--maxAuxStreams",
+        "aux_streams",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Parallel streams would run patches side by side and undo the patching.",
+    ),
+    click.option(
+        "--tilingOptimizationLevel",
+        "--tiling-optimization-level",
+        "tiling",
+        type=click.IntRange(0, len(TILING_LEVELS) - 1),
+        help="How long to look for tiles of layers that stay in the GPU's L2 cache; 0: do not.",
+    ),
+    click.option(
+        "--l2LimitForTiling",
+        "--l2-limit-for-tiling",
+        "l2_limit",
+        type=SizeType(),
+        help="What of that cache this plan may count on.",
+    ),
+    click.option(
+        "--allowWeightStreaming",
+        "--allow-weight-streaming",
+        "stream_weights",
+        is_flag=True,
+        help="Let weights stay on the host and be copied when they are needed.",
+    ),
+    click.option(
+        "--weightStreamingBudget",
+        "--weight-streaming-budget",
+        "weights_budget",
+        type=WeightsType(),
+        help="Open the plan on the GPU with so much of these weights there, and show what it "
+        "needs.",
+    ),
 )
-@click.option(
-    "--l2LimitForTiling",
-    "--l2-limit-for-tiling",
-    "l2_limit",
-    type=SizeType(),
-    help="What of that cache this plan may count on.",
+@cloup.option_group(
+    "Search for kernels",
+    click.option("--builderOptimizationLevel", "level", type=click.IntRange(0, 5)),
+    click.option("--tacticSources", "tactics", default="", help="-CUDNN,+CUBLAS"),
+    click.option("--timingCacheFile", "timing_cache", type=click.Path(path_type=Path)),
 )
-@click.option(
-    "--allowWeightStreaming",
-    "--allow-weight-streaming",
-    "stream_weights",
-    is_flag=True,
-    help="Let weights stay on the host and be copied when they are needed.",
-)
-@click.option(
-    "--weightStreamingBudget",
-    "--weight-streaming-budget",
-    "weights_budget",
-    type=WeightsType(),
-    help="Open the plan on the GPU with so much of these weights there, and show what it needs.",
-)
-@click.option("--versionCompatible", "version_compatible", is_flag=True)
-@click.option(
-    "--hardwareCompatibilityLevel",
-    "hardware",
-    type=click.Choice(list(HARDWARE_LEVELS)),
-    default="none",
-)
-@click.option("--refit", is_flag=True)
-@click.option(
-    "--profilingVerbosity", "verbosity", type=click.Choice(list(VERBOSITIES)), default="detailed"
-)
-@click.option("--computeCapability", "capability", default="SM80", help="For tensorrt-rtx.")
-@click.option(
-    "--exportLayerInfo",
-    "layer_info",
-    type=click.Path(path_type=Path),
-    help="Write what the engine inspector says of each layer, as JSON; opens the plan on the GPU.",
-)
-@click.option("--force", is_flag=True, help="Overwrite an existing plan.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
 def build_command(
     model: Path,
     out: Path,

@@ -6,19 +6,24 @@ import json
 
 import click
 
-from patchconv_deploy.console import plain_table, printable, stdout_console
+from patchconv_deploy.cli.command import command
+from patchconv_deploy.console import printable, stdout_console
 from patchconv_deploy.doctor import Findings, examine
 from patchconv_deploy.report.text import mebibytes
-from patchconv_deploy.words import Command
+from patchconv_deploy.tables import Row, print_table
 
 __all__ = ["doctor_command"]
 
 
-@click.command(
+@command(
     "doctor",
-    cls=Command,
-    short_help="Show what is installed, and what can be done here.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Show what is installed, and what can be done here.",
+    examples="""
+    # for people
+    patchconv doctor
+    # for programs and bug reports
+    patchconv doctor --json
+    """,
 )
 @click.option("--json", "as_json", is_flag=True, help="Print all as JSON.")
 def doctor_command(as_json: bool) -> None:
@@ -49,13 +54,16 @@ def _print(found: Findings) -> None:
         )
     if not found.gpus:
         console.print(f"GPU: none ({printable(found.gpu_problem)})")
-    modules = plain_table("package", "version", "")
-    modules.columns[2].justify = "left"
-    for module in found.modules.values():
-        said = "" if module.found else (module.problem or "not installed")
-        known = ", ".join(module.providers)
-        modules.add_row(module.name, module.version or "-", printable(known or said))
-    console.print(modules)
+    rows = [
+        Row(
+            module.name,
+            (module.version or "-",),
+            ", ".join(module.providers)
+            or ("" if module.found else (module.problem or "not installed")),
+        )
+        for module in found.modules.values()
+    ]
+    print_table(console, "package", ("version",), rows)
     console.print("Can be done here:")
     for each in found.abilities:
         console.print(f"  {'yes' if each.possible else 'no ':3}  {each.what}")

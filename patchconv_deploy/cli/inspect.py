@@ -8,19 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 from rich.console import Console
 
+from patchconv_deploy.cli.command import command
 from patchconv_deploy.cli.pareto import pareto_json, print_pareto
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import check_json_target, write_text
-from patchconv_deploy.console import plain_table, printable, stdout_console
-from patchconv_deploy.options import option
+from patchconv_deploy.console import printable, stdout_console
+from patchconv_deploy.options import declared_options
 from patchconv_deploy.report.text import mebibytes, shape_text
 from patchconv_deploy.rewriters.graph.model import load
 from patchconv_deploy.rewriters.inspection import Inspection
 from patchconv_deploy.rewriters.look import check_one_axis, inspection_of
 from patchconv_deploy.rewriters.options import Options
-from patchconv_deploy.words import Command, in_flags
+from patchconv_deploy.tables import Row, print_table
+from patchconv_deploy.words import in_flags
 
 __all__ = ["inspect_command"]
 
@@ -39,18 +42,31 @@ _KINDS = {
 }
 
 
-@click.command(
+@command(
     "inspect",
-    cls=Command,
-    short_help="Show what holds a model's peak, and what could be cut.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Show what holds a model's peak, and what could be cut.",
+    examples="""
+    # at the sizes of the file
+    patchconv inspect model.onnx
+    # at a size of its free input, with the curve of budgets
+    patchconv inspect model.onnx --shape x:1x3x1024x1024 --pareto
+    # reach, step and scale of each output, for tiling outside of the graph
+    patchconv inspect model.onnx --json model.json
+    """,
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@option("shapes")
-@option("target")
-@option("axis")
-@click.option("--pareto", is_flag=True, help="Print predicted peak against work, too.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all as JSON.")
+@declared_options("shapes", "target", "axis")
+@cloup.option_group(
+    "Output",
+    click.option("--pareto", is_flag=True, help="Print predicted peak against work, too."),
+    click.option(
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE.json",
+        help="Write all as JSON.",
+    ),
+)
 def inspect_command(
     model: Path,
     shapes: tuple[tuple[str, tuple[tuple[int, int], ...]], ...],
@@ -124,32 +140,32 @@ def _print(found: Inspection, target: str, console: Console) -> None:
 
 
 def _print_tensors(found: Inspection, console: Console) -> None:
-    tensors = plain_table("largest tensors", "shape", "MiB", "made by")
-    for tensor in found.tensors[:_SHOWN]:
-        tensors.add_row(
-            printable(tensor.name),
-            shape_text(tensor.shape),
-            mebibytes(tensor.bytes),
-            printable(tensor.maker),
+    rows = [
+        Row(
+            tensor.name,
+            (shape_text(tensor.shape), mebibytes(tensor.bytes)),
+            tensor.maker,
         )
-    console.print(tensors)
+        for tensor in found.tensors[:_SHOWN]
+    ]
+    print_table(
+        console, "largest tensors", ("shape", "MiB"), rows, tail="made by", words=("shape",)
+    )
 
 
 def _print_barriers(found: Inspection, console: Console) -> None:
     if not found.barriers:
         return
-    barriers = plain_table("run whole", "kind", "operator", "MiB held for it", "why")
-    for number in (1, 2, 4):
-        barriers.columns[number].justify = "left"
-    for barrier in found.barriers[:_SHOWN]:
-        barriers.add_row(
-            printable(barrier.node),
-            barrier.kind,
-            barrier.op_type,
-            mebibytes(barrier.bytes),
-            printable(in_flags(barrier.reason)),
+    rows = [
+        Row(
+            barrier.node,
+            (barrier.kind, barrier.op_type, mebibytes(barrier.bytes)),
+            in_flags(barrier.reason),
         )
-    console.print(barriers)
+        for barrier in found.barriers[:_SHOWN]
+    ]
+    columns = ("kind", "operator", "MiB held for it")
+    print_table(console, "run whole", columns, rows, tail="why", words=columns[:2])
     _print_more(len(found.barriers), console)
     kinds = {barrier.kind for barrier in found.barriers}
     said = "; ".join(f"{kind}: {what}" for kind, what in _KINDS.items() if kind in kinds)
@@ -161,17 +177,21 @@ def _print_barriers(found: Inspection, console: Console) -> None:
 
 def _print_statistics(found: Inspection, console: Console) -> None:
     """Say of each statistic what stays in memory for it, or what it is to make that again."""
-    rows = plain_table("statistics", "kind", "of", "kept, MiB", "or made again, x the work")
-    for each in found.statistics[:_SHOWN]:
-        rows.add_row(
-            printable(each.node),
-            each.kind,
-            printable(each.image),
-            mebibytes(each.bytes),
-            f"+{each.share:.2f}" if each.kept else "",
-        )
     if found.statistics:
-        console.print(rows)
+        rows = [
+            Row(
+                each.node,
+                (
+                    each.kind,
+                    mebibytes(each.bytes),
+                    f"+{each.share:.2f}" if each.kept else "",
+                    printable(each.image),
+                ),
+            )
+            for each in found.statistics[:_SHOWN]
+        ]
+        columns = ("kind", "kept,\nMiB", "or made again,\nx the work", "of")
+        print_table(console, "statistics", columns, rows, words=("kind", "of"))
         _print_more(len(found.statistics), console)
         console.print(
             "A statistic is a reduction over the whole image, merged from the patches' own: what "
@@ -206,15 +226,18 @@ def _print_reach(found: Inspection, console: Console) -> None:
 
 
 def _print_runs(found: Inspection, console: Console) -> None:
-    runs = plain_table("could be cut", "nodes", "MiB as it is", "as one region: patches, MiB, work")
+    rows = []
     for run in found.runs[:_SHOWN]:
         ways = list(run.tiled.items())
         shown = ways[:: -(-len(ways) // _WAYS)]
-        runs.add_row(
-            " .. ".join(dict.fromkeys((printable(run.first), printable(run.last)))),
-            str(run.nodes),
-            mebibytes(run.peak),
-            "; ".join(f"x{n} {mebibytes(size)} {work:.2f}x" for n, (size, work) in shown),
+        rows.append(
+            Row(
+                " .. ".join(dict.fromkeys((run.first, run.last))),
+                (str(run.nodes), mebibytes(run.peak)),
+                "; ".join(f"x{n} {mebibytes(size)} {work:.2f}x" for n, (size, work) in shown),
+            )
         )
-    if found.runs:
-        console.print(runs)
+    if rows:
+        columns = ("nodes", "MiB as it is")
+        tail = "as one region: patches, MiB, work"
+        print_table(console, "could be cut", columns, rows, tail=tail)

@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
 from patchconv_deploy.api import RewriteResult, default_output, make_options, rewrite
 from patchconv_deploy.cli.auto_budget import auto_budget
 from patchconv_deploy.cli.build import build_command
+from patchconv_deploy.cli.command import HELP_OPTIONS, command
 from patchconv_deploy.cli.config import config_option
 from patchconv_deploy.cli.doctor import doctor_command
 from patchconv_deploy.cli.inspect import inspect_command
@@ -43,7 +45,7 @@ from patchconv_deploy.engines.errors import DeviceMissing, EngineError, EngineMi
 from patchconv_deploy.errors import Interrupted, PatchConvError, VerificationError
 from patchconv_deploy.measure.run import Result, check_engine, measure_models
 from patchconv_deploy.measure.table import measurement_json, print_results
-from patchconv_deploy.options import option
+from patchconv_deploy.options import declared_options
 from patchconv_deploy.report.report import Report, all_sizes_text
 from patchconv_deploy.report.table import print_report
 from patchconv_deploy.report.warnings import unknown_peak
@@ -53,7 +55,6 @@ from patchconv_deploy.rewriters.look import pareto_of, unknown_of
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.version import VERSION
-from patchconv_deploy.words import Command
 
 __all__ = ["main", "main_rewrite"]
 
@@ -61,48 +62,24 @@ __all__ = ["main", "main_rewrite"]
 logger = logging.getLogger(__name__)
 
 
-@click.command(
+@command(
     "rewrite",
-    cls=Command,
-    short_help="Write a model that needs less memory, and verify it.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Write a model that needs less memory, and verify it.",
+    examples="""
+    # least memory in 4 patches; writes model.patched.onnx
+    patchconv rewrite model.onnx
+    # what each budget costs in work and time
+    patchconv rewrite model.onnx --pareto
+    # the fastest plan that adds 512 MiB at most
+    patchconv rewrite model.onnx --memory-budget 512MiB -o small.onnx
+    # free height, up to 4096 rows
+    patchconv rewrite model.onnx --shape x:1x3x256..4096x512
+    # for TensorRT, in 8 patches, with the report as JSON
+    patchconv rewrite model.onnx --target tensorrt --splits 8 --report r.json
+    """,
 )
 @click.argument("model", type=click.Path(path_type=Path))
-@option("out")
-@option("splits")
-@option("memory_budget")
-@option("max_recompute")
-@option("form")
-@option("patch_rows")
-@option("target")
-@option("max_tensor_elements")
-@option("max_buffer")
-@option("plan")
-@option("plan_out")
-@option("axis")
-@option("min_elements")
-@option("include")
-@option("exclude")
-@option("shapes")
-@option("report")
-@option("pareto_only")
-@option("dry_run")
-@option("verify")
-@option("require_verified")
-@option("rtol")
-@option("atol")
-@option("seed")
-@option("inputs")
-@option("timeout_s")
-@option("upgrade_opset")
-@option("fold")
-@option("share_weights")
-@option("allow_custom_ops")
-@option("measure")
-@option("engine")
-@option("force")
-@option("verbose")
-@option("quiet")
+@declared_options()
 @config_option()
 @click.version_option(VERSION)
 @click.pass_context
@@ -295,7 +272,7 @@ Completion: put one of these where your shell begins.
 """
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]}, epilog=_COMPLETION)
+@cloup.group(context_settings=HELP_OPTIONS, epilog=_COMPLETION)
 @click.version_option(VERSION)
 def patchconv() -> None:
     """Cut exported ONNX models into patches, so that they need less memory; measure and show it."""

@@ -9,7 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
+from patchconv_deploy.cli.command import command
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, given, write_text
 from patchconv_deploy.console import complain, stdout_console
@@ -23,7 +25,7 @@ from patchconv_deploy.measure.run import (
     tune_onnxruntime,
 )
 from patchconv_deploy.measure.table import measurement_json, print_results, tuning_json
-from patchconv_deploy.words import Command, flag_of
+from patchconv_deploy.words import flag_of
 
 __all__ = ["measure_command"]
 
@@ -31,94 +33,132 @@ __all__ = ["measure_command"]
 _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_file"})
 
 
-@click.command(
+@command(
     "measure",
-    cls=Command,
-    short_help="Measure memory and time of models, side by side.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Measure memory and time of models, side by side.",
+    examples="""
+    # a first look, in a minute
+    patchconv measure model.onnx model.patched.onnx --runs 1 --processes 1
+    # each at its own best options, the original too
+    patchconv measure model.onnx model.patched.onnx --recommended
+    # which session options serve this model best
+    patchconv measure model.onnx --tune --shape x:1x3x1024x1024
+    # what TensorRT for RTX plans, without a GPU
+    patchconv measure model.onnx model.patched.onnx --engine tensorrt-rtx
+    """,
 )
 @click.argument("models", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option(
-    "--engine",
-    type=click.Choice(ENGINES),
-    default="onnxruntime",
-    show_default=True,
-    help="tensorrt-rtx plans without a GPU; tensorrt measures on one.",
+@cloup.option_group(
+    "What is measured",
+    click.option(
+        "--engine",
+        type=click.Choice(ENGINES),
+        default="onnxruntime",
+        show_default=True,
+        help="tensorrt-rtx plans without a GPU; tensorrt measures on one.",
+    ),
+    click.option(
+        "--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True
+    ),
+    click.option(
+        "--shape", "shapes", type=ShapeType(), multiple=True, help="Size of an input (repeatable)."
+    ),
+    click.option(
+        "--runs",
+        type=click.IntRange(min=1),
+        default=5,
+        show_default=True,
+        help="Timed runs of each.",
+    ),
+    click.option(
+        "--processes",
+        type=click.IntRange(1, 100),
+        default=PROCESSES,
+        show_default=True,
+        help="Fresh processes that each peak is the largest of.",
+    ),
+    click.option(
+        "--seed",
+        type=click.IntRange(min=0),
+        default=0,
+        show_default=True,
+        help="Seed of the inputs.",
+    ),
+    click.option(
+        "--memory-limit", type=SizeType(), help="Address space of each measuring process."
+    ),
 )
-@click.option("--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True)
-@click.option(
-    "--shape", "shapes", type=ShapeType(), multiple=True, help="Size of an input (repeatable)."
+@cloup.option_group(
+    "Session options of ONNX Runtime",
+    click.option(
+        "--recommended",
+        is_flag=True,
+        help="Run each model with the session options it recommends in its metadata; the original, "
+        "which recommends none, at its own best.",
+    ),
+    click.option(
+        "--tune",
+        is_flag=True,
+        help="Run each model with and without memory reuse, memory pattern and arena; show the "
+        "best.",
+    ),
+    click.option(
+        "--threads",
+        type=click.IntRange(0, 1024),
+        default=0,
+        help="Threads; 0: the runtime's choice.",
+    ),
+    click.option("--arena/--no-arena", default=True, show_default=True, help="Keep freed memory."),
+    click.option(
+        "--mem-pattern/--no-mem-pattern",
+        "memory_pattern",
+        default=True,
+        show_default=True,
+        help="Reserve one block for all activations from the second run on.",
+    ),
+    click.option(
+        "--mem-reuse/--no-mem-reuse",
+        "memory_reuse",
+        default=True,
+        show_default=True,
+        help="Plan static reuse of buffers.",
+    ),
 )
-@click.option(
-    "--runs", type=click.IntRange(min=1), default=5, show_default=True, help="Timed runs of each."
+@cloup.option_group(
+    "ONNX Runtime on CUDA",
+    click.option(
+        "--arena-extend-strategy",
+        type=click.Choice(["kNextPowerOfTwo", "kSameAsRequested"]),
+        default="kNextPowerOfTwo",
+        show_default=True,
+        help="How the CUDA arena grows.",
+    ),
+    click.option(
+        "--cudnn-max-workspace/--no-cudnn-max-workspace",
+        "cudnn_conv_use_max_workspace",
+        default=True,
+        show_default=True,
+    ),
+    click.option(
+        "--cudnn-algo-search",
+        "cudnn_conv_algo_search",
+        type=click.Choice(["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]),
+        default="EXHAUSTIVE",
+        show_default=True,
+    ),
+    click.option(
+        "--prefer-nhwc/--no-prefer-nhwc",
+        default=False,
+        show_default=True,
+        help="Run convolutions on a GPU with the channels last.",
+    ),
 )
-@click.option(
-    "--processes",
-    type=click.IntRange(1, 100),
-    default=PROCESSES,
-    show_default=True,
-    help="Fresh processes that each peak is the largest of.",
+@cloup.option_group(
+    "Output",
+    click.option(
+        "--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON."
+    ),
 )
-@click.option(
-    "--threads", type=click.IntRange(0, 1024), default=0, help="Threads; 0: the runtime's choice."
-)
-@click.option("--arena/--no-arena", default=True, show_default=True, help="Keep freed memory.")
-@click.option(
-    "--arena-extend-strategy",
-    type=click.Choice(["kNextPowerOfTwo", "kSameAsRequested"]),
-    default="kNextPowerOfTwo",
-    show_default=True,
-    help="How the CUDA arena grows.",
-)
-@click.option(
-    "--mem-pattern/--no-mem-pattern",
-    "memory_pattern",
-    default=True,
-    show_default=True,
-    help="Reserve one block for all activations from the second run on.",
-)
-@click.option(
-    "--mem-reuse/--no-mem-reuse",
-    "memory_reuse",
-    default=True,
-    show_default=True,
-    help="Plan static reuse of buffers.",
-)
-@click.option(
-    "--cudnn-max-workspace/--no-cudnn-max-workspace",
-    "cudnn_conv_use_max_workspace",
-    default=True,
-    show_default=True,
-)
-@click.option(
-    "--cudnn-algo-search",
-    "cudnn_conv_algo_search",
-    type=click.Choice(["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]),
-    default="EXHAUSTIVE",
-    show_default=True,
-)
-@click.option(
-    "--prefer-nhwc/--no-prefer-nhwc",
-    default=False,
-    show_default=True,
-    help="Run convolutions on a GPU with the channels last.",
-)
-@click.option(
-    "--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the inputs."
-)
-@click.option("--memory-limit", type=SizeType(), help="Address space of each measuring process.")
-@click.option(
-    "--recommended",
-    is_flag=True,
-    help="Run each model with the session options it recommends in its metadata; the original, "
-    "which recommends none, at its own best.",
-)
-@click.option(
-    "--tune",
-    is_flag=True,
-    help="Run each model with and without memory reuse, memory pattern and arena; show the best.",
-)
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON.")
 @click.pass_context
 def measure_command(
     context: click.Context,
@@ -162,12 +202,16 @@ def measure_command(
     )
     common: dict[str, Any] = {"shapes": dict(shapes), "runs": runs, "seed": seed}
     tables: Sequence[Sequence[Result]]
-    with progress_bar(what="measuring"):
+    with progress_bar(what="measuring") as progress:
         if engine != "onnxruntime":
             tables = [measure_with_tensorrt(models, engine, **common)]
             data = measurement_json(tables[0])
         else:
-            common |= {"processes": processes, "memory_limit": memory_limit}
+            common |= {
+                "processes": processes,
+                "memory_limit": memory_limit,
+                "progress": progress,
+            }
             if tune:
                 tuned = tune_onnxruntime(models, options, **common)
                 tables, data = tuned, tuning_json(tuned)

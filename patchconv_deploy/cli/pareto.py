@@ -9,11 +9,11 @@ import click
 from rich.console import Console
 
 from patchconv_deploy.cli.types import given
-from patchconv_deploy.console import plain_table
 from patchconv_deploy.options import names_of
 from patchconv_deploy.report.report import candidate_json
 from patchconv_deploy.report.text import mebibytes
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.tables import Row, print_table
 from patchconv_deploy.words import flag_of
 
 __all__ = ["check_pareto", "pareto_json", "print_pareto"]
@@ -44,16 +44,19 @@ def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 def print_pareto(points: Sequence[Candidate], console: Console) -> None:
     """Print one row a point, the model as it is first."""
-    table = plain_table("plan", "regions", "running, MiB", "loading", "process", "work", "time")
-    for point in points:
-        patches = "" if point.regions == 0 else f" x{point.splits}"
-        table.add_row(
-            point.form + patches,
-            str(point.regions),
-            mebibytes(None if point.unknown else point.peak),
-            mebibytes(point.loading),
-            mebibytes(None if point.unknown else point.process),
-            f"{point.recompute:.3f}x",
-            f"{point.time:.3f}x",
+    rows = [
+        Row(
+            point.form + ("" if point.regions == 0 else f" x{point.splits}"),
+            (
+                str(point.regions),
+                mebibytes(None if point.unknown else point.peak),
+                mebibytes(point.loading),
+                mebibytes(None if point.unknown else point.process),
+                f"{point.recompute:.3f}x",
+                f"{point.time:.3f}x",
+            ),
         )
-    console.print(table)
+        for point in points
+    ]
+    columns = ("regions", "running, MiB", "loading", "process", "work", "time")
+    print_table(console, "plan", columns, rows)

@@ -8,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import cloup
 
 from patchconv_deploy.api import make_options
 from patchconv_deploy.cli.auto_budget import auto_budget
+from patchconv_deploy.cli.command import command
+from patchconv_deploy.cli.config import config_option
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.reproduce import commands
 from patchconv_deploy.cli.types import (
@@ -22,7 +25,7 @@ from patchconv_deploy.cli.types import (
     write_text,
 )
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
-from patchconv_deploy.options import option
+from patchconv_deploy.options import declared_options
 from patchconv_deploy.report.page.content import content
 from patchconv_deploy.report.page.figures import read_figures
 from patchconv_deploy.report.page.plots import check_matplotlib, write_plots
@@ -30,7 +33,7 @@ from patchconv_deploy.report.page.render import check_jinja, check_page_target, 
 from patchconv_deploy.report.page.subject import Asked, look_at
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
-from patchconv_deploy.words import Command, flag_of
+from patchconv_deploy.words import flag_of
 
 __all__ = ["report_command"]
 
@@ -54,63 +57,55 @@ _PLANNING = (
 )
 
 
-@click.command(
+@command(
     "report",
-    cls=Command,
-    short_help="Write an HTML page that shows what cutting a model does.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Write an HTML page that shows what cutting a model does.",
+    examples="""
+    # of a model and what was made of it
+    patchconv report model.onnx model.patched.onnx
+    # of a plan that is made here, without the curve of all budgets
+    patchconv report model.onnx --splits 8 --no-curve
+    # measured here, plots as SVG and PNG beside the page
+    patchconv report model.onnx model.patched.onnx --measure --plots plots
+    """,
 )
 @click.argument("model", type=click.Path(path_type=Path))
 @click.argument("patched", required=False, type=click.Path(path_type=Path))
-@click.option(
-    "-o",
-    "--output",
-    "out",
-    type=click.Path(path_type=Path),
-    help="Default: MODEL.report.html. A report that stands there is replaced, nothing else.",
+@cloup.option_group(
+    "Page",
+    click.option(
+        "-o",
+        "--output",
+        "out",
+        type=click.Path(path_type=Path),
+        metavar="OUT",
+        help="Default: MODEL.report.html. A report that stands there is replaced, nothing else.",
+    ),
+    click.option("--measure", is_flag=True, help="Measure both models under ONNX Runtime."),
+    click.option(
+        "--figures",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="FILE.json",
+        help="What was measured or verified before: of patchconv measure --json or "
+        "patchconv-rewrite --report.",
+    ),
+    click.option(
+        "--curve/--no-curve",
+        default=True,
+        help="Search plans for all budgets; takes longer than the plan itself.",
+    ),
+    click.option(
+        "--plots",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Write the plots as SVG and PNG, too.",
+    ),
 )
-@option("splits")
-@option("memory_budget")
-@option("max_recompute")
-@option("form")
-@option("patch_rows")
-@option("target")
-@option("max_tensor_elements")
-@option("max_buffer")
-@option("plan")
-@option("axis")
-@option("min_elements")
-@option("include")
-@option("exclude")
-@option("shapes")
-@option("verify")
-@option("seed")
-@option("inputs")
-@option("timeout_s")
-@option("upgrade_opset")
-@option("fold")
-@option("allow_custom_ops")
-@click.option("--measure", is_flag=True, help="Measure both models under ONNX Runtime.")
-@click.option(
-    "--figures",
-    type=click.Path(path_type=Path),
-    multiple=True,
-    metavar="FILE.json",
-    help="What was measured or verified before: of patchconv measure --json or "
-    "patchconv-rewrite --report.",
+@declared_options(
+    *_PLANNING, "shapes", "verify", "seed", "inputs", "timeout_s", "allow_custom_ops", "quiet"
 )
-@click.option(
-    "--curve/--no-curve",
-    default=True,
-    help="Search plans for all budgets; takes longer than the plan itself.",
-)
-@click.option(
-    "--plots",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Write the plots as SVG and PNG, too.",
-)
-@option("quiet")
+@config_option()
 @click.pass_context
 def report_command(
     context: click.Context,

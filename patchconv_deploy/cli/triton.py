@@ -8,8 +8,10 @@ import sys
 from pathlib import Path
 
 import click
+import cloup
 from rich.console import Console
 
+from patchconv_deploy.cli.command import command
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, write_text
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
@@ -21,7 +23,7 @@ from patchconv_deploy.triton.write import (
     check_triton_repository,
     write_triton_repository,
 )
-from patchconv_deploy.words import Command, in_flags
+from patchconv_deploy.words import in_flags
 
 __all__ = ["triton_command"]
 
@@ -48,60 +50,83 @@ class _PairType(click.ParamType[tuple[str, str]]):
         return key, file
 
 
-@click.command(
+@command(
     "triton",
-    cls=Command,
-    short_help="Publish a model into a Triton model repository; check one.",
-    context_settings={"help_option_names": ["-h", "--help"]},
+    summary="Publish a model into a Triton model repository; check one.",
+    examples="""
+    # publish the next version
+    patchconv triton model.patched.onnx --repository models
+    # as many instances as 8 GiB hold, requests put together
+    patchconv triton m.onnx --repository models --memory 8GiB --dynamic-batching
+    # check a repository as the server would read it
+    patchconv triton --check models
+    """,
 )
 @click.argument("model", required=False, type=click.Path(path_type=Path))
-@click.option("--repository", type=click.Path(path_type=Path), help="Made if it is missing.")
-@click.option(
-    "--check",
-    type=click.Path(path_type=Path),
-    metavar="DIR",
-    help="Check a repository, write none.",
+@cloup.option_group(
+    "Repository",
+    click.option("--repository", type=click.Path(path_type=Path), help="Made if it is missing."),
+    click.option("--name", help="The model's name there. Default: the file's."),
+    click.option("--version", type=click.IntRange(min=1), help="Default: the next free one."),
+    click.option(
+        "--staging", type=click.Path(path_type=Path), help="Default: the repository's parent."
+    ),
+    click.option("--force", is_flag=True, help="Replace a version that exists."),
+    click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it as JSON."),
 )
-@click.option("--name", help="The model's name there. Default: the file's.")
-@click.option("--version", type=click.IntRange(min=1), help="Default: the next free one.")
-@click.option("--platform", type=click.Choice(list(MODEL_FILES)), default=ONNX, show_default=True)
-@click.option(
-    "--max-batch-size", type=click.IntRange(min=0), help="Default: 0, or what --memory holds."
+@cloup.option_group(
+    "How it is served",
+    click.option(
+        "--platform", type=click.Choice(list(MODEL_FILES)), default=ONNX, show_default=True
+    ),
+    click.option(
+        "--provider",
+        type=click.Choice(PROVIDERS),
+        help="Where it runs; other than cpu, a "
+        "configs/cpu.pbtxt is written as well. Default: cpu. With --check: cpu refuses GPU groups.",
+    ),
+    click.option("--instances", type=click.IntRange(min=1), help="Sessions (per GPU). Default: 1."),
+    click.option(
+        "--memory", type=SizeType(), help="Memory (of each GPU) to fill: sets batch and instances."
+    ),
+    click.option(
+        "--max-batch-size", type=click.IntRange(min=0), help="Default: 0, or what --memory holds."
+    ),
+    click.option("--dynamic-batching", is_flag=True, help="Let the server put requests together."),
+    click.option("--warmup", is_flag=True, help="Run batch 1 and the largest before it is ready."),
+    click.option(
+        "--shape",
+        "shapes",
+        type=ShapeType(),
+        multiple=True,
+        help="Largest size of an input to expect.",
+    ),
+    click.option(
+        "--labels",
+        type=_PairType("OUTPUT=FILE"),
+        multiple=True,
+        help="Labels of an output, one a line.",
+    ),
+    click.option(
+        "--plan",
+        "plans",
+        type=_PairType("[CAPABILITY=]FILE", optional=True),
+        multiple=True,
+        help="A plan built before, 8.0=FILE for GPUs of that compute capability alone.",
+    ),
 )
-@click.option("--dynamic-batching", is_flag=True, help="Let the server put requests together.")
-@click.option("--instances", type=click.IntRange(min=1), help="Sessions (per GPU). Default: 1.")
-@click.option(
-    "--memory", type=SizeType(), help="Memory (of each GPU) to fill: sets batch and instances."
+@cloup.option_group(
+    "Check",
+    click.option(
+        "--check",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Check a repository, write none.",
+    ),
+    click.option(
+        "--config-name", default="", help="With --check: the server's --model-config-name."
+    ),
 )
-@click.option(
-    "--provider",
-    type=click.Choice(PROVIDERS),
-    help="Where it runs; other than cpu, a "
-    "configs/cpu.pbtxt is written as well. Default: cpu. With --check: cpu refuses GPU groups.",
-)
-@click.option("--warmup", is_flag=True, help="Run batch 1 and the largest before it is ready.")
-@click.option(
-    "--shape", "shapes", type=ShapeType(), multiple=True, help="Largest size of an input to expect."
-)
-@click.option(
-    "--labels",
-    type=_PairType("OUTPUT=FILE"),
-    multiple=True,
-    help="Labels of an output, one a line.",
-)
-@click.option(
-    "--plan",
-    "plans",
-    type=_PairType("[CAPABILITY=]FILE", optional=True),
-    multiple=True,
-    help="A plan built before, 8.0=FILE for GPUs of that compute capability alone.",
-)
-@click.option("--config-name", default="", help="With --check: the server's --model-config-name.")
-@click.option(
-    "--staging", type=click.Path(path_type=Path), help="Default: the repository's parent."
-)
-@click.option("--force", is_flag=True, help="Replace a version that exists.")
-@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it as JSON.")
 def triton_command(
     model: Path | None,
     repository: Path | None,

@@ -176,6 +176,7 @@ def given(context: click.Context) -> list[click.Parameter]:
         parameter
         for parameter in context.command.params
         if isinstance(parameter, click.Option)
+        and parameter.expose_value
         and context.get_parameter_source(parameter.name or "") in said
     ]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from patchconv_deploy.engines.measurement import Measurement
-from patchconv_deploy.engines.ort.measure import PROCESSES, measure
+from patchconv_deploy.engines.ort.measure import PROCESSES, Progress, measure
 from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.engines.ort.run import check_provider
 from patchconv_deploy.engines.timing import Timing
@@ -64,6 +64,7 @@ def measure_onnxruntime(
     memory_limit: int | None = None,
     recommended: bool = False,
     at_best: bool = False,
+    progress: Progress | None = None,
 ) -> list[Measurement]:
     """Measure model files side by side on seeded inputs.
 
@@ -80,6 +81,7 @@ def measure_onnxruntime(
         at_best: With ``recommended``, one that recommends none beside one that does runs at the
             pair of memory reuse and memory pattern that it needs least memory at, and says so, then
             at ``options``: what was cut is compared with the original at its best.
+        progress: Called with (what, done, total) from time to time.
 
     Returns:
         A result a model; of one that runs at its best and at ``options``, in this order.
@@ -90,13 +92,14 @@ def measure_onnxruntime(
     with prepared(models, shapes, seed) as made:
         rows = [(one, options, "") for one in made]
         if recommended:
-            rows = _rows(made, options, memory_limit, at_best=at_best)
+            rows = _rows(made, options, memory_limit, at_best=at_best, progress=progress)
         results = measure(
             [one.job for one, _, _ in rows],
             [each for _, each, _ in rows],
             runs=runs,
             processes=processes,
             memory_limit=memory_limit,
+            progress=progress,
         )
     notes = [
         note if recommended else unlike_recommended(one.metadata, options) for one, _, note in rows
@@ -108,7 +111,12 @@ def measure_onnxruntime(
 
 
 def _rows(
-    made: Sequence[Prepared], options: OrtOptions, memory_limit: int | None, *, at_best: bool
+    made: Sequence[Prepared],
+    options: OrtOptions,
+    memory_limit: int | None,
+    *,
+    at_best: bool,
+    progress: Progress | None,
 ) -> list[tuple[Prepared, OrtOptions, str]]:
     """Return which model is to run under which options, and what is to be said of it.
 
@@ -117,6 +125,7 @@ def _rows(
         options: What holds for all that no model says anything of.
         memory_limit: Address space of each measuring process, bytes.
         at_best: Look for the options that those need least memory at that recommend none.
+        progress: Called with (what, done, total) from time to time.
 
     Raises:
         UsageError: What a model recommends is not understood.
@@ -130,23 +139,36 @@ def _rows(
         elif alone or not at_best:
             rows.append((one, options, _NO_OPTIONS))
         else:
-            lowest = _lowest_pair(one, options, memory_limit)
+            lowest = _lowest_pair(one, options, memory_limit, progress)
             rows.append((one, lowest, _AT_ITS_BEST))
             rows += [(one, options, "")] * (lowest != options)
     return rows
 
 
-def _lowest_pair(one: Prepared, options: OrtOptions, memory_limit: int | None) -> OrtOptions:
+def _lowest_pair(
+    one: Prepared, options: OrtOptions, memory_limit: int | None, progress: Progress | None
+) -> OrtOptions:
     """Return options with memory reuse and memory pattern as a model needs least memory.
 
     One process each says which that is; ``options`` themselves if none runs.
     """
     pairs = [dataclasses.replace(each, arena=options.arena) for each in memory_pairs(options)]
     found = measure(
-        [one.job] * len(pairs), pairs, runs=1, processes=1, rounds=1, memory_limit=memory_limit
+        [one.job] * len(pairs),
+        pairs,
+        runs=1,
+        processes=1,
+        rounds=1,
+        memory_limit=memory_limit,
+        progress=_told_as(f"looking for the best options of {one.job.model.name}", progress),
     )
     chosen = best(found)
     return options if chosen is None else pairs[found.index(chosen)]
+
+
+def _told_as(what: str, progress: Progress | None) -> Progress | None:
+    """Return a progress that says what is done in words of its own."""
+    return None if progress is None else lambda _, done, total: progress(what, done, total)
 
 
 def tune_onnxruntime(
@@ -158,6 +180,7 @@ def tune_onnxruntime(
     processes: int = PROCESSES,
     seed: int = 0,
     memory_limit: int | None = None,
+    progress: Progress | None = None,
 ) -> list[list[Measurement]]:
     """Measure each model with memory reuse, memory pattern and the arena each on and off.
 
@@ -173,6 +196,7 @@ def tune_onnxruntime(
         processes: Fresh processes that each peak is measured in.
         seed: Seed of the inputs.
         memory_limit: Address space of each measuring process, bytes.
+        progress: Called with (what, done, total) from time to time.
 
     Returns:
         Per model four results with the arena, the runtime's defaults first, then, on the CPU, four
@@ -191,6 +215,7 @@ def tune_onnxruntime(
                     runs=runs,
                     processes=processes,
                     memory_limit=memory_limit,
+                    progress=progress,
                 )
                 # The defaults are there once.
                 results += found[1:] if results else found

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 from rich.text import Text
 
 from patchconv_deploy.console import styled
@@ -16,6 +15,7 @@ from patchconv_deploy.engines.ort.options import GPU_FIELDS, OrtOptions
 from patchconv_deploy.engines.trt.measure import TensorRTResult
 from patchconv_deploy.measure.run import Result, best, spelled
 from patchconv_deploy.report.text import mebibytes
+from patchconv_deploy.tables import Row, print_table
 from patchconv_deploy.words import in_flags
 
 __all__ = [
@@ -25,6 +25,19 @@ __all__ = [
     "print_tensorrt",
     "tuning_json",
 ]
+
+
+# A unit or a second word stands below, so that all fit a terminal of 80 columns.
+_COLUMNS = (
+    "loading",
+    "running",
+    "whole\nprocess",
+    "x\nfirst",
+    "activations",
+    "median\ns",
+    "min .. max",
+    "x\nfirst",
+)
 
 
 def print_results(results: Sequence[Result], console: Console) -> None:
@@ -38,17 +51,14 @@ def print_results(results: Sequence[Result], console: Console) -> None:
 
 def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
     """Print one row a model; what is planned is called planned."""
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    for name in ("planned activation MiB", "x first", "planned scratch MiB", "weights MiB"):
-        table.add_column(name, justify="right")
+    columns = ["activations", "x first", "scratch", "weights"]
     measured = any(result.kind == "measured" for result in results)
-    for name in ("measured peak MiB", "x first", "median s", "x first") if measured else ():
-        table.add_column(name, justify="right")
-    first = results[0]
+    if measured:
+        columns += ["measured\npeak", "x first", "median s", "x first"]
+    first, rows = results[0], []
     for result in results:
         if result.error:
-            table.add_row(result.model, styled(("failed", "red")))
+            rows.append(Row(result.model, (styled(("failed", "red")),)))
             continue
         cells = [
             mebibytes(result.planned_activation_bytes),
@@ -64,14 +74,18 @@ def print_tensorrt(results: Sequence[TensorRTResult], console: Console) -> None:
                 _seconds(result.latency_s.median),
                 "-" if base is None else f"{result.latency_s.median / base:.2f}",
             ]
-        table.add_row(result.model, *cells)
-    console.print(table)
+        rows.append(Row(result.model, tuple(cells)))
+    print_table(console, "model", columns, rows)
     _print_notes(results, console)
     found = next((result for result in results if not result.error), first)
     how = (
         "planned by the builder, nothing was run"
         if found.kind == "planned"
         else "measured; inputs and outputs not in the peak"
+    )
+    console.print(
+        "MiB. activations, scratch, weights: as planned by the builder, for the engine's memory",
+        style="dim",
     )
     console.print(
         f"{found.engine} {found.version}; {found.device}; {how}; maxAuxStreams=0; {found.date}",
@@ -107,29 +121,15 @@ def tuning_json(tuned: Sequence[Sequence[Measurement]]) -> dict[str, Any]:
 def print_measurements(results: Sequence[Measurement], console: Console) -> None:
     """Print one row a model, each beside the first."""
     shared, differing = _options(results)
-    several = any(result.processes > 1 for result in results)
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("model", overflow="fold")
-    if differing:
-        table.add_column("options", no_wrap=True)
-    least = ["least"] if several else []
-    # The unit stands below, so that a terminal has room for the model's name.
-    memory = ("loading", "running", *least, "whole process", "x first", "activations")
-    for name in (*memory, "median s", "min .. max", "x first"):
-        table.add_column(name, justify="right")
-    first = results[0]
+    first, rows = results[0], []
     for result in results:
-        cells = [result.model]
-        if differing:
-            cells.append(spelled(result, differing))
+        head = ", ".join(filter(None, (result.model, spelled(result, differing))))
         if result.error or result.latency_s is None:
-            table.add_row(*cells, styled(("failed", "red")))
+            rows.append(Row(head, (styled(("failed", "red")),)))
             continue
-        cells += [mebibytes(result.load_bytes), mebibytes(result.peak_bytes)]
-        if several:
-            cells.append(mebibytes(min(result.peaks_bytes)))
-        table.add_row(
-            *cells,
+        cells = (
+            mebibytes(result.load_bytes),
+            mebibytes(result.peak_bytes),
             mebibytes(result.whole_bytes),
             _over(result.whole_bytes, first.whole_bytes),
             mebibytes(result.runtime_peak_bytes) if result.runtime_peak_bytes else "-",
@@ -137,7 +137,8 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
             f"{_seconds(result.latency_s.min)} .. {_seconds(result.latency_s.max)}",
             "-" if result.ratio is None else f"{result.ratio.median:.2f}",
         )
-    console.print(table)
+        rows.append(Row(head, cells))
+    print_table(console, "model", _COLUMNS, rows)
     _print_notes(results, console)
     found = next((result for result in results if not result.error), None)
     if found is None:
@@ -155,12 +156,19 @@ def print_measurements(results: Sequence[Measurement], console: Console) -> None
     console.print(
         f"ONNX Runtime {found.version}, {', '.join(found.providers)}; {found.device}; "
         f"{found.runs} runs{rounds}, {found.timing}; largest figures of {found.processes} "
-        f"processes, {fixed} addresses; {shared}; {found.date}",
+        f"processes{_apart(results)}, {fixed} addresses; {shared}; {found.date}",
         style="dim",
     )
     sizes = {result.input_bytes for result in results if not result.error}
     if len(sizes) > 1:
         console.print(_note("the models ran on inputs of different sizes; fix them with shapes="))
+
+
+def _apart(results: Sequence[Measurement]) -> str:
+    """Return by how much the peaks of processes of one model differ at most."""
+    peaks = [result.peaks_bytes for result in results if len(result.peaks_bytes) > 1]
+    most = max((max(each) - min(each) for each in peaks), default=0)
+    return f", of which running differs by {mebibytes(most)} MiB at most" if peaks else ""
 
 
 def _options(results: Sequence[Measurement]) -> tuple[str, list[str]]:
@@ -184,7 +192,7 @@ def _note(text: str) -> Text:
 
 
 def _seconds(value: float) -> str:
-    return f"{value:.3f}" if value >= 1 else f"{value:#.3g}"
+    return f"{value:.1f}" if value >= 100 else f"{value:#.3g}"
 
 
 def _over(value: int | None, reference: int | None) -> str:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from patchconv_deploy.engines.measurement import Measurement
-from patchconv_deploy.engines.ort.measure import PROCESSES, measure
+from patchconv_deploy.engines.ort.measure import PROCESSES, Progress, measure
 from patchconv_deploy.engines.ort.options import SESSION_OPTIONS, OrtOptions
 from patchconv_deploy.measure.prepared import prepared
 from patchconv_deploy.measure.run import lowest_of, memory_pairs, noted, spelled
@@ -106,6 +106,7 @@ def tune_rewritten(
     processes: int = PROCESSES,
     seed: int = 0,
     served: bool = False,
+    progress: Progress | None = None,
 ) -> Tuned:
     """Measure a rewritten model at each pair of memory reuse and memory pattern, on the CPU.
 
@@ -117,6 +118,7 @@ def tune_rewritten(
         processes: Fresh processes that each peak is measured in.
         seed: Seed of the inputs.
         served: Leave memory reuse on, for a server that cannot be told to turn it off.
+        progress: Called with (what, done, total) from time to time.
 
     Raises:
         EngineMissing: ONNX Runtime is not installed.
@@ -126,7 +128,9 @@ def tune_rewritten(
     pairs = [pair for pair in memory_pairs(defaults) if pair.memory_reuse or not served]
     with prepared([original, rewritten], shapes, seed) as (before, after):
         jobs = [before.job, *[after.job] * len(pairs)]
-        first, *rows = measure(jobs, [defaults, *pairs], runs=runs, processes=processes)
+        first, *rows = measure(
+            jobs, [defaults, *pairs], runs=runs, processes=processes, progress=progress
+        )
         chosen = least_changed(rows)
         originals = [noted(first, before.note)]
         if chosen is not None:
@@ -134,7 +138,9 @@ def tune_rewritten(
             chosen = noted(chosen, f"recommended: {spelled(chosen, _FIELDS)}", after.note)
             rows[at] = chosen
             if pairs[at] != defaults and not first.error:
-                (alone,) = measure([before.job], [pairs[at]], runs=runs, processes=processes)
+                (alone,) = measure(
+                    [before.job], [pairs[at]], runs=runs, processes=processes, progress=progress
+                )
                 # It ran in no one's turn, so its time is beside no other's.
                 originals.append(dataclasses.replace(alone, ratio=None))
     return Tuned((*originals, *rows), chosen)

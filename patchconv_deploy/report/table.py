@@ -7,9 +7,8 @@ from math import inf
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
 
-from patchconv_deploy.console import plain_table, printable, styled
+from patchconv_deploy.console import printable, styled
 from patchconv_deploy.engines.ort.options import SESSION_OPTIONS
 from patchconv_deploy.report.report import ENGINE_NAMES, Report, all_sizes_text
 from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
@@ -18,6 +17,7 @@ from patchconv_deploy.rewriters.memory.peak import Peak
 from patchconv_deploy.rewriters.outcome import Outcome, Rewritten
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.rewriters.regions.refusal import Refusal
+from patchconv_deploy.tables import Row, print_table
 from patchconv_deploy.words import in_flags
 
 __all__ = ["print_report"]
@@ -110,12 +110,15 @@ def _print_memory(report: Report, outcome: Outcome, console: Console) -> None:
     cut, both = bool(outcome.rewritten), (outcome.before, outcome.after)
     console.print(f"Predicted memory ({engine}); docs/measuring.md has more of each figure:")
     columns = ("before", "after") if cut else ("as it is",)
-    table = plain_table("  MiB", *columns, "what it is")
-    for name, of, what in _FIGURES:
-        sizes = [mebibytes(of(each)) for each in both[: len(columns)]]
-        table.add_row(f"  {name}", *sizes, in_flags(what))
-    table.columns[-1].justify = "left"
-    console.print(table)
+    rows = [
+        Row(
+            f"  {name}",
+            tuple(mebibytes(of(each)) for each in both[: len(columns)]),
+            in_flags(what),
+        )
+        for name, of, what in _FIGURES
+    ]
+    print_table(console, "  MiB", columns, rows, tail="what it is")
     forms = ", ".join(f"{form} {mebibytes(size)}" for form, size in peak["by_form"].items())
     others = f"activations of these regions in each form, MiB: {forms}" * (len(peak["by_form"]) > 1)
     if work or others:
@@ -197,34 +200,47 @@ def _print_choice(report: Report, outcome: Outcome, console: Console) -> None:
     shown = best[max(0, at - _BESIDE) : at + _BESIDE + 1]
     if len(shown) < 2:
         return
-    console.print("Plans beside it, by what running takes:" if outcome.rewritten else "Weighed:")
-    for candidate in shown:
-        console.print(
-            f"  {candidate.form} x{candidate.splits}, regions {candidate.regions}: "
-            f"{with_unit(None if candidate.unknown else candidate.peak)}, "
-            f"{candidate.recompute:.3f}x the work, "
-            f"{candidate.time:.3f}x the time"
-            + ("" if candidate.fits else ", above the limits")
-            + (", taken" if candidate.taken else ""),
+    rows = [
+        Row(
+            f"  {each.form} x{each.splits}, regions {each.regions}",
+            (
+                mebibytes(None if each.unknown else each.peak),
+                f"{each.recompute:.3f}x",
+                f"{each.time:.3f}x",
+            ),
+            ", ".join(
+                filter(None, ("" if each.fits else "above the limits", each.taken * "taken"))
+            ),
         )
+        for each in shown
+    ]
+    title = "Plans beside it" if outcome.rewritten else "Weighed"
+    print_table(console, title, ("running, MiB", "work", "time"), rows)
 
 
 def _print_regions(outcome: Outcome, console: Console) -> None:
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("region", overflow="fold", min_width=10)
-    for name in ("nodes", "recompute"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("first input -> first output", overflow="fold", min_width=10)
-    table.add_column("form x patches", no_wrap=True)
-    for region in outcome.rewritten:
-        table.add_row(
-            printable(" .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1])))),
-            str(len(region.nodes)),
-            "at run time" if region.recompute is None else f"{region.recompute:.2f}x",
-            f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
-            _patches(region),
+    rows = [
+        Row(
+            " .. ".join(dict.fromkeys((region.nodes[0], region.nodes[-1]))),
+            (
+                str(len(region.nodes)),
+                _recompute(region),
+                f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
+                _patches(region),
+            ),
         )
-    console.print(table)
+        for region in outcome.rewritten
+    ]
+    columns = ("nodes", "recompute", "first input -> first output", "form x patches")
+    print_table(console, "region", columns, rows, words=columns[2:])
+    _print_region_notes(outcome, console)
+
+
+def _recompute(region: Rewritten) -> str:
+    return "at run time" if region.recompute is None else f"{region.recompute:.2f}x"
+
+
+def _print_region_notes(outcome: Outcome, console: Console) -> None:
     for region in outcome.rewritten:
         for note in region.notes:
             console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
@@ -239,27 +255,23 @@ def _print_table(outcome: Outcome, console: Console) -> None:
     if any(region.form not in SINGLE_FORMS for region in outcome.rewritten):
         _print_regions(outcome, console)
         return
-    table = Table(header_style="bold", box=None, pad_edge=False)
-    table.add_column("Conv", overflow="fold", min_width=10)
-    table.add_column("input -> output", overflow="fold", min_width=10)
-    for name in ("MiB", "recompute"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("form x patches", no_wrap=True)
-    for name in ("peak: batch", "sequential"):
-        table.add_column(name, justify="right", no_wrap=True)
-    for region in outcome.rewritten:
-        table.add_row(
-            printable(" + ".join(region.nodes)),
-            f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
-            mebibytes(region.size.bytes),
-            "at run time" if region.recompute is None else f"{region.recompute:.2f}x",
-            f"{region.form} x{region.splits}",
-            *_peaks_of(region),
+    rows = [
+        Row(
+            " + ".join(region.nodes),
+            (
+                f"{shape_text(region.size.input)} -> {shape_text(region.size.output)}",
+                mebibytes(region.size.bytes),
+                _recompute(region),
+                f"{region.form} x{region.splits}",
+                *_peaks_of(region),
+            ),
         )
-    console.print(table)
-    for region in outcome.rewritten:
-        for note in region.notes:
-            console.print(f"  {printable(region.nodes[0])}: {in_flags(note)}")
+        for region in outcome.rewritten
+    ]
+    shapes, forms = "input -> output", "form x patches"
+    columns = (shapes, "MiB", "recompute", forms, "peak:\nbatch", "sequential")
+    print_table(console, "Conv", columns, rows, words=(shapes, forms))
+    _print_region_notes(outcome, console)
 
 
 def _peaks_of(region: Rewritten) -> Iterator[str]:

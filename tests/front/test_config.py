@@ -91,6 +91,14 @@ def test_what_is_wrong_in_a_file_is_said(text: str, said: str, source: Path) -> 
     assert file_names(source.parent) == ["model.onnx", "run.toml"]
 
 
+def test_a_page_takes_its_options_from_a_file_too(source: Path) -> None:
+    """And says how to make it again."""
+    config = _config(source, "splits = 2\nverify = false\ncurve = false")
+    done = run_command("report", source, "--config", config)
+    assert done.returncode == 0, done.stderr
+    assert "--splits 2" in source.with_name("model.report.html").read_text()
+
+
 def test_a_missing_file_is_said(source: Path) -> None:
     """As any other file that is read."""
     done = run_command("rewrite", source, "--config", source.with_name("none.toml"))

@@ -17,10 +17,10 @@ from patchconv_deploy.console import (
     PlainConsole,
     complain,
     log_to_stderr,
-    plain_table,
     printable,
     styled,
 )
+from patchconv_deploy.tables import Row, print_table
 from patchconv_deploy.verify import verification
 from tests.support.small_models import model, node, noise
 
@@ -199,21 +199,20 @@ def test_a_mismatch_quotes_names_as_text(
     assert text.count("\n") == 1
 
 
-def test_a_terminal_gets_no_orders_from_names() -> None:
-    """Where colours are on, lines and cells hold only those of our own."""
+@pytest.mark.parametrize("width", [900, 300])
+def test_a_terminal_gets_no_orders_from_names(width: int) -> None:
+    """Where colours are on, lines and cells hold only those of our own; names beside or above."""
     stream = io.StringIO()
-    console = PlainConsole(file=stream, force_terminal=True, width=300, color_system="standard")
-    table = plain_table(HOSTILE)
-    table.add_row(HOSTILE)
-    table.add_row(styled(HOSTILE, ("failed", "red")))
-    console.print(table)
+    console = PlainConsole(file=stream, force_terminal=True, width=width, color_system="standard")
+    row = Row(HOSTILE, (HOSTILE, styled(HOSTILE, ("failed", "red"))), HOSTILE)
+    print_table(console, "name", ("a", "b"), [row], tail="said")
     console.print(HOSTILE)
     console.print(styled(("note:", "yellow"), HOSTILE))
     shown = stream.getvalue()
     for own in ("\x1b[0m", "\x1b[1m", "\x1b[31m", "\x1b[33m"):
         shown = shown.replace(own, "")
     _assert_harmless(shown)
-    assert shown.count(SHOWN) == 5
+    assert shown.count(SHOWN) == 6
 
 
 def test_the_log_is_lines_of_text(capfd: pytest.CaptureFixture[str]) -> None:

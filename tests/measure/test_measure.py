@@ -84,8 +84,20 @@ def test_the_high_water_mark_is_reset_and_sees_a_passing_allocation() -> None:
 def test_figures_of_two_models_side_by_side(tmp_path: Path) -> None:
     """Twice the side is four times the memory; inputs and outputs are counted apart."""
     small, large = _chain(tmp_path, 256), _chain(tmp_path, 512)
-    found = measure([small, large], [OrtOptions(threads=2)] * 2, runs=2, processes=2)
+    told: list[tuple[str, int, int]] = []
+    found = measure(
+        [small, large],
+        [OrtOptions(threads=2)] * 2,
+        runs=2,
+        processes=2,
+        progress=lambda *what: told.append(what),
+    )
     assert [result.error for result in found] == ["", ""]
+    # Both in turn, then two processes of each.
+    assert [(done, total) for _, done, total in told] == [(n, 6) for n in (0, 2, 3, 4, 5)]
+    assert [what for what, _, _ in told[1:]] == [
+        f"measuring chain_{side}.onnx" for side in (256, 256, 512, 512)
+    ]
     # Two live tensors of 16 channels are 8 and 32 MiB.
     peaks = [result.peak_bytes or 0 for result in found]
     assert 8 * MIB < peaks[0] < 40 * MIB
@@ -220,10 +232,11 @@ def test_the_command_prints_a_table_and_writes_json(tmp_path: Path) -> None:
     assert "x first" in done.stdout
     head = re.split(r" {2,}", done.stdout.splitlines()[0].strip())
     assert head[:7] == [
-        "model", "loading", "running", "least", "whole process", "x first", "activations",
+        "model", "loading", "running", "whole process", "x first", "activations", "median s",
     ]  # fmt: skip
     assert "MiB. loading: what creating the session adds" in done.stdout
     assert "whole process: both, what they share once" in done.stdout
+    assert "2 processes, of which running differs by" in done.stdout
     results = json.loads(target.read_text())["results"]
     assert len(results) == 2
     assert set(results[0]) >= {

@@ -223,8 +223,6 @@ def _read_back(asked: Asked, progress: Progress | None) -> _Done:
     )
     rows: list[Row | str] = []
     if asked.measure:
-        if progress is not None:
-            progress("measuring", 0, 1)
         largest = {n: tuple(high for _, high in e) for n, e in remade.options.ranges.items()}
         shapes = {**remade.options.shapes, **largest}
         measured = measure_onnxruntime(
@@ -235,6 +233,7 @@ def _read_back(asked: Asked, progress: Progress | None) -> _Done:
             seed=asked.seed,
             recommended=True,
             at_best=True,
+            progress=progress,
         )
         rows = [row_of(each.as_json()) for each in measured]
     return _Done(
