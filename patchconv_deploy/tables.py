@@ -112,7 +112,14 @@ def _lines(console: Console, table: Table, indent: str = "") -> list[Segments]:
     """Return the lines of a table of which nothing is folded or cropped, however wide it is."""
     options = console.options.update(width=_width(console, table))
     lines = console.render_lines(table, options, pad=False)
-    return [Segments([Segment(indent), *line, Segment.line()]) for line in lines]
+    return [Segments([Segment(indent), *_stripped(line), Segment.line()]) for line in lines]
+
+
+def _stripped(line: list[Segment]) -> list[Segment]:
+    """Return a line without the blanks at its end, which cells are filled up with."""
+    while line and not line[-1].text.strip():
+        line = line[:-1]
+    return [*line[:-1], *(Segment(last.text.rstrip(), last.style) for last in line[-1:])]
 
 
 def _width(console: Console, table: Table) -> int:

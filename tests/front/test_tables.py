@@ -19,7 +19,8 @@ def _printed(width: int, *, soft_wrap: bool = False, rows: tuple[Row, ...] = ROW
     stream = io.StringIO()
     console = PlainConsole(file=stream, width=width, soft_wrap=soft_wrap)
     print_table(console, "region", COLUMNS, rows, tail="why", words=("shapes",))
-    return [line.rstrip() for line in stream.getvalue().splitlines()]
+    lines = stream.getvalue().splitlines()
+    return lines if soft_wrap else [line.rstrip() for line in lines]
 
 
 def test_on_a_wide_terminal_a_row_is_a_line() -> None:
@@ -37,6 +38,7 @@ def test_a_pipe_gets_a_line_a_row() -> None:
     name = "/" + "x" * 500
     lines = _printed(200, soft_wrap=True, rows=(*ROWS, Row(name, ("3", "2.5"))))
     assert lines[-1].split() == [name, "3", "2.5"]
+    assert all(line == line.rstrip() for line in lines)
     heads = [line.split()[0] for line in lines[1:4]]
     assert heads == ["/decoder/block.0/conv1/Conv", "a\\x1b[2J", "of"]
     assert lines[3].endswith(ROWS[2].tail)
