@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import onnx
 import pytest
 
 from tests.planning.test_peak_holders import vae_decoder
 from tests.support.commands import run_command
-from tests.support.report_pages import HOSTILE, hostile
-from tests.support.small_models import super_resolution
+from tests.support.report_pages import HOSTILE, hostile, measured_row
+from tests.support.small_models import model, node, noise, super_resolution
 
 pytestmark = pytest.mark.slow
 
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+
+
+# What stands beyond the edge of what is written on; tables scroll by themselves.
+BEYOND = """
+  const EDGE = document.querySelector("main").getBoundingClientRect().right;
+  [...document.querySelectorAll("header *, main *")]
+    .filter((e) => !e.closest(".table") && !e.closest("#graph-plot"))
+    .filter((e) => e.getBoundingClientRect().width > 0)
+    .filter((e) => e.getBoundingClientRect().right > EDGE + 1)
+    .map((e) => `${e.tagName} ${e.className} ${e.textContent.slice(0, 40)}`)
+"""
+
+# Draw the memory plot anew; return what is written: left, right, upper and lower edge.
+WRITTEN = """
+  () => {
+    const found = [];
+    const say = Report.say;
+    Report.say = (ctx, text, x, y) => {
+      const wide = ctx.measureText(text).width;
+      const begin = { left: x, right: x - wide, center: x - wide / 2 }[ctx.textAlign];
+      found.push([text, begin, begin + wide, y - 11 * devicePixelRatio, y]);
+      say(ctx, text, x, y);
+    };
+    Report.highlight(-1);
+    const { width, height } = document.querySelector("#memory-plot canvas");
+    return new Promise((done) => setTimeout(() => done([found, width, height]), 100));
+  }
+"""
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +103,43 @@ def decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return _write(vae_decoder((64, 64)), folder, "--splits", "8", "--max-recompute", "4")
 
 
+@pytest.fixture(scope="module")
+def again(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The page of a network of which a region runs what another one runs, too."""
+    folder = tmp_path_factory.mktemp("again")
+    asked = ("--splits", "8", "--max-recompute", "4", "--no-curve", "--exclude", "deep*")
+    return _write(_with_a_skip(128), folder, *asked)
+
+
+def _with_a_skip(side: int) -> onnx.ModelProto:
+    """Make a network down and up, with a large tensor that waits beside."""
+    weights = {"w": noise(16, 3, 3, 3), "c": noise(64, 16, 3, 3) / 12}
+    weights |= {"d": noise(16, 64, 3, 3) / 24, "e": noise(16, 32, 3, 3) / 16}
+    weights |= {"f": noise(3, 16, 3, 3) / 12, "s": np.array([1, 1, 4, 4], np.float32)}
+    nodes = [
+        node("Conv", "x w", "t0", name="in", pads=[1] * 4),
+        node("Relu", "t0", "t1", name="act"),
+        node("MaxPool", "t1", "t2", name="pool", kernel_shape=[2, 2], strides=[2, 2]),
+        node("Conv", "t2 c", "t3", name="deep", pads=[1] * 4, strides=[2, 2]),
+        node("Relu", "t3", "t4", name="deeper"),
+        node("Conv", "t4 d", "t5", name="deepest", pads=[1] * 4),
+        node(
+            *("Resize", "t5 ? s", "t6"),
+            name="up",
+            mode="nearest",
+            coordinate_transformation_mode="asymmetric",
+            nearest_mode="floor",
+        ),
+        node("Concat", "t1 t6", "t7", name="join", axis=1),
+        node("Conv", "t7 e", "t8", name="merge", pads=[1] * 4),
+        node("Relu", "t8", "t9", name="last"),
+        node("Conv", "t9 f", "y", name="out", pads=[1] * 4),
+    ]
+    nodes[6].input[:] = ["t5", "", "s"]
+    whole = (1, 3, side, side)
+    return model(nodes, {"x": whole}, {"y": whole}, weights)
+
+
 def _painted(page: Any, place: str) -> int:
     """Return how many colours a canvas shows."""
     count: int = page.evaluate(
@@ -86,16 +154,64 @@ def _painted(page: Any, place: str) -> int:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-@pytest.mark.parametrize("width", [1280, 800])
+@pytest.mark.parametrize("width", [1280, 800, 390])
 def test_it_draws(browser: Any, decoder: Path, scheme: str, width: int) -> None:
     """Both plots and the graph are there in both schemes, and nothing is wider than the window."""
     opened = _Opened(browser, decoder, scheme, width)
     for place in ("#memory-plot", "#curve-plot"):
         assert _painted(opened.page, place) > 10
     assert opened.page.evaluate("Report.graph.nodes('.region').length") > 1
+    opened.page.evaluate("document.querySelectorAll('details').forEach((e) => (e.open = true))")
     assert opened.page.evaluate("document.documentElement.scrollWidth") <= width
+    assert opened.page.evaluate(BEYOND) == []
     paper = opened.page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert paper == {"light": "rgb(251, 250, 248)", "dark": "rgb(21, 24, 27)"}[scheme]
+    opened.close()
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_words_of_a_plot_stand_apart(browser: Any, width: int, tmp_path: Path) -> None:
+    """Both measured lines lie at a predicted peak: nothing is written over or cut off."""
+    source, patched = tmp_path / "model.onnx", tmp_path / "model.patched.onnx"
+    onnx.save(super_resolution(32), source)
+    report = tmp_path / "r.json"
+    cut = run_command("rewrite", source, "--splits", "4", "--no-verify", "--report", report)
+    assert cut.returncode == 0
+    peaks = json.loads(report.read_text())["peak_activation_bytes"]
+    rows = [measured_row(path.name, peaks["after"]) for path in (source, patched)]
+    (tmp_path / "m.json").write_text(json.dumps({"results": rows}))
+    out = tmp_path / "page.html"
+    asked = ("--figures", tmp_path / "m.json", "--no-verify", "--no-curve", "-o", out)
+    assert run_command("report", source, patched, *asked).returncode == 0
+    opened = _Opened(browser, out, width=width)
+    words, wide, tall = opened.page.evaluate(WRITTEN)
+    assert len(words) == 4
+    assert len([text for text, *_ in words if "measured: " in text]) == 2
+    for text, left, right, top, bottom in words:
+        assert 0 <= left < right <= wide, text
+        assert 0 <= top < bottom <= tall, text
+    for (one, a, b, c, d), (other, e, f, g, h) in combinations(words, 2):
+        assert b <= e or f <= a or d <= g or h <= c, (one, other)
+    opened.close()
+
+
+def test_what_is_made_again_is_dashed(browser: Any, again: Path) -> None:
+    """A region that runs nodes of another reads what they read, and not what they make."""
+    opened = _Opened(browser, again)
+    page = opened.page
+    ends = "(edge) => [edge.source(), edge.target()].map((end) => end.data('label'))"
+    dashed = page.evaluate(f"Report.graph.edges('.again').map({ends})")
+    drawn = page.evaluate(f"Report.graph.edges().map({ends})")
+    assert dashed
+    for source, target in dashed:
+        assert source.startswith("R")
+        assert target.startswith("R")
+        # What its nodes are made of is read there, too.
+        assert [end for end, other in drawn if other == target and end.startswith("x\n")]
+    page.evaluate("void Report.graph.edges('.again')[0].emit('tap')")
+    assert "not read: made again" in page.inner_text("#graph-about")
+    page.evaluate("void Report.graph.edges('.again')[0].target().emit('tap')")
+    assert "that other regions draw" in page.inner_text("#graph-about")
     opened.close()
 
 

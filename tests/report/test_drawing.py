@@ -87,6 +87,29 @@ def test_a_node_of_two_regions_is_drawn_once() -> None:
     assert shared == [labels[3]]
     at = next(entry for entry in found["nodes"] if entry[0] == labels[3])
     assert found["boxes"][at[4]][:2] == ["region", 0]
+    again = [[found["nodes"][number][0] for number in numbers] for numbers in found["again"]]
+    assert again == [[], [labels[3]]]
+
+
+def test_what_was_written_anew_is_drawn_in_its_region() -> None:
+    """Nodes that the result has no more are in the region that reads them, or that they read."""
+    names = "conv reshape norm back scale other relu last".split()
+    nodes = [
+        node("Identity", before, name, name=name)
+        for before, name in zip(["x", *names], names, strict=False)
+    ]
+    made = model(nodes, {"x": (1, 2)}, {"last": None})
+    regions = [["conv", "norm"], ["relu"]]
+    kept = {"other"}
+    found = drawing(made.graph, regions, (), {}, kept)
+    where = {entry[0]: found["boxes"][entry[4]][1] for entry in found["nodes"][: len(names)]}
+    assert where["reshape"] == 0
+    assert where["back"] == where["scale"] == 0  # what reads them was not written anew
+    assert where["last"] == 1
+    assert where["other"] == -1
+    plain = drawing(made.graph, regions, (), {})
+    where = {entry[0]: plain["boxes"][entry[4]][1] for entry in plain["nodes"][: len(names)]}
+    assert where["reshape"] == where["back"] == where["last"] == -1
 
 
 def test_inputs_and_outputs_are_ends() -> None:

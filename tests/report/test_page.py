@@ -51,7 +51,7 @@ def test_its_figures_are_the_reports(written: tuple[Page, dict[str, Any]]) -> No
     assert f"Activations predicted {before} → {after} MiB" in summary
     whole = [mebibytes(process[when]["together"]) for when in ("before", "after")]
     assert f"Whole process predicted {whole[0]} → {whole[1]} MiB" in summary
-    assert f"Work counted {report['recompute']:.3f}x" in summary
+    assert f"{report['recompute']:.3f}x the work counted" in summary
     seams = sum(len(entry["seams"]) for entry in report["rewritten"])
     assert f"Regions counted {len(report['rewritten'])}" in summary
     assert f"{seams} seams" in summary
@@ -59,6 +59,9 @@ def test_its_figures_are_the_reports(written: tuple[Page, dict[str, Any]]) -> No
     assert "at x 1x3x32x32" in summary
     assert report["choice"].startswith("of ")
     assert f"Why this plan: {report['choice']}." in page.section("summary")
+    head = page.words.partition("Memory over the run")[0]
+    assert f"the whole process needs {whole[1]} MiB instead of {whole[0]} MiB, at" in head
+    assert head.index("Whole process predicted") < head.index("Activations predicted")
 
 
 def test_its_curves_have_the_reports_peaks(written: tuple[Page, dict[str, Any]]) -> None:
@@ -168,6 +171,16 @@ def test_what_is_not_cut_says_why(tmp_path: Path) -> None:
     assert page.data["plots"]["after"] is None
     assert page.data["regions"] == []
     assert "layers whose patches would need as much" in page.section("peak")
+    # The first lines say why, and what to do, in the words of the part on the peak.
+    reason = page.section("peak").partition("Why the original's tensors are there whole ")[2]
+    said = "Nothing is cut: no plan that was tried gains. At the peak of "
+    assert said in page.words
+    cause = reason.partition(" MiB")[0]
+    words, size = cause.rsplit(" ", 1)
+    assert f"{words} hold {size} MiB." in page.words
+    assert "What may help: try more patches" in page.section("summary")
+    assert "As it is: " in page.section("peak")
+    assert "Before" not in page.section("peak")
 
 
 def test_sizes_that_are_assumed_are_said(tmp_path: Path) -> None:
@@ -177,6 +190,12 @@ def test_sizes_that_are_assumed_are_said(tmp_path: Path) -> None:
     assert "x 1x2x512x96 free (1x2x?x96); assumed" in page.words
     assert page.data["regions"][0]["windows"] is None
     assert "at run time" in page.section("regions")
+
+
+def _height_of(text: ElementTree.Element) -> float:
+    """Return where a text of an SVG stands, from the top."""
+    moved = re.search(r"translate\([-\d.]+ ([-\d.]+)\)", text.get("transform", ""))
+    return float(moved[1] if moved else text.get("y", "nan"))
 
 
 def test_plots_are_files(tmp_path: Path) -> None:
@@ -191,8 +210,16 @@ def test_plots_are_files(tmp_path: Path) -> None:
         else:
             assert ElementTree.fromstring(data).tag.endswith("svg")
     for when in ("before", "after"):
-        said = f"{when}, predicted: {max(page.data['plots'][when]['bytes']) / 2**20:,.1f} MiB"
+        highest = max(page.data["plots"][when]["bytes"]) / 2**20
+        said = f"{when}, activations, predicted: {highest:,.1f} MiB"
         assert said in (tmp_path / "p" / "memory.svg").read_text()
+    for name in ("memory.svg", "curve.svg"):
+        drawn = ElementTree.parse(tmp_path / "p" / name)
+        area = next(e for e in drawn.iter() if e.tag.endswith("clipPath"))[0]
+        legend = next(e for e in drawn.iter() if e.get("id") == "legend_1")
+        words = [e for e in legend.iter() if e.tag.endswith("}text")]
+        assert words
+        assert all(_height_of(word) < float(area.get("y", 0)) for word in words)
 
 
 def test_a_page_replaces_a_page_and_nothing_else(tmp_path: Path) -> None:

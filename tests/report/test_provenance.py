@@ -16,7 +16,7 @@ from patchconv_deploy.report.page.figures import read_figures
 from patchconv_deploy.report.text import mebibytes
 from tests.planning.test_peak_holders import vae_decoder
 from tests.support.commands import run_command
-from tests.support.report_pages import Page, read_page
+from tests.support.report_pages import Page, measured_row, read_page
 from tests.support.small_models import chain, file_names, super_resolution
 
 
@@ -66,7 +66,7 @@ def test_what_was_made_of_a_model_is_known_again(
         assert f"→ {mebibytes(peak['after'])} MiB" in page.section("summary")
         assert max(page.data["plots"]["after"]["bytes"]) == peak["after"]
         if report["recompute"] is not None:
-            assert f"Work counted {report['recompute']:.3f}x" in page.section("summary")
+            assert f"{report['recompute']:.3f}x the work counted" in page.section("summary")
 
 
 def test_what_was_changed_since_is_said(tmp_path: Path) -> None:
@@ -167,39 +167,24 @@ def test_a_plan_that_is_damaged_is_refused(tmp_path: Path) -> None:
     assert "the plan it holds cannot be read" in done.stderr
 
 
-def _measured(name: str, peak: int, **more: Any) -> dict[str, Any]:
-    options = {"memory_reuse": more.pop("reuse", True), "memory_pattern": True}
-    latency = {"median": 0.5, "min": 0.4, "max": 0.6}
-    return {
-        "model": f"some/where/{name}",
-        "engine": "onnxruntime",
-        "version": "1.32",
-        "device": "a processor",
-        "options": options,
-        "peak_bytes": peak,
-        "whole_bytes": 2 * peak,
-        "latency_s": latency,
-        "ratio": {"median": 1.5, "min": 1, "max": 2},
-        "date": "2026-01-01",
-        "error": "",
-        **more,
-    }
-
-
 def test_figures_of_before_are_shown(tmp_path: Path) -> None:
     """What was measured and verified before stands beside what is predicted, and says so."""
     source, patched = _pair(tmp_path, super_resolution(16))
     rows = [
-        _measured("model.onnx", 9 << 20),
-        _measured("model.patched.onnx", 5 << 20, reuse=False),
-        _measured("model.patched.onnx", 7 << 20),
-        _measured("broken.onnx", 0, error="out of memory"),
+        measured_row("model.onnx", 9 << 20),
+        measured_row("model.patched.onnx", 5 << 20, reuse=False),
+        measured_row("model.patched.onnx", 7 << 20),
+        measured_row("broken.onnx", 0, error="out of memory"),
     ]
     (tmp_path / "m.json").write_text(json.dumps({"results": rows}))
     page, _ = _page(source, patched, "--no-verify", "--figures", tmp_path / "m.json")
     summary = page.section("summary")
-    assert "9.0 → 5.0 MiB running measured" in summary
-    assert "18.0 → 10.0 MiB measured" in summary
+    assert "Running measured 9.0 → 5.0 MiB" in summary
+    assert "Whole process measured 18.0 → 10.0 MiB" in summary
+    said = "the whole process needs 10.0 MiB instead of 18.0 MiB, at 1.50x the time (measured)."
+    assert said in page.words
+    assert "Measured with onnxruntime 1.32 on a processor; the original with default" in summary
+    assert "cut, memory reuse off, memory pattern on" in summary
     assert "Time measured 1.50x" in summary
     lines = page.data["plots"]["measured"]
     assert [(line["when"], line["bytes"]) for line in lines] == [
@@ -213,7 +198,7 @@ def test_figures_of_before_are_shown(tmp_path: Path) -> None:
     assert said in page.section("summary")
 
 
-def test_both_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_both_files_aremeasured_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The files themselves, the rewritten one as it recommends, at the sizes that it has."""
     options = ("--splits", "4", "--shape", "x:1x2x96x64")
     source, patched = _pair(tmp_path, chain(4, (1, 2, "h", 64)), *options)
@@ -227,7 +212,7 @@ def test_both_files_are_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("patchconv_deploy.report.page.subject.measure_onnxruntime", measured)
     page, _ = _page(source, patched, "--no-verify", "--measure")
     assert asked == [([source, patched], {"x": (1, 2, 96, 64)}, True)]
-    assert "8.0 → 2.0 MiB running measured" in page.section("summary")
+    assert "Running measured 8.0 → 2.0 MiB" in page.section("summary")
     assert [line["bytes"] for line in page.data["plots"]["measured"]] == [8 << 20, 2 << 20]
 
 
@@ -241,6 +226,11 @@ def test_a_verification_of_before_is_not_done_again(tmp_path: Path) -> None:
     assert f"as {report} says" in page.section("measured")
     assert "at x 1x3x16x16" in page.section("summary")
     data = json.loads(report.read_text())
+    # What there is to doubt stands beside the word that all is well.
+    data["verification"]["doubt"] = "the outputs are <nearly> zero"
+    report.write_text(json.dumps(data))
+    doubted, _ = _page(source, patched, "--figures", report)
+    assert "the outputs are <nearly> zero" in doubted.section("summary")
     data["rewritten"][0]["nodes"].pop()
     report.write_text(json.dumps(data))
     done = run_command("report", source, patched, "--figures", report, "-o", tmp_path / "q.html")
@@ -248,7 +238,7 @@ def test_a_verification_of_before_is_not_done_again(tmp_path: Path) -> None:
     assert "is of another rewrite" in done.stderr
 
 
-def test_a_builders_plan_is_not_called_measured(tmp_path: Path) -> None:
+def test_a_builders_plan_is_not_calledmeasured_row(tmp_path: Path) -> None:
     """What TensorRT plans is planned."""
     row = {
         "model": "model.onnx",

@@ -13,7 +13,7 @@ import onnx
 from tests.support.commands import run_command
 from tests.support.small_models import model, node, noise
 
-__all__ = ["HOSTILE", "Page", "hostile", "read_page", "write_page"]
+__all__ = ["HOSTILE", "Page", "hostile", "measured_row", "read_page", "write_page"]
 
 # Names that would be markup, a template or a terminal's commands, if anybody let them.
 HOSTILE = (
@@ -117,3 +117,29 @@ def write_page(made: onnx.ModelProto, folder: Path, *arguments: str | Path) -> P
     done = run_command("report", folder / "model.onnx", *arguments, "--no-curve", "-o", out)
     assert done.returncode == 0, done.stderr
     return read_page(out)
+
+
+def measured_row(name: str, peak: int, **more: Any) -> dict[str, Any]:
+    """Return what ``patchconv measure --json`` writes of a model.
+
+    Args:
+        name: Its file.
+        peak: Bytes that its runs took; the process took twice as many.
+        more: What else is written, or otherwise; ``reuse`` is whether memory was reused.
+    """
+    options = {"memory_reuse": more.pop("reuse", True), "memory_pattern": True}
+    latency = {"median": 0.5, "min": 0.4, "max": 0.6}
+    return {
+        "model": f"some/where/{name}",
+        "engine": "onnxruntime",
+        "version": "1.32",
+        "device": "a processor",
+        "options": options,
+        "peak_bytes": peak,
+        "whole_bytes": 2 * peak,
+        "latency_s": latency,
+        "ratio": {"median": 1.5, "min": 1, "max": 2},
+        "date": "2026-01-01",
+        "error": "",
+        **more,
+    }

@@ -4,7 +4,8 @@
     figures      what was measured and verified before, read from JSON
     provenance   whether a rewritten file was made of the model at hand
     content      the page as plain data
-    summary      its head: a sentence, the cards, the verification
+    summary      its head: a sentence, the verification
+    cards        its figures, each with how it is known
     regions      how each region is cut, in rows
     holders      what holds the peak, and what was left alone
     timeline     memory over the run

@@ -8,11 +8,12 @@ are no markup is up to `render`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from patchconv_deploy.console import printable
+from patchconv_deploy.report.page.cards import cards
 from patchconv_deploy.report.page.drawing import drawing
 from patchconv_deploy.report.page.figures import Row
 from patchconv_deploy.report.page.holders import alive_at, causes, left_alone
@@ -20,9 +21,10 @@ from patchconv_deploy.report.page.naming import Regions
 from patchconv_deploy.report.page.regions import regions_of
 from patchconv_deploy.report.page.subject import Subject
 from patchconv_deploy.report.page.summary import (
-    cards,
+    advice,
     lead,
     measured_pair,
+    measured_with,
     settings,
     verification,
 )
@@ -56,6 +58,7 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
     cut = bool(outcome.rewritten)
     peaks = {"before": outcome.before, "after": outcome.after}
     source = subject.asked.source
+    curve = _curve(subject)
     return {
         "title": printable(source.name),
         "patched": None if subject.asked.patched is None else printable(subject.asked.patched.name),
@@ -69,8 +72,11 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
         "node_count": len(graph.node),
         "sizes": _sizes(subject),
         "cards": cards(subject),
+        "measured_with": measured_with(subject),
+        "advice": advice(subject),
         "verification": verification(subject),
         "notes": [printable(in_flags(text)) for text in _notes(subject)],
+        "axis": _axis(subject),
         "regions": regions_of(outcome.rewritten, data["rewritten"], operators),
         "causes": causes(subject.overview.reasons, outcome.before, cut=cut),
         "peaks": {
@@ -89,8 +95,10 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
             for t in subject.overview.tensors[:_TENSORS]
         ],
         "rows": [_row(row) for row in subject.rows],
+        "rows_by": _rows_by(subject.rows),
         "failed": [printable(text) for text in subject.failed],
-        "curve": _curve(subject),
+        "curve": curve,
+        "plans": [] if curve is None else _plans(curve),
         "choice": _choice(subject),
         "commands": list(commands),
         "plots": {
@@ -102,9 +110,17 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
                 [entry["nodes"] for entry in data["rewritten"]],
                 subject.overview.tensors,
                 outcome.assumed,
+                {node.name for node in outcome.model.graph.node} if cut else None,
             ),
         },
     }
+
+
+def _axis(subject: Subject) -> str:
+    """Return what is cut, in a word; empty where that is not known."""
+    plan = subject.outcome.plan
+    axis = str(subject.options.axis if plan is None else plan["axis"])
+    return axis if axis in ("height", "width") else ""
 
 
 def _sizes(subject: Subject) -> list[tuple[str, str, str]]:
@@ -142,16 +158,26 @@ def _measured_lines(subject: Subject) -> list[dict[str, Any]]:
 def _row(row: Row) -> dict[str, str]:
     return {
         "model": printable(row.model),
-        "engine": printable(row.engine),
-        "kind": row.kind,
-        "device": printable(row.device),
         "options": printable(row.options),
         "peak": mebibytes(row.peak),
         "whole": "" if row.whole is None else mebibytes(row.whole),
         "seconds": "" if row.seconds is None else f"{row.seconds:.3g}",
         "ratio": "" if row.ratio is None else f"{row.ratio:.2f}x",
-        "date": printable(row.date),
+        "by": printable(_by(row)),
     }
+
+
+def _by(row: Row) -> str:
+    """Return what a row was found with, and when, to the minute."""
+    engine = row.engine if row.kind == "measured" else f"{row.engine} ({row.kind})"
+    date = row.date[:16].replace("T", " ") + (" UTC" if row.date.endswith("+00:00") else "")
+    return ", ".join(filter(None, (engine, row.device, date)))
+
+
+def _rows_by(rows: Sequence[Row]) -> str:
+    """Return what all rows were found with; empty where they differ."""
+    found = {_by(row) for row in rows}
+    return printable(found.pop()) if len(found) == 1 else ""
 
 
 def _statistics(subject: Subject) -> list[list[str]]:
@@ -197,6 +223,15 @@ def _curve(subject: Subject) -> dict[str, Any] | None:
         "taken": taken,
         "budget": subject.options.memory_budget,
     }
+
+
+def _plans(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the plans of the table, the least time first, the one that was taken among them."""
+    taken = curve["taken"]
+    found = [{**each, "taken": each == taken} for each in curve["points"] or curve["weighed"]]
+    if taken is not None and taken["time"] is not None and not any(p["taken"] for p in found):
+        found.append({**taken, "taken": True})
+    return sorted(found, key=lambda each: (each["time"], -each["peak"]))
 
 
 def _point(plan: Candidate) -> dict[str, Any]:

@@ -11,7 +11,7 @@ leaves a box and comes back; boxes make no circle. Constants and arithmetic on s
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -46,6 +46,7 @@ def drawing(
     regions: Sequence[Sequence[str]],
     tensors: Sequence[TensorSize],
     assumed: Mapping[str, Shape],
+    kept: Collection[str] | None = None,
 ) -> dict[str, Any]:
     """Return the picture as data.
 
@@ -54,15 +55,21 @@ def drawing(
         regions: Labels of the nodes of each region.
         tensors: Shapes and bytes of activations.
         assumed: Shapes of inputs that have free dimensions.
+        kept: Names of the nodes of the rewritten graph. A node that is in no region and not there
+            was written anew with the region that it leads to, and is drawn there. None to draw all
+            as they are.
 
     Returns:
         ``nodes``: [label, operator, shape, bytes, box]; ``boxes``: [kind, region or -1, title];
         ``edges``: [from, to, bytes, tensor], nodes by number, the model's inputs and outputs among
         them (operators "input" and "output"); ``hidden``: nodes that are not drawn; ``shared``:
-        numbers of nodes that are in several regions.
+        numbers of nodes that are in several regions; ``again``:
+        per region the numbers of those that it runs and another one draws.
     """
     found = _read(graph)
     region_of, shared = _regions_of(found, regions)
+    if kept is not None:
+        _take_in(found, region_of, kept)
     boxes = _boxes(found, region_of)
     sizes = {tensor.name: tensor for tensor in tensors}
     number = {at: count for count, at in enumerate(found.drawn)}
@@ -91,6 +98,12 @@ def drawing(
         "edges": [[a, b, size, printable(name)] for a, b, size, name in edges],
         "hidden": found.hidden,
         "shared": sorted(number[at] for at in shared),
+        "again": [
+            sorted(
+                number[at] for at in shared if found.labels[at] in names and region_of[at] != each
+            )
+            for each, names in enumerate(map(set, regions))
+        ],
     }
 
 
@@ -145,6 +158,24 @@ def _regions_of(found: _Graph, regions: Sequence[Sequence[str]]) -> tuple[dict[i
                 shared.add(at)
             region_of.setdefault(at, number)
     return region_of, shared
+
+
+def _take_in(found: _Graph, region_of: dict[int, int], kept: Collection[str]) -> None:
+    """Draw nodes that were written anew in the region that reads them, else in one they read.
+
+    Of a normalisation spelled out in several nodes a region names one alone.
+    """
+    readers: dict[int, list[int]] = {at: [] for at in found.drawn}
+    for at, sources in found.reads.items():
+        for source in sources:
+            readers[source].append(at)
+    names = {at: found.nodes[at].name for at in found.drawn if at not in region_of}
+    gone = [at for at, name in names.items() if name and name not in kept]
+    for order, beside in ((reversed(gone), readers), (gone, found.reads)):
+        for at in order:
+            near = {region_of.get(other) for other in beside[at]} - {None}
+            if at not in region_of and len(near) == 1:
+                region_of[at] = near.pop() or 0
 
 
 def _boxes(found: _Graph, region_of: Mapping[int, int]) -> list[tuple[str, int, tuple[int, ...]]]:

@@ -70,7 +70,9 @@ def _drawn(base: Path, draw: Callable[[Axes], None]) -> list[Path]:
         draw(axes)
         axes.set_ylim(0)
         axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(frameon=False)
+        # Beside the axes it lies on no line.
+        count = len(axes.get_legend_handles_labels()[1])
+        figure.legend(loc="outside upper left", ncols=min(count, 2), frameon=False)
         figure.savefig(files[0], metadata={"Date": None})
         figure.savefig(files[1], dpi=160)
     return files
@@ -86,15 +88,16 @@ def _memory(axes: Axes, plots: Mapping[str, Any]) -> None:
         sizes = [size / _MIB for size in (*run["bytes"], run["bytes"][-1])]
         share = [100 * at / len(run["bytes"]) for at in range(len(sizes))]
         axes.fill_between(share, sizes, step="post", color=colour, alpha=0.2, linewidth=0)
-        label = f"{name}, predicted: {max(sizes):,.1f} MiB"
+        label = f"{name}, activations, predicted: {max(sizes):,.1f} MiB"
         axes.step(share, sizes, where="post", color=colour, linewidth=1.3, label=label)
     for line in plots["measured"]:
         colour = _BEFORE if line["when"] == "before" else _AFTER
-        label = f"{line['when']}, {line['kind']}: {line['bytes'] / _MIB:,.1f} MiB"
+        what = "running" if line["kind"] == "measured" else "activations"
+        label = f"{line['when']}, {what}, {line['kind']}: {line['bytes'] / _MIB:,.1f} MiB"
         axes.axhline(line["bytes"] / _MIB, color=colour, linestyle="--", linewidth=1, label=label)
     axes.set_xlim(0, 100)
     axes.set_xlabel("steps done, %")
-    axes.set_ylabel("activations, MiB")
+    axes.set_ylabel("MiB")
 
 
 def _curve(axes: Axes, curve: Mapping[str, Any]) -> None:

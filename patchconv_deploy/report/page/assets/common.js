@@ -4,6 +4,8 @@ const Report = {
   // Whether the page goes to paper, which is light and so many pixels wide, margins left out.
   paper: false,
   PAPER: 660,
+  // A plot of fewer pixels has shorter words.
+  NARROW: 520,
 
   data: JSON.parse(document.getElementById("data").textContent),
 
@@ -57,6 +59,24 @@ const Report = {
 
   width(place) {
     return Report.paper ? Report.PAPER : Math.max(200, Math.floor(place.clientWidth - 20));
+  },
+
+  // Room for an axis' numbers and no more, on a narrow page no word beside them.
+  upright(place, label) {
+    const size = (plot, ticks) =>
+      14 + 7 * Math.max(1, ...(ticks || []).map((tick) => String(tick).length));
+    if (Report.width(place) < Report.NARROW) return Report.axis({ size });
+    return Report.axis({ label, labelSize: 22, size });
+  },
+
+  // Write text on a plot in the paper's colour all around it, so that no line runs through.
+  say(ctx, text, x, y) {
+    ctx.lineJoin = "round";
+    ctx.lineWidth = 4 * devicePixelRatio;
+    ctx.strokeStyle = Report.colour("paper");
+    ctx.setLineDash([]);
+    ctx.strokeText(text, x, y);
+    ctx.fillText(text, x, y);
   },
 
   axis(more) {

@@ -12,9 +12,11 @@
     ...(taken ? [{ plan: taken, series: 3 }] : []),
   ];
   all.sort((a, b) => a.plan.time - b.plan.time || b.plan.peak - a.plan.peak);
+  // Of what there is none there is no series, and no word in the legend.
+  const there = [1, 2, 3].filter((number) => all.some((entry) => entry.series === number));
   const columns = [
     all.map((entry) => entry.plan.time),
-    ...[1, 2, 3].map((number) =>
+    ...there.map((number) =>
       all.map((entry) => (entry.series === number ? entry.plan.peak / 1048576 : null)),
     ),
   ];
@@ -69,7 +71,7 @@
     ctx.font = `${12 * ratio}px system-ui, sans-serif`;
     ctx.textAlign = "right";
     const said = `budget ${Report.mib(budget)} MiB`;
-    ctx.fillText(said, u.bbox.left + u.bbox.width - 4 * ratio, y - 5 * ratio);
+    Report.say(ctx, said, u.bbox.left + u.bbox.width - 4 * ratio, y - 6 * ratio);
     ctx.restore();
   }
 
@@ -120,9 +122,9 @@
           size: 30,
           values: (u, ticks) => ticks.map((tick) => `${tick}x`),
         }),
-        Report.axis({ label: "running, MiB", labelSize: 22, size: 58 }),
+        Report.upright(place, "running, MiB"),
       ],
-      series: [{ label: "time" }, ...series],
+      series: [{ label: "time" }, ...there.map((number) => series[number - 1])],
       hooks: { setCursor: [hover], draw: [limit] },
     };
     plot = new uPlot(options, columns, place);

@@ -4,11 +4,11 @@
   const place = document.getElementById("graph-plot");
   const about = document.getElementById("graph-about");
   const search = document.getElementById("graph-search");
-  const { nodes, boxes, edges, shared } = Report.data.plots.drawing;
+  const { nodes, boxes, edges, shared, again } = Report.data.plots.drawing;
   const { regions } = Report.data;
   const FONT = '"system-ui", "Segoe UI", Roboto, "DejaVu Sans", sans-serif';
   const TITLE = 22;
-  const READABLE = 0.8;
+  const READABLE = 1;
   const inside = boxes.map(() => []);
   nodes.forEach((node, number) => inside[node[4]].push(number));
   const open = new Set();
@@ -18,19 +18,36 @@
 
   const many = (count, word) => `${count.toLocaleString("en-US")} ${word}${count === 1 ? "" : "s"}`;
 
+  // What a region runs and another one draws: it does not read that, it makes it again.
+  const repeated = again.map((numbers) => new Set(numbers));
+  const boxOf = new Map();
+  boxes.forEach(([, region], box) => {
+    if (region >= 0) boxOf.set(region, box);
+  });
+
   // Between boxes one edge a pair; within a box all of them.
   const between = new Map();
   const within = boxes.map(() => []);
+  function join(a, b, from, name, bytes, made) {
+    const key = `${a}-${b}`;
+    const held = between.get(key) || { a, b, names: new Map() };
+    held.names.set(`${from} ${name}`, [name, bytes, made]);
+    between.set(key, held);
+  }
   edges.forEach(([from, to, bytes, name], number) => {
     const [a, b] = [nodes[from][4], nodes[to][4]];
     if (a === b) {
       within[a].push(number);
-      return;
+    } else {
+      const region = boxes[b][1];
+      join(a, b, from, name, bytes, region >= 0 && repeated[region].has(from));
     }
-    const key = `${a}-${b}`;
-    const held = between.get(key) || { a, b, names: new Map() };
-    held.names.set(`${from} ${name}`, [name, bytes]);
-    between.set(key, held);
+    // What it makes again it makes from what is read there.
+    repeated.forEach((numbers, region) => {
+      if (!numbers.has(to) || numbers.has(from) || !boxOf.has(region)) return;
+      const box = boxOf.get(region);
+      if (a !== box) join(a, box, from, name, bytes, false);
+    });
   });
 
   function lines(box) {
@@ -134,13 +151,16 @@
     });
     for (const { a, b, names } of between.values()) {
       const bytes = [...names.values()].reduce((sum, entry) => sum + entry[1], 0);
+      const made = [...names.values()].every((entry) => entry[2]);
       const route = {
         from: top.node(String(a)),
         to: top.node(String(b)),
         points: top.edge(String(a), String(b)).points,
       };
       const more = { thick: thick(bytes), key: `${a}-${b}` };
-      found.push(edgeElement(`e${a}-${b}`, `b${a}`, `b${b}`, route, more));
+      const element = edgeElement(`e${a}-${b}`, `b${a}`, `b${b}`, route, more);
+      if (made) element.classes += " again";
+      found.push(element);
     }
     return found;
   }
@@ -221,6 +241,7 @@
           "edge-distances": "node-position",
         },
       },
+      { selector: "edge.again", style: { "line-style": "dashed", "line-dash-pattern": [5, 4] } },
       {
         selector: ":selected",
         style: { "border-width": 2.5, "border-color": ink, "line-color": ink, "target-arrow-color": ink },
@@ -337,6 +358,10 @@
       pairs.splice(3, 0, ["window", `${cut.windows.height} of ${cut.windows.rows} rows`]);
       pairs.splice(4, 0, ["halo", `${cut.windows.halo} rows`]);
     }
+    if (repeated[region].size) {
+      const said = `${many(repeated[region].size, "node")} that other regions draw`;
+      pairs.push(["runs again", said]);
+    }
     show(`Region ${cut.id}`, pairs, Report.hue(region));
     if (Report.highlight) Report.highlight(region);
   }
@@ -345,8 +370,11 @@
     const key = edge.data("key");
     const held = key
       ? [...between.get(key).names.values()]
-      : [[edges[edge.data("inner")][3], edges[edge.data("inner")][2]]];
-    const pairs = held.map(([name, bytes]) => [bytes ? `${Report.mib(bytes)} MiB` : "", name]);
+      : [[edges[edge.data("inner")][3], edges[edge.data("inner")][2], false]];
+    const pairs = held.map(([name, bytes, made]) => [
+      bytes ? `${Report.mib(bytes)} MiB` : "",
+      made ? `${name} (not read: made again)` : name,
+    ]);
     show(held.length > 1 ? `${held.length} tensors` : "Tensor", pairs);
   }
 

@@ -9,6 +9,7 @@
   const readout = document.getElementById("memory-readout");
   const runs = after ? [before, after] : [before];
   const names = ["before", "after"];
+  const word = (name) => (after ? name : "as it is,");
   let marked = -1;
   let plot = null;
   let watch = null;
@@ -26,7 +27,7 @@
     const region = run.regions[step];
     const where = region < 0 ? "" : `R${region + 1} `;
     return [
-      ["b", name, name],
+      ["b", name, word(name)],
       ` ${Report.mib(run.bytes[step])} MiB while ${where}${run.labels[step]} runs`,
     ];
   }
@@ -82,45 +83,67 @@
     const ratio = devicePixelRatio;
     ctx.save();
     ctx.font = `600 ${12 * ratio}px system-ui, sans-serif`;
-    ctx.lineJoin = "round";
-    // Text has the paper's colour around it, so that lines do not run through.
-    const say = (text, x, y) => {
-      ctx.lineWidth = 4 * ratio;
-      ctx.strokeStyle = Report.colour("paper");
-      ctx.strokeText(text, x, y);
-      ctx.fillText(text, x, y);
+    [ctx.textAlign, ctx.textBaseline] = ["left", "alphabetic"];
+    const narrow = u.width < Report.NARROW;
+    const { left, top, width, height } = u.bbox;
+    // What was written already: left, right, upper and lower edge.
+    const taken = [];
+    const room = (text, x, y) => [x, x + ctx.measureText(text).width, y - 12 * ratio, y + 3 * ratio];
+    const free = ([a, b, c, d]) =>
+      a >= left && b <= left + width && c >= top - 8 * ratio && d <= top + height &&
+      !taken.some(([e, f, g, h]) => a < f && b > e && c < h && d > g);
+    // Write at the first of some places that is free, or at none.
+    const say = (text, places) => {
+      const found = places.find(([x, y]) => free(room(text, x, y)));
+      if (!found) return false;
+      taken.push(room(text, ...found));
+      Report.say(ctx, text, ...found);
+      return true;
     };
     const side = (from, to) => Math.max(...columns.slice(1).flatMap((c) => c.slice(from, to)));
-    const left = side(0, COLUMNS * 0.4) < side(COLUMNS * 0.6, COLUMNS);
-    for (const line of measured) {
-      const y = u.valToPos(line.bytes / 1048576, "y", true);
-      ctx.strokeStyle = ctx.fillStyle = Report.colour(line.when);
+    const first = side(0, COLUMNS * 0.4) < side(COLUMNS * 0.6, COLUMNS);
+    const lines = measured.map((line) => ({ ...line, y: u.valToPos(line.bytes / 1048576, "y", true) }));
+    for (const line of lines) {
+      ctx.strokeStyle = Report.colour(line.when);
       ctx.lineWidth = 1.2 * ratio;
       ctx.setLineDash([5 * ratio, 4 * ratio]);
       ctx.beginPath();
-      ctx.moveTo(u.bbox.left, y);
-      ctx.lineTo(u.bbox.left + u.bbox.width, y);
+      ctx.moveTo(left, line.y);
+      ctx.lineTo(left + width, line.y);
       ctx.stroke();
-      ctx.setLineDash([]);
-      ctx.textAlign = left ? "left" : "right";
-      const x = left ? u.bbox.left + 6 * ratio : u.bbox.left + u.bbox.width - 6 * ratio;
-      const said = `${line.when}, ${line.kind}: ${Report.mib(line.bytes)} MiB (${line.options})`;
-      say(said, x, y - 5 * ratio);
     }
+    const spots = runs.map((run) => ({
+      x: u.valToPos((100 * (run.peak + 0.5)) / run.bytes.length, "x", true),
+      y: u.valToPos(run.bytes[run.peak] / 1048576, "y", true),
+    }));
+    // Peaks stand where they are, so they are written first; lines have all their length.
     runs.forEach((run, number) => {
-      const share = (100 * (run.peak + 0.5)) / run.bytes.length;
-      const x = u.valToPos(share, "x", true);
-      const y = u.valToPos(run.bytes[run.peak] / 1048576, "y", true);
-      if (x < u.bbox.left || x > u.bbox.left + u.bbox.width) return;
+      const { x, y } = spots[number];
+      if (x < left || x > left + width) return;
       ctx.fillStyle = Report.colour(names[number]);
       ctx.beginPath();
       ctx.arc(x, y, 3.5 * ratio, 0, 2 * Math.PI);
       ctx.fill();
-      const right = x > u.bbox.left + 0.8 * u.bbox.width;
-      ctx.textAlign = right ? "right" : "left";
-      const beside = (right ? -8 : 8) * ratio;
-      say(`${Report.mib(run.bytes[run.peak])} MiB`, x + beside, y - 4 * ratio);
+      const text = `${Report.mib(run.bytes[run.peak])} MiB`;
+      const before = x - 8 * ratio - ctx.measureText(text).width;
+      const ahead = x + 8 * ratio;
+      const clear = lines.some((line) => Math.abs(line.y - y) < 14 * ratio) ? 21 : 4;
+      const places = [[ahead, y - clear * ratio], [before, y - clear * ratio]];
+      if (x > left + 0.8 * width) places.reverse();
+      say(text, [...places, [ahead, y + 16 * ratio], [before, y + 16 * ratio]]);
     });
+    for (const line of lines) {
+      ctx.fillStyle = Report.colour(line.when);
+      const short = `${narrow ? "" : `${line.when}, `}${line.kind}: ${Report.mib(line.bytes)} MiB`;
+      const at = (text) => {
+        const ends = [left + 6 * ratio, left + width - 6 * ratio - ctx.measureText(text).width];
+        if (!first) ends.reverse();
+        const middle = left + (width - ctx.measureText(text).width) / 2;
+        return [...ends, middle].flatMap((x) => [[x, line.y - 5 * ratio], [x, line.y + 14 * ratio]]);
+      };
+      const long = `${short} (${line.options})`;
+      if (narrow || !say(long, at(long))) say(short, at(short));
+    }
     ctx.restore();
   }
 
@@ -147,7 +170,7 @@
       scales: { x: { time: false, range: [0, 100] }, y: { range: [0, 1.1 * highest] } },
       axes: [
         Report.axis({ label: "steps done, %", labelSize: 18, size: 30 }),
-        Report.axis({ label: "activations, MiB", labelSize: 22, size: 58 }),
+        Report.upright(place, "activations, MiB"),
       ],
       series: [{ label: "steps" }, ...series],
       hooks: { setCursor: [hover], draw: [strip, marks] },
