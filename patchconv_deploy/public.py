@@ -28,6 +28,7 @@ from patchconv_deploy.rewriters.errors import (
     SaveError,
 )
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.schemas import schema
 from patchconv_deploy.triton.write import check_triton_repository, write_triton_repository
 
 __all__ = [
@@ -62,5 +63,6 @@ __all__ = [
     "convert_model",
     "pareto",
     "rewrite",
+    "schema",
     "write_triton_repository",
 ]

@@ -33,6 +33,9 @@ __all__ = [
 ]
 
 
+# Of `patchconv_deploy.schemas`.
+VERSION = 1
+
 ENGINE_NAMES = {
     "onnxruntime-tuned": "ONNX Runtime, recommended options",
     "onnxruntime": "ONNX Runtime, default options",
@@ -127,6 +130,7 @@ def make_report(
     doubt = doubt_of(verification)
     warnings += (doubt,) if doubt else ()
     data: dict[str, Any] = {
+        "version": VERSION,
         "model": _model_json(outcome, source),
         "output": None if out is None else str(out),
         "options": _options_json(options),
