@@ -212,6 +212,7 @@ def test_what_is_made_again_is_dashed(browser: Any, again: Path) -> None:
     assert "not read: made again" in page.inner_text("#graph-about")
     page.evaluate("void Report.graph.edges('.again')[0].target().emit('tap')")
     assert "that other regions draw" in page.inner_text("#graph-about")
+    assert page.is_visible("#graph-again")
     opened.close()
 
 
@@ -220,6 +221,9 @@ def test_a_region_opens_and_tells(browser: Any, decoder: Path) -> None:
     opened = _Opened(browser, decoder)
     page = opened.page
     assert page.evaluate("Report.graph.nodes('.inner').length") == 0
+    assert page.is_visible("#graph-again") == page.evaluate(
+        "Report.graph.edges('.again').length > 0"
+    )
     page.evaluate("void Report.graph.nodes('.region')[0].emit('tap')")
     inner = page.evaluate("Report.graph.nodes('.inner').length")
     assert inner > 0
@@ -254,6 +258,33 @@ def test_a_pointer_is_told_the_step(browser: Any, decoder: Path) -> None:
     assert "before" in said
     assert "after" in said
     assert "%" in said
+    opened.close()
+
+
+def test_dragging_zooms(browser: Any, decoder: Path) -> None:
+    """The plot shows what was dragged over; a double click shows all of it again."""
+    opened = _Opened(browser, decoder)
+    page = opened.page
+    page.locator("#memory-plot").scroll_into_view_if_needed()
+    box = page.locator("#memory-plot .u-over").bounding_box()
+    assert box is not None
+    told = []
+
+    def tell() -> float:
+        page.mouse.move(box["x"] + 2, box["y"] + 100)
+        page.wait_for_timeout(200)
+        return float(page.inner_text("#memory-readout").partition(" %")[0])
+
+    told.append(tell())
+    page.mouse.move(box["x"] + 0.5 * box["width"], box["y"] + 100)
+    page.mouse.down()
+    page.mouse.move(box["x"] + 0.75 * box["width"], box["y"] + 110, steps=5)
+    page.mouse.up()
+    told.append(tell())
+    page.mouse.dblclick(box["x"] + 50, box["y"] + 100)
+    told.append(tell())
+    assert told[0] == told[2] < 1
+    assert 49 < told[1] < 52
     opened.close()
 
 

@@ -74,10 +74,7 @@ def drawing(
     sizes = {tensor.name: tensor for tensor in tensors}
     number = {at: count for count, at in enumerate(found.drawn)}
     nodes: list[list[Any]] = []
-    made: list[list[Any]] = []
-    for kind, region, members in boxes:
-        title = _title(kind, members, found)
-        made.append([kind, region, title])
+    made: list[list[Any]] = [[kind, region, _title(kind, of, found)] for kind, region, of in boxes]
     box_of = {at: count for count, (_, _, members) in enumerate(boxes) for at in members}
     for at in found.drawn:
         node = found.nodes[at]
@@ -261,8 +258,8 @@ def _stretches(run: Sequence[int], found: _Graph) -> Iterator[tuple[str, int, tu
 def _title(kind: str, members: Sequence[int], found: _Graph) -> str:
     if kind == "node":
         return ""
-    first, last = (printable(found.labels[at]) for at in (members[0], members[-1]))
-    return first if first == last else f"{first} .. {last}"
+    ends = dict.fromkeys(printable(found.labels[at]) for at in (members[0], members[-1]))
+    return " .. ".join(ends)
 
 
 def _interface(

@@ -476,5 +476,6 @@
     cy.style(style());
     picture();
   });
+  document.getElementById("graph-again").hidden = !cy.edges(".again").length;
   fit(READABLE);
 })();

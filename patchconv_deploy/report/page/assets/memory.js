@@ -167,7 +167,11 @@
       cursor: { y: false, points: { show: false }, drag: { x: true, y: false } },
       padding: [10, 14, 0, 0],
       legend: { live: false, show: runs.length > 1 },
-      scales: { x: { time: false, range: [0, 100] }, y: { range: [0, 1.1 * highest] } },
+      scales: {
+        // All of it, or what was dragged over.
+        x: { time: false, range: (u, from, to) => [from, to >= 99.95 ? 100 : to] },
+        y: { range: [0, 1.1 * highest] },
+      },
       axes: [
         Report.axis({ label: "steps done, %", labelSize: 18, size: 30 }),
         Report.upright(place, "activations, MiB"),
