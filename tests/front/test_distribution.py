@@ -72,7 +72,7 @@ def test_a_wheel_and_a_source_distribution_hold_everything(tmp_path: Path) -> No
     python = tmp_path / "env/bin/python"
     # Not even pip may see the repository: it would say that all is installed.
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    install = [python, "-m", "pip", "install", "-q", f"{wheel}[cpu]"]
+    install = [str(python), "-m", "pip", "install", "-q", f"{wheel}[cpu]"]
     subprocess.run(install, check=True, timeout=900, env=environment)
     onnx.save(conv((1, 2, 512, 512)), tmp_path / "conv.onnx")
     done = subprocess.run(
