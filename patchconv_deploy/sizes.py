@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 import re
 
-__all__ = ["SIZES", "doubted", "parse_size"]
+__all__ = ["SIZES", "doubted", "parse_size", "spelled_size"]
 
 # What an error or a help text says of them.
 SIZES = "512MiB, 2GiB (512M, 2G are the same), or 2GB (10^9 bytes)"
@@ -40,6 +40,15 @@ def parse_size(text: str) -> int | None:
         return None
     # A whole number of units stays one: a float has 53 bits.
     return int(found[1]) * unit if found[1].isdigit() else int(size)
+
+
+def spelled_size(size: int) -> str:
+    """Return bytes as people would type them: 512MiB, 100000B; `parse_size` reads it back."""
+    for unit in ("TiB", "GiB", "MiB", "KiB"):
+        whole, rest = divmod(size, _UNITS[unit.lower()])
+        if whole and not rest:
+            return f"{whole}{unit}"
+    return f"{size}B"
 
 
 def doubted(text: str) -> str | None:

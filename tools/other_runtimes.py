@@ -2,8 +2,8 @@
 
     python -m tools.other_runtimes model.onnx model.patched.onnx
 
-Each file runs under ONNX Runtime, at the session options that it recommends, and under OpenVINO on
-the CPU, in float32 (``pip install openvino``). The files take turns, each in a process of its own.
+Each file runs under OpenVINO on the CPU, in float32 (``pip install openvino``). The files take
+turns, each in a process of its own. `patchconv measure` is the same for ONNX Runtime.
 Prints a Markdown table: memory and time as `tools.side_by_side` has them, and how far the output is
 off that of the first file under the same runtime.
 
@@ -16,7 +16,7 @@ import importlib.util
 import json
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,10 +30,7 @@ from tools.side_by_side import THREADS, Figures, markdown, measure
 __all__ = ["main"]
 
 # As tables call them, and as pip and Python do.
-RUNTIMES = {"ONNX Runtime": "onnxruntime", "OpenVINO": "openvino"}
-
-# Without these the original needs far more than it must.
-_BEST = {"enable_mem_pattern": False, "enable_mem_reuse": False}
+RUNTIMES = {"OpenVINO": "openvino"}
 
 
 def input_of(model: Path) -> np.ndarray[Any, Any]:
@@ -54,29 +51,12 @@ def input_of(model: Path) -> np.ndarray[Any, Any]:
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-def _session_options(model: Path) -> Mapping[str, bool]:
-    """Return the session options of ONNX Runtime that a model recommends; without any, the best."""
-    metadata = onnx.load(model, load_external_data=False).metadata_props
-    found = {entry.key: entry.value for entry in metadata}
-    options: Mapping[str, bool] = (
-        json.loads(found.get("patchconv.session_options", "null")) or _BEST
-    )
-    return options
-
-
 def _figures(title: str, models: Sequence[Path], runs: int, folder: Path) -> list[Figures]:
     """Measure models under one runtime."""
     file = folder / "input.npy"
     np.save(file, input_of(models[0]))
     common = {"input": str(file), "threads": THREADS, "how": RUNTIMES[title]}
-    ways = {
-        f"{title}, {model.name}": {
-            **common,
-            "model": str(model),
-            "options": _session_options(model),
-        }
-        for model in models
-    }
+    ways = {f"{title}, {model.name}": {**common, "model": str(model)} for model in models}
     return measure(ways, runs, folder)
 
 
@@ -85,7 +65,7 @@ def _figures(title: str, models: Sequence[Path], runs: int, folder: Path) -> lis
 @click.option("--runs", default=3, show_default=True, help="Timed runs of each.")
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write all figures.")
 def main(models: tuple[Path, ...], runs: int, json_file: Path | None) -> None:
-    """Measure MODELS under ONNX Runtime and OpenVINO; the first is compared with."""
+    """Measure MODELS under OpenVINO; the first is what the others are compared with."""
     missing = [name for name in RUNTIMES.values() if importlib.util.find_spec(name) is None]
     if missing:
         raise click.ClickException(f"install what is missing: pip install {' '.join(missing)}")

@@ -56,7 +56,7 @@ def _onnxruntime(job: Mapping[str, Any]) -> Callable[[], Callable[[Array], Array
 
     options = ort.SessionOptions()
     options.intra_op_num_threads = job["threads"]
-    for name, value in job["options"].items():
+    for name, value in job.get("options", {}).items():
         setattr(options, name, value)
 
     def load() -> Callable[[Array], Array]:

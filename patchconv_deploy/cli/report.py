@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.reproduce import commands
 from patchconv_deploy.cli.types import (
     AUTO,
+    BudgetType,
+    SizeType,
     given,
     read_text,
     shapes_keyword,
@@ -33,6 +36,7 @@ from patchconv_deploy.report.page.render import check_jinja, check_page_target, 
 from patchconv_deploy.report.page.subject import Asked, look_at
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
+from patchconv_deploy.sizes import spelled_size
 from patchconv_deploy.words import flag_of
 
 __all__ = ["report_command"]
@@ -172,7 +176,14 @@ def report_command(
             progress,
         )
     cut = bool(subject.outcome.rewritten)
-    again = commands(model, patched, _typed(context), subject.options, cut=cut)
+    again = commands(
+        model,
+        patched,
+        _typed(context, (*_PAGE, *_ASIDE)),
+        _typed(context, _ASIDE),
+        subject.options,
+        cut=cut,
+    )
     page = content(subject, again)
     write_text(target, render(page))
     written = [target]
@@ -204,16 +215,17 @@ def _check_planned(context: click.Context) -> None:
             )
 
 
-# What says where the page goes and how it is made, not what it is about.
-_ASIDE = ("out", "plots", "quiet", "figures", "verify", "measure", "curve", "timeout_s")
+# What says what stands in the page, not what it is about; and where it goes.
+_PAGE = ("figures", "verify", "measure", "curve", "timeout_s")
+_ASIDE = ("out", "plots", "quiet")
 
 
-def _typed(context: click.Context) -> list[str]:
-    """Return the options that the page is about, as they may be typed again."""
+def _typed(context: click.Context, aside: Collection[str]) -> list[str]:
+    """Return the options that were given, as they may be typed again, but for those aside."""
     words: list[str] = []
     for parameter in given(context):
         name = parameter.name or ""
-        if name in _ASIDE or not isinstance(parameter, click.Option):
+        if name in aside or not isinstance(parameter, click.Option):
             continue
         value = context.params[name]
         for each in value if parameter.multiple else (value,):
@@ -228,4 +240,6 @@ def _spelled(parameter: click.Option, value: Any) -> list[str]:
         return [parameter.secondary_opts[0] if off else flag]
     if parameter.name == "shapes":
         value = spelled_ranges(*value)
+    if isinstance(parameter.type, SizeType | BudgetType) and isinstance(value, int):
+        value = spelled_size(value)
     return [flag, str(value)]

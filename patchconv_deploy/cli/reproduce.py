@@ -15,7 +15,13 @@ __all__ = ["commands"]
 
 
 def commands(
-    source: Path, patched: Path | None, words: Sequence[str], options: Options, *, cut: bool
+    source: Path,
+    patched: Path | None,
+    words: Sequence[str],
+    page: Sequence[str],
+    options: Options,
+    *,
+    cut: bool,
 ) -> list[tuple[str, str]]:
     """Return commands, each with what it is for.
 
@@ -23,21 +29,22 @@ def commands(
         source: The original model's file, as it was named.
         patched: The rewritten file, None where there is none yet.
         words: The options that a rewrite was planned with, as they were typed.
+        page: The options of the page; the words are among them.
         options: What the rewrite is asked for.
         cut: Something was cut.
     """
     model = _word(source)
     name = source.name.removesuffix(".onnx") + ".patched.onnx"
     made = _word(patched or source.parent / name)
-    given = "".join(f" {_word(word)}" for word in words)
+    given, asked = ("".join(f" {_word(word)}" for word in each) for each in (words, page))
     sizes, largest = _sizes(options)
     target = "" if options.target == OPTIONS["target"].default else f" --target {options.target}"
     found = []
     if patched is None:
         found.append(("Write this model", f"patchconv rewrite {model}{given}"))
-        found.append(("This page", f"patchconv report {model}{given}"))
+        found.append(("This page", f"patchconv report {model}{asked}"))
     else:
-        found.append(("This page", f"patchconv report {model} {made}{given}"))
+        found.append(("This page", f"patchconv report {model} {made}{asked}"))
     found.append(("What holds the peak", f"patchconv inspect {model}{sizes}{target}"))
     found.append(("The curve", f"patchconv rewrite {model}{sizes}{target} --pareto"))
     if cut:

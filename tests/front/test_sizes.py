@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from patchconv_deploy.cli.main import patchconv
-from patchconv_deploy.sizes import doubted, parse_size
+from patchconv_deploy.sizes import doubted, parse_size, spelled_size
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,25 @@ from patchconv_deploy.sizes import doubted, parse_size
 )
 def test_a_size_is_read(text: str, size: int) -> None:
     """One letter and iB are powers of 1024, two letters powers of 1000."""
+    assert parse_size(text) == size
+    assert doubted(text) is None
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [
+        (1, "1B"),
+        (1000, "1000B"),
+        (1024, "1KiB"),
+        (1536, "1536B"),
+        (60 << 20, "60MiB"),
+        ((1 << 30) + 1024, "1048577KiB"),
+        (3 << 40, "3TiB"),
+    ],
+)
+def test_a_size_is_spelled_so_that_it_is_read_back(size: int, text: str) -> None:
+    """In the largest unit of which it is a whole number; none is doubted but for what is plain."""
+    assert spelled_size(size) == text
     assert parse_size(text) == size
     assert doubted(text) is None
 

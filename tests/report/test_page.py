@@ -107,8 +107,18 @@ def test_the_commands_are_those_that_were_typed(written: tuple[Page, dict[str, A
     page, _ = written
     text = page.section("commands")
     assert re.search(r"patchconv rewrite \S+/model\.onnx --splits 6(?= )", text)
-    assert "--no-curve" not in text
+    assert "--no-curve" not in text.partition("This page")[0]
     assert re.search(r"patchconv measure \S+model\.onnx \S+model\.patched\.onnx --recom", text)
+
+
+def test_the_page_itself_is_made_again_as_it_was(tmp_path: Path) -> None:
+    """With what it shows beside the plan; sizes are spelled as people do."""
+    words = ("--memory-budget", "1536KiB", "--no-verify", "--no-curve", "-q")
+    page = write_page(super_resolution(16), tmp_path, *words)
+    text = page.section("commands")
+    typed = "--no-curve --memory-budget 1536KiB --no-verify"
+    assert re.search(rf"patchconv report \S+/model\.onnx {typed}(?! -)", text)
+    assert re.search(r"patchconv rewrite \S+/model\.onnx --memory-budget 1536KiB(?! -)", text)
 
 
 def test_no_model_is_left(tmp_path: Path) -> None:
