@@ -56,17 +56,30 @@ __all__ = ["build_command"]
 @click.argument("model", type=click.Path(path_type=Path))
 @cloup.option_group(
     "Output",
-    click.option("-o", "--output", "out", type=click.Path(path_type=Path), required=True),
+    click.option(
+        "-o",
+        "--output",
+        "out",
+        type=click.Path(path_type=Path),
+        required=True,
+        metavar="PLAN",
+        help="The plan to write.",
+    ),
     click.option("--force", is_flag=True, help="Overwrite an existing plan."),
     click.option(
         "--exportLayerInfo",
         "layer_info",
         type=click.Path(path_type=Path),
+        metavar="FILE.json",
         help="Write what the engine inspector says of each layer, as JSON; opens the plan on the "
         "GPU.",
     ),
     click.option(
-        "--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON."
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path),
+        help="Write figures as JSON.",
+        metavar="FILE.json",
     ),
 )
 @cloup.option_group(
@@ -78,27 +91,61 @@ __all__ = ["build_command"]
         show_default=True,
         help="tensorrt-rtx builds without a GPU.",
     ),
-    click.option("--computeCapability", "capability", default="SM80", help="For tensorrt-rtx."),
+    click.option(
+        "--computeCapability",
+        "capability",
+        default="SM80",
+        show_default=True,
+        metavar="SM",
+        help="The GPU that tensorrt-rtx builds for.",
+    ),
     click.option(
         "--hardwareCompatibilityLevel",
         "hardware",
         type=click.Choice(list(HARDWARE_LEVELS)),
         default="none",
+        show_default=True,
+        help="Other GPUs that the plan is to run on.",
     ),
-    click.option("--versionCompatible", "version_compatible", is_flag=True),
-    click.option("--refit", is_flag=True),
+    click.option(
+        "--versionCompatible",
+        "version_compatible",
+        is_flag=True,
+        help="Let newer versions of TensorRT load the plan.",
+    ),
+    click.option("--refit", is_flag=True, help="Let weights be replaced in the plan."),
     click.option(
         "--profilingVerbosity",
         "verbosity",
         type=click.Choice(list(VERBOSITIES)),
         default="detailed",
+        show_default=True,
+        help="What the plan tells of its layers.",
     ),
 )
 @cloup.option_group(
     "Sizes and layouts",
-    click.option("--minShapes", "min_shapes", default="", help="NAME:1x3x256x256,..."),
-    click.option("--optShapes", "opt_shapes", default=""),
-    click.option("--maxShapes", "max_shapes", default=""),
+    click.option(
+        "--minShapes",
+        "min_shapes",
+        default="",
+        metavar="NAME:DIMS,...",
+        help="Least sizes of inputs that are free: x:1x3x64x64.",
+    ),
+    click.option(
+        "--optShapes",
+        "opt_shapes",
+        default="",
+        metavar="NAME:DIMS,...",
+        help="The sizes that kernels are chosen at.",
+    ),
+    click.option(
+        "--maxShapes",
+        "max_shapes",
+        default="",
+        metavar="NAME:DIMS,...",
+        help="The largest sizes; memory is planned for these.",
+    ),
     click.option(
         "--inputIOFormats",
         "--input-formats",
@@ -118,21 +165,33 @@ __all__ = ["build_command"]
 )
 @cloup.option_group(
     "Number formats",
-    click.option("--fp16", is_flag=True, help="TensorRT 10 alone; later: cast the ONNX model."),
-    click.option("--bf16", is_flag=True),
-    click.option("--int8", is_flag=True),
-    click.option("--stronglyTyped", "strongly_typed", is_flag=True),
-    click.option("--noTF32", "no_tf32", is_flag=True),
+    click.option(
+        "--fp16", is_flag=True, help="Allow float16. TensorRT 10 alone; later: cast the ONNX model."
+    ),
+    click.option("--bf16", is_flag=True, help="The same with bfloat16."),
+    click.option("--int8", is_flag=True, help="The same with 8-bit integers."),
+    click.option(
+        "--stronglyTyped",
+        "strongly_typed",
+        is_flag=True,
+        help="Compute in the types of the model alone.",
+    ),
+    click.option("--noTF32", "no_tf32", is_flag=True, help="Keep all 24 bits of float32."),
 )
 @cloup.option_group(
     "Memory",
     click.option(
-        "--memPoolSize", "pools", default="", help="workspace:MiB,...; or with B, K, M, G."
+        "--memPoolSize",
+        "pools",
+        default="",
+        metavar="POOL:SIZE,...",
+        help="Most of a pool: workspace:512, in MiB, or with B, K, M, G.",
     ),
     click.option(
         "--maxAuxStreams",
         "aux_streams",
         type=click.IntRange(min=0),
+        metavar="N",
         default=0,
         show_default=True,
         help="Parallel streams would run patches side by side and undo the patching.",
@@ -142,6 +201,7 @@ __all__ = ["build_command"]
         "--tiling-optimization-level",
         "tiling",
         type=click.IntRange(0, len(TILING_LEVELS) - 1),
+        metavar="N",
         help="How long to look for tiles of layers that stay in the GPU's L2 cache; 0: do not.",
     ),
     click.option(
@@ -169,9 +229,27 @@ __all__ = ["build_command"]
 )
 @cloup.option_group(
     "Search for kernels",
-    click.option("--builderOptimizationLevel", "level", type=click.IntRange(0, 5)),
-    click.option("--tacticSources", "tactics", default="", help="-CUDNN,+CUBLAS"),
-    click.option("--timingCacheFile", "timing_cache", type=click.Path(path_type=Path)),
+    click.option(
+        "--builderOptimizationLevel",
+        "level",
+        type=click.IntRange(0, 5),
+        metavar="N",
+        help="How long to look for fast kernels.",
+    ),
+    click.option(
+        "--tacticSources",
+        "tactics",
+        default="",
+        metavar="SOURCES",
+        help="Libraries of kernels to use or not: -CUDNN,+CUBLAS.",
+    ),
+    click.option(
+        "--timingCacheFile",
+        "timing_cache",
+        type=click.Path(path_type=Path),
+        metavar="FILE",
+        help="Read and write the times of kernels, so that the next build is faster.",
+    ),
 )
 def build_command(
     model: Path,

@@ -58,7 +58,11 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         help="tensorrt-rtx plans without a GPU; tensorrt measures on one.",
     ),
     click.option(
-        "--provider", type=click.Choice(list(PROVIDERS)), default="cpu", show_default=True
+        "--provider",
+        type=click.Choice(list(PROVIDERS)),
+        default="cpu",
+        show_default=True,
+        help="Where ONNX Runtime runs the models.",
     ),
     click.option(
         "--shape", "shapes", type=ShapeType(), multiple=True, help="Size of an input (repeatable)."
@@ -69,6 +73,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         default=5,
         show_default=True,
         help="Timed runs of each.",
+        metavar="N",
     ),
     click.option(
         "--processes",
@@ -76,6 +81,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         default=PROCESSES,
         show_default=True,
         help="Fresh processes that each peak is the largest of.",
+        metavar="N",
     ),
     click.option(
         "--seed",
@@ -83,6 +89,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         default=0,
         show_default=True,
         help="Seed of the inputs.",
+        metavar="N",
     ),
     click.option(
         "--memory-limit", type=SizeType(), help="Address space of each measuring process."
@@ -107,6 +114,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         type=click.IntRange(0, 1024),
         default=0,
         help="Threads; 0: the runtime's choice.",
+        metavar="N",
     ),
     click.option("--arena/--no-arena", default=True, show_default=True, help="Keep freed memory."),
     click.option(
@@ -138,6 +146,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         "cudnn_conv_use_max_workspace",
         default=True,
         show_default=True,
+        help="Let cuDNN take the workspace that its fastest kernels ask for.",
     ),
     click.option(
         "--cudnn-algo-search",
@@ -145,6 +154,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
         type=click.Choice(["EXHAUSTIVE", "HEURISTIC", "DEFAULT"]),
         default="EXHAUSTIVE",
         show_default=True,
+        help="How cuDNN chooses its kernels.",
     ),
     click.option(
         "--prefer-nhwc/--no-prefer-nhwc",
@@ -156,7 +166,11 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
 @cloup.option_group(
     "Output",
     click.option(
-        "--json", "json_file", type=click.Path(path_type=Path), help="Write figures as JSON."
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path),
+        help="Write figures as JSON.",
+        metavar="FILE.json",
     ),
 )
 @click.pass_context

@@ -65,19 +65,39 @@ class _PairType(click.ParamType[tuple[str, str]]):
 @click.argument("model", required=False, type=click.Path(path_type=Path))
 @cloup.option_group(
     "Repository",
-    click.option("--repository", type=click.Path(path_type=Path), help="Made if it is missing."),
-    click.option("--name", help="The model's name there. Default: the file's."),
-    click.option("--version", type=click.IntRange(min=1), help="Default: the next free one."),
     click.option(
-        "--staging", type=click.Path(path_type=Path), help="Default: the repository's parent."
+        "--repository",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Made if it is missing.",
+    ),
+    click.option("--name", metavar="NAME", help="The model's name there. Default: the file's."),
+    click.option(
+        "--version", type=click.IntRange(min=1), metavar="N", help="Default: the next free one."
+    ),
+    click.option(
+        "--staging",
+        type=click.Path(path_type=Path),
+        metavar="DIR",
+        help="Default: the repository's parent.",
     ),
     click.option("--force", is_flag=True, help="Replace a version that exists."),
-    click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write it as JSON."),
+    click.option(
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE.json",
+        help="Write it as JSON.",
+    ),
 )
 @cloup.option_group(
     "How it is served",
     click.option(
-        "--platform", type=click.Choice(list(MODEL_FILES)), default=ONNX, show_default=True
+        "--platform",
+        type=click.Choice(list(MODEL_FILES)),
+        default=ONNX,
+        show_default=True,
+        help="What the server is given.",
     ),
     click.option(
         "--provider",
@@ -85,12 +105,20 @@ class _PairType(click.ParamType[tuple[str, str]]):
         help="Where it runs; other than cpu, a "
         "configs/cpu.pbtxt is written as well. Default: cpu. With --check: cpu refuses GPU groups.",
     ),
-    click.option("--instances", type=click.IntRange(min=1), help="Sessions (per GPU). Default: 1."),
+    click.option(
+        "--instances",
+        type=click.IntRange(min=1),
+        metavar="N",
+        help="Sessions (per GPU). Default: 1.",
+    ),
     click.option(
         "--memory", type=SizeType(), help="Memory (of each GPU) to fill: sets batch and instances."
     ),
     click.option(
-        "--max-batch-size", type=click.IntRange(min=0), help="Default: 0, or what --memory holds."
+        "--max-batch-size",
+        type=click.IntRange(min=0),
+        metavar="N",
+        help="Default: 0, or what --memory holds.",
     ),
     click.option("--dynamic-batching", is_flag=True, help="Let the server put requests together."),
     click.option("--warmup", is_flag=True, help="Run batch 1 and the largest before it is ready."),
@@ -124,7 +152,10 @@ class _PairType(click.ParamType[tuple[str, str]]):
         help="Check a repository, write none.",
     ),
     click.option(
-        "--config-name", default="", help="With --check: the server's --model-config-name."
+        "--config-name",
+        default="",
+        metavar="NAME",
+        help="With --check: the server's --model-config-name.",
     ),
 )
 def triton_command(

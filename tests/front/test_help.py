@@ -35,6 +35,17 @@ def test_help_fits_a_terminal(name: str, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 @pytest.mark.parametrize("name", NAMES)
+def test_every_option_says_what_it_does(name: str) -> None:
+    """And what its value is, in no word of Python's."""
+    context = click.Context(_command(name))
+    options = [each for each in context.command.params if isinstance(each, click.Option)]
+    assert [each.opts for each in options if not each.help] == []
+    valued = [each for each in options if not each.is_flag]
+    types = ("TEXT", "PATH", "INTEGER", "FLOAT", "INTEGER RANGE", "FLOAT RANGE")
+    assert [each.opts for each in valued if each.make_metavar(context) in types] == []
+
+
+@pytest.mark.parametrize("name", NAMES)
 def test_examples_can_be_typed(name: str) -> None:
     """Each line parses as a command, none of which is run; each stands below what it does."""
     text = _command(name).examples.replace("\\\n", "")
