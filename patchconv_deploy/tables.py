@@ -27,6 +27,9 @@ __all__ = ["Row", "print_table"]
 # A column of sentences that is narrower than this is hard to read.
 _LEAST_TAIL = 30
 
+# Wider than any name in a file: what is measured against less is cut off there.
+_ENDLESS = 1 << 32
+
 
 @dataclass(frozen=True)
 class Row:
@@ -124,4 +127,4 @@ def _stripped(line: list[Segment]) -> list[Segment]:
 
 def _width(console: Console, table: Table) -> int:
     """Return how wide a table is where nothing is folded."""
-    return Measurement.get(console, console.options.update(width=10_000), table).maximum
+    return Measurement.get(console, console.options.update(width=_ENDLESS), table).maximum

@@ -70,3 +70,15 @@ def test_figures_are_whole_where_they_are_wider_than_the_terminal() -> None:
 def test_without_rows_the_titles_stand_alone() -> None:
     """No error."""
     assert _printed(80, rows=())[0].split() == ["region", "nodes", "whole", "process", "shapes"]
+
+
+def test_names_of_any_length_keep_their_figures() -> None:
+    """In pipes, and on a terminal, where a name and its sentence are both too long for it."""
+    name = "x" * 20_000
+    for tail in ("", name):
+        rows = (Row(name, ("3", "2.5"), tail), Row("b", ("4", "7.5")))
+        piped = _printed(200, soft_wrap=True, rows=rows)
+        assert [line.split()[1:3] for line in piped[1:]] == [["3", "2.5"], ["4", "7.5"]]
+        lines = [line.split() for line in _printed(80, rows=rows)]
+        assert ["3", "2.5"] in lines
+        assert ["4", "7.5"] in lines
