@@ -5,8 +5,9 @@
     shapes = ["x:1x3x1024x1024"]
     verify = false
 
-Keys are the keywords of Python's `rewrite`, or the flags without their dashes; values are what
-would be typed, numbers and switches as TOML has them.
+Keys are the keywords of Python's `rewrite`, or the flags without their dashes; what a flag such as
+``--no-verify`` turns off is ``verify = false``. Values are what would be typed, numbers and
+switches as TOML has them.
 """
 
 from __future__ import annotations
@@ -48,7 +49,8 @@ def _read(context: click.Context, _: click.Parameter, path: Path | None) -> None
         return
     try:
         data = tomllib.loads(read_text("--config", path))
-    except (tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
+        # Python reads no number of thousands of digits, which TOML's own error does not say.
         raise click.UsageError(f"--config {path}: not TOML: {error}") from None
     options = _options(context.command)
     found: dict[str, Any] = {}
@@ -81,9 +83,15 @@ def _typed(path: Path, key: str, option: click.Option, value: Any) -> Any:
             raise click.UsageError(f"--config {path}: {key} is true or false")
         return value
     values = value if option.multiple and isinstance(value, list) else [value]
+    try:
+        texts = [str(each) for each in values]
+        said = repr(value)
+    except ValueError:
+        # Of hexadecimal digits Python reads any number, and writes few of them as decimal ones.
+        raise click.UsageError(f"--config {path}: {key}: too long a number") from None
     if not all(
         isinstance(each, str | int | float) and not isinstance(each, bool) for each in values
-    ):
-        raise click.UsageError(f"--config {path}: {key}: {value!r} is no value of it")
-    texts = [str(each) for each in values]
+    ) or any("\0" in text for text in texts):
+        # No word on a command line holds a zero byte, and no name of a file can.
+        raise click.UsageError(f"--config {path}: {key}: {said} is no value of it")
     return texts if option.multiple else texts[0]

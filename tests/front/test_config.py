@@ -80,6 +80,10 @@ def test_the_command_line_wins(source: Path) -> None:
         ("[splits]\na = 1", "is no value of it"),
         ("splits = 'many'", "'many' is not a valid int"),
         ("memory_budget = 1\nmemory-budget = 2", "'memory-budget' is given twice"),
+        pytest.param(f"splits = {'9' * 5000}", "not TOML: ", id="5000 digits"),
+        pytest.param(f"splits = 0x{'f' * 6000}", "splits: too long a number", id="hexadecimal"),
+        pytest.param(f"splits = [0x{'f' * 6000}]", "splits: too long a number", id="in a list"),
+        ('plan = "a\\u0000b"', "plan: 'a\\x00b' is no value of it"),
     ],
 )
 def test_what_is_wrong_in_a_file_is_said(text: str, said: str, source: Path) -> None:
