@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,7 @@ from patchconv_deploy.cli.types import (
     write_text,
 )
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
-from patchconv_deploy.options import declared_options
+from patchconv_deploy.options import declared_options, names_of
 from patchconv_deploy.report.page.content import content
 from patchconv_deploy.report.page.figures import read_figures
 from patchconv_deploy.report.page.plots import check_matplotlib, write_plots
@@ -176,12 +176,17 @@ def report_command(
             progress,
         )
     cut = bool(subject.outcome.rewritten)
+    # What was free once is another budget another day.
+    typed = {**context.params, "memory_budget": planning["memory_budget"]}
+    names = {parameter.name for parameter in given(context)} - {*_ASIDE}
     again = commands(
         model,
         patched,
-        _typed(context, (*_PAGE, *_ASIDE)),
-        _typed(context, _ASIDE),
+        _typed(context, typed, names - {*_PAGE}),
+        _typed(context, typed, names),
+        _typed(context, typed, (names & names_of("pareto")) - {"shapes", "target", "axis"}),
         subject.options,
+        axis=subject.axis,
         cut=cut,
     )
     page = content(subject, again)
@@ -220,14 +225,21 @@ _PAGE = ("figures", "verify", "measure", "curve", "timeout_s")
 _ASIDE = ("out", "plots", "quiet")
 
 
-def _typed(context: click.Context, aside: Collection[str]) -> list[str]:
-    """Return the options that were given, as they may be typed again, but for those aside."""
+def _typed(
+    context: click.Context, values: Mapping[str, Any], names: Collection[str | None]
+) -> list[str]:
+    """Return options as they may be typed again, in the order that a command has them in.
+
+    Args:
+        context: The command that runs.
+        values: The value of each.
+        names: Those that are wanted.
+    """
     words: list[str] = []
-    for parameter in given(context):
-        name = parameter.name or ""
-        if name in aside or not isinstance(parameter, click.Option):
+    for parameter in context.command.params:
+        if parameter.name not in names or not isinstance(parameter, click.Option):
             continue
-        value = context.params[name]
+        value = values[parameter.name or ""]
         for each in value if parameter.multiple else (value,):
             words += _spelled(parameter, each)
     return words

@@ -118,8 +118,7 @@ def content(subject: Subject, commands: Sequence[tuple[str, str]] = ()) -> dict[
 
 def _axis(subject: Subject) -> str:
     """Return what is cut, in a word; empty where that is not known."""
-    plan = subject.outcome.plan
-    axis = str(subject.options.axis if plan is None else plan["axis"])
+    axis = str(subject.axis)
     return axis if axis in ("height", "width") else ""
 
 

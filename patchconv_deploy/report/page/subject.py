@@ -72,6 +72,7 @@ class Subject:
     Attributes:
         asked: What was asked for.
         options: What the rewrite was asked for.
+        axis: The axis of its plan; without one, the axis that is looked along.
         outcome: What it does.
         report: The same as data.
         verification: What verification found, as in a report; here or in a file.
@@ -88,6 +89,7 @@ class Subject:
 
     asked: Asked
     options: Options
+    axis: str | int
     outcome: Outcome
     report: Report
     verification: Mapping[str, Any]
@@ -137,6 +139,7 @@ def look_at(asked: Asked, progress: Progress | None = None) -> Subject:
     return Subject(
         asked,
         done.options,
+        options.axis,
         done.outcome,
         done.report,
         done.report.verification if given is None else given,
