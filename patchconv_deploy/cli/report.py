@@ -133,7 +133,7 @@ def report_command(
     """Write one HTML file that shows what cutting MODEL does: memory, graph, regions, cost.
 
     PATCHED is what patchconv-rewrite made of MODEL; without it the rewrite is planned here, with
-    the same options, and no model is left. Both models are run and compared (--no-verify).
+    the same options, and no model is left. Both models are run and compared, but for --no-verify.
     """
     target = out or model.with_name(model.name.removesuffix(".onnx") + ".report.html")
     check_jinja()

@@ -261,6 +261,25 @@ def test_a_pointer_is_told_the_step(browser: Any, decoder: Path) -> None:
     opened.close()
 
 
+def test_what_is_told_of_long_names_scrolls(browser: Any, tmp_path: Path) -> None:
+    """The plot and what is below it stay within a screen of each other."""
+    made = super_resolution(16)
+    for each in made.graph.node:
+        each.name = f"{each.name or each.op_type}{'x' * 10_000}"
+    opened = _Opened(browser, _write(made, tmp_path, "--no-curve"))
+    page = opened.page
+    page.hover("#memory-plot .u-over", position={"x": 300, "y": 100})
+    page.wait_for_timeout(200)
+    assert "x" * 10_000 in page.inner_text("#memory-readout")
+    tall, whole = page.evaluate(
+        "(({ clientHeight, scrollHeight }) => [clientHeight, scrollHeight])"
+        "(document.querySelector('#memory-readout'))"
+    )
+    assert tall < 100 < whole
+    assert page.evaluate(BEYOND) == []
+    opened.close()
+
+
 def test_dragging_zooms(browser: Any, decoder: Path) -> None:
     """The plot shows what was dragged over; a double click shows all of it again."""
     opened = _Opened(browser, decoder)
