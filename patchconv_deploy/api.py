@@ -7,7 +7,7 @@ import logging
 import math
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -33,6 +33,7 @@ from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
 from patchconv_deploy.rewriters.planning.plan_file import read_plan
+from patchconv_deploy.rewriters.planning.progress import Progress
 from patchconv_deploy.rewriters.regions.selection import Selection
 from patchconv_deploy.rewriters.rewrite import rewrite_model
 from patchconv_deploy.saving import StagedModel, check_target, external_files, stage
@@ -60,7 +61,6 @@ __all__ = [
 
 logger = logging.getLogger(__name__)
 
-Progress = Callable[[str, int, int], None]
 # Per input a size, or the least and the largest, for each dimension.
 InputShapes = Mapping[str, Sequence[int | tuple[int, int]]]
 ModelT = TypeVar("ModelT")
@@ -72,6 +72,8 @@ class RewriteResult:
 
     Attributes:
         path: The file that was written, None for a dry run.
+        weights: The file that holds its weights beside it, None where it holds them itself, or
+            shares those of the original.
         report: What was done.
         outcome: The same as objects, the rewritten model included.
         measured: What was measured, a row a model and set of session options, the original at the
@@ -82,6 +84,7 @@ class RewriteResult:
     report: Report
     outcome: Outcome
     measured: tuple[Measurement, ...] = ()
+    weights: Path | None = None
 
 
 def default_output(model: Path) -> Path:
@@ -427,7 +430,8 @@ def rewrite(
                 f"{source}: not verified: {unproven}; nothing was written", report
             )
         staged.publish()
-    return RewriteResult(written, report, outcome, () if tuned is None else tuned.results)
+    results = () if tuned is None else tuned.results
+    return RewriteResult(written, report, outcome, results, staged.weights)
 
 
 def pareto(

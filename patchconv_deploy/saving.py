@@ -98,6 +98,7 @@ class StagedModel:
 
     Attributes:
         path: Where it stands meanwhile.
+        weights: The file of weights beside the target, None where they are in the model or shared.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class StagedModel:
         self._weights = weights
         self._keep = keep
         self.path = folder / out.name
+        self.weights = None if weights is None else out.parent / weights
 
     def write(self, model: onnx.ModelProto) -> None:
         """Write the model itself anew, whole or not at all; its weights stay as they are."""

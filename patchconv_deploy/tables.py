@@ -104,7 +104,8 @@ def _table(
             Text(title),
             justify="left" if title in words else "right",
             no_wrap=True,
-            vertical="bottom",
+            # Titles of several lines are of tables whose cells have one.
+            vertical="bottom" if any("\n" in title for title in titles) else "top",
         )
     for row in rows:
         table.add_row(*row[: len(titles)])

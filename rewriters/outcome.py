@@ -109,7 +109,7 @@ class Outcome:
         goal: What the search chose the plan by, None where nothing was searched or is cut.
     """
 
-    model: onnx.ModelProto
+    model: onnx.ModelProto = field(repr=False)
     rewritten: tuple[Rewritten, ...]
     refused: tuple[Refusal, ...]
     engine: str

@@ -21,6 +21,7 @@ comes from as many processes again, since profiling costs time.
 
 from __future__ import annotations
 
+import itertools
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -78,7 +79,7 @@ def measure(
         processes: Fresh processes that each one's peak is measured in, at least 1.
         rounds: Rounds that several models on a GPU take turns in, at least 1.
         memory_limit: Address space of each process in bytes, None for no limit.
-        progress: Told which model is measured, and how many of all processes have ended.
+        progress: Told which model is measured, and how many of all runs and processes have ended.
 
     Returns:
         One measurement per model; one that crashed or ran out of memory says so in ``error``.
@@ -94,23 +95,17 @@ def measure(
             "memory: leave it out with a provider of a GPU"
         )
     tasks = _tasks(jobs, options, memory_limit)
-    names = [Path(job.model).name for job in jobs]
-    steps = len(tasks) * (1 + processes)
-
-    def tell(what: str, done: int) -> None:
-        if progress is not None:
-            progress(f"measuring {what}", done, steps)
-
-    tell("in turn" if len(tasks) > 1 else names[0], 0)
-    if len(tasks) > 1 and any(each.provider != "cpu" for each in options):
+    on_gpu = len(tasks) > 1 and any(each.provider != "cpu" for each in options)
+    step = _steps(jobs, (rounds if on_gpu else runs) + 1 + processes, progress)
+    if on_gpu:
         for task, job in zip(tasks, jobs, strict=True):
-            _together([task], [job], runs=0)
-        _in_turns(tasks, Timing.of(runs), rounds)
+            _together([task], [job], 0, step)
+        _in_turns(tasks, Timing.of(runs), rounds, step=step)
     else:
-        _together(tasks, jobs, runs)
-    for number, task in enumerate(tasks):
+        _together(tasks, jobs, runs, step)
+    for task in tasks:
         for layout in range(processes):
-            tell(names[number], len(tasks) + number * processes + layout)
+            step(task)
             with task.noting(), ExitStack() as stack:
                 # The second run can need more than the first; those after it are like it.
                 if layout:
@@ -182,7 +177,27 @@ def _tasks(
     ]
 
 
-def _together(tasks: Sequence[_Task], jobs: Sequence[Job], runs: int) -> None:
+def _steps(jobs: Sequence[Job], each: int, progress: Progress | None) -> Callable[[_Task], None]:
+    """Return what is called before each run, and each process, of a model.
+
+    Args:
+        jobs: The models.
+        each: Runs and processes of one model.
+        progress: Told the model, and how many of all have ended.
+    """
+    ended, total = itertools.count(), len(jobs) * each
+
+    def step(task: _Task) -> None:
+        done = next(ended)
+        if progress is not None:
+            progress(f"measuring {task.name}", min(done, total), total)
+
+    return step
+
+
+def _together(
+    tasks: Sequence[_Task], jobs: Sequence[Job], runs: int, step: Callable[[_Task], None]
+) -> None:
     """Open all models at once, run them in turn, and take their peaks."""
     with ExitStack() as stack:
         for task in tasks:
@@ -190,6 +205,7 @@ def _together(tasks: Sequence[_Task], jobs: Sequence[Job], runs: int) -> None:
                 task.open(stack, layout=0)
         for turn in range(runs + 1):
             for task in tasks:
+                step(task)
                 with task.noting():
                     task.run(timed=turn > 0)
                     if not turn:
@@ -201,11 +217,16 @@ def _together(tasks: Sequence[_Task], jobs: Sequence[Job], runs: int) -> None:
 
 
 def _in_turns(
-    tasks: Sequence[_Task], timing: Timing, rounds: int, time_limit_s: float | None = None
+    tasks: Sequence[_Task],
+    timing: Timing,
+    rounds: int,
+    time_limit_s: float | None = None,
+    step: Callable[[_Task], None] = lambda _: None,
 ) -> None:
     """Time models round after round; the process of one has ended when the next one's begins."""
     for _ in range(rounds):
         for task in tasks:
+            step(task)
             with task.noting(), time_limit(time_limit_s), ExitStack() as stack:
                 task.open(stack, layout=0)
                 task.time(timing)
@@ -216,6 +237,7 @@ class _Task:
 
     def __init__(self, job: Mapping[str, Any]) -> None:
         self._job = job
+        self.name = Path(job["model"]).name
         self._child: Child | None = None
         self._opened: Mapping[str, Any] = {}
         self._finished: list[Mapping[str, Any]] = []

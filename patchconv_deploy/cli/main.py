@@ -239,7 +239,8 @@ def _print_end(result: RewriteResult, quiet: bool) -> None:
         found = result.report.verification
         # What differs from the file without a cut (an opset, sizes) is verified, too.
         uncut = " (nothing was cut)" if found["ran"] else " (the model as it was)"
-        said = "" if result.outcome.rewritten else uncut
+        said = "" if result.weights is None else f" with its weights, {result.weights.name}"
+        said += "" if result.outcome.rewritten else uncut
         if found["ran"] and not doubt:
             said += f", verified at {all_sizes_text(found)}"
         elif result.outcome.rewritten and not doubt:

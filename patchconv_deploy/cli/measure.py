@@ -37,10 +37,10 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
     "measure",
     summary="Measure memory and time of models, side by side.",
     examples="""
-    # a first look, in a minute
-    patchconv measure model.onnx model.patched.onnx --runs 1 --processes 1
-    # each at its own best options, the original too
+    # each at the options that serve it best, the original too; takes minutes
     patchconv measure model.onnx model.patched.onnx --recommended
+    # the same for a first look, in a minute
+    patchconv measure m.onnx m.patched.onnx --recommended --runs 1 --processes 1
     # which session options serve this model best
     patchconv measure model.onnx --tune --shape x:1x3x1024x1024
     # what TensorRT for RTX plans, without a GPU

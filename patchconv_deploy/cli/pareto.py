@@ -13,6 +13,7 @@ from patchconv_deploy.options import names_of
 from patchconv_deploy.report.report import candidate_json
 from patchconv_deploy.report.text import mebibytes
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.offers import to_ask, typed_size
 from patchconv_deploy.tables import Row, print_table
 from patchconv_deploy.words import flag_of
 
@@ -43,7 +44,7 @@ def pareto_json(points: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 
 def print_pareto(points: Sequence[Candidate], console: Console) -> None:
-    """Print one row a point, the model as it is first."""
+    """Print one row a point, the model as it is first, with the least budget that keeps it."""
     rows = [
         Row(
             point.form + ("" if point.regions == 0 else f" x{point.splits}"),
@@ -54,9 +55,10 @@ def print_pareto(points: Sequence[Candidate], console: Console) -> None:
                 mebibytes(None if point.unknown else point.process),
                 f"{point.recompute:.3f}x",
                 f"{point.time:.3f}x",
+                "-" if point.unknown else typed_size(to_ask(point.peak)),
             ),
         )
         for point in points
     ]
-    columns = ("regions", "running, MiB", "loading", "process", "work", "time")
+    columns = ("regions", "running,\nMiB", "loading", "process", "work", "time", "--memory-budget")
     print_table(console, "plan", columns, rows)

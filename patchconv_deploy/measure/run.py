@@ -45,6 +45,8 @@ _AT_ITS_BEST = (
     "recommends no session options: at its best of memory reuse and memory pattern, each on and off"
 )
 
+_WITHOUT_ARENA = "the same without the arena, which takes longer: the least memory it was seen at"
+
 ResultT = TypeVar("ResultT", Measurement, TensorRTResult)
 
 
@@ -139,31 +141,43 @@ def _rows(
         elif alone or not at_best:
             rows.append((one, options, _NO_OPTIONS))
         else:
-            lowest = _lowest_pair(one, options, memory_limit, progress)
+            lowest, without = _lowest(one, options, memory_limit, progress)
             rows.append((one, lowest, _AT_ITS_BEST))
+            rows += [] if without is None else [(one, without, _WITHOUT_ARENA)]
             rows += [(one, options, "")] * (lowest != options)
     return rows
 
 
-def _lowest_pair(
+def _lowest(
     one: Prepared, options: OrtOptions, memory_limit: int | None, progress: Progress | None
-) -> OrtOptions:
+) -> tuple[OrtOptions, OrtOptions | None]:
     """Return options with memory reuse and memory pattern as a model needs least memory.
 
-    One process each says which that is; ``options`` themselves if none runs.
+    One process each says which that is.
+
+    Returns:
+        The best pair with the arena as asked for, ``options`` themselves if none runs; the best
+        pair without the arena, None where that needs no less memory.
     """
     pairs = [dataclasses.replace(each, arena=options.arena) for each in memory_pairs(options)]
+    others = _without_arena(options) if options.arena else []
     found = measure(
-        [one.job] * len(pairs),
-        pairs,
+        [one.job] * len([*pairs, *others]),
+        [*pairs, *others],
         runs=1,
         processes=1,
         rounds=1,
         memory_limit=memory_limit,
         progress=_told_as(f"looking for the best options of {one.job.model.name}", progress),
     )
-    chosen = best(found)
-    return options if chosen is None else pairs[found.index(chosen)]
+    chosen, without = best(found[: len(pairs)]), best(found[len(pairs) :])
+    if chosen is None:
+        return options, None
+    lowest = pairs[found.index(chosen)]
+    # Time is compared with the first row, and a model is slower without the arena: both are shown.
+    if without is None or (without.whole_bytes or 0) > 0.98 * (chosen.whole_bytes or 0):
+        return lowest, None
+    return lowest, others[found.index(without) - len(pairs)]
 
 
 def _told_as(what: str, progress: Progress | None) -> Progress | None:

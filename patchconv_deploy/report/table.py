@@ -208,14 +208,22 @@ def _print_choice(report: Report, outcome: Outcome, console: Console) -> None:
                 f"{each.recompute:.3f}x",
                 f"{each.time:.3f}x",
             ),
-            ", ".join(
-                filter(None, ("" if each.fits else "above the limits", each.taken * "taken"))
-            ),
+            _said_of(each, shown),
         )
         for each in shown
     ]
     title = "Plans beside it" if outcome.rewritten else "Weighed"
     print_table(console, title, ("running, MiB", "work", "time"), rows)
+
+
+def _said_of(candidate: Candidate, shown: Sequence[Candidate]) -> str:
+    """Return what is to be said of a plan beside others."""
+    if not candidate.taken:
+        return "" if candidate.fits else "above the limits"
+    better = any(
+        each.fits and each.peak < candidate.peak and each.time < candidate.time for each in shown
+    )
+    return "taken, the plainest of nearly equal ones" if better else "taken"
 
 
 def _print_regions(outcome: Outcome, console: Console) -> None:

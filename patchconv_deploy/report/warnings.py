@@ -37,7 +37,7 @@ def warnings_of(
     found = []
     if outcome.assumed and not outcome.before.unknown:
         sizes = ", ".join(f"{name} {shape_text(shape)}" for name, shape in outcome.assumed.items())
-        found.append(f"predictions and selection assume {sizes}")
+        found.append(f"predictions and selection assume {sizes}; say what will come with shapes=")
     for name, shape in options.shapes.items():
         if name in source_free:
             was = shape_text(source_free[name])

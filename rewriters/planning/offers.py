@@ -53,11 +53,12 @@ def budget_error(
         advice += f"{'; ' * bool(advice)}{fixing}"
     held = ", ".join(f"{name} ({size_text(size)})" for name, size in there.alive[:3])
     held += " and others" if len(there.alive) > 3 else ""
+    # What to do stands first, for the reasons are long.
     return BudgetError(
-        f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's "
-        f"error, cannot be met: the smallest peak found is "
-        f"{size_text(there.need)} (predicted, at {there.at!r}, held by {held}); no plan goes "
-        f"below {size_text(graph.bound)}. " + advice,
+        f"a budget of {size_text(limits.budget)}, less {MARGIN:.0%} for the prediction's error, "
+        f"cannot be met. {f'{advice}. ' if advice else ''}The smallest peak found is "
+        f"{size_text(there.need)} (predicted, at {there.at!r}, held by {held}); what cannot be cut "
+        f"takes {size_text(graph.bound)} by itself",
         offers,
     )
 

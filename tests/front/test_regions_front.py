@@ -26,6 +26,7 @@ from patchconv_deploy.rewriters.planning.plan_file import read_plan
 from patchconv_deploy.rewriters.planning.predictor import MemoryPredictor
 from patchconv_deploy.rewriters.planning.weighed_plans import WeighedPlans
 from patchconv_deploy.rewriters.rewrite import rewrite_model
+from patchconv_deploy.sizes import parse_size
 from tests.support.regions_by_hand import tile_all
 from tests.support.small_models import (
     Array,
@@ -89,7 +90,7 @@ def test_the_axis_that_serves_better_is_found() -> None:
 
 def test_a_budget_that_cannot_be_met_says_what_holds_it() -> None:
     """The smallest peak found, a bound, and the tensors are in the message."""
-    with pytest.raises(BudgetError, match=r"smallest peak found .* held by .* no plan goes below"):
+    with pytest.raises(BudgetError, match=r"smallest peak found .* held by .* cannot be cut takes"):
         _rewrite(_chain(), memory_budget=1000)
 
 
@@ -291,15 +292,17 @@ def test_the_curve_is_printed_and_no_model_written(tmp_path: Path) -> None:
     ]
     head, *rows = done.output.splitlines()
     words = ["plan", "regions", "running,", "MiB", "loading", "process", "work", "time"]
-    assert head.split() == words
+    assert head.split() == [*words, "--memory-budget"]
     assert [row.split()[0] for row in rows] == [point.form for point in points]
     other = tmp_path / "i.json"
     shown = CliRunner().invoke(patchconv, ["inspect", str(path), "--pareto", "--json", str(other)])
     assert shown.output.splitlines()[-len(rows) :] == rows
     assert json.loads(other.read_text())["pareto"] == data["pareto"]
-    # A rewrite leaves a margin of 5 % below its budget; with it, every point is one that is met.
-    for point in points:
-        outcome = _rewrite(_chain(), memory_budget=int(point.peak / 0.95) + 1)
+    # A rewrite leaves a margin of 5 % below its budget; what is to be typed has it.
+    for point, row in zip(points, rows, strict=True):
+        budget = parse_size(row.split()[-1])
+        assert budget is not None
+        outcome = _rewrite(_chain(), memory_budget=budget)
         assert (outcome.after.need, outcome.recompute or 1.0) == (point.peak, point.recompute)
 
 

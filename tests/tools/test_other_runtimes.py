@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import click
@@ -64,7 +63,6 @@ def test_a_runtime_that_is_missing_is_named(
     done = CliRunner().invoke(other_runtimes.main, [*map(str, pair)])
     assert done.exit_code == 1
     assert "pip install no_such_runtime" in done.output
-    assert find_spec("no_such_runtime") is None
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ from patchconv_deploy.report.text import mebibytes, shape_text, with_unit
 from patchconv_deploy.rewriters.graph.nodes import node_labels
 from patchconv_deploy.rewriters.graph.shapes import has_shape, known_size, required_inputs
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.offers import to_ask, typed_size
 from patchconv_deploy.version import VERSION
 from patchconv_deploy.words import in_flags
 
@@ -242,4 +243,5 @@ def _point(plan: Candidate) -> dict[str, Any]:
         "work": plan.recompute,
         "time": plan.time,
         "process": plan.process,
+        "ask": typed_size(to_ask(plan.peak)),
     }

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from patchconv_deploy.api import Progress, rewrite
+from patchconv_deploy.api import rewrite
 from patchconv_deploy.engines.ort.options import OrtOptions
 from patchconv_deploy.errors import UsageError
 from patchconv_deploy.measure.run import check_engine, measure_onnxruntime
@@ -24,6 +24,7 @@ from patchconv_deploy.rewriters.operators.record import Shape
 from patchconv_deploy.rewriters.options import Options
 from patchconv_deploy.rewriters.outcome import Outcome
 from patchconv_deploy.rewriters.planning.evaluated_plan import Candidate
+from patchconv_deploy.rewriters.planning.progress import Progress
 from patchconv_deploy.scratch import scratch_folder
 from patchconv_deploy.verify.verification import check_inputs, not_run, verify
 

@@ -149,7 +149,7 @@ def verification(subject: Subject) -> dict[str, Any]:
 
 
 def measured_pair(subject: Subject) -> tuple[Row | None, Row | None]:
-    """Return what was measured of the original and, at its lowest peak, of the result."""
+    """Return what was measured of the original and of the result, each where it takes least."""
     if not subject.outcome.rewritten:
         return None, None
     name = subject.asked.source.name
@@ -160,4 +160,4 @@ def measured_pair(subject: Subject) -> tuple[Row | None, Row | None]:
         return (originals[0] if originals else None), None
     # Only what was found in the same way is compared.
     alike = [row for row in originals if (row.kind, row.engine) == (best.kind, best.engine)]
-    return (alike[0] if alike else None), best
+    return min(alike, key=lambda row: row.whole or row.peak, default=None), best
