@@ -157,8 +157,6 @@ def doubt_of(verification: Verification) -> str:
     if verification.passed is None:
         return f"not verifiable: {verification.reason}"
     if verification.passed and verification.faint:
-        return (
-            "the outputs are nearly zero, or no numbers, on seeded inputs; "
-            "verify on real ones (inputs=)"
-        )
+        on = "the inputs that were given" if verification.seed is None else "seeded inputs"
+        return f"the outputs are nearly zero, or no numbers, on {on}; verify on real ones (inputs=)"
     return ""

@@ -153,11 +153,23 @@ def _card(
 
 
 def _times_less(before: float | None, after: float | None) -> str:
-    """Return how many times less the second is, or how many times more; empty where unknown."""
+    """Return how much less the second is, or how much more; empty where unknown.
+
+    Where it is less than 1.5 times, the percents of the first say more.
+    """
     if not before or not after:
         return ""
-    if f"{before / after:.1f}" == "1.0":
+    if abs(before - after) < 0.01 * before:
         return "about the same"
     if before > after:
-        return f"{before / after:.1f} times less"
-    return f"{after / before:.1f} times more"
+        return (
+            f"{before / after:.1f} times less"
+            if before >= 1.5 * after
+            else _percents(before, after)
+        )
+    return f"{after / before:.1f} times more" if after >= 1.5 * before else _percents(before, after)
+
+
+def _percents(before: float, after: float) -> str:
+    share = 100 * abs(before - after) / before
+    return f"{share:.0f} % {'less' if after < before else 'more'}"
