@@ -332,7 +332,7 @@ def test_an_unknown_peak_is_said_and_never_a_number(tmp_path: Path) -> None:
     row = curve.output.splitlines()[1].split()
     # What loading costs is known: it is the session alone.
     assert 6 <= float(row.pop(3)) < 6.1
-    assert row == ["original", "0", "unknown", "unknown", "1.000x", "1.000x"]
+    assert row == ["original", "0", "unknown", "unknown", "1.000x", "1.000x", "-"]
     assert curve.output.splitlines()[-1].startswith("warning: the predicted peak is unknown; sizes")
     (point,) = json.loads(report.read_text())["pareto"]
     assert point["peak"] is None

@@ -177,7 +177,7 @@ def test_inspect_says_them(tmp_path: Path) -> None:
     first = data["statistics"][0]
     assert first.keys() == {"node", "kind", "image", "kept", "bytes", "work", "share"}
     (entry,) = (each for each in data["statistics"] if each["node"] == "pool")
-    assert pool[3:] == ["c1", mebibytes(entry["bytes"]), f"+{entry['share']:.2f}"]
+    assert pool[3:] == [mebibytes(entry["bytes"]), f"+{entry['share']:.2f}", "c1"]
     said, data = _inspected(_model([_conv(0, "x", "y")]), tmp_path)
     assert "statistics" not in said
     assert data["statistics"] == []
