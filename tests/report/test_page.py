@@ -18,6 +18,8 @@ import pytest
 
 from patchconv_deploy.report.page.render import MARK
 from patchconv_deploy.report.text import mebibytes
+from patchconv_deploy.rewriters.planning.offers import to_ask, typed_size
+from patchconv_deploy.sizes import parse_size
 from tests.planning.test_peak_holders import tall_halo
 from tests.support.commands import run_command
 from tests.support.report_pages import HOSTILE, Page, hostile, read_page, write_page
@@ -119,6 +121,30 @@ def test_the_page_itself_is_made_again_as_it_was(tmp_path: Path) -> None:
     typed = "--no-curve --memory-budget 1536KiB --no-verify"
     assert re.search(rf"patchconv report \S+/model\.onnx {typed}(?! -)", text)
     assert re.search(r"patchconv rewrite \S+/model\.onnx --memory-budget 1536KiB(?! -)", text)
+
+
+@pytest.mark.usefixtures("less_weighed")
+@pytest.mark.parametrize("beside", [False, True])
+def test_the_curve_says_what_to_type_for_each_plan(beside: bool, tmp_path: Path) -> None:
+    """Of a plan that is made for the page and of one that a file holds; the ring's is in it."""
+    source, report = tmp_path / "model.onnx", tmp_path / "report.json"
+    onnx.save(super_resolution(32), source)
+    asked = ("--splits", "4", "--report", report)
+    assert run_command("rewrite", source, *asked).returncode == 0
+    shown = ("model.patched.onnx",) if beside else ("--splits", "4")
+    words = [str(tmp_path / word) if word.endswith(".onnx") else word for word in shown]
+    done = run_command("report", source, *words, "--no-verify", "-o", tmp_path / "page.html")
+    assert done.returncode == 0, done.stderr
+    page = read_page(tmp_path / "page.html")
+    rows = re.findall(r"(\d+) ([\d.,]+) [\d.]+x [\d.]+x ([\d.]+[KM]iB)", page.section("curve"))
+    assert len(rows) > 2
+    for _, running, typed in rows:
+        budget = parse_size(typed)
+        assert budget is not None
+        # Both are rounded to a tenth.
+        assert abs(float(running.replace(",", "")) - 0.95 * budget / 2**20) < 0.16
+    need = json.loads(report.read_text())["process_bytes"]["after"]["running"]
+    assert typed_size(to_ask(need)) in [typed for _, _, typed in rows]
 
 
 def test_no_model_is_left(tmp_path: Path) -> None:

@@ -226,11 +226,15 @@ def _curve(subject: Subject) -> dict[str, Any] | None:
 
 
 def _plans(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the plans of the table, the least time first, the one that was taken among them."""
+    """Return the plans of the table, the least time first, the one that was taken among them.
+
+    Each has the budget that asks for it.
+    """
     taken = curve["taken"]
     found = [{**each, "taken": each == taken} for each in curve["points"] or curve["weighed"]]
     if taken is not None and taken["time"] is not None and not any(p["taken"] for p in found):
         found.append({**taken, "taken": True})
+    found = [{**each, "budget": typed_size(to_ask(each["peak"]))} for each in found]
     return sorted(found, key=lambda each: (each["time"], -each["peak"]))
 
 
@@ -243,5 +247,4 @@ def _point(plan: Candidate) -> dict[str, Any]:
         "work": plan.recompute,
         "time": plan.time,
         "process": plan.process,
-        "ask": typed_size(to_ask(plan.peak)),
     }
