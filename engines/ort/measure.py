@@ -190,7 +190,7 @@ def _steps(jobs: Sequence[Job], each: int, progress: Progress | None) -> Callabl
     def step(task: _Task) -> None:
         done = next(ended)
         if progress is not None:
-            progress(f"measuring {task.name}", min(done, total), total)
+            progress(f"measuring {task.name}", done, total)
 
     return step
 

@@ -12,7 +12,7 @@ import click
 import cloup
 import onnx
 
-from patchconv_deploy.cli.command import command
+from patchconv_deploy.cli.command import command, json_option
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.trtexec import WeightsType, parse_formats, parse_pools, profile
 from patchconv_deploy.cli.types import SizeType, check_json_target, write_bytes, write_text
@@ -74,13 +74,7 @@ __all__ = ["build_command"]
         help="Write what the engine inspector says of each layer, as JSON; opens the plan on the "
         "GPU.",
     ),
-    click.option(
-        "--json",
-        "json_file",
-        type=click.Path(path_type=Path),
-        help="Write figures as JSON.",
-        metavar="FILE.json",
-    ),
+    json_option("Write figures as JSON."),
 )
 @cloup.option_group(
     "Engine",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
+from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeVar
 
@@ -15,7 +16,7 @@ from patchconv_deploy.errors import PatchConvError
 from patchconv_deploy.rewriters.errors import RewriterError
 from patchconv_deploy.words import in_flags
 
-__all__ = ["HELP_OPTIONS", "Command", "command"]
+__all__ = ["HELP_OPTIONS", "Command", "command", "json_option"]
 
 FunctionT = TypeVar("FunctionT", bound=Callable[..., Any])
 
@@ -75,3 +76,18 @@ def command(name: str, *, summary: str, examples: str) -> Callable[[Callable[...
         return decorated
 
     return made
+
+
+def json_option(text: str) -> Callable[[FunctionT], FunctionT]:
+    """Return the decorator that lets a command write what it found as JSON.
+
+    Args:
+        text: What is written, for the help.
+    """
+    return click.option(
+        "--json",
+        "json_file",
+        type=click.Path(path_type=Path),
+        metavar="FILE.json",
+        help=text,
+    )

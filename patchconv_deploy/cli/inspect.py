@@ -11,7 +11,7 @@ import click
 import cloup
 from rich.console import Console
 
-from patchconv_deploy.cli.command import command
+from patchconv_deploy.cli.command import command, json_option
 from patchconv_deploy.cli.pareto import pareto_json, print_pareto
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import check_json_target, write_text
@@ -59,13 +59,7 @@ _KINDS = {
 @cloup.option_group(
     "Output",
     click.option("--pareto", is_flag=True, help="Print predicted peak against work, too."),
-    click.option(
-        "--json",
-        "json_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE.json",
-        help="Write all as JSON.",
-    ),
+    json_option("Write all as JSON."),
 )
 def inspect_command(
     model: Path,

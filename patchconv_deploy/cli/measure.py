@@ -11,7 +11,7 @@ from typing import Any
 import click
 import cloup
 
-from patchconv_deploy.cli.command import command
+from patchconv_deploy.cli.command import command, json_option
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, given, write_text
 from patchconv_deploy.console import complain, stdout_console
@@ -165,13 +165,7 @@ _EVERY_ENGINE = frozenset({"models", "engine", "shapes", "runs", "seed", "json_f
 )
 @cloup.option_group(
     "Output",
-    click.option(
-        "--json",
-        "json_file",
-        type=click.Path(path_type=Path),
-        help="Write figures as JSON.",
-        metavar="FILE.json",
-    ),
+    json_option("Write figures as JSON."),
 )
 @click.pass_context
 def measure_command(

@@ -11,7 +11,7 @@ import click
 import cloup
 from rich.console import Console
 
-from patchconv_deploy.cli.command import command
+from patchconv_deploy.cli.command import command, json_option
 from patchconv_deploy.cli.progress import progress_bar
 from patchconv_deploy.cli.types import ShapeType, SizeType, check_json_target, write_text
 from patchconv_deploy.console import complain, log_to_stderr, stdout_console
@@ -82,13 +82,7 @@ class _PairType(click.ParamType[tuple[str, str]]):
         help="Default: the repository's parent.",
     ),
     click.option("--force", is_flag=True, help="Replace a version that exists."),
-    click.option(
-        "--json",
-        "json_file",
-        type=click.Path(path_type=Path),
-        metavar="FILE.json",
-        help="Write it as JSON.",
-    ),
+    json_option("Write it as JSON."),
 )
 @cloup.option_group(
     "How it is served",

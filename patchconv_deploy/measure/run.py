@@ -81,12 +81,13 @@ def measure_onnxruntime(
         recommended: Put in the options that a model recommends for itself. Without it, one that
             recommends others says so in its ``note``.
         at_best: With ``recommended``, one that recommends none beside one that does runs at the
-            pair of memory reuse and memory pattern that it needs least memory at, and says so, then
-            at ``options``: what was cut is compared with the original at its best.
+            pair of memory reuse and memory pattern that it needs least memory at, and says so,
+            without the arena where it needs less so, then at ``options``: what was cut is compared
+            with the original at its best.
         progress: Called with (what, done, total) from time to time.
 
     Returns:
-        A result a model; of one that runs at its best and at ``options``, in this order.
+        A result a model; of one that runs at its best as many as that names, in this order.
 
     Raises:
         UsageError: What a model recommends is not understood.
@@ -162,7 +163,7 @@ def _lowest(
     pairs = [dataclasses.replace(each, arena=options.arena) for each in memory_pairs(options)]
     others = _without_arena(options) if options.arena else []
     found = measure(
-        [one.job] * len([*pairs, *others]),
+        [one.job] * (len(pairs) + len(others)),
         [*pairs, *others],
         runs=1,
         processes=1,

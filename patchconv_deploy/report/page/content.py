@@ -207,16 +207,21 @@ def _curve(subject: Subject) -> dict[str, Any] | None:
     if not subject.curve and not weighed:
         return None
     taken = next((_point(each) for each in weighed if each.taken), None)
-    if taken is None and outcome.rewritten and outcome.time is not None:
-        taken = {
-            "form": outcome.rewritten[0].form,
-            "regions": len(outcome.rewritten),
-            "patches": max(entry.splits for entry in outcome.rewritten),
-            "peak": outcome.after.need,
-            "work": outcome.recompute,
-            "time": outcome.time,
-            "process": outcome.after.process,
-        }
+    work, time = outcome.recompute, outcome.time
+    if taken is None and outcome.rewritten and work is not None and time is not None:
+        # Of a file that holds its plan nothing was weighed.
+        taken = _point(
+            Candidate(
+                form=outcome.rewritten[0].form,
+                regions=len(outcome.rewritten),
+                splits=max(entry.splits for entry in outcome.rewritten),
+                peak=outcome.after.need,
+                recompute=work,
+                time=time,
+                fits=True,
+                process=outcome.after.process,
+            )
+        )
     return {
         "points": [_point(each) for each in subject.curve],
         "weighed": [_point(each) for each in weighed if not each.taken],
@@ -232,7 +237,7 @@ def _plans(curve: Mapping[str, Any]) -> list[dict[str, Any]]:
     """
     taken = curve["taken"]
     found = [{**each, "taken": each == taken} for each in curve["points"] or curve["weighed"]]
-    if taken is not None and taken["time"] is not None and not any(p["taken"] for p in found):
+    if taken is not None and not any(plan["taken"] for plan in found):
         found.append({**taken, "taken": True})
     found = [{**each, "budget": typed_size(to_ask(each["peak"]))} for each in found]
     return sorted(found, key=lambda each: (each["time"], -each["peak"]))
